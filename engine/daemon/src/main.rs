@@ -1,0 +1,3 @@
+//! The `pollux-engine` daemon.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The BlockDevice trait and the devices that implement it.

@@ -1,0 +1,1 @@
+//! NVMe and NVMe/TCP: wire types, target and initiator.

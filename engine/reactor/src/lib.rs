@@ -1,0 +1,1 @@
+//! Pinned polled reactors: tasks, timers, messages and one io_uring.

@@ -1,0 +1,1 @@
+//! Simulated clock, drives and network for whole clusters on one thread.

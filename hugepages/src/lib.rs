@@ -1,0 +1,1 @@
+//! Huge pages: discovery, reservation, arenas and lock-free per-reactor buffer pools.
