@@ -1,0 +1,70 @@
+//! The future of a request: ready at once, or recycled memory.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use pollux_reactor::PooledFuture;
+
+use crate::error::IoError;
+use crate::request::Reply;
+
+enum State {
+    Ready(Result<Reply, IoError>),
+    Pending(PooledFuture<Result<Reply, IoError>>),
+    Taken,
+}
+
+/// Completes with what a request returned. Polling it again afterwards gives [`IoError::Internal`].
+#[must_use = "the request may be abandoned when its completion is dropped"]
+pub struct Completion(State);
+
+impl Completion {
+    /// Ready at once.
+    pub fn ready(result: Result<Reply, IoError>) -> Self {
+        Self(State::Ready(result))
+    }
+
+    /// Ready at once, with nothing to return.
+    pub fn done() -> Self {
+        Self::ready(Ok(Reply::Done))
+    }
+
+    /// Ready at once, with an error.
+    pub fn failed(error: IoError) -> Self {
+        Self::ready(Err(error))
+    }
+
+    /// Ready when the future is.
+    pub fn from_future(future: impl Future<Output = Result<Reply, IoError>> + 'static) -> Self {
+        Self(State::Pending(PooledFuture::new(future)))
+    }
+
+    /// The result, if the request was done at once.
+    ///
+    /// # Errors
+    ///
+    /// The completion itself, to be awaited.
+    pub fn try_take(self) -> Result<Result<Reply, IoError>, Self> {
+        match self.0 {
+            State::Ready(result) => Ok(result),
+            state => Err(Self(state)),
+        }
+    }
+}
+
+impl Future for Completion {
+    type Output = Result<Reply, IoError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Pending(future) = &mut self.0 {
+            let output = std::task::ready!(Pin::new(future).poll(context));
+            self.0 = State::Taken;
+            return Poll::Ready(output);
+        }
+        match std::mem::replace(&mut self.0, State::Taken) {
+            State::Ready(result) => Poll::Ready(result),
+            State::Pending(_) | State::Taken => Poll::Ready(Err(IoError::Internal)),
+        }
+    }
+}
