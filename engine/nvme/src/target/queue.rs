@@ -6,11 +6,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use pollux_device::Gather;
 use pollux_hugepages::{Buffer, Slice};
-use pollux_reactor::PooledFuture;
+use pollux_reactor::{PooledFuture, ReactorHandle};
 use smallvec::SmallVec;
 
 use crate::wire::command::{CompletionEntry, SubmissionEntry};
@@ -106,4 +107,38 @@ pub trait Queue {
 
     /// The connection is gone; nothing more will be submitted. Outstanding executions have been dropped.
     fn closed(&self);
+}
+
+/// What a connection knows when its Connect command arrives (NVMe Base, Connect Command and Response).
+#[derive(Debug, Clone)]
+pub struct ConnectRequest {
+    /// The Connect command.
+    pub entry: SubmissionEntry,
+    /// Its 1,024 bytes of data.
+    pub data: Slice,
+    /// Where the host connects from.
+    pub peer: pollux_reactor::net::Address,
+    /// Where it connected to.
+    pub local: pollux_reactor::net::Address,
+}
+
+/// Makes the queue on the reactor it will live on, and the response to its Connect.
+pub type MakeQueue = Box<dyn FnOnce() -> (Rc<dyn Queue>, CompletionEntry) + Send>;
+
+/// An accepted Connect: where the connection is to live, and its queue there.
+pub struct Admitted {
+    /// The reactor that the connection moves to.
+    pub reactor: ReactorHandle,
+    /// Makes the queue there.
+    pub make_queue: MakeQueue,
+}
+
+/// Decides about Connect commands.
+pub trait Admission: Send + Sync {
+    /// Admits a host to a controller, new or existing.
+    ///
+    /// # Errors
+    ///
+    /// The response that refuses it.
+    fn connect(&self, request: ConnectRequest) -> Result<Admitted, CompletionEntry>;
 }
