@@ -1,0 +1,123 @@
+//! Bytes as they arrive: one buffer that is received into and parsed from, and out of which data is cut without
+//! copying.
+//!
+//! Invariant: the first `filled` bytes of `buffer` have arrived and are not consumed yet. What was cut off in front
+//! keeps the memory alive; once nobody holds any of it the whole buffer is used again from its start, which keeps it
+//! in the cache.
+
+use std::io::{self, IoSliceMut};
+use std::task::{Context, Poll};
+
+use pollux_hugepages::{Buffer, BufferPool};
+use pollux_reactor::net::Stream;
+
+/// Bytes of a receive buffer.
+pub(super) const RECEIVE_BYTES: usize = 256 * 1024;
+
+/// With less room than this behind what has arrived, the unconsumed rest moves to a fresh buffer.
+const ROOM_BYTES_MIN: usize = 64 * 1024;
+
+/// Payload that is received straight into the buffer it is meant for.
+#[derive(Debug)]
+pub(super) struct Sink {
+    pub(super) buffer: Buffer,
+    pub(super) filled: usize,
+    /// Where the PDU under way ends in `buffer`.
+    pub(super) end: usize,
+}
+
+/// The receiving side of a connection.
+pub(super) struct Input {
+    buffer: Buffer,
+    filled: usize,
+}
+
+impl Input {
+    /// Starts with bytes that arrived already.
+    pub(super) fn new() -> Self {
+        Self { buffer: Buffer::empty(), filled: 0 }
+    }
+
+    /// What arrived and is not consumed.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.filled]
+    }
+
+    /// Drops bytes from the front.
+    pub(super) fn consume(&mut self, len: usize) {
+        let len = len.min(self.filled);
+        self.buffer.advance(len);
+        self.filled -= len;
+    }
+
+    /// Cuts bytes off the front without copying.
+    pub(super) fn take(&mut self, len: usize) -> Buffer {
+        let len = len.min(self.filled);
+        self.filled -= len;
+        self.buffer.split_to(len)
+    }
+
+    /// Puts bytes in that arrived on another reactor.
+    pub(super) fn preload(&mut self, bytes: &[u8], pool: &BufferPool) -> bool {
+        if !self.make_room(pool) || self.buffer.len() < bytes.len() {
+            return false;
+        }
+        self.buffer[..bytes.len()].copy_from_slice(bytes);
+        self.filled = bytes.len();
+        true
+    }
+
+    /// Sees to it that there is room to receive into. False when the pool is short of memory now.
+    pub(super) fn make_room(&mut self, pool: &BufferPool) -> bool {
+        if self.filled == 0 {
+            match std::mem::replace(&mut self.buffer, Buffer::empty()).reclaim() {
+                Ok(whole) => self.buffer = whole,
+                Err(rest) => self.buffer = rest,
+            }
+        }
+        if self.buffer.len() - self.filled >= ROOM_BYTES_MIN {
+            return true;
+        }
+        let Some(mut fresh) = pool.allocate(RECEIVE_BYTES) else { return self.buffer.len() > self.filled };
+        fresh[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
+        self.buffer = fresh;
+        true
+    }
+
+    /// Gives the buffer back while nothing is expected, so that idle connections hold no memory.
+    pub(super) fn rest(&mut self) {
+        if self.filled == 0 {
+            self.buffer = Buffer::empty();
+        }
+    }
+
+    /// Receives once: into the sink first if there is one, then behind what has arrived. Returns the bytes received,
+    /// 0 at the end of the stream.
+    pub(super) fn poll_receive(
+        &mut self,
+        stream: &mut dyn Stream,
+        context: &mut Context<'_>,
+        sink: Option<&mut Sink>,
+    ) -> Poll<io::Result<usize>> {
+        let room = &mut self.buffer[self.filled..];
+        let received = match sink {
+            None => {
+                let received =
+                    std::task::ready!(stream.poll_receive(context, &mut [IoSliceMut::new(room)]))?;
+                self.filled += received;
+                received
+            }
+            Some(sink) => {
+                let wanted = &mut sink.buffer[sink.filled..sink.end];
+                let wanted_len = wanted.len();
+                let mut into = [IoSliceMut::new(wanted), IoSliceMut::new(room)];
+                let received = std::task::ready!(stream.poll_receive(context, &mut into))?;
+                let direct = received.min(wanted_len);
+                sink.filled += direct;
+                self.filled += received - direct;
+                received
+            }
+        };
+        Poll::Ready(Ok(received))
+    }
+}
