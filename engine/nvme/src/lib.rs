@@ -1,1 +1,5 @@
 //! NVMe and NVMe/TCP: wire types, target and initiator.
+
+#![forbid(unsafe_code)]
+
+pub mod wire;

@@ -1,0 +1,24 @@
+//! Submission and completion entries, and typed views of the commands Pollux speaks.
+//!
+//! A submission entry is 64 bytes (Base 2.0, 3.3.3.1), a completion entry 16 (Base 2.0, 3.3.3.2):
+//!
+//! ```text
+//! submission   0 OPC   1 FUSE(1:0) PSDT(7:6)   2 CID   4 NSID   8 CDW2   12 CDW3   16 MPTR   24 SGL1   40 CDW10 .. 60 CDW15
+//! completion   0 DW0   4 DW1   8 SQHD   10 SQID   12 CID   14 status and phase tag
+//! ```
+//!
+//! Over fabrics, byte 4 of a submission with opcode 7Fh is the fabrics command type (Base 2.0, 6), there are no PRPs, and
+//! SQID and phase tag are reserved.
+
+mod entry;
+mod fabrics;
+mod opcode;
+mod sgl;
+
+pub use entry::{CompletionEntry, Fuse, SubmissionEntry};
+pub use fabrics::{
+    CONNECT_DATA_BYTES, Connect, ConnectAttributes, ConnectData, ConnectRefusal, ConnectResult,
+    DYNAMIC_CONTROLLER, PropertyGet, PropertySet, PropertySize,
+};
+pub use opcode::{AdminOpcode, FabricsCommandType, IoOpcode, OPCODE_FABRICS};
+pub use sgl::{DataPointer, SGL_DESCRIPTOR_BYTES, SglDescriptor};
