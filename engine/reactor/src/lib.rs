@@ -28,6 +28,6 @@ pub use context::{Reactor, buffers, current, now, random_u64, spawn, yield_now};
 pub use counters::{Counters, CountersSnapshot};
 pub use driver::{Driver, Progress, Wait, WakeReactor};
 pub use executor::{Core, MailboxFull, Poller, PollerState, ReactorHandle, ReactorId, RemoteCallError};
-pub use in_flight::InFlight;
+pub use in_flight::{InFlight, Started};
 pub use pooled::PooledFuture;
 pub use timer::{Elapsed, Instant, Sleep, sleep, sleep_until, timeout};

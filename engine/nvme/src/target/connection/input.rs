@@ -35,7 +35,10 @@ pub(super) struct Input {
 impl Input {
     /// Starts with bytes that arrived already.
     pub(super) fn new() -> Self {
-        Self { buffer: Buffer::empty(), filled: 0 }
+        Self {
+            buffer: Buffer::empty(),
+            filled: 0,
+        }
     }
 
     /// What arrived and is not consumed.
@@ -78,13 +81,16 @@ impl Input {
         if self.buffer.len() - self.filled >= ROOM_BYTES_MIN {
             return true;
         }
-        let Some(mut fresh) = pool.allocate(RECEIVE_BYTES) else { return self.buffer.len() > self.filled };
+        let Some(mut fresh) = pool.allocate(RECEIVE_BYTES) else {
+            return self.buffer.len() > self.filled;
+        };
         fresh[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
         self.buffer = fresh;
         true
     }
 
-    /// Gives the buffer back while nothing is expected, so that idle connections hold no memory.
+    /// Gives an empty buffer back until something arrives: idle connections hold no memory, and busy ones on a reactor
+    /// take turns with the same few buffers, which stay in the cache.
     pub(super) fn rest(&mut self) {
         if self.filled == 0 {
             self.buffer = Buffer::empty();
@@ -102,8 +108,7 @@ impl Input {
         let room = &mut self.buffer[self.filled..];
         let received = match sink {
             None => {
-                let received =
-                    std::task::ready!(stream.poll_receive(context, &mut [IoSliceMut::new(room)]))?;
+                let received = std::task::ready!(stream.poll_receive(context, &mut [IoSliceMut::new(room)]))?;
                 self.filled += received;
                 received
             }

@@ -77,23 +77,31 @@ impl Output {
             || self.header_end + HEADER_BYTES_PER_COMMAND_MAX > self.headers.len()
     }
 
-    /// Room for `len` bytes of header, zeroed, to be filled in by the caller. Empty if there is none, which
+    /// Lets `encode` write a header to the room that is left and say how long it is. False when it did not fit, which
     /// [`Output::is_full`] tells before.
-    pub(super) fn push_header(&mut self, len: usize) -> &mut [u8] {
+    #[must_use]
+    pub(super) fn encode(&mut self, encode: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
         let start = self.header_end;
+        let Some(len) = encode(&mut self.headers[start..]) else {
+            return false;
+        };
         let end = start + len;
-        if end > self.headers.len() {
-            return &mut [];
-        }
         self.header_end = end;
         self.queued_bytes += len;
         match self.segments.back_mut() {
             Some(Segment::Header { end: last_end, .. }) if *last_end == start => *last_end = end,
             _ => self.segments.push_back(Segment::Header { start, end }),
         }
-        let room = &mut self.headers[start..end];
-        room.fill(0);
-        room
+        true
+    }
+
+    /// Appends bytes by copying them to the headers; for digests.
+    #[must_use]
+    pub(super) fn push_bytes(&mut self, bytes: &[u8]) -> bool {
+        self.encode(|room| {
+            room.get_mut(..bytes.len())?.copy_from_slice(bytes);
+            Some(bytes.len())
+        })
     }
 
     pub(super) fn push_buffer(&mut self, buffer: Buffer) {
@@ -122,14 +130,16 @@ impl Output {
         if self.segments.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        let mut pieces: ArrayVec<IoSlice<'_>, PIECES_PER_SEND> = ArrayVec::new();
-        for segment in self.segments.iter().take(PIECES_PER_SEND) {
-            pieces.push(IoSlice::new(match segment {
-                Segment::Header { start, end } => &self.headers[*start..*end],
-                Segment::Data { held, sent, end } => &held.bytes()[*sent..*end],
-            }));
-        }
-        let sent = std::task::ready!(stream.poll_send(context, &pieces))?;
+        let sent = {
+            let mut pieces: ArrayVec<IoSlice<'_>, PIECES_PER_SEND> = ArrayVec::new();
+            for segment in self.segments.iter().take(PIECES_PER_SEND) {
+                pieces.push(IoSlice::new(match segment {
+                    Segment::Header { start, end } => &self.headers[*start..*end],
+                    Segment::Data { held, sent, end } => &held.bytes()[*sent..*end],
+                }));
+            }
+            std::task::ready!(stream.poll_send(context, &pieces))?
+        };
         self.consume(sent);
         Poll::Ready(Ok(sent))
     }
@@ -171,15 +181,13 @@ mod tests {
     }
 
     impl Stream for Script {
-        fn poll_receive(
-            &mut self,
-            _: &mut Context<'_>,
-            _: &mut [IoSliceMut<'_>],
-        ) -> Poll<io::Result<usize>> {
+        fn poll_receive(&mut self, _: &mut Context<'_>, _: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
             Poll::Pending
         }
         fn poll_send(&mut self, _: &mut Context<'_>, from: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-            let Some(mut take) = self.takes.pop() else { return Poll::Pending };
+            let Some(mut take) = self.takes.pop() else {
+                return Poll::Pending;
+            };
             let before = self.received.len();
             for piece in from {
                 let taken = take.min(piece.len());
@@ -213,7 +221,7 @@ mod tests {
             for (is_header, bytes) in &pieces {
                 expected.extend_from_slice(bytes);
                 if *is_header {
-                    output.push_header(bytes.len()).copy_from_slice(bytes);
+                    prop_assert!(output.push_bytes(bytes));
                 } else {
                     output.push_slice(Slice::copy_from(bytes));
                 }
@@ -235,8 +243,10 @@ mod tests {
     fn is_full_before_a_header_would_not_fit() {
         let mut output = Output::new();
         while !output.is_full() {
-            assert_eq!(output.push_header(24).len(), 24);
+            assert!(output.push_bytes(&[0; 24]));
         }
-        assert_eq!(output.push_header(HEADER_BYTES_PER_COMMAND_MAX - 24).len(), HEADER_BYTES_PER_COMMAND_MAX - 24);
+        assert!(output.push_bytes(&[0; HEADER_BYTES_PER_COMMAND_MAX - 24]));
+        while output.push_bytes(&[0; 24]) {}
+        assert!(output.headers.len() - output.header_end < 24);
     }
 }
