@@ -3,4 +3,5 @@
 #![forbid(unsafe_code)]
 
 pub mod target;
+mod transport;
 pub mod wire;

@@ -10,9 +10,8 @@ use pollux_reactor::net::{Address, Detached, Stream};
 use pollux_reactor::{ReactorHandle, buffers};
 
 use super::super::queue::{Admission, ConnectRequest, MakeQueue};
-use super::input::Input;
-use super::output::Output;
-use super::{Transport, TransportSettings, finish, flush};
+use super::{Transport, TransportSettings};
+use crate::transport::{Input, Output, finish, flush};
 use crate::wire::command::{
     CONNECT_DATA_BYTES, CompletionEntry, DataPointer, FabricsCommandType, SubmissionEntry,
 };
@@ -273,10 +272,12 @@ impl Handshake<'_> {
             return Err(NotAdmitted::NoMemory);
         }
         let Self { stream, input, .. } = self;
-        match std::future::poll_fn(|context| input.poll_receive(&mut **stream, context, None)).await? {
-            0 => Err(NotAdmitted::Closed),
-            _ => Ok(()),
+        let received =
+            std::future::poll_fn(|context| input.poll_receive(&mut **stream, context, &mut [])).await?;
+        if received.is_end() {
+            return Err(NotAdmitted::Closed);
         }
+        Ok(())
     }
 
     fn refuse(&mut self, refusal: CompletionEntry) -> NotAdmitted {

@@ -17,12 +17,11 @@ use pollux_reactor::net::{self, Address, Stream};
 use pollux_reactor::{InFlight, Started, buffers};
 
 use super::super::queue::{Command, Execution, Outcome, Payload, Queue};
+use super::Transport;
 use super::handshake::{Handover, push_terminate};
-use super::input::{Input, RECEIVE_BYTES};
-use super::output::Output;
 use super::receive::{Parsed, Receiving};
 use super::transfers::{FusedOrder, Transfers};
-use super::{Transport, finish};
+use crate::transport::{Input, Output, RECEIVE_BYTES, finish};
 use crate::wire::command::{CompletionEntry, Connect, ConnectAttributes};
 use crate::wire::digest::Digest;
 use crate::wire::pdu::{DataEnd, DataRange, Violation, encode_controller_data, encode_response};
@@ -203,18 +202,22 @@ impl Live {
             self.pool.register_waiter(RECEIVE_BYTES, context.waker());
             return Ok(false);
         }
-        let sink = match &mut self.receiving {
-            Receiving::Data { sink, .. } if sink.filled < sink.end => Some(sink),
-            _ => None,
+        let direct = match &mut self.receiving {
+            Receiving::Data { sink, .. } => &mut sink.buffer[sink.filled..sink.end],
+            Receiving::Header => &mut [],
         };
-        match self.input.poll_receive(&mut *self.stream, context, sink) {
+        match self.input.poll_receive(&mut *self.stream, context, direct) {
             Poll::Pending => {
                 self.input.rest();
                 return Ok(false);
             }
             Poll::Ready(Err(error)) => return Err(error.into()),
-            Poll::Ready(Ok(0)) => return Err(End::Closed),
-            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Ok(received)) if received.is_end() => return Err(End::Closed),
+            Poll::Ready(Ok(received)) => {
+                if let Receiving::Data { sink, .. } = &mut self.receiving {
+                    sink.filled += received.direct;
+                }
+            }
         }
         self.queue.touch();
         self.parse(context)?;

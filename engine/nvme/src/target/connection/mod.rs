@@ -5,9 +5,7 @@
 //! queue and lives there as one task ([`live`]) until either side ends it.
 
 mod handshake;
-mod input;
 mod live;
-mod output;
 mod receive;
 mod transfers;
 
@@ -17,22 +15,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pollux_reactor::net::{self, Address, Detached, Listener, Stream};
+use pollux_reactor::net::{self, Address, Detached, Listener};
 use pollux_reactor::{Reactor, sleep, spawn, timeout};
 
 use super::queue::Admission;
 use crate::wire::pdu::{ConnectionLimits, Framing};
 use handshake::{Handover, handshake};
-use output::Output;
 
 /// Connections that have not sent a valid Connect yet; one more is closed at once.
 const HALF_OPEN_MAX: usize = 2_048;
-
-/// How long an ended connection may take to be rid of what was still to be sent, and to see the peer close.
-const LINGER: Duration = Duration::from_secs(5);
-
-/// What a lingering connection receives and drops before it is closed all the same.
-const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The pause after an accept that failed, as it does without descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -150,34 +141,6 @@ async fn run(handover: Handover) {
         Ok(live) => live.run().await,
         Err(error) => tracing::warn!(%peer, %error, "could not take a connection over"),
     }
-}
-
-/// Sends what is left, ends the sending half, and waits for the peer to close, so that it sees the last PDU and not a
-/// reset. Bounded in time and bytes.
-async fn finish(mut stream: Box<dyn Stream>, mut output: Output) {
-    // Whether the peer took it all no longer matters to anyone here.
-    let _ = timeout(LINGER, async {
-        flush(&mut *stream, &mut output).await?;
-        stream.shutdown()?;
-        let mut discarded = 0;
-        let mut into = [0u8; 4096];
-        while discarded < LINGER_BYTES_MAX {
-            match net::receive(&mut *stream, &mut into).await? {
-                0 => break,
-                received => discarded += received,
-            }
-        }
-        io::Result::Ok(())
-    })
-    .await;
-}
-
-/// Sends everything.
-async fn flush(stream: &mut dyn Stream, output: &mut Output) -> io::Result<()> {
-    while !output.is_empty() {
-        std::future::poll_fn(|context| output.poll_send(stream, context)).await?;
-    }
-    Ok(())
 }
 
 /// Listens on the current reactor and accepts connections there; returns where it listens.

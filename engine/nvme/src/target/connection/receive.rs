@@ -8,7 +8,6 @@ use pollux_device::Gather;
 use pollux_hugepages::Buffer;
 
 use super::super::queue::Command;
-use super::input::Sink;
 use super::live::{End, Live};
 use super::transfers::{FusedTicket, HostDataHeader, Transfer};
 use crate::wire::command::{
@@ -20,6 +19,15 @@ use crate::wire::pdu::{
     encode_ready_to_transfer,
 };
 use crate::wire::status::Status;
+
+/// Payload that is received straight into the buffer it is meant for.
+#[derive(Debug)]
+pub(super) struct Sink {
+    pub(super) buffer: Buffer,
+    pub(super) filled: usize,
+    /// Where the PDU under way ends in `buffer`.
+    pub(super) end: usize,
+}
 
 /// What the next received bytes are.
 pub(super) enum Receiving {

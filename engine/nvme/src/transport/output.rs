@@ -50,7 +50,7 @@ enum Segment {
 }
 
 /// The sending side of a connection.
-pub(super) struct Output {
+pub(crate) struct Output {
     headers: Box<[u8]>,
     header_end: usize,
     segments: VecDeque<Segment>,
@@ -58,7 +58,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             headers: vec![0; HEADER_BYTES_MAX].into_boxed_slice(),
             header_end: 0,
@@ -67,12 +67,12 @@ impl Output {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.segments.is_empty()
     }
 
     /// Whether so much waits that no more work should be begun.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.queued_bytes >= QUEUED_BYTES_MAX
             || self.header_end + HEADER_BYTES_PER_COMMAND_MAX > self.headers.len()
     }
@@ -80,7 +80,7 @@ impl Output {
     /// Lets `encode` write a header to the room that is left and say how long it is. False when it did not fit, which
     /// [`Output::is_full`] tells before.
     #[must_use]
-    pub(super) fn encode(&mut self, encode: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
+    pub(crate) fn encode(&mut self, encode: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
         let start = self.header_end;
         let Some(len) = encode(&mut self.headers[start..]) else {
             return false;
@@ -97,19 +97,19 @@ impl Output {
 
     /// Appends bytes by copying them to the headers; for digests.
     #[must_use]
-    pub(super) fn push_bytes(&mut self, bytes: &[u8]) -> bool {
+    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) -> bool {
         self.encode(|room| {
             room.get_mut(..bytes.len())?.copy_from_slice(bytes);
             Some(bytes.len())
         })
     }
 
-    pub(super) fn push_buffer(&mut self, buffer: Buffer) {
+    pub(crate) fn push_buffer(&mut self, buffer: Buffer) {
         let end = buffer.len();
         self.push_held(Held::Buffer(buffer), end);
     }
 
-    pub(super) fn push_slice(&mut self, slice: Slice) {
+    pub(crate) fn push_slice(&mut self, slice: Slice) {
         let end = slice.len();
         self.push_held(Held::Slice(slice), end);
     }
@@ -122,7 +122,7 @@ impl Output {
     }
 
     /// Sends as much as goes in one vectored send. `Ready(Ok(0))` when there is nothing to send.
-    pub(super) fn poll_send(
+    pub(crate) fn poll_send(
         &mut self,
         stream: &mut dyn Stream,
         context: &mut Context<'_>,

@@ -12,29 +12,36 @@ use pollux_hugepages::{Buffer, BufferPool};
 use pollux_reactor::net::Stream;
 
 /// Bytes of a receive buffer.
-pub(super) const RECEIVE_BYTES: usize = 256 * 1024;
+pub(crate) const RECEIVE_BYTES: usize = 256 * 1024;
 
 /// With less room than this behind what has arrived, the unconsumed rest moves to a fresh buffer.
 const ROOM_BYTES_MIN: usize = 64 * 1024;
 
-/// Payload that is received straight into the buffer it is meant for.
-#[derive(Debug)]
-pub(super) struct Sink {
-    pub(super) buffer: Buffer,
-    pub(super) filled: usize,
-    /// Where the PDU under way ends in `buffer`.
-    pub(super) end: usize,
+/// What one receive brought, in bytes; nothing at all is the end of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Received {
+    /// Into the memory that the payload is meant for.
+    pub(crate) direct: usize,
+    /// Behind what had arrived before.
+    pub(crate) buffered: usize,
+}
+
+impl Received {
+    /// Whether the stream has ended.
+    pub(crate) fn is_end(self) -> bool {
+        self.direct == 0 && self.buffered == 0
+    }
 }
 
 /// The receiving side of a connection.
-pub(super) struct Input {
+pub(crate) struct Input {
     buffer: Buffer,
     filled: usize,
 }
 
 impl Input {
     /// Starts with bytes that arrived already.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             buffer: Buffer::empty(),
             filled: 0,
@@ -42,26 +49,26 @@ impl Input {
     }
 
     /// What arrived and is not consumed.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.buffer[..self.filled]
     }
 
     /// Drops bytes from the front.
-    pub(super) fn consume(&mut self, len: usize) {
+    pub(crate) fn consume(&mut self, len: usize) {
         let len = len.min(self.filled);
         self.buffer.advance(len);
         self.filled -= len;
     }
 
     /// Cuts bytes off the front without copying.
-    pub(super) fn take(&mut self, len: usize) -> Buffer {
+    pub(crate) fn take(&mut self, len: usize) -> Buffer {
         let len = len.min(self.filled);
         self.filled -= len;
         self.buffer.split_to(len)
     }
 
     /// Puts bytes in that arrived on another reactor.
-    pub(super) fn preload(&mut self, bytes: &[u8], pool: &BufferPool) -> bool {
+    pub(crate) fn preload(&mut self, bytes: &[u8], pool: &BufferPool) -> bool {
         if !self.make_room(pool) || self.buffer.len() < bytes.len() {
             return false;
         }
@@ -71,7 +78,7 @@ impl Input {
     }
 
     /// Sees to it that there is room to receive into. False when the pool is short of memory now.
-    pub(super) fn make_room(&mut self, pool: &BufferPool) -> bool {
+    pub(crate) fn make_room(&mut self, pool: &BufferPool) -> bool {
         if self.filled == 0 {
             match std::mem::replace(&mut self.buffer, Buffer::empty()).reclaim() {
                 Ok(whole) => self.buffer = whole,
@@ -91,38 +98,29 @@ impl Input {
 
     /// Gives an empty buffer back until something arrives: idle connections hold no memory, and busy ones on a reactor
     /// take turns with the same few buffers, which stay in the cache.
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         if self.filled == 0 {
             self.buffer = Buffer::empty();
         }
     }
 
-    /// Receives once: into the sink first if there is one, then behind what has arrived. Returns the bytes received,
-    /// 0 at the end of the stream.
-    pub(super) fn poll_receive(
+    /// Receives once: into `direct` first, which may be empty, then behind what has arrived.
+    pub(crate) fn poll_receive(
         &mut self,
         stream: &mut dyn Stream,
         context: &mut Context<'_>,
-        sink: Option<&mut Sink>,
-    ) -> Poll<io::Result<usize>> {
+        direct: &mut [u8],
+    ) -> Poll<io::Result<Received>> {
         let room = &mut self.buffer[self.filled..];
-        let received = match sink {
-            None => {
-                let received = std::task::ready!(stream.poll_receive(context, &mut [IoSliceMut::new(room)]))?;
-                self.filled += received;
-                received
-            }
-            Some(sink) => {
-                let wanted = &mut sink.buffer[sink.filled..sink.end];
-                let wanted_len = wanted.len();
-                let mut into = [IoSliceMut::new(wanted), IoSliceMut::new(room)];
-                let received = std::task::ready!(stream.poll_receive(context, &mut into))?;
-                let direct = received.min(wanted_len);
-                sink.filled += direct;
-                self.filled += received - direct;
-                received
-            }
+        let received = if direct.is_empty() {
+            std::task::ready!(stream.poll_receive(context, &mut [IoSliceMut::new(room)]))?
+        } else {
+            let mut into = [IoSliceMut::new(direct), IoSliceMut::new(room)];
+            std::task::ready!(stream.poll_receive(context, &mut into))?
         };
-        Poll::Ready(Ok(received))
+        let direct = received.min(direct.len());
+        let buffered = received - direct;
+        self.filled += buffered;
+        Poll::Ready(Ok(Received { direct, buffered }))
     }
 }
