@@ -1,0 +1,45 @@
+//! `pollux-bench`: benchmarks that a user can repeat on a machine of their own.
+
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line program talks to people"
+)]
+
+mod compare;
+mod socket_limit;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Benchmarks of Pollux beside its peers.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the Pollux target, SPDK's nvmf_tgt and plain sockets in turns, and print ratios.
+    Compare(compare::Options),
+    /// Measure how fast one core answers such requests over loopback with plain sockets and no protocol.
+    SocketLimit(socket_limit::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Compare(options) => compare::run(&options),
+        Command::SocketLimit(options) => socket_limit::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pollux-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
