@@ -1,3 +1,5 @@
 //! The `pollux-engine` daemon.
 
+#![forbid(unsafe_code)]
+
 fn main() {}
