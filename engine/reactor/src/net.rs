@@ -3,6 +3,14 @@
 //! A stream is polled by one task. The task's own loop receives, works and sends until nothing moves, so that one
 //! receive and one send carry as many protocol units as there are.
 
+mod finish;
+mod input;
+mod output;
+
+pub use finish::{finish, flush};
+pub use input::{Input, RECEIVE_BYTES, Received};
+pub use output::Output;
+
 use std::any::Any;
 use std::fmt;
 use std::future::Future;

@@ -8,40 +8,46 @@
 use std::io::{self, IoSliceMut};
 use std::task::{Context, Poll};
 
+use crate::net::Stream;
 use pollux_hugepages::{Buffer, BufferPool};
-use pollux_reactor::net::Stream;
 
 /// Bytes of a receive buffer.
-pub(crate) const RECEIVE_BYTES: usize = 256 * 1024;
+pub const RECEIVE_BYTES: usize = 256 * 1024;
 
 /// With less room than this behind what has arrived, the unconsumed rest moves to a fresh buffer.
 const ROOM_BYTES_MIN: usize = 64 * 1024;
 
 /// What one receive brought, in bytes; nothing at all is the end of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Received {
+pub struct Received {
     /// Into the memory that the payload is meant for.
-    pub(crate) direct: usize,
+    pub direct: usize,
     /// Behind what had arrived before.
-    pub(crate) buffered: usize,
+    pub buffered: usize,
 }
 
 impl Received {
     /// Whether the stream has ended.
-    pub(crate) fn is_end(self) -> bool {
+    pub fn is_end(self) -> bool {
         self.direct == 0 && self.buffered == 0
     }
 }
 
 /// The receiving side of a connection.
-pub(crate) struct Input {
+pub struct Input {
     buffer: Buffer,
     filled: usize,
 }
 
+impl Default for Input {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Input {
     /// Starts with bytes that arrived already.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self {
             buffer: Buffer::empty(),
             filled: 0,
@@ -49,26 +55,26 @@ impl Input {
     }
 
     /// What arrived and is not consumed.
-    pub(crate) fn bytes(&self) -> &[u8] {
+    pub fn bytes(&self) -> &[u8] {
         &self.buffer[..self.filled]
     }
 
     /// Drops bytes from the front.
-    pub(crate) fn consume(&mut self, len: usize) {
+    pub fn consume(&mut self, len: usize) {
         let len = len.min(self.filled);
         self.buffer.advance(len);
         self.filled -= len;
     }
 
     /// Cuts bytes off the front without copying.
-    pub(crate) fn take(&mut self, len: usize) -> Buffer {
+    pub fn take(&mut self, len: usize) -> Buffer {
         let len = len.min(self.filled);
         self.filled -= len;
         self.buffer.split_to(len)
     }
 
     /// Puts bytes in that arrived on another reactor.
-    pub(crate) fn preload(&mut self, bytes: &[u8], pool: &BufferPool) -> bool {
+    pub fn preload(&mut self, bytes: &[u8], pool: &BufferPool) -> bool {
         if !self.make_room(pool) || self.buffer.len() < bytes.len() {
             return false;
         }
@@ -78,7 +84,7 @@ impl Input {
     }
 
     /// Sees to it that there is room to receive into. False when the pool is short of memory now.
-    pub(crate) fn make_room(&mut self, pool: &BufferPool) -> bool {
+    pub fn make_room(&mut self, pool: &BufferPool) -> bool {
         if self.filled == 0 {
             match std::mem::replace(&mut self.buffer, Buffer::empty()).reclaim() {
                 Ok(whole) => self.buffer = whole,
@@ -98,14 +104,14 @@ impl Input {
 
     /// Gives an empty buffer back until something arrives: idle connections hold no memory, and busy ones on a reactor
     /// take turns with the same few buffers, which stay in the cache.
-    pub(crate) fn rest(&mut self) {
+    pub fn rest(&mut self) {
         if self.filled == 0 {
             self.buffer = Buffer::empty();
         }
     }
 
     /// Receives once: into `direct` first, which may be empty, then behind what has arrived.
-    pub(crate) fn poll_receive(
+    pub fn poll_receive(
         &mut self,
         stream: &mut dyn Stream,
         context: &mut Context<'_>,

@@ -11,9 +11,9 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
+use crate::net::Stream;
 use arrayvec::ArrayVec;
 use pollux_hugepages::{Buffer, Slice};
-use pollux_reactor::net::Stream;
 
 /// Bytes of headers, responses and digests that may wait for the socket.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -50,15 +50,22 @@ enum Segment {
 }
 
 /// The sending side of a connection.
-pub(crate) struct Output {
+pub struct Output {
     headers: Box<[u8]>,
     header_end: usize,
     segments: VecDeque<Segment>,
     queued_bytes: usize,
 }
 
+impl Default for Output {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Output {
-    pub(crate) fn new() -> Self {
+    /// Nothing to send.
+    pub fn new() -> Self {
         Self {
             headers: vec![0; HEADER_BYTES_MAX].into_boxed_slice(),
             header_end: 0,
@@ -67,12 +74,13 @@ impl Output {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
         self.segments.is_empty()
     }
 
     /// Whether so much waits that no more work should be begun.
-    pub(crate) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.queued_bytes >= QUEUED_BYTES_MAX
             || self.header_end + HEADER_BYTES_PER_COMMAND_MAX > self.headers.len()
     }
@@ -80,7 +88,7 @@ impl Output {
     /// Lets `encode` write a header to the room that is left and say how long it is. False when it did not fit, which
     /// [`Output::is_full`] tells before.
     #[must_use]
-    pub(crate) fn encode(&mut self, encode: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
+    pub fn encode(&mut self, encode: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
         let start = self.header_end;
         let Some(len) = encode(&mut self.headers[start..]) else {
             return false;
@@ -97,19 +105,21 @@ impl Output {
 
     /// Appends bytes by copying them to the headers; for digests.
     #[must_use]
-    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) -> bool {
+    pub fn push_bytes(&mut self, bytes: &[u8]) -> bool {
         self.encode(|room| {
             room.get_mut(..bytes.len())?.copy_from_slice(bytes);
             Some(bytes.len())
         })
     }
 
-    pub(crate) fn push_buffer(&mut self, buffer: Buffer) {
+    /// Appends data that nobody else holds.
+    pub fn push_buffer(&mut self, buffer: Buffer) {
         let end = buffer.len();
         self.push_held(Held::Buffer(buffer), end);
     }
 
-    pub(crate) fn push_slice(&mut self, slice: Slice) {
+    /// Appends data that others may hold too.
+    pub fn push_slice(&mut self, slice: Slice) {
         let end = slice.len();
         self.push_held(Held::Slice(slice), end);
     }
@@ -122,7 +132,7 @@ impl Output {
     }
 
     /// Sends as much as goes in one vectored send. `Ready(Ok(0))` when there is nothing to send.
-    pub(crate) fn poll_send(
+    pub fn poll_send(
         &mut self,
         stream: &mut dyn Stream,
         context: &mut Context<'_>,
@@ -169,7 +179,7 @@ impl Output {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pollux_reactor::net::{Address, Detached};
+    use crate::net::{Address, Detached};
     use proptest::prelude::*;
     use std::io::IoSliceMut;
     use std::task::Waker;
