@@ -11,7 +11,7 @@ pub struct Geometry {
     pub blocks: u64,
     /// The size and alignment in blocks at which writes are most efficient; 1 when it does not matter.
     pub optimal_blocks: u32,
-    /// The largest transfer of one request, in blocks.
+    /// The largest read, write or compare in one request, in blocks.
     pub transfer_blocks_max: u32,
     /// Alignment of memory and of every piece of a gather list, in bytes; 1 when any will do.
     pub memory_align_bytes: u32,

@@ -13,15 +13,25 @@
 
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod completion;
 mod error;
+pub mod events;
 mod geometry;
+mod malloc;
+mod null;
+mod registry;
 mod request;
+pub mod uri;
 
 pub use completion::Completion;
 pub use error::{IoError, NvmeStatus};
 pub use geometry::{Geometry, GeometryError};
+pub use malloc::{MallocDevice, MallocError, MallocOpener, MallocOptions};
+pub use null::{NullDevice, NullOpener};
+pub use registry::{OpenError, Opener, Opening, Registry};
 pub use request::{Gather, Reply, Request, ZeroOptions};
+pub use uri::{ByteSize, DeviceUri, UriError};
 
 use std::future::Future;
 use std::pin::Pin;
@@ -32,7 +42,7 @@ use pollux_hugepages::Buffer;
 
 /// A device as the process knows it: shared by all reactors.
 pub trait Device: Send + Sync {
-    /// What it is called: the URI it was opened by, without secrets.
+    /// What it is called: the last part of the path of the URI it was opened by. Exports and logs use it.
     fn name(&self) -> &str;
 
     /// Its geometry now. Grows live where the medium does; everything but the block count is fixed.
@@ -148,5 +158,3 @@ impl<D: BlockDevice + ?Sized> BlockDeviceExt for D {}
 async fn done(completion: Completion) -> Result<(), IoError> {
     completion.await.map(drop)
 }
-
-pub mod events;

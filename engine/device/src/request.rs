@@ -6,6 +6,9 @@ use smallvec::SmallVec;
 use crate::error::IoError;
 use crate::geometry::Geometry;
 
+/// The most zeros that [`Reply::zeros`] takes from those that the process shares; more would be allocated.
+const SHARED_ZEROS_BYTES_MAX: usize = 2 << 20;
+
 /// The data of a write or compare: one or more pieces, in order. Two pieces cost no allocation.
 #[derive(Debug, Clone, Default)]
 pub struct Gather {
@@ -166,17 +169,34 @@ impl Request {
         }
     }
 
-    /// Checks the request against a geometry: whole blocks, inside the device.
+    /// Checks the request against a geometry: whole blocks, no more of them than one transfer may have, inside the
+    /// device, and no change of a read-only one.
     ///
     /// # Errors
     ///
-    /// [`IoError::InvalidField`] for a length that is not whole blocks, [`IoError::OutOfRange`] past the end.
+    /// [`IoError::InvalidField`] for a length that is not whole blocks or too long, [`IoError::OutOfRange`] past the
+    /// end, [`IoError::ReadOnly`].
     pub fn check(&self, geometry: &Geometry) -> Result<(), IoError> {
         if matches!(self, Self::Flush) {
             return Ok(());
         }
         let (block, blocks) = self.range(geometry).ok_or(IoError::InvalidField)?;
-        geometry.check_range(block, blocks)
+        if self.has_data() && blocks > u64::from(geometry.transfer_blocks_max) {
+            return Err(IoError::InvalidField);
+        }
+        geometry.check_range(block, blocks)?;
+        if geometry.read_only && self.is_mutation() {
+            return Err(IoError::ReadOnly);
+        }
+        Ok(())
+    }
+
+    /// Whether data goes with it, so that the largest transfer of the device limits it.
+    pub fn has_data(&self) -> bool {
+        matches!(
+            self,
+            Self::Read { .. } | Self::Write { .. } | Self::Compare { .. }
+        )
     }
 
     /// Whether it changes the content of the device.
@@ -195,10 +215,18 @@ pub enum Reply {
     Done,
     /// The buffer of a read, filled.
     Data(Buffer),
+    /// The data of a read that is in memory already, to be read there: zeros of a device that has none stored, for
+    /// one. The buffer of the request comes back with its length and unspecified content.
+    Shared {
+        /// The data, as long as the buffer.
+        data: Slice,
+        /// The buffer of the request, not filled.
+        buffer: Buffer,
+    },
 }
 
 impl Reply {
-    /// The buffer of a read.
+    /// The buffer of a read, filled: shared data is copied into it.
     ///
     /// # Errors
     ///
@@ -206,7 +234,39 @@ impl Reply {
     pub fn into_buffer(self) -> Result<Buffer, IoError> {
         match self {
             Self::Data(buffer) => Ok(buffer),
+            Self::Shared { data, mut buffer } => {
+                if data.len() != buffer.len() {
+                    return Err(IoError::Internal);
+                }
+                buffer.copy_from_slice(&data);
+                Ok(buffer)
+            }
             Self::Done => Err(IoError::Internal),
+        }
+    }
+
+    /// The data of a read, for reading only: nothing is copied.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Internal`] when a device answered a read without its data.
+    pub fn into_slice(self) -> Result<Slice, IoError> {
+        match self {
+            Self::Data(buffer) => Ok(buffer.freeze()),
+            Self::Shared { data, .. } => Ok(data),
+            Self::Done => Err(IoError::Internal),
+        }
+    }
+
+    /// A read of zeros: shared ones while there are so many, else filled into the buffer.
+    pub fn zeros(mut buffer: Buffer) -> Self {
+        if buffer.len() > SHARED_ZEROS_BYTES_MAX {
+            buffer.fill(0);
+            return Self::Data(buffer);
+        }
+        Self::Shared {
+            data: Slice::zeroes(buffer.len()),
+            buffer,
         }
     }
 }
