@@ -8,7 +8,8 @@ use async_task::Task;
 use pollux_hugepages::BufferPool;
 
 use crate::driver::Driver;
-use crate::executor::{Core, ReactorHandle, ReactorId};
+use crate::executor::Core;
+use crate::handle::{ReactorHandle, ReactorId};
 use crate::timer::Instant;
 
 thread_local! {
@@ -75,6 +76,7 @@ impl Reactor {
 
 /// Makes `core` the current reactor of this thread until dropped. Nests, as one simulated reactor calling into the
 /// harness that runs another does.
+#[must_use]
 pub(crate) struct Entered(Option<Rc<Core>>);
 
 pub(crate) fn enter(core: &Rc<Core>) -> Entered {
@@ -89,14 +91,14 @@ impl Drop for Entered {
     }
 }
 
-/// Whether the reactor with this number runs on the calling thread now, and if so, what `act` returns for it.
-pub(crate) fn with_current<T>(id: ReactorId, act: impl FnOnce(&Core) -> T) -> Option<T> {
+/// What `act` returns for the reactor that runs on the calling thread now, if there is one.
+pub(crate) fn with_current<T>(act: impl FnOnce(&Core) -> Option<T>) -> Option<T> {
     CURRENT
         .try_with(|current| {
-            current.try_borrow().ok().and_then(|current| {
-                let core = current.as_ref().filter(|core| core.id() == id)?;
-                Some(act(core))
-            })
+            current
+                .try_borrow()
+                .ok()
+                .and_then(|current| act(current.as_ref()?))
         })
         .ok()
         .flatten()

@@ -19,8 +19,11 @@ pub enum Wait {
 /// What a [`Driver::turn`] found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Completions and readiness events delivered.
+    /// Completions and readiness events delivered, and bytes moved by tasks that just tried.
     pub events: u32,
+    /// Tasks woken to try again though nothing is known to have happened for them. Running them is no work: a
+    /// reactor with nothing else to do may sleep, and the driver sees to it that nothing is missed meanwhile.
+    pub speculative: u32,
 }
 
 /// Wakes a reactor that sleeps in its driver; from any thread.

@@ -5,10 +5,16 @@
 //! - A runnable is in exactly one place: the local run queue, or the remote queue when another thread woke it.
 //! - `active` holds the waker of every task that has not ended, so that dropping the core can drop every future.
 //! - A turn runs at most the tasks that were ready when it began: a task that wakes itself cannot starve the driver.
+//!
+//! # What counts as work
+//!
+//! An adaptive reactor sleeps when it has found no work for a while. Work is whatever happened: messages, wake-ups,
+//! completions, progress of pollers, and the tasks that ran because of them. A task that the driver woke just to try
+//! its luck ([`Progress::speculative`](crate::Progress::speculative)) is no work. Timers, and the tasks they woke, are counted apart
+//! ([`Turn::timed`]): they are no sign that more is to come soon.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -17,121 +23,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use async_task::{Runnable, Task};
-use crossbeam::queue::{ArrayQueue, SegQueue};
 use pollux_hugepages::BufferPool;
 use slab::Slab;
 
 use crate::context;
 use crate::counters::{self, Counters};
-use crate::driver::{Driver, Progress, Wait, WakeReactor};
+use crate::driver::{Driver, Wait};
+use crate::handle::{ReactorHandle, ReactorId, Shared};
 use crate::timer::{Instant, Timers};
-
-/// Messages that may wait in a reactor's mailbox; one more is refused.
-pub const MAILBOX_CAPACITY: usize = 16_384;
 
 /// Messages taken from the mailbox in one turn, so that a flood cannot starve the I/O.
 const MESSAGES_PER_TURN: usize = 256;
-
-/// The number of a reactor, unique within its process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ReactorId(pub u32);
-
-impl fmt::Display for ReactorId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "reactor {}", self.0)
-    }
-}
-
-type Message = Box<dyn FnOnce() + Send>;
-
-/// The part of a reactor that other threads touch.
-struct Shared {
-    id: ReactorId,
-    /// Tasks of this reactor that another thread woke. Bounded by the number of tasks: each is in it at most once.
-    woken: SegQueue<Runnable>,
-    mailbox: ArrayQueue<Message>,
-    waker: Arc<dyn WakeReactor>,
-    counters: Counters,
-}
-
-/// Reaches a reactor from any thread.
-#[derive(Clone)]
-pub struct ReactorHandle(Arc<Shared>);
-
-/// The reactor's mailbox is full, or the reactor is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the mailbox of {0} is full: it is overloaded or stopped")]
-pub struct MailboxFull(pub ReactorId);
-
-/// A call to another reactor that brought no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum RemoteCallError {
-    /// The message could not be left.
-    #[error(transparent)]
-    MailboxFull(#[from] MailboxFull),
-    /// The reactor stopped before it answered.
-    #[error("{0} stopped before it answered")]
-    Stopped(ReactorId),
-}
-
-impl ReactorHandle {
-    /// The reactor's number.
-    pub fn id(&self) -> ReactorId {
-        self.0.id
-    }
-
-    /// Its counters, live.
-    pub fn counters(&self) -> &Counters {
-        &self.0.counters
-    }
-
-    /// Has the reactor make a future and run it to its end.
-    ///
-    /// # Errors
-    ///
-    /// [`MailboxFull`]; nothing was left then.
-    pub fn spawn<M, F>(&self, make: M) -> Result<(), MailboxFull>
-    where
-        M: FnOnce() -> F + Send + 'static,
-        F: Future<Output = ()> + 'static,
-    {
-        self.send(Box::new(move || context::spawn(make()).detach()))
-    }
-
-    /// Has the reactor run a future and waits for what it returns; from any executor.
-    ///
-    /// # Errors
-    ///
-    /// [`RemoteCallError`] when the reactor cannot take the call or stops before its end.
-    pub async fn call<M, F, T>(&self, make: M) -> Result<T, RemoteCallError>
-    where
-        M: FnOnce() -> F + Send + 'static,
-        F: Future<Output = T> + 'static,
-        T: Send + 'static,
-    {
-        let (sender, receiver) = futures_channel::oneshot::channel();
-        self.spawn(move || {
-            let future = make();
-            async move {
-                // The caller may have gone away; then nobody wants the answer.
-                let _ = sender.send(future.await);
-            }
-        })?;
-        receiver.await.map_err(|_| RemoteCallError::Stopped(self.id()))
-    }
-
-    fn send(&self, message: Message) -> Result<(), MailboxFull> {
-        self.0.mailbox.push(message).map_err(|_| MailboxFull(self.id()))?;
-        self.0.waker.wake();
-        Ok(())
-    }
-}
-
-impl fmt::Debug for ReactorHandle {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("ReactorHandle").field(&self.0.id).finish()
-    }
-}
 
 /// What a poller found, which decides whether an adaptive reactor may sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,13 +63,29 @@ pub struct Core {
     driver: Box<dyn Driver>,
     buffers: BufferPool,
     now: Cell<Instant>,
+    last: Cell<LastTurn>,
+}
+
+/// What the turn before left behind.
+#[derive(Clone, Copy)]
+struct LastTurn {
+    /// Up to here the time is accounted for.
+    accounted: Instant,
+    /// It found something to do.
+    busy: bool,
+    /// Tasks that the driver woke just to try.
+    speculative: u64,
+    /// Tasks that timers woke.
+    timers_fired: u64,
 }
 
 /// What one [`Core::turn`] did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// Messages, task polls, timers and driver events together.
+    /// Messages, task polls, timers and driver events together, tasks that merely tried apart.
     pub work: u64,
+    /// The part of `work` that was timers and the tasks they woke.
+    pub timed: u64,
     /// A poller needs to be asked again soon.
     pub poller_waiting: bool,
 }
@@ -175,14 +93,8 @@ pub struct Turn {
 impl Core {
     /// A reactor on the calling thread.
     pub fn new(id: ReactorId, driver: Box<dyn Driver>, buffers: BufferPool) -> Rc<Self> {
-        let shared = Arc::new(Shared {
-            id,
-            woken: SegQueue::new(),
-            mailbox: ArrayQueue::new(MAILBOX_CAPACITY),
-            waker: driver.waker(),
-            counters: Counters::default(),
-        });
-        let now = Cell::new(driver.now());
+        let shared = Arc::new(Shared::new(id, driver.waker()));
+        let now = driver.now();
         Rc::new(Self {
             shared,
             run_queue: RefCell::default(),
@@ -191,7 +103,13 @@ impl Core {
             pollers: RefCell::default(),
             driver,
             buffers,
-            now,
+            now: Cell::new(now),
+            last: Cell::new(LastTurn {
+                accounted: now,
+                busy: false,
+                speculative: 0,
+                timers_fired: 0,
+            }),
         })
     }
 
@@ -202,7 +120,7 @@ impl Core {
 
     /// What other threads send it messages with.
     pub fn handle(&self) -> ReactorHandle {
-        ReactorHandle(self.shared.clone())
+        ReactorHandle::new(self.shared.clone())
     }
 
     /// Its driver.
@@ -266,8 +184,10 @@ impl Core {
         let shared = core.shared.clone();
         let (runnable, task) = async_task::spawn_local(tracked, move |runnable| {
             let mut runnable = Some(runnable);
-            context::with_current(shared.id, |core| {
-                core.run_queue.borrow_mut().extend(runnable.take());
+            // By identity and not by number: a simulation may run a second reactor of the same number.
+            context::with_current(|core| {
+                Arc::ptr_eq(&core.shared, &shared)
+                    .then(|| core.run_queue.borrow_mut().extend(runnable.take()))
             });
             if let Some(runnable) = runnable {
                 shared.woken.push(runnable);
@@ -291,21 +211,56 @@ impl Core {
         let mut turn = Turn::default();
         let counters = &core.shared.counters;
         counters::add(&counters.iterations, 1);
-        core.now.set(core.driver.now());
+        let started = core.driver.now();
+        core.account(started);
+        core.now.set(started);
+        let last = core.last.get();
 
         turn.work += core.drain_mailbox();
-        turn.work += core.run_ready();
+        let ran = core.run_ready().saturating_sub(last.speculative);
+        turn.work += ran;
+        turn.timed += ran.min(last.timers_fired);
         core.poll_pollers(&mut turn);
 
-        let may_wait = turn.work == 0 && !turn.poller_waiting;
+        let may_wait = turn.work == 0 && !turn.poller_waiting && core.run_queue.borrow().is_empty();
         let wait = if may_wait { wait } else { Wait::Never };
-        let Progress { events } = core.driver.turn(wait)?;
-        counters::add(&counters.driver_events, u64::from(events));
-        turn.work += u64::from(events);
+        let progress = core.driver.turn(wait)?;
+        counters::add(&counters.driver_events, u64::from(progress.events));
+        turn.work += u64::from(progress.events);
 
-        core.now.set(core.driver.now());
-        turn.work += core.fire_timers();
+        let mut accounted = started;
+        if wait != Wait::Never {
+            accounted = core.driver.now();
+            core.now.set(accounted);
+            counters::add(&counters.asleep_ns, nanoseconds_between(started, accounted));
+        }
+        let timers_fired = core.fire_timers();
+        turn.work += timers_fired;
+        turn.timed += timers_fired;
+        core.last.set(LastTurn {
+            accounted,
+            busy: turn.work > 0,
+            speculative: u64::from(progress.speculative),
+            timers_fired,
+        });
         Ok(turn)
+    }
+
+    /// Adds the time since the last turn began, or woke, to what that turn was.
+    fn account(&self, now: Instant) {
+        let last = self.last.get();
+        let counters = &self.shared.counters;
+        let counter = if last.busy {
+            &counters.busy_ns
+        } else {
+            &counters.idle_ns
+        };
+        counters::add(counter, nanoseconds_between(last.accounted, now));
+    }
+
+    /// Takes no message from now on; those that wait are dropped.
+    pub(crate) fn close(&self) {
+        self.shared.close();
     }
 
     fn drain_mailbox(&self) -> u64 {
@@ -390,9 +345,8 @@ impl Core {
     pub fn clear(core: &Rc<Self>) {
         let _entered = context::enter(core);
         while core.shared.mailbox.pop().is_some() {}
-        for waker in core.timers.borrow_mut().clear() {
-            drop(waker);
-        }
+        let timers = core.timers.borrow_mut().clear();
+        drop(timers);
         // Waking every task puts its runnable into a queue; dropping the runnable drops the future.
         loop {
             let wakers: Vec<Waker> = core
@@ -417,14 +371,19 @@ impl Core {
                 break;
             }
         }
-        core.timers.borrow_mut().clear();
+        let timers = core.timers.borrow_mut().clear();
+        drop(timers);
     }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
-        while self.shared.mailbox.pop().is_some() {}
+        self.close();
     }
+}
+
+fn nanoseconds_between(earlier: Instant, later: Instant) -> u64 {
+    later.as_nanos().saturating_sub(earlier.as_nanos())
 }
 
 pin_project_lite::pin_project! {

@@ -115,9 +115,13 @@ impl<F: Future + Unpin> InFlight<F> {
 
     fn poll_woken(&mut self) -> Option<(u16, F::Output)> {
         for (word, bits) in self.woken.bits.iter().enumerate() {
-            while let pending @ 1.. = bits.load(Ordering::Acquire) {
-                let slot = word * 64 + pending.trailing_zeros() as usize;
-                bits.fetch_and(!(1 << (slot % 64)), Ordering::AcqRel);
+            // Each bit that is set now is looked at once: a future that wakes itself must not keep the task here.
+            let mut pending = bits.load(Ordering::Acquire);
+            while pending != 0 {
+                let bit = pending & pending.wrapping_neg();
+                pending ^= bit;
+                let slot = word * 64 + bit.trailing_zeros() as usize;
+                bits.fetch_and(!bit, Ordering::AcqRel);
                 let Some(future) = &mut self.slots[slot] else {
                     continue;
                 };
@@ -210,6 +214,30 @@ mod tests {
         assert_eq!(set.len(), 1);
         futures[0].finish(1);
         assert_eq!(next(&mut set), Poll::Pending);
+    }
+
+    #[test]
+    fn a_future_that_wakes_itself_does_not_hold_the_task() {
+        struct Restless;
+        impl Future for Restless {
+            type Output = ();
+            fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+        struct Count(AtomicU64);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let mut set = InFlight::new(1);
+        assert!(matches!(set.start(Restless), Ok(Started::Pending(0))));
+        let count = Arc::new(Count(AtomicU64::new(0)));
+        let waker = Waker::from(count.clone());
+        assert_eq!(set.poll_next(&mut Context::from_waker(&waker)), Poll::Pending);
+        assert_eq!(count.0.load(Ordering::Relaxed), 1, "the task is to come back");
     }
 
     #[test]

@@ -62,10 +62,19 @@ fn take_block(layout: Layout) -> NonNull<u8> {
     if let Some(block) = recycled {
         return block;
     }
-    let layout = class.map_or(layout, class_layout);
-    // SAFETY: the layout is not empty: callers never pass a layout of size zero without a class, and classes are not.
+    let layout = allocated_layout(class, layout);
+    // SAFETY: the layout is not empty: neither the classes are, nor what has none.
     let block = unsafe { alloc(layout) };
     NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
+}
+
+/// The layout of the block that a future of this layout lies in. Never empty: an empty future of an extreme alignment
+/// has no class, but gets a byte.
+fn allocated_layout(class: Option<usize>, layout: Layout) -> Layout {
+    match class {
+        Some(class) => class_layout(class),
+        None => Layout::from_size_align(layout.size().max(1), layout.align()).unwrap_or(layout),
+    }
 }
 
 /// Gives back a block that [`take_block`] returned for the same layout.
@@ -84,7 +93,7 @@ fn give_block(block: NonNull<u8>, layout: Layout) {
     });
     if !kept {
         // SAFETY: the caller owns the block, and it was allocated with this layout by `take_block`.
-        unsafe { dealloc(block.as_ptr(), class.map_or(layout, class_layout)) };
+        unsafe { dealloc(block.as_ptr(), allocated_layout(class, layout)) };
     }
 }
 
@@ -226,5 +235,38 @@ mod tests {
             poll_once(&mut PooledFuture::new(std::future::ready(()))),
             Poll::Ready(())
         );
+    }
+
+    #[test]
+    fn an_empty_future_of_an_extreme_alignment_is_fine() {
+        #[repr(align(4096))]
+        struct Aligned;
+        impl Future for Aligned {
+            type Output = usize;
+            fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<usize> {
+                Poll::Ready(std::ptr::from_ref(&*self).addr() % 4096)
+            }
+        }
+        assert_eq!(size_of::<Aligned>(), 0);
+        assert_eq!(poll_once(&mut PooledFuture::new(Aligned)), Poll::Ready(0));
+    }
+
+    #[test]
+    fn a_future_that_panics_when_dropped_gives_its_block_back() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("dropped");
+            }
+        }
+        let bomb = Bomb;
+        let future = PooledFuture::new(async move {
+            let _bomb = bomb;
+            std::future::pending::<()>().await;
+        });
+        let block = future.block;
+        let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(future)));
+        assert!(dropped.is_err());
+        assert_eq!(PooledFuture::new(async {}).block, block);
     }
 }

@@ -87,6 +87,10 @@ impl Timers {
         number
     }
 
+    fn remove(&mut self, deadline: Instant, number: u64) -> Option<Waker> {
+        self.by_deadline.remove(&(deadline, number))
+    }
+
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.by_deadline
             .first_key_value()
@@ -127,12 +131,14 @@ impl Sleep {
 
     fn disarm(&mut self) {
         if let Some(number) = self.number.take() {
-            self.reactor
+            let waker = self
+                .reactor
                 .core()
                 .timers
                 .borrow_mut()
-                .by_deadline
-                .remove(&(self.deadline, number));
+                .remove(self.deadline, number);
+            // Dropped when the timers are free again: a waker may be the last to hold a task, and that a sleep.
+            drop(waker);
         }
     }
 }
@@ -147,13 +153,18 @@ impl Future for Sleep {
         }
         let reactor = self.reactor.clone();
         let mut timers = reactor.core().timers.borrow_mut();
+        let mut replaced = None;
         if let Some(number) = self.number
             && let Some(waker) = timers.by_deadline.get_mut(&(self.deadline, number))
         {
-            waker.clone_from(context.waker());
+            if !waker.will_wake(context.waker()) {
+                replaced = Some(std::mem::replace(waker, context.waker().clone()));
+            }
         } else {
             self.number = Some(timers.insert(self.deadline, context.waker().clone()));
         }
+        drop(timers);
+        drop(replaced);
         Poll::Pending
     }
 }
