@@ -13,9 +13,15 @@
 
 pub mod command;
 pub mod digest;
+pub mod features;
+pub mod identify;
+pub mod log;
 pub mod nqn;
 pub mod pdu;
+pub mod properties;
 pub mod status;
+pub mod structure;
+pub mod text;
 mod wire_enum;
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::structure::Field;
+
 /// Longest name in bytes, without the terminating zero (Base 2.0, 4.5).
 pub const NQN_BYTES_MAX: usize = 223;
 
@@ -28,6 +30,47 @@ pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
 
 const UUID_FORM_PREFIX: &str = "nqn.2014-08.org.nvmexpress:uuid:";
 const UUID_TEXT_BYTES: usize = 36;
+
+/// The field of a data structure that is to hold a name, as it travels; a peer may have put anything there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct NqnField(pub [u8; NQN_FIELD_BYTES]);
+
+impl NqnField {
+    /// The name in the field.
+    ///
+    /// # Errors
+    /// As [`Nqn::from_field`].
+    pub fn name(&self) -> Result<Nqn, NqnError> {
+        Nqn::from_field(&self.0)
+    }
+}
+
+impl From<&Nqn> for NqnField {
+    fn from(name: &Nqn) -> Self {
+        Self(name.to_field())
+    }
+}
+
+impl Field for NqnField {
+    const BYTES: usize = NQN_FIELD_BYTES;
+
+    fn read(bytes: &[u8]) -> Self {
+        Self(Field::read(bytes))
+    }
+
+    fn write(&self, out: &mut [u8]) {
+        self.0.write(out);
+    }
+}
+
+impl fmt::Debug for NqnField {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Ok(name) => fmt::Debug::fmt(&name, formatter),
+            Err(error) => write!(formatter, "NqnField({error})"),
+        }
+    }
+}
 
 /// A name that is not an NVMe Qualified Name.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

@@ -260,7 +260,7 @@ impl PropertySize {
 pub struct PropertyGet {
     /// Size of the property.
     pub size: PropertySize,
-    /// Its offset; see the properties of Base 2.0, 3.1.3.
+    /// Its offset; see [`Property`](crate::wire::properties::Property).
     pub offset: u32,
 }
 
@@ -290,7 +290,7 @@ impl PropertyGet {
 pub struct PropertySet {
     /// Size of the property.
     pub size: PropertySize,
-    /// Its offset; see the properties of Base 2.0, 3.1.3.
+    /// Its offset; see [`Property`](crate::wire::properties::Property).
     pub offset: u32,
     /// The value to set; of a property of 4 bytes, the lower half.
     pub value: u64,

@@ -12,6 +12,7 @@
 
 mod entry;
 mod fabrics;
+mod nvm;
 mod opcode;
 mod sgl;
 
@@ -20,5 +21,6 @@ pub use fabrics::{
     CONNECT_DATA_BYTES, Connect, ConnectAttributes, ConnectData, ConnectRefusal, ConnectResult,
     DYNAMIC_CONTROLLER, PropertyGet, PropertySet, PropertySize,
 };
+pub use nvm::{BlockCommand, BlockFlags, DatasetAttributes, DatasetManagement, DatasetRange};
 pub use opcode::{AdminOpcode, FabricsCommandType, IoOpcode, OPCODE_FABRICS};
 pub use sgl::{DataPointer, SGL_DESCRIPTOR_BYTES, SglDescriptor};
