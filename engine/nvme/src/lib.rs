@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod initiator;
 pub mod target;
 mod transport;
 pub mod wire;

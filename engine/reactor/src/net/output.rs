@@ -55,6 +55,8 @@ pub struct Output {
     header_end: usize,
     segments: VecDeque<Segment>,
     queued_bytes: usize,
+    /// All bytes that were ever queued.
+    position: u64,
 }
 
 impl Default for Output {
@@ -71,7 +73,18 @@ impl Output {
             header_end: 0,
             segments: VecDeque::with_capacity(2 * PIECES_PER_SEND),
             queued_bytes: 0,
+            position: 0,
         }
+    }
+
+    /// Where the next byte queued will stand in the stream, counted from the first.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// How much of the stream has left.
+    pub fn sent_position(&self) -> u64 {
+        self.position - self.queued_bytes as u64
     }
 
     /// Whether there is nothing to send.
@@ -96,6 +109,7 @@ impl Output {
         let end = start + len;
         self.header_end = end;
         self.queued_bytes += len;
+        self.position += len as u64;
         match self.segments.back_mut() {
             Some(Segment::Header { end: last_end, .. }) if *last_end == start => *last_end = end,
             _ => self.segments.push_back(Segment::Header { start, end }),
@@ -127,6 +141,7 @@ impl Output {
     fn push_held(&mut self, held: Held, end: usize) {
         if end > 0 {
             self.queued_bytes += end;
+            self.position += end as u64;
             self.segments.push_back(Segment::Data { held, sent: 0, end });
         }
     }
@@ -237,6 +252,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(output.queued_bytes, expected.len());
+            prop_assert_eq!((output.position(), output.sent_position()), (expected.len() as u64, 0));
             let mut script = Script { takes, received: Vec::new() };
             let mut context = Context::from_waker(Waker::noop());
             while !output.is_empty() {
@@ -244,6 +260,7 @@ mod tests {
                     script.takes.push(usize::MAX);
                 }
             }
+            prop_assert_eq!(output.sent_position(), expected.len() as u64);
             prop_assert_eq!(script.received, expected);
             prop_assert_eq!((output.queued_bytes, output.header_end), (0, 0));
         }

@@ -1,0 +1,3 @@
+//! The NVMe/TCP initiator.
+
+pub mod connection;
