@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_channel::mpsc;
 
-/// Events that may wait for one subscriber; beyond that the newest are dropped for it, and it reads the state instead.
+/// Events that may wait for one subscriber; beyond that the newest are dropped for it, and it reads the state
+/// instead.
 const EVENTS_MAX: usize = 64;
 
 /// Something that happened to a device.

@@ -1,13 +1,15 @@
 //! Block devices: one trait carries the data path, sibling modules implement it.
 //!
-//! A [`Device`] is a drive, a file, a piece of memory or a remote namespace, known to the whole process. A reactor
-//! that wants to do I/O on it attaches and gets a [`BlockDevice`] of its own: the queue pair of that reactor.
+//! A [`Device`] is a drive, a file, a piece of memory or a remote namespace, known to the whole process. A
+//! reactor that wants to do I/O on it attaches and gets a [`BlockDevice`] of its own: the queue pair of that
+//! reactor.
 //!
 //! What every implementation keeps, and the shared test-suite checks:
 //!
 //! - A read returns what was last written, and zeros where nothing was written or where it was deallocated.
-//! - A completed flush, and a completed write with `force_unit_access`, are on stable media, as far as the medium
-//!   itself tells the truth. [`Geometry::volatile_write_cache`] says whether a flush is needed for that at all.
+//! - A completed flush, and a completed write with `force_unit_access`, are on stable media, as far as the
+//!   medium itself tells the truth. [`Geometry::volatile_write_cache`] says whether a flush is needed for
+//!   that at all.
 //! - A request is checked against the geometry before anything is done; a bad one is an error, never a panic.
 //! - Short of memory or descriptors is [`IoError::ResourceShortage`], never a fault of the device.
 
@@ -15,8 +17,11 @@
 
 mod blocking;
 mod completion;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 pub mod events;
+pub mod faulty;
 mod geometry;
 mod malloc;
 mod null;
@@ -26,6 +31,7 @@ pub mod uri;
 
 pub use completion::Completion;
 pub use error::{IoError, NvmeStatus};
+pub use faulty::{Faults, FaultyDevice, FaultyOpener};
 pub use geometry::{Geometry, GeometryError};
 pub use malloc::{MallocDevice, MallocError, MallocOpener, MallocOptions};
 pub use null::{NullDevice, NullOpener};
@@ -51,8 +57,8 @@ pub trait Device: Send + Sync {
     /// Makes the calling reactor's own queue pair to the device.
     fn attach(self: Arc<Self>) -> Attaching;
 
-    /// A stream of what happens to the device as a whole, from now on; every subscriber receives every event. Slow
-    /// subscribers lose the oldest events and see the newest state by asking [`Device::geometry`].
+    /// A stream of what happens to the device as a whole, from now on; every subscriber receives every event.
+    /// Slow subscribers lose the oldest events and see the newest state by asking [`Device::geometry`].
     fn subscribe(&self) -> events::Subscription;
 
     /// Counters of its health that a SMART log reports; zeros where the medium has none.
@@ -64,20 +70,22 @@ pub trait Device: Send + Sync {
 /// An attach under way.
 pub type Attaching = Pin<Box<dyn Future<Output = Result<Rc<dyn BlockDevice>, IoError>>>>;
 
-/// The data path: a device as one reactor sees it. Dropping it waits for nothing; requests under way complete or not.
+/// The data path: a device as one reactor sees it. Dropping it waits for nothing; requests under way complete
+/// or not.
 pub trait BlockDevice {
     /// The device's geometry now.
     fn geometry(&self) -> Geometry;
 
-    /// Starts a request. The completion may be ready at once, and may be dropped at any time: the buffers stay with
-    /// the device until it is done with them.
+    /// Starts a request. The completion may be ready at once, and may be dropped at any time: the buffers
+    /// stay with the device until it is done with them.
     ///
-    /// Requests under way at one time may be done in any order, and one that is split may be done in part when it
-    /// fails. Concurrent writes of one block leave one of the two.
+    /// Requests under way at one time may be done in any order, and one that is split may be done in part
+    /// when it fails. Concurrent writes of one block leave one of the two.
     fn submit(&self, request: Request) -> Completion;
 }
 
-/// What a drive knows about its own wear, in the units of the NVMe SMART / Health log (NVMe Base, Get Log Page 02h).
+/// What a drive knows about its own wear, in the units of the NVMe SMART / Health log (NVMe Base, Get Log
+/// Page 02h).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Health {
     /// Composite temperature in kelvin, 0 if unknown.

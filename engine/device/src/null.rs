@@ -106,8 +106,8 @@ impl Opener for NullOpener {
 }
 
 fn open(uri: &DeviceUri) -> Result<Arc<dyn Device>, OpenError> {
-    let name = uri.name()?;
     let mut parameters = uri.local_parameters()?;
+    let name = uri.name()?;
     let size = parameters.require::<ByteSize>("size")?;
     let block_bytes = parameters.take("block")?.unwrap_or(DEFAULT_BLOCK_BYTES);
     parameters.finish()?;

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::Device;
+use crate::faulty::FaultyOpener;
 use crate::malloc::MallocOpener;
 use crate::null::NullOpener;
 use crate::uri::{DeviceUri, NESTING_MAX, UriError};
@@ -48,7 +49,8 @@ pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Arc<dyn Device>, OpenE
 
 /// Opens the devices of a scheme.
 pub trait Opener: Send + Sync {
-    /// Opens a device; on a reactor, which is not blocked meanwhile. `registry` is for devices on top of devices.
+    /// Opens a device; on a reactor, which is not blocked meanwhile. `registry` is for devices on top of
+    /// devices.
     fn open<'a>(&'a self, registry: &'a Registry, uri: &'a DeviceUri) -> Opening<'a>;
 }
 
@@ -69,6 +71,7 @@ impl Registry {
         let mut registry = Self::empty();
         registry.register("null", Arc::new(NullOpener));
         registry.register("malloc", Arc::new(MallocOpener));
+        registry.register("faulty", Arc::new(FaultyOpener));
         registry
     }
 

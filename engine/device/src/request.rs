@@ -154,7 +154,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// The range it touches, first block and count; `None` for a flush and for a length that is not whole blocks.
+    /// The range it touches, first block and count; `None` for a flush and for a length that is not whole
+    /// blocks.
     pub fn range(&self, geometry: &Geometry) -> Option<(u64, u64)> {
         match self {
             Self::Read { block, into } => Some((*block, geometry.blocks_of(into.len())?)),
@@ -169,13 +170,13 @@ impl Request {
         }
     }
 
-    /// Checks the request against a geometry: whole blocks, no more of them than one transfer may have, inside the
-    /// device, and no change of a read-only one.
+    /// Checks the request against a geometry: whole blocks, no more of them than one transfer may have,
+    /// inside the device, and no change of a read-only one.
     ///
     /// # Errors
     ///
-    /// [`IoError::InvalidField`] for a length that is not whole blocks or too long, [`IoError::OutOfRange`] past the
-    /// end, [`IoError::ReadOnly`].
+    /// [`IoError::InvalidField`] for a length that is not whole blocks or too long, [`IoError::OutOfRange`]
+    /// past the end, [`IoError::ReadOnly`].
     pub fn check(&self, geometry: &Geometry) -> Result<(), IoError> {
         if matches!(self, Self::Flush) {
             return Ok(());
@@ -215,8 +216,8 @@ pub enum Reply {
     Done,
     /// The buffer of a read, filled.
     Data(Buffer),
-    /// The data of a read that is in memory already, to be read there: zeros of a device that has none stored, for
-    /// one. The buffer of the request comes back with its length and unspecified content.
+    /// The data of a read that is in memory already, to be read there: zeros of a device that has none
+    /// stored, for one. The buffer of the request comes back with its length and unspecified content.
     Shared {
         /// The data, as long as the buffer.
         data: Slice,

@@ -1,10 +1,12 @@
 //! `malloc:///NAME?size=1GiB&block=512`: a device in memory, on huge pages where there are any.
 //!
-//! Parameters: `size` (required), `block` (512 or 4096, the default), `node` (the NUMA node of the memory). All
-//! reactors reach the same memory; what they do to one block at a time is done whole (see `stripes`). Nothing survives
-//! the process, so there is no write cache to flush: a write is on the only medium there is when it completes.
+//! Parameters: `size` (required), `block` (512 or 4096, the default), `node` (the NUMA node of the memory).
+//! All reactors reach the same memory; what they do to one block at a time is done whole (see `stripes`).
+//! Nothing survives the process, so there is no write cache to flush: a write is on the only medium there is
+//! when it completes.
 //!
-//! Deallocated memory goes back to the system where it is on ordinary pages. It grows live, by one more arena each time.
+//! Deallocated memory goes back to the system where it is on ordinary pages. It grows live, by one more arena
+//! each time.
 
 mod space;
 mod stripes;
@@ -35,7 +37,8 @@ const TRANSFER_BYTES_MAX: u32 = 8 << 20;
 /// Zeros written at a time, in bytes; between two such pieces the reactor does other things.
 const ZERO_PIECE_BYTES: u64 = 2 << 20;
 
-/// Devices larger than this are mapped on another thread, in bytes: the kernel fills huge pages with zeros then.
+/// Devices larger than this are mapped on another thread, in bytes: the kernel fills huge pages with zeros
+/// then.
 const MAP_INLINE_BYTES_MAX: u64 = 64 << 20;
 
 /// What went wrong with a device in memory.
@@ -146,8 +149,8 @@ impl MallocDevice {
         Ok(())
     }
 
-    /// Calls `each` for every piece of a byte range that is in one granule and one arena, with the granule, the
-    /// arena, the place in it, and the part of the range; until it returns an error.
+    /// Calls `each` for every piece of a byte range that is in one granule and one arena, with the granule,
+    /// the arena, the place in it, and the part of the range; until it returns an error.
     #[inline]
     fn for_each_piece(
         &self,
@@ -377,8 +380,8 @@ pub struct MallocOpener;
 impl Opener for MallocOpener {
     fn open<'a>(&'a self, _registry: &'a Registry, uri: &'a DeviceUri) -> Opening<'a> {
         Box::pin(async move {
-            let name = uri.name()?;
             let mut parameters = uri.local_parameters()?;
+            let name = uri.name()?;
             let mut options = MallocOptions::new(parameters.require::<ByteSize>("size")?.0);
             options.block_bytes = parameters.take("block")?.unwrap_or(options.block_bytes);
             options.arena.numa_node = parameters.take("node")?;

@@ -1,7 +1,7 @@
 //! The bytes of a device in memory: arenas, one after the other.
 //!
-//! Invariants: `extents` are filled from the first on and never change; extent `n + 1` starts where `n` ends; `bytes`
-//! is the end of the last one, written after it. So whoever reads `bytes` finds all extents below it.
+//! Invariants: `extents` are filled from the first on and never change; extent `n + 1` starts where `n` ends;
+//! `bytes` is the end of the last one, written after it. So whoever reads `bytes` finds all extents below it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};

@@ -1,15 +1,17 @@
 //! Whole blocks, though several reactors read and write at once.
 //!
-//! Copies to and from an arena may race, and a race leaves a mix of both. The promise is that of a drive: concurrent
-//! writes of a block leave one of the two, and a read sees one or the other. So every granule of 4096 bytes has a
-//! version, shared with the granules a multiple of [`STRIPES`] away:
+//! Copies to and from an arena may race, and a race leaves a mix of both. The promise is that of a drive:
+//! concurrent writes of a block leave one of the two, and a read sees one or the other. So every granule of
+//! 4096 bytes has a version, shared with the granules a multiple of [`STRIPES`] away:
 //!
 //! - odd while somebody writes: writers wait for it to be even, and make it odd by a compare-and-exchange;
-//! - readers write nothing: they read the version, copy, and copy again if the version was odd or has changed.
+//! - readers write nothing: they read the version, copy, and copy again if the version was odd or has
+//!   changed.
 //!
-//! Without contention a write costs one compare-and-exchange and a read two loads. With it, the wait is for one copy
-//! of 4096 bytes on another core; a waiter that has spun for long gives its core away, in case the writer lost its
-//! own. A reader that was overtaken [`READ_ATTEMPTS`] times becomes a writer, so that its loop ends.
+//! Without contention a write costs one compare-and-exchange and a read two loads. With it, the wait is for
+//! one copy of 4096 bytes on another core; a waiter that has spun for long gives its core away, in case the
+//! writer lost its own. A reader that was overtaken [`READ_ATTEMPTS`] times becomes a writer, so that its
+//! loop ends.
 
 use std::hint::spin_loop;
 use std::ops::Range;
@@ -60,7 +62,8 @@ impl Stripes {
     /// Runs `change`, which writes all these granules, at most [`STRIPES`], with all others kept out.
     pub(super) fn write_all<T>(&self, granules: Range<u64>, change: impl FnOnce() -> T) -> T {
         debug_assert!(granules.end - granules.start <= STRIPES);
-        // Ascending by stripe, not by granule: all who hold several take them in one order, so nobody waits in a ring.
+        // Ascending by stripe, not by granule: all who hold several take them in one order, so nobody waits
+        // in a ring.
         let wrapped_from = granules.start.next_multiple_of(STRIPES).min(granules.end);
         for granule in (wrapped_from..granules.end).chain(granules.start..wrapped_from) {
             begin(self.version(granule));

@@ -155,8 +155,8 @@ fn large_ranges_of_zeros_let_others_run_in_between() {
     );
 }
 
-/// Two threads write one block, each with a byte of its own all over, while two read and one deallocates it: nobody
-/// ever sees a mix.
+/// Two threads write one block, each with a byte of its own all over, while two read and one deallocates it:
+/// nobody ever sees a mix.
 #[test]
 fn blocks_are_whole_for_all_threads() {
     let device = device(64 << 10, 4096);
@@ -268,7 +268,8 @@ proptest! {
             let slice = |block: u64, blocks: u64| (block * 512) as usize..((block + blocks) * 512) as usize;
             match act {
                 Act::Write { block, blocks, byte, cut } => {
-                    let data: Vec<u8> = (0..blocks * 512).map(|index| byte.wrapping_add(index as u8)).collect();
+                    let bytes = (0..blocks * 512).map(|index| byte.wrapping_add(index as u8));
+                    let data: Vec<u8> = bytes.collect();
                     let (head, tail) = data.split_at(cut.min(data.len()));
                     let mut from = Gather::from(Slice::copy_from(head));
                     from.push(Slice::copy_from(tail));

@@ -1,17 +1,18 @@
 //! Device URIs: `SCHEME://AUTHORITY/PATH?PARAMETER=VALUE&...`.
 //!
-//! The scheme says what kind of device, the path which one, the parameters how. Every parameter is known to the
-//! device it is for, is given once at most, and is understood completely, or the URI is refused: a typing error in
-//! `size` must not become a device of the default size.
+//! The scheme says what kind of device, the path which one, the parameters how. Every parameter is known to
+//! the device it is for, is given once at most, and is understood completely, or the URI is refused: a typing
+//! error in `size` must not become a device of the default size.
 //!
 //! | URI | parameters |
 //! | --- | --- |
 //! | `null:///NAME` | `size`, `block` |
 //! | `malloc:///NAME` | `size`, `block`, `node` |
 //! | `uring:///PATH` | `size`, `block`, `direct`, `readonly` |
-//! | `faulty:///URI` | its faults; those of the inner device with `inner.` in front |
+//! | `faulty:///URI` | its [faults](crate::faulty); those of the inner device with `inner.` in front |
 //!
-//! Characters that mean something in a URI are percent-encoded in paths and values: `uring:///data/my%20disk?size=1GiB`.
+//! Characters that mean something in a URI are percent-encoded in paths and values:
+//! `uring:///data/my%20disk?size=1GiB`.
 
 mod parameters;
 mod size;
@@ -283,7 +284,8 @@ impl DeviceUri {
     }
 
     /// The URI that a wrapping device (`faulty`) has in its path: the path percent-decoded once, with the
-    /// parameters whose names begin with `inner.` added. So `faulty:///malloc:///scratch?inner.size=1GiB&seed=7` and
+    /// parameters whose names begin with `inner.` added. So
+    /// `faulty:///malloc:///scratch?inner.size=1GiB&seed=7` and
     /// `faulty:///malloc:%2F%2F%2Fscratch%3Fsize=1GiB?seed=7` are the same device.
     ///
     /// # Errors

@@ -156,6 +156,17 @@ impl<'a> Parameters<'a> {
         }
     }
 
+    /// Takes all parameters whose names `matches` is true for, unread. `pattern` tells people what they look
+    /// like.
+    pub fn take_matching(
+        &mut self,
+        pattern: &'static str,
+        matches: impl Fn(&str) -> bool,
+    ) -> Vec<(&'a str, &'a str)> {
+        self.known.push(pattern);
+        self.left.extract_if(.., |(name, _)| matches(name)).collect()
+    }
+
     /// Leaves the parameters of the inner device to [`DeviceUri::inner`].
     pub fn leave_inner(&mut self) {
         self.known.push("inner.PARAMETER");

@@ -31,9 +31,10 @@ pub const SIZE_EXPECTED: &str = "a size such as 4096, 512MiB, 1.5TiB or 10GB (Ki
 
 /// A number of bytes, read from and written for people.
 ///
-/// Written in the largest binary unit of which it has at least one: `1 GiB`, `1.5 TiB`, and with two decimals, cut
-/// off, where it is not exact: `9.31 GiB`. Read with binary (`GiB`) and decimal (`GB`) units, in either case, and
-/// without a unit as bytes. A lone `G` is refused: half of all tools mean one thing by it, half the other.
+/// Written in the largest binary unit of which it has at least one: `1 GiB`, `1.5 TiB`, and with two
+/// decimals, cut off, where it is not exact: `9.31 GiB`. Read with binary (`GiB`) and decimal (`GB`) units,
+/// in either case, and without a unit as bytes. A lone `G` is refused: half of all tools mean one thing by
+/// it, half the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ByteSize(pub u64);
 

@@ -1,0 +1,98 @@
+//! Reactors for tests.
+
+#![allow(dead_code, reason = "not every test needs all of it")]
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::Duration;
+
+use pollux_device::{Device, DeviceUri, OpenError, Registry};
+use pollux_hugepages::{ArenaOptions, PagePreference, PoolOptions};
+use pollux_reactor::real::{IdlePolicy, ReactorThread, Settings};
+use pollux_reactor::{ReactorHandle, ReactorId};
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for a future on this thread.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(output) => return output,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+/// Reactors that tests of this process run on.
+pub struct TestReactors(Vec<ReactorThread>);
+
+impl TestReactors {
+    pub fn start(count: u32) -> Self {
+        let threads = (0..count).map(|number| {
+            let settings = Settings {
+                id: ReactorId(number),
+                idle: IdlePolicy::Adaptive {
+                    spin: Duration::from_micros(20),
+                },
+                buffers: PoolOptions {
+                    arena: ArenaOptions {
+                        page: PagePreference::Ordinary,
+                        ..ArenaOptions::default()
+                    },
+                    ..PoolOptions::default()
+                },
+                ..Settings::default()
+            };
+            ReactorThread::spawn(settings).expect("a reactor")
+        });
+        Self(threads.collect())
+    }
+
+    pub fn handles(&self) -> Vec<ReactorHandle> {
+        self.0.iter().map(ReactorThread::handle).collect()
+    }
+
+    /// Runs a future on the first reactor, and fails as it does.
+    pub fn run<M, F, T>(self, make: M) -> T
+    where
+        M: FnOnce() -> F + Send + 'static,
+        F: Future<Output = T> + 'static,
+        T: Send + 'static,
+    {
+        let output = block_on(self.0[0].handle().call(make));
+        for reactor in self.0 {
+            reactor.stop();
+            if let Err(error) = reactor.join() {
+                panic!("{error}");
+            }
+        }
+        output.expect("the reactor runs until it is stopped")
+    }
+}
+
+/// Runs a future on a reactor of its own.
+pub fn on_reactor<M, F, T>(make: M) -> T
+where
+    M: FnOnce() -> F + Send + 'static,
+    F: Future<Output = T> + 'static,
+    T: Send + 'static,
+{
+    TestReactors::start(1).run(make)
+}
+
+/// Opens a device on the calling reactor.
+pub async fn open(text: &str) -> Result<Arc<dyn Device>, OpenError> {
+    let uri = DeviceUri::parse(text)?;
+    Registry::standard().open(&uri).await
+}
