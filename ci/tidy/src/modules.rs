@@ -126,7 +126,7 @@ struct Declaration {
 impl Declaration {
     fn candidates(&self, base: &Path, directory: &Path) -> Vec<PathBuf> {
         if let Some(path) = &self.path_attribute {
-            return vec![directory.join(path)];
+            return vec![without_dots(&directory.join(path))];
         }
         let base = self
             .inside
@@ -137,6 +137,17 @@ impl Declaration {
             base.join(&self.name).join("mod.rs"),
         ]
     }
+}
+
+/// The path with each `..` taken back.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut result = PathBuf::new();
+    for part in path.components() {
+        if part.as_os_str() != ".." || !result.pop() {
+            result.push(part);
+        }
+    }
+    result
 }
 
 fn declarations(source: &Source) -> Vec<Declaration> {

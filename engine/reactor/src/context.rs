@@ -74,8 +74,8 @@ impl Reactor {
     }
 }
 
-/// Makes `core` the current reactor of this thread until dropped. Nests, as one simulated reactor calling into the
-/// harness that runs another does.
+/// Makes `core` the current reactor of this thread until dropped. Nests, as one simulated reactor calling
+/// into the harness that runs another does.
 #[must_use]
 pub(crate) struct Entered(Option<Rc<Core>>);
 

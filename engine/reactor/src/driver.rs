@@ -21,8 +21,9 @@ pub enum Wait {
 pub struct Progress {
     /// Completions and readiness events delivered, and bytes moved by tasks that just tried.
     pub events: u32,
-    /// Tasks woken to try again though nothing is known to have happened for them. Running them is no work: a
-    /// reactor with nothing else to do may sleep, and the driver sees to it that nothing is missed meanwhile.
+    /// Tasks woken to try again though nothing is known to have happened for them. Running them is no work:
+    /// a reactor with nothing else to do may sleep, and the driver sees to it that nothing is missed
+    /// meanwhile.
     pub speculative: u32,
 }
 

@@ -1,17 +1,21 @@
 //! The executor of one reactor.
 //!
 //! Invariants:
-//! - A task's future is polled and dropped on the reactor's own thread only (`async_task::spawn_local` checks it).
-//! - A runnable is in exactly one place: the local run queue, or the remote queue when another thread woke it.
-//! - `active` holds the waker of every task that has not ended, so that dropping the core can drop every future.
-//! - A turn runs at most the tasks that were ready when it began: a task that wakes itself cannot starve the driver.
+//! - A task's future is polled and dropped on the reactor's own thread only (`async_task::spawn_local` checks
+//!   it).
+//! - A runnable is in exactly one place: the local run queue, or the remote queue when another thread woke
+//!   it.
+//! - `active` holds the waker of every task that has not ended, so that dropping the core can drop every
+//!   future.
+//! - A turn runs at most the tasks that were ready when it began: a task that wakes itself cannot starve the
+//!   driver.
 //!
 //! # What counts as work
 //!
-//! An adaptive reactor sleeps when it has found no work for a while. Work is whatever happened: messages, wake-ups,
-//! completions, progress of pollers, and the tasks that ran because of them. A task that the driver woke just to try
-//! its luck ([`Progress::speculative`](crate::Progress::speculative)) is no work. Timers, and the tasks they woke, are counted apart
-//! ([`Turn::timed`]): they are no sign that more is to come soon.
+//! An adaptive reactor sleeps when it has found no work for a while. Work is whatever happened: messages,
+//! wake-ups, completions, progress of pollers, and the tasks that ran because of them. A task that the driver
+//! woke just to try its luck ([`Progress::speculative`](crate::Progress::speculative)) is no work. Timers,
+//! and the tasks they woke, are counted apart ([`Turn::timed`]): they are no sign that more is to come soon.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -52,8 +56,8 @@ pub trait Poller {
     fn poll(&self) -> PollerState;
 }
 
-/// One reactor: executor, timers, mailbox and driver, without a thread. [`real`](crate::real) gives it a thread, a
-/// simulation calls [`Core::turn`] itself.
+/// One reactor: executor, timers, mailbox and driver, without a thread. [`real`](crate::real) gives it a
+/// thread, a simulation calls [`Core::turn`] itself.
 pub struct Core {
     shared: Arc<Shared>,
     run_queue: RefCell<VecDeque<Runnable>>,

@@ -1,6 +1,7 @@
 //! How other threads reach a reactor: its mailbox, and the handle that leaves messages in it.
 //!
-//! Invariant: once `closed` is set, no message stays in the mailbox: its sender would wait for an answer for ever.
+//! Invariant: once `closed` is set, no message stays in the mailbox: its sender would wait for an answer for
+//! ever.
 
 use std::fmt;
 use std::future::Future;
@@ -32,7 +33,8 @@ pub(crate) type Message = Box<dyn FnOnce() + Send>;
 /// The part of a reactor that other threads touch.
 pub(crate) struct Shared {
     pub(crate) id: ReactorId,
-    /// Tasks of this reactor that another thread woke. Bounded by the number of tasks: each is in it at most once.
+    /// Tasks of this reactor that another thread woke. Bounded by the number of tasks: each is in it at most
+    /// once.
     pub(crate) woken: SegQueue<Runnable>,
     pub(crate) mailbox: ArrayQueue<Message>,
     /// The reactor has stopped and takes no message any more.
@@ -63,8 +65,8 @@ impl Shared {
         self.drop_messages();
     }
 
-    /// Either the one who closes sees a message that was pushed, or its sender sees that the mailbox is closed: both
-    /// write, fence, and then read what the other wrote.
+    /// Either the one who closes sees a message that was pushed, or its sender sees that the mailbox is
+    /// closed: both write, fence, and then read what the other wrote.
     fn drop_messages(&self) {
         fence(Ordering::SeqCst);
         while self.mailbox.pop().is_some() {}

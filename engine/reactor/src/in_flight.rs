@@ -1,10 +1,10 @@
 //! A fixed number of futures in flight, polled by slot when their own waker fires.
 //!
-//! This is what a queue of I/O commands is made of: nothing is allocated after the set was made, and only futures
-//! that were woken are polled.
+//! This is what a queue of I/O commands is made of: nothing is allocated after the set was made, and only
+//! futures that were woken are polled.
 //!
-//! Invariants: `free` holds each empty slot once; a bit in `woken` may be set for an empty or a waiting slot (a late
-//! wake-up), which costs a look and nothing else.
+//! Invariants: `free` holds each empty slot once; a bit in `woken` may be set for an empty or a waiting slot
+//! (a late wake-up), which costs a look and nothing else.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -99,8 +99,8 @@ impl<F: Future + Unpin> InFlight<F> {
         Ok(Started::Pending(slot))
     }
 
-    /// The next future that was woken and is ready, with its slot. `Pending` when none is, or nothing is in flight;
-    /// the task is woken when that changes.
+    /// The next future that was woken and is ready, with its slot. `Pending` when none is, or nothing is in
+    /// flight; the task is woken when that changes.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<(u16, F::Output)> {
         if self.is_empty() {
             return Poll::Pending;
@@ -115,7 +115,8 @@ impl<F: Future + Unpin> InFlight<F> {
 
     fn poll_woken(&mut self) -> Option<(u16, F::Output)> {
         for (word, bits) in self.woken.bits.iter().enumerate() {
-            // Each bit that is set now is looked at once: a future that wakes itself must not keep the task here.
+            // Each bit that is set now is looked at once: a future that wakes itself must not keep the task
+            // here.
             let mut pending = bits.load(Ordering::Acquire);
             while pending != 0 {
                 let bit = pending & pending.wrapping_neg();

@@ -1,7 +1,7 @@
 //! Byte streams as the engine sees them: readiness by polling, no buffer owned by the driver.
 //!
-//! A stream is polled by one task. The task's own loop receives, works and sends until nothing moves, so that one
-//! receive and one send carry as many protocol units as there are.
+//! A stream is polled by one task. The task's own loop receives, works and sends until nothing moves, so that
+//! one receive and one send carry as many protocol units as there are.
 
 mod finish;
 mod input;

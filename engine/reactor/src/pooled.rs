@@ -1,10 +1,11 @@
 //! Boxed futures from recycled memory, so that an I/O costs no heap allocation once a reactor is warm.
 //!
-//! Memory comes in a few sizes from free lists of the thread. A future larger than the largest size, or a free list
-//! that has run dry, goes to the heap.
+//! Memory comes in a few sizes from free lists of the thread. A future larger than the largest size, or a
+//! free list that has run dry, goes to the heap.
 //!
-//! Invariants: `block` is exclusively owned, was made for `class`, and holds an initialised future of the type that
-//! `vtable` was made for, from [`PooledFuture::new`] until its drop; the future is not moved in between.
+//! Invariants: `block` is exclusively owned, was made for `class`, and holds an initialised future of the
+//! type that `vtable` was made for, from [`PooledFuture::new`] until its drop; the future is not moved in
+//! between.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::RefCell;
@@ -29,7 +30,8 @@ impl Drop for FreeLists {
     fn drop(&mut self) {
         for (class, blocks) in self.0.iter_mut().enumerate() {
             for block in blocks.drain(..) {
-                // SAFETY: this thread's list owns the block, and it was allocated with the layout of its class.
+                // SAFETY: this thread's list owns the block, and it was allocated with the layout of its
+                // class.
                 unsafe { dealloc(block.as_ptr(), class_layout(class)) };
             }
         }
@@ -37,7 +39,8 @@ impl Drop for FreeLists {
 }
 
 thread_local! {
-    static FREE: RefCell<FreeLists> = const { RefCell::new(FreeLists([const { Vec::new() }; CLASS_BYTES.len()])) };
+    static FREE: RefCell<FreeLists> =
+        const { RefCell::new(FreeLists([const { Vec::new() }; CLASS_BYTES.len()])) };
 }
 
 fn class_layout(class: usize) -> Layout {
@@ -68,8 +71,8 @@ fn take_block(layout: Layout) -> NonNull<u8> {
     NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
 }
 
-/// The layout of the block that a future of this layout lies in. Never empty: an empty future of an extreme alignment
-/// has no class, but gets a byte.
+/// The layout of the block that a future of this layout lies in. Never empty: an empty future of an extreme
+/// alignment has no class, but gets a byte.
 fn allocated_layout(class: Option<usize>, layout: Layout) -> Layout {
     match class {
         Some(class) => class_layout(class),
@@ -162,7 +165,8 @@ impl<T: 'static> Future for PooledFuture<T> {
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
-        // SAFETY: by the invariant of the module the block holds the vtable's future; `&mut self` makes it exclusive.
+        // SAFETY: by the invariant of the module the block holds the vtable's future; `&mut self` makes it
+        // exclusive.
         unsafe { (self.vtable.poll)(self.block, context) }
     }
 }
@@ -177,7 +181,8 @@ impl<T: 'static> Drop for PooledFuture<T> {
         }
         // Given back even when the future's own drop panics.
         let _give_back = GiveBack(self.block, self.vtable.layout);
-        // SAFETY: by the invariant of the module the block holds the vtable's future, which is not used again.
+        // SAFETY: by the invariant of the module the block holds the vtable's future, which is not used
+        // again.
         unsafe { (self.vtable.drop)(self.block) };
     }
 }

@@ -1,8 +1,8 @@
 //! Time on a reactor: a clock that a driver owns, sleeps and timeouts.
 //!
-//! Invariant: a deadline is in the map exactly while a [`Sleep`] that was polled and has neither elapsed nor been
-//! dropped exists for it. Two sleeps with one deadline are told apart by a number that is never used twice, and fire
-//! in the order in which they were first polled.
+//! Invariant: a deadline is in the map exactly while a [`Sleep`] that was polled and has neither elapsed nor
+//! been dropped exists for it. Two sleeps with one deadline are told apart by a number that is never used
+//! twice, and fire in the order in which they were first polled.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,8 +16,8 @@ use crate::context::Reactor;
 
 /// A point on a reactor's clock, in nanoseconds since an origin that only the driver knows.
 ///
-/// Readings of one machine's real drivers can be compared with each other; readings of a simulated clock only within
-/// one simulation.
+/// Readings of one machine's real drivers can be compared with each other; readings of a simulated clock only
+/// within one simulation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Instant(u64);
 
@@ -137,7 +137,8 @@ impl Sleep {
                 .timers
                 .borrow_mut()
                 .remove(self.deadline, number);
-            // Dropped when the timers are free again: a waker may be the last to hold a task, and that a sleep.
+            // Dropped when the timers are free again: a waker may be the last to hold a task, and that a
+            // sleep.
             drop(waker);
         }
     }

@@ -1,5 +1,5 @@
-//! Every interleaving, and every reordering that the memory model allows, of threads that leave a reactor work while it
-//! falls asleep: it never sleeps over work that was left before.
+//! Every interleaving, and every reordering that the memory model allows, of threads that leave a reactor
+//! work while it falls asleep: it never sleeps over work that was left before.
 
 mod atomics {
     pub(super) use loom::sync::atomic::{AtomicU8, Ordering, fence};
@@ -27,7 +27,8 @@ fn leave_work(reactor: &Reactor, bell: &Sender<()>) {
     }
 }
 
-/// Turns until all work has been found. Loom reports a deadlock when the reactor waits for a bell that never rings.
+/// Turns until all work has been found. Loom reports a deadlock when the reactor waits for a bell that never
+/// rings.
 fn run(reactor: &Reactor, bell: &Receiver<()>, expected: usize) {
     loop {
         // A plain load: a read-modify-write would always see the newest.

@@ -12,8 +12,8 @@ const LINGER: Duration = Duration::from_secs(5);
 /// What a lingering connection receives and drops before it is closed all the same.
 const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Sends what is left, ends the sending half, and waits for the peer to close, so that it sees the last PDU and not a
-/// reset. Bounded in time and bytes.
+/// Sends what is left, ends the sending half, and waits for the peer to close, so that it sees the last PDU
+/// and not a reset. Bounded in time and bytes.
 pub async fn finish(mut stream: Box<dyn Stream>, mut output: Output) {
     // Whether the peer took it all no longer matters to anyone here.
     let _ = timeout(LINGER, async {

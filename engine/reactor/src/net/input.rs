@@ -1,9 +1,9 @@
-//! Bytes as they arrive: one buffer that is received into and parsed from, and out of which data is cut without
-//! copying.
+//! Bytes as they arrive: one buffer that is received into and parsed from, and out of which data is cut
+//! without copying.
 //!
-//! Invariant: the first `filled` bytes of `buffer` have arrived and are not consumed yet. What was cut off in front
-//! keeps the memory alive; once nobody holds any of it the whole buffer is used again from its start, which keeps it
-//! in the cache.
+//! Invariant: the first `filled` bytes of `buffer` have arrived and are not consumed yet. What was cut off in
+//! front keeps the memory alive; once nobody holds any of it the whole buffer is used again from its start,
+//! which keeps it in the cache.
 
 use std::io::{self, IoSliceMut};
 use std::task::{Context, Poll};
@@ -102,8 +102,8 @@ impl Input {
         true
     }
 
-    /// Gives an empty buffer back until something arrives: idle connections hold no memory, and busy ones on a reactor
-    /// take turns with the same few buffers, which stay in the cache.
+    /// Gives an empty buffer back until something arrives: idle connections hold no memory, and busy ones on
+    /// a reactor take turns with the same few buffers, which stay in the cache.
     pub fn rest(&mut self) {
         if self.filled == 0 {
             self.buffer = Buffer::empty();

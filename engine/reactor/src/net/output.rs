@@ -1,6 +1,7 @@
 //! What is to be sent, in order: headers and small PDUs in one block of memory, data where it lies.
 //!
-//! Neighbouring headers leave as one piece, so that a hundred write responses are one element of the vectored send.
+//! Neighbouring headers leave as one piece, so that a hundred write responses are one element of the vectored
+//! send.
 //!
 //! Invariants:
 //! - A `Header` segment names bytes of `headers` below `header_end`; segments name them in rising order.
@@ -98,8 +99,8 @@ impl Output {
             || self.header_end + HEADER_BYTES_PER_COMMAND_MAX > self.headers.len()
     }
 
-    /// Lets `encode` write a header to the room that is left and say how long it is. False when it did not fit, which
-    /// [`Output::is_full`] tells before.
+    /// Lets `encode` write a header to the room that is left and say how long it is. False when it did not
+    /// fit, which [`Output::is_full`] tells before.
     #[must_use]
     pub fn encode(&mut self, encode: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
         let start = self.header_end;

@@ -1,7 +1,7 @@
 //! Wakes a reactor that sleeps in its ring.
 //!
-//! The bell is an eventfd that a multishot poll in the ring watches. Ringing it adds to its count, which posts a
-//! completion; nobody ever reads the count down, as a multishot poll reports each addition.
+//! The bell is an eventfd that a multishot poll in the ring watches. Ringing it adds to its count, which
+//! posts a completion; nobody ever reads the count down, as a multishot poll reports each addition.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -19,8 +19,11 @@ use crate::timer::Instant;
 /// Settings of a [`RealDriver`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriverSettings {
-    /// Entries of the submission queue, a power of two; more than these are queued by the driver. Default: 1024.
+    /// Entries of the submission queue, a power of two; more than these are queued by the driver. Default:
+    /// 1024.
     pub ring_entries: u32,
+    /// Operations on files that may be under way at a time; more of them wait. Default: 1024.
+    pub file_operations: u16,
     /// Its sockets.
     pub sockets: SocketSettings,
 }
@@ -29,6 +32,7 @@ impl Default for DriverSettings {
     fn default() -> Self {
         Self {
             ring_entries: 1024,
+            file_operations: 1024,
             sockets: SocketSettings::default(),
         }
     }

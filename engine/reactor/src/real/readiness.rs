@@ -1,18 +1,20 @@
 //! When to try a socket again: the hot and the cold ones.
 //!
-//! A task that finds a socket empty (or full) is *hot* at first: the driver wakes it every turn, and it simply tries
-//! again. That is the fastest way to see the next request, and costs one system call a turn. When a socket has made no
-//! progress for a while it *cools*: a one-shot poll is armed in the ring, and the task sleeps until that completes,
-//! which costs nothing. A thousand idle connections are a thousand armed polls.
+//! A task that finds a socket empty (or full) is *hot* at first: the driver wakes it every turn, and it
+//! simply tries again. That is the fastest way to see the next request, and costs one system call a turn.
+//! When a socket has made no progress for a while it *cools*: a one-shot poll is armed in the ring, and the
+//! task sleeps until that completes, which costs nothing. A thousand idle connections are a thousand armed
+//! polls.
 //!
 //! Invariants:
 //! - A side is in the hot list exactly while its state is `Hot`, and in `armed` exactly while it is `Armed`.
-//! - An entry of `armed` keeps its source, and so the descriptor, open until the poll's completion was reaped, however
-//!   early the stream is dropped.
-//! - A task that was told `Pending` is woken: at the end of this turn when hot, by the poll when armed. Before the
-//!   reactor sleeps all that is hot gets armed, and arming looks at the socket: nothing that came meanwhile is lost.
-//! - One task tries a side at most [`TRIES_PER_TURN`] times in a turn, so that one busy connection cannot starve the
-//!   others.
+//! - An entry of `armed` keeps its source, and so the descriptor, open until the poll's completion was
+//!   reaped, however early the stream is dropped.
+//! - A task that was told `Pending` is woken: at the end of this turn when hot, by the poll when armed.
+//!   Before the reactor sleeps all that is hot gets armed, and arming looks at the socket: nothing that came
+//!   meanwhile is lost.
+//! - One task tries a side at most [`TRIES_PER_TURN`] times in a turn, so that one busy connection cannot
+//!   starve the others.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -138,7 +140,8 @@ impl Source {
 /// What one try brought.
 pub(super) struct Tried<T> {
     pub(super) value: T,
-    /// The socket took less than there was, or gave less than there was room for: another try would be empty.
+    /// The socket took less than there was, or gave less than there was room for: another try would be
+    /// empty.
     pub(super) exhausted: bool,
 }
 
@@ -249,8 +252,8 @@ impl Readiness {
         let entry = opcode::PollAdd::new(types::Fd(source.descriptor.as_raw_fd()), events as u32)
             .build()
             .user_data(Token::Readiness(key).encode());
-        // SAFETY: `armed` keeps the source, which owns the descriptor, until this poll's completion is reaped on this
-        // thread (`complete`). A poll refers to no memory.
+        // SAFETY: `armed` keeps the source, which owns the descriptor, until this poll's completion is reaped
+        // on this thread (`complete`). A poll refers to no memory.
         unsafe { uring.push(entry) };
     }
 
@@ -296,7 +299,8 @@ impl Readiness {
         self.hot.replace(hot);
     }
 
-    /// Ends a turn: everything hot is to be tried in the next one. Returns how many tasks were woken for that.
+    /// Ends a turn: everything hot is to be tried in the next one. Returns how many tasks were woken for
+    /// that.
     pub(super) fn wake_hot(&self) -> u32 {
         self.turn.set(self.turn.get() + 1);
         if self.hot.borrow().is_empty() {

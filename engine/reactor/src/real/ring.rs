@@ -10,17 +10,22 @@ use std::time::Duration;
 use io_uring::{opcode, types};
 
 use super::bell::Bell;
+use super::operations::{Acquire, Operations};
 use super::readiness::{Direction, Readiness, Source, Tried};
 use super::token::Token;
-use super::uring::{Completed, Uring};
+use super::uring::Uring;
 use super::{DriverSettings, clock};
 
 /// The io_uring of one reactor. Clones are the same ring.
 #[derive(Clone)]
 pub struct Ring(Rc<Shared>);
 
+/// How long a ring that is dropped waits for the operations that the kernel is still at work on.
+const EMPTYING_TIME_MAX: Duration = Duration::from_secs(5);
+
 struct Shared {
     readiness: Readiness,
+    operations: Operations,
     bell: Arc<Bell>,
     /// Last, so that it goes last: closing the ring ends the polls on what was above.
     uring: Uring,
@@ -30,6 +35,7 @@ impl Ring {
     pub(super) fn new(settings: &DriverSettings) -> io::Result<Self> {
         let ring = Self(Rc::new(Shared {
             readiness: Readiness::new(clock::now()),
+            operations: Operations::new(settings.file_operations.max(1)),
             bell: Arc::new(Bell::new()?),
             uring: Uring::new(settings.ring_entries)?,
         }));
@@ -41,6 +47,29 @@ impl Ring {
         &self.0.readiness
     }
 
+    pub(super) fn operations(&self) -> &Operations {
+        &self.0.operations
+    }
+
+    pub(super) fn uring(&self) -> &Uring {
+        &self.0.uring
+    }
+
+    /// Waits for a slot for an operation on a file.
+    pub(crate) fn operation(&self) -> Acquire {
+        Acquire::new(self.clone())
+    }
+
+    /// Whether the kernel takes commands for devices.
+    pub(crate) fn supports_commands(&self) -> bool {
+        self.0.uring.supports(opcode::UringCmd16::CODE)
+    }
+
+    /// Whether the kernel changes the length of files.
+    pub(crate) fn supports_truncate(&self) -> bool {
+        self.0.uring.supports(opcode::Ftruncate::CODE)
+    }
+
     pub(super) fn bell(&self) -> &Arc<Bell> {
         &self.0.bell
     }
@@ -48,6 +77,11 @@ impl Ring {
     /// System calls made for the ring so far: none while nothing is submitted and nothing completes.
     pub fn system_calls(&self) -> u64 {
         self.0.uring.entered()
+    }
+
+    /// Operations on files that the kernel is at work on.
+    pub fn file_operations(&self) -> usize {
+        self.0.operations.in_flight()
     }
 
     /// Sockets that nobody tries: the kernel is to tell when they can make progress.
@@ -78,8 +112,8 @@ impl Ring {
             .multi(true)
             .build()
             .user_data(Token::Bell.encode());
-        // SAFETY: the bell is open as long as the ring is: both belong to the same `Shared`, and the ring, dropped
-        // after it, submits nothing any more then. A poll refers to no memory.
+        // SAFETY: the bell is open as long as the ring is: both belong to the same `Shared`, and the ring,
+        // dropped after it, submits nothing any more then. A poll refers to no memory.
         unsafe { self.0.uring.push(entry) };
     }
 
@@ -99,34 +133,75 @@ impl Ring {
     }
 
     fn deliver(&self) -> u32 {
+        let (delivered, bell_stopped) = self.0.deliver();
+        if bell_stopped {
+            self.watch_bell();
+        }
+        delivered
+    }
+}
+
+impl Shared {
+    /// Delivers all completions. Their number, and whether the poll of the bell has ended.
+    fn deliver(&self) -> (u32, bool) {
         let mut delivered = 0;
+        let mut bell_stopped = false;
         loop {
             // Copied out first: whoever is woken may push to the ring.
-            let batch = self.0.uring.reap();
+            let batch = self.uring.reap();
             if batch.is_empty() {
-                return delivered;
+                return (delivered, bell_stopped);
             }
             for completed in batch {
-                delivered += u32::from(self.complete(completed));
+                match Token::decode(completed.user_data) {
+                    Some(Token::Bell) => bell_stopped |= !completed.more,
+                    Some(Token::Readiness(key)) => {
+                        self.readiness.complete(key);
+                        delivered += 1;
+                    }
+                    Some(Token::Operation(slot)) => {
+                        self.operations.complete(slot, completed.result);
+                        delivered += 1;
+                    }
+                    Some(Token::Ignore) | None => {}
+                }
             }
         }
     }
 
-    /// Whether it is an event for somebody.
-    fn complete(&self, completed: Completed) -> bool {
-        match Token::decode(completed.user_data) {
-            Some(Token::Bell) => {
-                if !completed.more {
-                    self.watch_bell();
-                }
-                false
-            }
-            Some(Token::Readiness(key)) => {
-                self.0.readiness.complete(key);
-                true
-            }
-            Some(Token::Operation(_)) => true,
-            Some(Token::Ignore) | None => false,
+    /// Cancels what can be cancelled, and waits until the kernel is done with the memory of all operations.
+    fn empty(&self) -> io::Result<()> {
+        for token in self.operations.tokens_in_flight() {
+            let entry = opcode::AsyncCancel::new(token.encode())
+                .build()
+                .user_data(Token::Ignore.encode());
+            // SAFETY: it refers to no memory and no descriptor.
+            unsafe { self.uring.push(entry) };
+        }
+        let deadline = clock::now() + EMPTYING_TIME_MAX;
+        while self.operations.in_flight() > 0 && clock::now() < deadline {
+            self.uring.submit_and_wait(Some(Duration::from_millis(10)))?;
+            self.deliver();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.operations.in_flight() == 0 {
+            return;
+        }
+        let emptied = self.empty();
+        let left = self.operations.in_flight();
+        if left > 0 {
+            // Memory that the kernel may still write to is never used again.
+            tracing::error!(
+                operations = left,
+                ?emptied,
+                "a drive does not answer: its buffers are given up"
+            );
+            self.operations.leak();
         }
     }
 }

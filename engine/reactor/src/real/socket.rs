@@ -15,12 +15,14 @@ pub(super) const LISTEN_BACKLOG: i32 = 1024;
 /// Settings of sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SocketSettings {
-    /// Bytes of the receive buffer, `SO_RCVBUF`. `None`, the default, leaves its size to the kernel, which adapts it.
+    /// Bytes of the receive buffer, `SO_RCVBUF`. `None`, the default, leaves its size to the kernel, which
+    /// adapts it.
     pub receive_buffer_bytes: Option<usize>,
-    /// Bytes of the send buffer, `SO_SNDBUF`. `None`, the default, leaves its size to the kernel, which adapts it.
+    /// Bytes of the send buffer, `SO_SNDBUF`. `None`, the default, leaves its size to the kernel, which
+    /// adapts it.
     pub send_buffer_bytes: Option<usize>,
-    /// Microseconds for which a socket that makes no progress is tried in every turn, before the kernel is asked to
-    /// tell when to try again. Default: 100.
+    /// Microseconds for which a socket that makes no progress is tried in every turn, before the kernel is
+    /// asked to tell when to try again. Default: 100.
     pub hot_us: u32,
 }
 

@@ -2,10 +2,10 @@
 //!
 //! Invariants:
 //! - The ring belongs to the thread that made it; it is neither `Send` nor `Sync`.
-//! - Entries enter the kernel in the order in which they were pushed: first the queue shared with the kernel, then, when
-//!   that is full, `backlog`. Pushing makes no system call and never fails.
-//! - `backlog` is bounded by those who push: a source has at most two polls and two cancellations under way, the
-//!   operation slots have a fixed number.
+//! - Entries enter the kernel in the order in which they were pushed: first the queue shared with the kernel,
+//!   then, when that is full, `backlog`. Pushing makes no system call and never fails.
+//! - `backlog` is bounded by those who push: a source has at most two polls and two cancellations under way,
+//!   the operation slots have a fixed number.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use io_uring::types::{SubmitArgs, Timespec};
-use io_uring::{IoUring, squeue};
+use io_uring::{IoUring, Probe, squeue};
 
 /// Completions taken from the ring at a time.
 pub(super) const COMPLETIONS_AT_A_TIME: usize = 64;
@@ -24,6 +24,8 @@ pub(super) const COMPLETIONS_AT_A_TIME: usize = 64;
 pub(super) struct Completed {
     /// What the operation was pushed with.
     pub(super) user_data: u64,
+    /// Not negative, or a negated error number.
+    pub(super) result: i32,
     /// Whether the same operation will complete again.
     pub(super) more: bool,
 }
@@ -31,6 +33,7 @@ pub(super) struct Completed {
 pub(super) struct Uring {
     ring: RefCell<IoUring>,
     backlog: RefCell<VecDeque<squeue::Entry>>,
+    probe: Probe,
     entered: Cell<u64>,
 }
 
@@ -42,14 +45,22 @@ impl Uring {
     /// When the kernel has no io_uring, forbids it, or has no memory for it.
     pub(super) fn new(entries: u32) -> io::Result<Self> {
         let ring = build(entries).map_err(explain)?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe).map_err(explain)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(explain(io::ErrorKind::Unsupported.into()));
         }
         Ok(Self {
             ring: RefCell::new(ring),
             backlog: RefCell::new(VecDeque::new()),
+            probe,
             entered: Cell::new(0),
         })
+    }
+
+    /// Whether the kernel knows an operation.
+    pub(super) fn supports(&self, opcode: u8) -> bool {
+        self.probe.is_supported(opcode)
     }
 
     /// System calls made so far.
@@ -63,8 +74,8 @@ impl Uring {
     ///
     /// From now until the completion with the entry's user data has been reaped:
     /// - the descriptor in it stays open;
-    /// - all memory it points to stays valid where it is, is not written by anybody, and is not read either if the
-    ///   operation writes to it.
+    /// - all memory it points to stays valid where it is, is not written by anybody, and is not read either
+    ///   if the operation writes to it.
     pub(super) unsafe fn push(&self, entry: squeue::Entry) {
         let mut backlog = self.backlog.borrow_mut();
         let mut ring = self.ring.borrow_mut();
@@ -132,8 +143,8 @@ impl Uring {
         match entered {
             Ok(_) => Ok(true),
             Err(error) => match error.raw_os_error() {
-                // A signal, the end of the waiting time, short of memory, or completions to be reaped first. What
-                // was not submitted stays queued for the next turn.
+                // A signal, the end of the waiting time, short of memory, or completions to be reaped first.
+                // What was not submitted stays queued for the next turn.
                 Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::ENOMEM | libc::EBUSY) => Ok(false),
                 _ => Err(error),
             },
@@ -148,6 +159,7 @@ impl Uring {
             .take(COMPLETIONS_AT_A_TIME)
             .map(|completion| Completed {
                 user_data: completion.user_data(),
+                result: completion.result(),
                 more: io_uring::cqueue::more(completion.flags()),
             })
             .collect()
@@ -181,8 +193,8 @@ fn build(entries: u32) -> io::Result<IoUring> {
 fn explain(error: io::Error) -> io::Error {
     let mend = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            "it is forbidden: set the sysctl kernel.io_uring_disabled to 0, and allow io_uring in the seccomp profile \
-             of the container"
+            "it is forbidden: set the sysctl kernel.io_uring_disabled to 0, and allow io_uring in the seccomp \
+             profile of the container"
         }
         Some(libc::ENOMEM) => "there is no memory for it: raise the limit of locked memory (ulimit -l)",
         Some(libc::EMFILE | libc::ENFILE) => {

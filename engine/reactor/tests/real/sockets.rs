@@ -1,16 +1,12 @@
 //! Sockets of both transports on reactor threads.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::{SLEEPY, eventually, reactor, settings};
+use crate::common::{SLEEPY, eventually, reactor, settings};
 use pollux_reactor::net::{
     Address, Listener, Stream, accept, attach, connect, listen, receive, receive_exact, send_all,
 };
@@ -244,7 +240,7 @@ fn idle_connections_cool_and_the_reactor_sleeps_until_one_of_them_moves() {
     assert!(after.iterations - before.iterations <= 2, "the reactor sleeps");
     for index in [0, 99, 50, 50] {
         requests.unbounded_send(index).unwrap();
-        answers.recv_timeout(common::PATIENCE).unwrap();
+        answers.recv_timeout(crate::common::PATIENCE).unwrap();
     }
 }
 

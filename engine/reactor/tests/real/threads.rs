@@ -1,7 +1,5 @@
 //! Tasks, messages, timers, panics and sleep on reactor threads.
 
-mod common;
-
 use std::cell::{Cell, RefCell};
 use std::future::{pending, poll_fn};
 use std::rc::Rc;
@@ -10,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, SLEEPY, eventually, reactor, settings};
+use crate::common::{PATIENCE, SLEEPY, eventually, reactor, settings};
 use pollux_reactor::real::{IdlePolicy, ReactorError, ReactorThread, Reactors};
 use pollux_reactor::{
     Elapsed, MAILBOX_CAPACITY, ReactorId, RemoteCallError, current, now, sleep, spawn, timeout, yield_now,

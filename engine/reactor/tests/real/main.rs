@@ -1,0 +1,9 @@
+//! Reactors on threads, with the sockets and files of this machine.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
+
+mod block_device;
+mod common;
+mod files;
+mod sockets;
+mod threads;
