@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+mod drive;
 mod driver;
 mod network;
 mod random;
@@ -14,6 +15,10 @@ mod trace;
 mod world;
 
 pub use clock::CLOCK_DRIFT_PPB_MAX;
+pub use drive::{
+    CrashCursor, CrashState, CutPoints, DriveCounters, DriveImage, Fault, Faults, Fill, Latency, Operation,
+    PowerLoss, Recorder, SECTOR_BYTES, SimDrive, SimDriveOptions,
+};
 pub use network::{BACKLOG_MAX, Chop, LinkRule, NetworkOptions};
 pub use random::{Random, Seed};
 pub use trace::TraceEntry;

@@ -8,6 +8,7 @@ use pollux_reactor::net::Address;
 use pollux_reactor::{Core, Instant};
 
 use super::{Inner, MachineId, SimReactor, upgrade};
+use crate::drive::PowerLoss;
 use crate::network::LinkRule;
 use crate::random::{Random, mix};
 use crate::timeline::Event;
@@ -56,7 +57,11 @@ impl Control {
     /// The hash of everything that has happened.
     pub fn trace_hash(&self) -> u64 {
         let inner = self.inner();
-        mix(inner.timeline.trace.hash(), inner.turns.get())
+        let machines = inner.machines.borrow();
+        let drives = machines.iter().flat_map(|machine| &machine.drives);
+        drives.fold(inner.timeline.trace.hash(), |hash, drive| {
+            mix(hash, drive.trace_hash())
+        })
     }
 
     /// The last of what has happened.
@@ -98,14 +103,21 @@ impl Control {
             Crash::Power => "power cut",
         };
         inner.timeline.note(name, u64::from(machine.0), 0);
+        // First of all nothing gets out any more: not by the network, not to a drive. Then the tasks are dropped.
         match crash {
             Crash::Process => inner.network.kill_processes(machine),
             Crash::Power => inner.network.power_off(machine),
         }
+        for drive in self.drives(machine) {
+            match crash {
+                Crash::Process => drive.disconnect(),
+                Crash::Power => drive.power_loss(PowerLoss::Any),
+            }
+        }
         if inner.turning.get() == Some(machine) {
-            inner.crashes_due.borrow_mut().push((machine, crash));
+            inner.crashes_due.borrow_mut().push(machine);
         } else {
-            inner.clear_machine(machine, crash);
+            inner.clear_machine(machine);
         }
     }
 
@@ -212,7 +224,7 @@ impl Control {
 
 impl Inner {
     /// Drops everything that runs on a machine.
-    pub(super) fn clear_machine(&self, machine: MachineId, _crash: Crash) {
+    pub(super) fn clear_machine(&self, machine: MachineId) {
         let reactors = self.reactors.borrow().len();
         for index in 0..reactors {
             let core = self

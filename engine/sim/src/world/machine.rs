@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pollux_hugepages::{BufferPool, PoolOptions};
@@ -11,6 +12,7 @@ use pollux_reactor::{Core, Instant, ReactorHandle, ReactorId};
 
 use super::{Control, Inner, MachineId, SimTask};
 use crate::clock::MachineClock;
+use crate::drive::{SimDrive, SimDriveOptions};
 use crate::driver::SimDriver;
 
 /// How a machine is.
@@ -27,6 +29,7 @@ pub(super) struct Machine {
     pub(super) address: IpAddr,
     pub(super) clock: Rc<MachineClock>,
     pub(super) up: bool,
+    pub(super) drives: Vec<Arc<SimDrive>>,
 }
 
 /// A reactor of a simulated machine; the same one after a restart. Ends with its world.
@@ -104,6 +107,7 @@ impl Control {
             address: inner.network.add_host(id),
             clock: Rc::new(MachineClock::new(options.clock_offset, options.clock_drift_ppb)),
             up: true,
+            drives: Vec::new(),
         });
         inner.timeline.note("machine added", u64::from(id.0), 0);
         id
@@ -125,6 +129,30 @@ impl Control {
             random: inner.seed.stream("turn cost", index as u64),
         });
         SimReactor { index, machine }
+    }
+
+    /// Puts a new drive into a machine. It shares the machine's crashes, and stays what it is through its restarts.
+    pub fn add_drive(&self, machine: MachineId, name: &str, options: SimDriveOptions) -> Arc<SimDrive> {
+        let inner = self.inner();
+        let number = inner.next_drive.get();
+        inner.next_drive.set(number + 1);
+        let drive = SimDrive::new(name, options, inner.seed.stream("drive seed", number).u64());
+        self.insert_drive(machine, &drive);
+        drive
+    }
+
+    /// Puts a drive into a machine that was made elsewhere, or was in another machine.
+    pub fn insert_drive(&self, machine: MachineId, drive: &Arc<SimDrive>) {
+        let inner = self.inner();
+        for entry in inner.machines.borrow_mut().iter_mut() {
+            entry.drives.retain(|known| !Arc::ptr_eq(known, drive));
+        }
+        self.with_machine(machine, |entry| entry.drives.push(drive.clone()));
+    }
+
+    /// The drives of a machine, in the order in which they were put in.
+    pub fn drives(&self, machine: MachineId) -> Vec<Arc<SimDrive>> {
+        self.with_machine(machine, |entry| entry.drives.clone())
     }
 
     /// The reactors of a machine, in the order in which they were added.

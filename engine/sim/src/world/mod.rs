@@ -81,11 +81,12 @@ struct Inner {
     /// Picks who runs first.
     scheduling: RefCell<Random>,
     next_reactor_id: Cell<u32>,
+    next_drive: Cell<u64>,
     turns: Cell<u64>,
     /// The machine whose reactor is in its turn now.
     turning: Cell<Option<MachineId>>,
-    /// Crashes of the machine in its turn, done right after it.
-    crashes_due: RefCell<Vec<(MachineId, Crash)>>,
+    /// Machines that crashed in their own turn, cleared right after it.
+    crashes_due: RefCell<Vec<MachineId>>,
 }
 
 /// A simulated world. See the [module](self).
@@ -114,6 +115,7 @@ impl World {
             reactors: RefCell::default(),
             scheduling: RefCell::new(seed.stream("scheduling", 0)),
             next_reactor_id: Cell::new(0),
+            next_drive: Cell::new(0),
             turns: Cell::new(0),
             turning: Cell::new(None),
             crashes_due: RefCell::default(),

@@ -201,8 +201,8 @@ impl Inner {
             slot.busy_until = slot.busy_until.max(self.timeline.now() + cost);
             slot.poller_waiting = turn.poller_waiting;
         }
-        for (machine, crash) in self.crashes_due.take() {
-            self.clear_machine(machine, crash);
+        for machine in self.crashes_due.take() {
+            self.clear_machine(machine);
         }
     }
 }
