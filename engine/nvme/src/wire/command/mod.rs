@@ -10,12 +10,14 @@
 //! Over fabrics, byte 4 of a submission with opcode 7Fh is the fabrics command type (Base 2.0, 6), there are no PRPs, and
 //! SQID and phase tag are reserved.
 
+mod admin;
 mod entry;
 mod fabrics;
 mod nvm;
 mod opcode;
 mod sgl;
 
+pub use admin::{Abort, FormatNvm, GetFeatures, GetLogPage, Identify, SecureErase, SetFeatures};
 pub use entry::{CompletionEntry, Fuse, SubmissionEntry};
 pub use fabrics::{
     CONNECT_DATA_BYTES, Connect, ConnectAttributes, ConnectData, ConnectRefusal, ConnectResult,
