@@ -1,0 +1,284 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pollux_device::ByteSize;
+
+use crate::settings::{
+    ControlAddress, CoreList, IdleSettings, LogFormat, NamespaceSettings, Settings, SettingsError,
+};
+
+/// Where `namespace` looks for an engine unless told otherwise.
+pub const CONTROL_SOCKET: &str = "unix:/run/pollux/engine.sock";
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Serves block devices over NVMe/TCP, on polled reactors.
+#[derive(Debug, Parser)]
+#[command(name = "pollux-engine", version, styles = STYLES, arg_required_else_help = true, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve devices over NVMe/TCP until SIGINT or SIGTERM.
+    Serve(ServeArguments),
+    /// Tell what this machine offers to an engine, and the command that mends each problem.
+    Doctor(DoctorArguments),
+    /// List and change the namespaces of a running engine.
+    Namespace(NamespaceArguments),
+    /// Print the version.
+    Version,
+}
+
+/// `serve`.
+#[derive(Debug, Default, Args)]
+#[command(after_help = "\
+Devices:
+  null:///NAME?size=1TiB            swallows writes, reads zeros
+  malloc:///NAME?size=1GiB          memory
+  uring:///PATH?size=10GiB          file or block device
+  nvmf://HOST:4420/NQN              namespace of another NVMe/TCP target
+  faulty:///URI?...                 another device, with faults
+
+Example:
+  pollux-engine serve malloc:///demo?size=1GiB --nvmf 0.0.0.0:4420 --cores 2,3")]
+pub struct ServeArguments {
+    /// Devices to serve: each becomes the next namespace.
+    #[arg(value_name = "URI")]
+    pub uris: Vec<String>,
+
+    /// Settings in TOML; what is given here overrides them.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// One reactor pinned to each of these cores, as 0,2-5 [default: one reactor, not pinned].
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<CoreList>,
+
+    /// Where NVMe/TCP hosts connect; may be given more than once, port 0 takes a free one
+    /// [default: 127.0.0.1:4420].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub nvmf: Vec<SocketAddr>,
+
+    /// Serve the control interface (gRPC) at unix:PATH or 127.0.0.1:PORT [default: off].
+    #[arg(long, value_name = "ADDRESS")]
+    pub grpc: Option<ControlAddress>,
+
+    /// What an idle reactor does: `poll` for the lowest latency, `adaptive` to leave the core alone
+    /// [default: adaptive].
+    #[arg(long, value_name = "POLICY")]
+    pub idle: Option<IdleSettings>,
+
+    /// How long an adaptive reactor looks for work before it sleeps, in microseconds [default: 50].
+    #[arg(long, value_name = "N")]
+    pub spin_us: Option<u64>,
+
+    /// Buffers of each reactor [default: 64MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+
+    /// How long stopping may take, in milliseconds [default: 30000].
+    #[arg(long, value_name = "MS")]
+    pub drain_timeout_ms: Option<u64>,
+
+    /// Text for people, or JSON for machines [default: text].
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// The least that is logged: error, warn, info, debug, trace, or TARGET=LEVEL,... [default: info].
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+impl ServeArguments {
+    /// The settings of the file, if one is given, overridden by the arguments, and checked.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError`].
+    pub fn settings(&self) -> Result<Settings, SettingsError> {
+        let mut settings = match &self.config {
+            Some(path) => Settings::from_file(path)?,
+            None => Settings::default(),
+        };
+        let reactors = &mut settings.reactors;
+        replace(&mut reactors.cores, &self.cores);
+        replace(&mut reactors.idle, &self.idle);
+        replace(&mut reactors.spin_us, &self.spin_us);
+        replace(&mut reactors.memory, &self.memory);
+        if !self.nvmf.is_empty() {
+            settings.nvmf.listen.clone_from(&self.nvmf);
+        }
+        if self.grpc.is_some() {
+            settings.grpc.listen.clone_from(&self.grpc);
+        }
+        replace(&mut settings.shutdown.drain_timeout_ms, &self.drain_timeout_ms);
+        replace(&mut settings.log.format, &self.log_format);
+        replace(&mut settings.log.level, &self.log_level);
+        let added = self.uris.iter().map(|uri| NamespaceSettings::new(uri));
+        settings.namespaces.extend(added);
+        settings.check()?;
+        Ok(settings)
+    }
+}
+
+fn replace<T: Clone>(setting: &mut T, given: &Option<T>) {
+    if let Some(given) = given {
+        setting.clone_from(given);
+    }
+}
+
+/// `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// How to print it.
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+}
+
+/// How answers are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For machines.
+    Json,
+}
+
+/// `namespace`.
+#[derive(Debug, Args)]
+pub struct NamespaceArguments {
+    /// The control interface of the engine.
+    #[arg(long, value_name = "ADDRESS", default_value = CONTROL_SOCKET, global = true)]
+    pub grpc: ControlAddress,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: NamespaceCommand,
+}
+
+/// What to do with namespaces.
+#[derive(Debug, Subcommand)]
+pub enum NamespaceCommand {
+    /// List what is served.
+    List {
+        /// How to print it.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+    /// Open a device and serve it.
+    Add {
+        /// The device.
+        #[arg(value_name = "URI")]
+        uri: String,
+        /// The identifier it is to have [default: the lowest free one].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        id: Option<u32>,
+        /// How to print it.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+    /// Stop serving a namespace, flush and close its device.
+    Remove {
+        /// Its identifier.
+        #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+        id: u32,
+    },
+    /// Change the size of a device while it is served.
+    Resize {
+        /// Its identifier.
+        #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+        id: u32,
+        /// Its new size, such as 2GiB.
+        #[arg(value_name = "SIZE")]
+        size: ByteSize,
+        /// How to print it.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn serve(arguments: &[&str]) -> ServeArguments {
+        let all = ["pollux-engine", "serve"].iter().chain(arguments);
+        match Cli::try_parse_from(all).expect("valid arguments").command {
+            Command::Serve(arguments) => arguments,
+            other => unreachable!("parsed {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_makes_sense() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_override_the_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("engine.toml");
+        let text = "[reactors]\nspin_us = 7\nidle = \"poll\"\n[[namespaces]]\nuri = \"null:///a\"\n";
+        std::fs::write(&path, text).expect("written");
+        let path = path.to_str().expect("UTF-8");
+        let settings = serve(&[
+            "--config",
+            path,
+            "--spin-us",
+            "9",
+            "--nvmf",
+            "[::1]:0",
+            "null:///b",
+        ])
+        .settings()
+        .expect("valid settings");
+        assert_eq!(settings.reactors.spin_us, 9);
+        assert_eq!(settings.reactors.idle, IdleSettings::Poll);
+        assert_eq!(settings.nvmf.listen.len(), 1);
+        let uris: Vec<&str> = settings
+            .namespaces
+            .iter()
+            .map(|namespace| namespace.uri.as_str())
+            .collect();
+        assert_eq!(uris, ["null:///a", "null:///b"]);
+    }
+
+    #[test]
+    fn grpc_is_off_unless_given() {
+        assert_eq!(serve(&["null:///a"]).grpc, None);
+        let given = serve(&["--grpc", CONTROL_SOCKET, "null:///a"]).grpc;
+        assert_eq!(given, CONTROL_SOCKET.parse().ok());
+    }
+
+    #[test]
+    fn defaults_told_in_the_help_are_the_defaults() {
+        let mut command = Cli::command();
+        let serve = command.find_subcommand_mut("serve").expect("there is one");
+        let help = serve.render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        let defaults = Settings::default();
+        for told in [
+            defaults.nvmf.listen[0].to_string(),
+            defaults.reactors.spin_us.to_string(),
+            "64MiB".to_owned(),
+            defaults.shutdown.drain_timeout_ms.to_string(),
+        ] {
+            assert!(help.contains(&format!("[default: {told}]")), "{told}\n{help}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Settings from a file, and what is wrong with it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Settings;
+
+/// Longest settings file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What is wrong with the settings: where, and how to mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("cannot read the settings in {}: {source}; check the path and its permissions", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The file is not a settings file.
+    #[error(
+        "{} is {bytes} bytes long, and settings are {FILE_BYTES_MAX} at most: is it the right file?", .path.display()
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        bytes: u64,
+    },
+    /// The file says something that cannot be understood.
+    #[error("{}:{line}:{column}: {message}", .path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The column, from 1.
+        column: usize,
+        /// What is wrong there.
+        message: String,
+    },
+    /// A field is out of its bounds.
+    #[error("the setting {field} is out of bounds: set it to {bounds}")]
+    Value {
+        /// The field, with the tables it is in.
+        field: &'static str,
+        /// What it can be.
+        bounds: &'static str,
+    },
+}
+
+impl Settings {
+    /// Reads a file.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError::Read`], [`SettingsError::TooLong`] and [`SettingsError::Syntax`].
+    pub fn from_file(path: &Path) -> Result<Self, SettingsError> {
+        let read = |source| SettingsError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let bytes = std::fs::metadata(path).map_err(read)?.len();
+        if bytes > FILE_BYTES_MAX {
+            let path = path.to_owned();
+            return Err(SettingsError::TooLong { path, bytes });
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        Self::from_toml(path, &text)
+    }
+
+    /// Understands the text of a file; `path` is for errors.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError::Syntax`].
+    pub fn from_toml(path: &Path, text: &str) -> Result<Self, SettingsError> {
+        toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            let (line, column) = position(text, at);
+            SettingsError::Syntax {
+                path: path.to_owned(),
+                line,
+                column,
+                message: for_people(error.message()),
+            }
+        })
+    }
+}
+
+/// Line and column, from 1, of a byte in a text.
+fn position(text: &str, at: usize) -> (usize, usize) {
+    let before: Vec<char> = text
+        .char_indices()
+        .take_while(|(index, _)| *index < at)
+        .map(|(_, character)| character)
+        .collect();
+    let line = before.iter().filter(|character| **character == '\n').count() + 1;
+    let column = before
+        .iter()
+        .rev()
+        .take_while(|character| **character != '\n')
+        .count()
+        + 1;
+    (line, column)
+}
+
+/// What the parser says, in one line and with the words of this program.
+fn for_people(message: &str) -> String {
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.replace("unknown field", "unknown key")
+        .replace("there are no fields", "there are no keys here")
+}

@@ -1,0 +1,279 @@
+//! Settings of the daemon: one struct, read from a TOML file and overridden by the command line.
+//!
+//! Every field has a default, and every key that is not known is an error with its line: a typing error must not
+//! become a setting that silently does nothing. `docs/pollux-engine.toml` is the annotated example; a test compares
+//! it with the defaults here.
+
+mod control;
+mod cores;
+mod file;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use pollux_device::ByteSize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use control::{ControlAddress, ControlAddressError};
+pub use cores::{CORES_MAX, CoreList, CoreListError};
+pub use file::SettingsError;
+
+/// The port that NVMe/TCP has by assignment (IANA `nvme`).
+pub const NVMF_PORT: u16 = 4420;
+
+/// What hosts connect to unless something else is set.
+pub const SUBSYSTEM_NQN: &str = "nqn.2026-11.io.pollux:serve";
+
+/// Buffers of one reactor, at least: a few transfers of the largest size.
+pub const MEMORY_BYTES_MIN: u64 = 8 << 20;
+
+/// Buffers of one reactor, at most.
+pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
+
+/// The longest time that stopping may take.
+pub const DRAIN_TIMEOUT_MS_MAX: u64 = 3_600_000;
+
+/// The longest time that a reactor may look for work before it sleeps.
+pub const SPIN_US_MAX: u64 = 1_000_000;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The threads that move the data.
+    pub reactors: ReactorSettings,
+    /// NVMe over TCP.
+    pub nvmf: NvmfSettings,
+    /// The interface that the engine is controlled by.
+    pub grpc: GrpcSettings,
+    /// How the engine stops.
+    pub shutdown: ShutdownSettings,
+    /// What is told, and how.
+    pub log: LogSettings,
+    /// What is served from the start on, in this order. Default: nothing.
+    pub namespaces: Vec<NamespaceSettings>,
+}
+
+/// The threads that move the data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReactorSettings {
+    /// One reactor for each of these cores, pinned to it. Default: none, which is one reactor that is not pinned.
+    pub cores: CoreList,
+    /// What a reactor does when there is nothing to do. Default: `adaptive`.
+    pub idle: IdleSettings,
+    /// How long an adaptive reactor looks for work before it sleeps, in microseconds. Default: 50.
+    pub spin_us: u64,
+    /// Buffers of each reactor, in bytes, on huge pages where there are any: a number, or a text with a unit.
+    /// Default: 64 MiB.
+    #[serde(with = "size")]
+    pub memory: ByteSize,
+}
+
+impl Default for ReactorSettings {
+    fn default() -> Self {
+        Self {
+            cores: CoreList::default(),
+            idle: IdleSettings::Adaptive,
+            spin_us: 50,
+            memory: ByteSize(64 << 20),
+        }
+    }
+}
+
+/// What a reactor does when there is nothing to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum IdleSettings {
+    /// Looks again and never sleeps: the lowest latency, and a whole core even when idle.
+    Poll,
+    /// Looks for a while, then sleeps until something happens.
+    #[default]
+    Adaptive,
+}
+
+/// NVMe over TCP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NvmfSettings {
+    /// Where hosts connect, as ADDRESS:PORT; port 0 takes a free one. Default: 127.0.0.1:4420.
+    pub listen: Vec<SocketAddr>,
+    /// The NVMe qualified name of the subsystem that all namespaces belong to.
+    /// Default: `nqn.2026-11.io.pollux:serve`.
+    pub subsystem: String,
+}
+
+impl Default for NvmfSettings {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, NVMF_PORT))],
+            subsystem: SUBSYSTEM_NQN.to_owned(),
+        }
+    }
+}
+
+/// The interface that the engine is controlled by.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GrpcSettings {
+    /// Where it listens: `unix:PATH`, or ADDRESS:PORT on the loopback interface. Default: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<ControlAddress>,
+}
+
+/// How the engine stops.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShutdownSettings {
+    /// How long commands under way may take to end, and devices to flush, in milliseconds. After that the engine
+    /// leaves with an error. Default: 30,000.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for ShutdownSettings {
+    fn default() -> Self {
+        Self {
+            drain_timeout_ms: 30_000,
+        }
+    }
+}
+
+impl ShutdownSettings {
+    /// The timeout.
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
+}
+
+/// What is told, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSettings {
+    /// For people or for machines. Default: `text`.
+    pub format: LogFormat,
+    /// The least that is told: `error`, `warn`, `info`, `debug` or `trace`; single parts of the engine by
+    /// `TARGET=LEVEL`, separated by commas. Default: `info`.
+    pub level: String,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            level: "info".to_owned(),
+        }
+    }
+}
+
+/// For whom the log is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What is served from the start on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamespaceSettings {
+    /// The URI of its device. No default.
+    pub uri: String,
+    /// Its identifier, 1 or more. Default: the lowest free one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+}
+
+impl NamespaceSettings {
+    /// The device at `uri`, under the next identifier.
+    pub fn new(uri: &str) -> Self {
+        Self {
+            uri: uri.to_owned(),
+            id: None,
+        }
+    }
+}
+
+impl Settings {
+    /// Checks what no single field can tell.
+    ///
+    /// # Errors
+    ///
+    /// [`SettingsError::Value`] with the name of the field and what it can be.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let checks = [
+            (
+                "reactors.memory",
+                (MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&self.reactors.memory.0),
+                "from 8MiB to 1TiB",
+            ),
+            (
+                "reactors.spin_us",
+                self.reactors.spin_us <= SPIN_US_MAX,
+                "1000000 at most",
+            ),
+            (
+                "shutdown.drain_timeout_ms",
+                (1..=DRAIN_TIMEOUT_MS_MAX).contains(&self.shutdown.drain_timeout_ms),
+                "from 1 to 3600000",
+            ),
+            (
+                "nvmf.listen",
+                !self.nvmf.listen.is_empty(),
+                "one address at least",
+            ),
+            (
+                "namespaces.id",
+                self.namespaces.iter().all(|namespace| namespace.id != Some(0)),
+                "1 or more",
+            ),
+        ];
+        match checks.into_iter().find(|(_, valid, _)| !valid) {
+            Some((field, _, bounds)) => Err(SettingsError::Value { field, bounds }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Sizes in files: a number of bytes, or a text with a unit.
+mod size {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(size: &ByteSize, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(size)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = ByteSize;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a size such as \"64MiB\" or a number of bytes")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteSize, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<ByteSize, E> {
+                u64::try_from(bytes)
+                    .map(ByteSize)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(bytes), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<ByteSize, E> {
+                Ok(ByteSize(bytes))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests;
