@@ -23,6 +23,7 @@ mod error;
 pub mod events;
 pub mod faulty;
 mod geometry;
+mod grow;
 mod malloc;
 mod null;
 mod registry;
@@ -33,6 +34,7 @@ pub use completion::Completion;
 pub use error::{IoError, NvmeStatus};
 pub use faulty::{Faults, FaultyDevice, FaultyOpener};
 pub use geometry::{Geometry, GeometryError};
+pub use grow::{GrowError, Growing};
 pub use malloc::{MallocDevice, MallocError, MallocOpener, MallocOptions};
 pub use null::{NullDevice, NullOpener};
 pub use registry::{OpenError, Opener, Opening, Registry};
@@ -60,6 +62,13 @@ pub trait Device: Send + Sync {
     /// A stream of what happens to the device as a whole, from now on; every subscriber receives every event.
     /// Slow subscribers lose the oldest events and see the newest state by asking [`Device::geometry`].
     fn subscribe(&self) -> events::Subscription;
+
+    /// Makes the device larger while it is in use, `bytes` in all, and tells the subscribers. To be called on a
+    /// reactor, which is not blocked meanwhile. The same size as now is no error.
+    fn grow_to(self: Arc<Self>, bytes: u64) -> Growing {
+        let _ = bytes;
+        Box::pin(std::future::ready(Err(GrowError::Unsupported)))
+    }
 
     /// Counters of its health that a SMART log reports; zeros where the medium has none.
     fn health(&self) -> Health {

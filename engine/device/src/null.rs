@@ -5,11 +5,13 @@
 use std::future::ready;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::completion::Completion;
 use crate::error::IoError;
-use crate::events::{Publisher, Subscription};
+use crate::events::{DeviceEvent, Publisher, Subscription};
 use crate::geometry::Geometry;
+use crate::grow::{GrowError, Growing};
 use crate::registry::{OpenError, Opener, Opening, Registry};
 use crate::request::{Reply, Request};
 use crate::uri::{ByteSize, DeviceUri};
@@ -22,7 +24,9 @@ pub(crate) const DEFAULT_BLOCK_BYTES: u32 = 4096;
 #[derive(Debug)]
 pub struct NullDevice {
     name: String,
+    /// The geometry but for the block count.
     geometry: Geometry,
+    blocks: AtomicU64,
     publisher: Publisher,
 }
 
@@ -35,8 +39,25 @@ impl NullDevice {
                 deallocates: false,
                 ..geometry
             },
+            blocks: AtomicU64::new(geometry.blocks),
             publisher: Publisher::default(),
         })
+    }
+
+    fn set_bytes(&self, bytes: u64) -> Result<(), GrowError> {
+        let blocks = Geometry::new(bytes, self.geometry.block_bytes)?.blocks;
+        let before = self.blocks.fetch_max(blocks, Ordering::Relaxed);
+        match before.cmp(&blocks) {
+            std::cmp::Ordering::Less => self.publisher.publish(DeviceEvent::Resized),
+            std::cmp::Ordering::Equal => {}
+            std::cmp::Ordering::Greater => {
+                return Err(GrowError::Shrink {
+                    from_bytes: self.geometry().bytes(),
+                    to_bytes: bytes,
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -46,32 +67,37 @@ impl Device for NullDevice {
     }
 
     fn geometry(&self) -> Geometry {
-        self.geometry
+        Geometry {
+            blocks: self.blocks.load(Ordering::Relaxed),
+            ..self.geometry
+        }
     }
 
     fn attach(self: Arc<Self>) -> Attaching {
-        let queue: Rc<dyn BlockDevice> = Rc::new(NullQueue {
-            geometry: self.geometry,
-        });
+        let queue: Rc<dyn BlockDevice> = Rc::new(NullQueue { device: self });
         Box::pin(ready(Ok(queue)))
     }
 
     fn subscribe(&self) -> Subscription {
         self.publisher.subscribe()
     }
+
+    fn grow_to(self: Arc<Self>, bytes: u64) -> Growing {
+        Box::pin(ready(self.set_bytes(bytes)))
+    }
 }
 
 struct NullQueue {
-    geometry: Geometry,
+    device: Arc<NullDevice>,
 }
 
 impl BlockDevice for NullQueue {
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.device.geometry()
     }
 
     fn submit(&self, request: Request) -> Completion {
-        if let Err(error) = request.check(&self.geometry) {
+        if let Err(error) = request.check(&self.device.geometry()) {
             return Completion::failed(error);
         }
         match request {

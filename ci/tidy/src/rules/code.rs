@@ -42,8 +42,8 @@ const BANNED: &[(&str, Scope, &str)] = &[
         Scope::Everywhere,
         "a test that does not run is no test: mend it or delete it",
     ),
-    ("allow(dead_code)", Scope::Everywhere, "delete what nothing uses"),
-    ("allow(unused", Scope::Everywhere, "delete what nothing uses"),
+    ("allow(dead_code", Scope::Product, "delete what nothing uses"),
+    ("allow(unused", Scope::Product, "delete what nothing uses"),
     (
         ".unwrap()",
         Scope::Product,

@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::events::Subscription;
 use crate::geometry::Geometry;
+use crate::grow::Growing;
 use crate::registry::{Opener, Opening, Registry};
 use crate::uri::DeviceUri;
 use crate::{Attaching, BlockDevice, Device, Health};
@@ -76,6 +77,10 @@ impl Device for FaultyDevice {
 
     fn subscribe(&self) -> Subscription {
         self.inner.subscribe()
+    }
+
+    fn grow_to(self: Arc<Self>, bytes: u64) -> Growing {
+        self.inner.clone().grow_to(bytes)
     }
 
     fn health(&self) -> Health {

@@ -23,6 +23,7 @@ use crate::completion::Completion;
 use crate::error::IoError;
 use crate::events::{DeviceEvent, Publisher, Subscription};
 use crate::geometry::{Geometry, GeometryError};
+use crate::grow::{GrowError, Growing};
 use crate::null::DEFAULT_BLOCK_BYTES;
 use crate::registry::{OpenError, Opener, Opening, Registry};
 use crate::request::{Gather, Reply, Request};
@@ -325,6 +326,29 @@ impl Device for MallocDevice {
 
     fn subscribe(&self) -> Subscription {
         self.publisher.subscribe()
+    }
+
+    fn grow_to(self: Arc<Self>, bytes: u64) -> Growing {
+        Box::pin(async move {
+            let added = bytes.saturating_sub(self.space.bytes());
+            let grown = if added <= MAP_INLINE_BYTES_MAX {
+                MallocDevice::resize(&self, bytes)
+            } else {
+                let resized = blocking::run(move || MallocDevice::resize(&self, bytes)).await;
+                resized.unwrap_or(Err(MallocError::NoThread))
+            };
+            grown.map_err(GrowError::from)
+        })
+    }
+}
+
+impl From<MallocError> for GrowError {
+    fn from(error: MallocError) -> Self {
+        match error {
+            MallocError::Geometry(error) => Self::Geometry(error),
+            MallocError::Shrink { from_bytes, to_bytes } => Self::Shrink { from_bytes, to_bytes },
+            other => Self::failed(other),
+        }
     }
 }
 
