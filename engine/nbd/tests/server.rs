@@ -98,7 +98,9 @@ fn refused_requests_leave_the_connection_usable() {
         run(40 + seed as u64, move |address| async move {
             let mut client = Client::open(&address, "disk", style).await;
             let block = [7; 4096];
-            let cases: [(u16, u16, u64, u64, &[u8], u32); 9] = [
+            // Kind, flags, offset, length, data and the error.
+            type Case<'a> = (u16, u16, u64, u64, &'a [u8], u32);
+            let cases: [Case<'_>; 9] = [
                 (WRITE, 0, DISK_BYTES, 4096, &block, ENOSPC),
                 (WRITE, 0, u64::MAX - 4095, 4096, &block, ENOSPC),
                 (WRITE, 0, 1, 4096, &block, EINVAL),
