@@ -29,6 +29,7 @@ mod null;
 mod registry;
 mod request;
 pub mod uri;
+mod uring;
 
 pub use completion::Completion;
 pub use error::{IoError, NvmeStatus};
@@ -40,6 +41,7 @@ pub use null::{NullDevice, NullOpener};
 pub use registry::{OpenError, Opener, Opening, Registry};
 pub use request::{Gather, Reply, Request, ZeroOptions};
 pub use uri::{ByteSize, DeviceUri, UriError};
+pub use uring::{UringDevice, UringError, UringOpener, UringOptions};
 
 use std::future::Future;
 use std::pin::Pin;
@@ -63,8 +65,8 @@ pub trait Device: Send + Sync {
     /// Slow subscribers lose the oldest events and see the newest state by asking [`Device::geometry`].
     fn subscribe(&self) -> events::Subscription;
 
-    /// Makes the device larger while it is in use, `bytes` in all, and tells the subscribers. To be called on a
-    /// reactor, which is not blocked meanwhile. The same size as now is no error.
+    /// Makes the device larger while it is in use, `bytes` in all, and tells the subscribers. To be called on
+    /// a reactor, which is not blocked meanwhile. The same size as now is no error.
     fn grow_to(self: Arc<Self>, bytes: u64) -> Growing {
         let _ = bytes;
         Box::pin(std::future::ready(Err(GrowError::Unsupported)))

@@ -11,6 +11,7 @@ use crate::faulty::FaultyOpener;
 use crate::malloc::MallocOpener;
 use crate::null::NullOpener;
 use crate::uri::{DeviceUri, NESTING_MAX, UriError};
+use crate::uring::UringOpener;
 
 /// Why a device could not be opened: one line that tells the URI, what is wrong, and how to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -66,11 +67,12 @@ impl Registry {
         Self::default()
     }
 
-    /// The schemes of this crate.
+    /// The schemes of this crate: `null`, `malloc`, `uring` and `faulty`.
     pub fn standard() -> Self {
         let mut registry = Self::empty();
         registry.register("null", Arc::new(NullOpener));
         registry.register("malloc", Arc::new(MallocOpener));
+        registry.register("uring", Arc::new(UringOpener));
         registry.register("faulty", Arc::new(FaultyOpener));
         registry
     }

@@ -45,6 +45,7 @@ unsafe impl GlobalAlloc for Counting {
 static COUNTING: Counting = Counting;
 
 const DEPTH: u64 = 128;
+const ROUNDS: u64 = 30;
 const BLOCK_BYTES: usize = 4096;
 
 /// One queue full of requests of every kind: reads, and writes, compares and zeros of some.
@@ -73,23 +74,24 @@ async fn round(queue: &Rc<dyn BlockDevice>, in_flight: &mut Vec<Completion>) {
     }
 }
 
-fn check(uri: &'static str) {
+fn check(uri: &str) {
+    let uri = uri.to_owned();
     on_reactor(move || async move {
-        let device = open(uri).await.expect(uri);
-        let queue = device.attach().await.expect(uri);
+        let device = open(&uri).await.expect(&uri);
+        let queue = device.attach().await.expect(&uri);
         let mut in_flight = Vec::with_capacity(DEPTH as usize);
         for _ in 0..8 {
             round(&queue, &mut in_flight).await;
         }
         let before = ALLOCATIONS.get();
-        for _ in 0..100 {
+        for _ in 0..ROUNDS {
             round(&queue, &mut in_flight).await;
         }
         assert_eq!(
             ALLOCATIONS.get() - before,
             0,
             "{uri}: allocations in {} requests",
-            100 * DEPTH
+            ROUNDS * DEPTH
         );
     });
 }
@@ -102,6 +104,16 @@ fn null() {
 #[test]
 fn malloc() {
     check("malloc:///memory?size=64MiB");
+}
+
+/// With flushes, which all requests of a round share.
+#[test]
+fn uring() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    for parameters in ["", "&direct=false"] {
+        let path = directory.path().join("disk");
+        check(&format!("uring://{}?size=64MiB{parameters}", path.display()));
+    }
 }
 
 #[test]

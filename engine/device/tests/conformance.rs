@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{TestReactors, block_on, on_reactor, open};
+use common::{LoopDevice, TestReactors, block_on, on_reactor, open};
 use pollux_device::conformance::{self, Expectations};
 
 const FRESH: Expectations = Expectations {
@@ -10,17 +10,19 @@ const FRESH: Expectations = Expectations {
     stores: true,
 };
 
-fn check(uri: &'static str, expectations: Expectations) {
+fn check(uri: &str, expectations: Expectations) {
+    let uri = uri.to_owned();
     on_reactor(move || async move {
-        let device = open(uri).await.expect(uri);
+        let device = open(&uri).await.expect(&uri);
         conformance::check(device, expectations).await;
     });
 }
 
-fn check_shared(uri: &'static str) {
+fn check_shared(uri: &str) {
     let reactors = TestReactors::start(3);
     let handles = reactors.handles();
-    let device = block_on(handles[0].call(move || async move { open(uri).await.expect(uri) }));
+    let uri = uri.to_owned();
+    let device = block_on(handles[0].call(move || async move { open(&uri).await.expect(&uri) }));
     block_on(conformance::check_shared(
         device.expect("the reactor runs"),
         &handles,
@@ -62,6 +64,81 @@ fn faulty_with_delays() {
         "faulty:///malloc:///memory?inner.size=32MiB&inner.block=512&any.delay=0us..20us;probability=0.2&seed=3",
         FRESH,
     );
+}
+
+/// A file on the disk, in the directory where the tests were built, and one in memory if there is such a
+/// place.
+fn directories() -> Vec<tempfile::TempDir> {
+    let in_memory = std::path::Path::new("/dev/shm");
+    let places = [
+        Some(std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))),
+        in_memory.exists().then_some(in_memory),
+    ];
+    let made = places.into_iter().flatten().map(tempfile::tempdir_in);
+    made.map(|directory| directory.expect("a directory")).collect()
+}
+
+fn check_file(parameters: &str) {
+    for directory in directories() {
+        let path = directory.path().join("disk");
+        check(
+            &format!("uring://{}?size=32MiB&{parameters}", path.display()),
+            FRESH,
+        );
+        let again = Expectations {
+            fresh: false,
+            ..FRESH
+        };
+        check(
+            &format!("uring://{}?{parameters}&readonly=true", path.display()),
+            again,
+        );
+    }
+}
+
+#[test]
+fn uring_direct() {
+    check_file("block=4096");
+}
+
+#[test]
+fn uring_direct_512() {
+    check_file("block=512");
+}
+
+#[test]
+fn uring_buffered() {
+    check_file("direct=false&block=4096");
+}
+
+#[test]
+fn uring_buffered_512() {
+    check_file("direct=false&block=512");
+}
+
+#[test]
+fn uring_shared() {
+    for directory in directories() {
+        for direct in ["", "&direct=false"] {
+            let path = directory.path().join("disk");
+            check_shared(&format!("uring://{}?size=32MiB{direct}", path.display()));
+        }
+    }
+}
+
+#[test]
+fn uring_block_device() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    for sector_bytes in [512, 4096] {
+        let Some(device) = LoopDevice::attach(&directory.path().join("disk"), sector_bytes) else {
+            return;
+        };
+        let path = device.path();
+        check(&format!("uring://{path}"), FRESH);
+        check(&format!("uring://{path}?block=4096"), Expectations::default());
+        check(&format!("uring://{path}?direct=false"), Expectations::default());
+        check_shared(&format!("uring://{path}"));
+    }
 }
 
 /// The suite finds what it is there to find.

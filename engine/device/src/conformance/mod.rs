@@ -1,6 +1,6 @@
 //! What every device must do, as one suite to be run against each: the feature `conformance`, for tests.
 //!
-//! ```ignore
+//! ```text
 //! let expectations = Expectations { fresh: true, ..Expectations::default() };
 //! conformance::check(device.clone(), expectations).await;              // in a task of a reactor
 //! conformance::check_shared(device, &reactors.handles()).await;        // several reactors at once

@@ -38,8 +38,8 @@ const OPERATION_NAMES: [(&str, Option<Operation>); 7] = [
 ];
 
 /// What a rule looks like, for error messages.
-const RULE_PATTERN: &str = "OPERATION.FAULT (operations: read, write, flush, deallocate, write-zeroes, compare, any; \
-    faults: error, error-after, delay, stuck, torn, lost, flip)";
+const RULE_PATTERN: &str = "OPERATION.FAULT (operations: read, write, flush, deallocate, write-zeroes, \
+    compare, any; faults: error, error-after, delay, stuck, torn, lost, flip)";
 
 const CONDITIONS: &str = "with conditions such as ;probability=0.01, ;blocks=0-99, ;skip=5, ;every=10, \
     ;times=3 or ;nth=7";

@@ -3,7 +3,10 @@
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::future::Future;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::process::Command;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -89,6 +92,72 @@ where
     T: Send + 'static,
 {
     TestReactors::start(1).run(make)
+}
+
+/// A block device over a file; detached when dropped.
+pub struct LoopDevice(String);
+
+impl LoopDevice {
+    /// `None`, with a word about it, where there are no loop devices or no rights to have one.
+    pub fn attach(file: &Path, sector_bytes: u32) -> Option<Self> {
+        std::fs::File::create(file)
+            .and_then(|file| file.set_len(64 << 20))
+            .expect("a file");
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show", "--sector-size"]);
+        try_command(losetup.arg(sector_bytes.to_string()).arg(file)).map(Self)
+    }
+
+    pub fn path(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        assert!(
+            detached.is_ok_and(|status| status.success()),
+            "{} stays attached",
+            self.0
+        );
+    }
+}
+
+/// A small file system, unmounted when dropped.
+pub struct Mount(PathBuf);
+
+impl Mount {
+    /// `None`, with a word about it, without the right to mount.
+    pub fn new(at: &Path, kind: &str, options: &str) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", kind, "-o", options, kind]).arg(at);
+        try_command(&mut mount).map(|_| Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.0).status();
+        assert!(
+            unmounted.is_ok_and(|status| status.success()),
+            "{} stays",
+            self.0.display()
+        );
+    }
+}
+
+/// What a command prints; `None`, with a word about it, if it cannot be had or fails.
+fn try_command(command: &mut Command) -> Option<String> {
+    let why = match command.output() {
+        Ok(output) if output.status.success() => {
+            return Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        }
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let _ = writeln!(std::io::stderr(), "skipped: {command:?}: {why}");
+    None
 }
 
 /// Opens a device on the calling reactor.
