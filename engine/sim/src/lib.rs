@@ -9,6 +9,7 @@ mod clock;
 mod drive;
 mod driver;
 mod network;
+pub mod oracle;
 mod random;
 mod timeline;
 mod trace;

@@ -225,6 +225,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
         fn behaves_as_an_array_and_copies_are_apart(
             noise in any::<bool>(),

@@ -98,22 +98,26 @@ impl Network {
         id: ListenerId,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<Detached>> {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
-        let Some(listener) = state.listeners.get_mut(&id) else {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        };
-        if listener.waiting.is_empty() {
-            listener.waker = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        if state.random.chance(self.options.accept_error_probability) {
-            return Poll::Ready(Err(io::Error::other("no descriptor is left (simulated)")));
-        }
-        match listener.waiting.pop_front() {
-            Some(endpoint) => Poll::Ready(Ok(Detached::new(Token::new(endpoint, self.abandoned.clone())))),
-            None => Poll::Pending,
-        }
+        self.update(|state| {
+            let Some(listener) = state.listeners.get_mut(&id) else {
+                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            };
+            if listener.waiting.is_empty() {
+                state
+                    .discarded
+                    .extend(listener.waker.replace(context.waker().clone()));
+                return Poll::Pending;
+            }
+            if state.random.chance(self.options.accept_error_probability) {
+                return Poll::Ready(Err(io::Error::other("no descriptor is left (simulated)")));
+            }
+            match listener.waiting.pop_front() {
+                Some(endpoint) => {
+                    Poll::Ready(Ok(Detached::new(Token::new(endpoint, self.abandoned.clone()))))
+                }
+                None => Poll::Pending,
+            }
+        })
     }
 
     pub(super) fn start_connect(&self, machine: MachineId, address: &Address) -> io::Result<EndpointId> {
@@ -137,18 +141,21 @@ impl Network {
         client: EndpointId,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        let mut state = self.state.borrow_mut();
-        let Some(end) = state.endpoints.get_mut(&client) else {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        };
-        match end.phase {
-            Phase::Open => Poll::Ready(Ok(())),
-            Phase::Failed(error) => Poll::Ready(Err(error.into())),
-            Phase::Connecting(_) => {
-                end.writer = Some(context.waker().clone());
-                Poll::Pending
+        self.update(|state| {
+            let Some(end) = state.endpoints.get_mut(&client) else {
+                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            };
+            match end.phase {
+                Phase::Open => Poll::Ready(Ok(())),
+                Phase::Failed(error) => Poll::Ready(Err(error.into())),
+                Phase::Connecting(_) => {
+                    state
+                        .discarded
+                        .extend(end.writer.replace(context.waker().clone()));
+                    Poll::Pending
+                }
             }
-        }
+        })
     }
 
     fn send_connect(&self, state: &mut State, client: EndpointId, attempt: u32) {

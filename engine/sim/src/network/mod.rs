@@ -124,6 +124,8 @@ struct State {
     next_listener: u64,
     /// To be woken once the state is no longer borrowed.
     woken: Vec<Waker>,
+    /// To be dropped then: a waker may be the last to hold a task, and that a stream.
+    discarded: Vec<Waker>,
 }
 
 impl Network {
@@ -143,17 +145,23 @@ impl Network {
                 next_endpoint: 0,
                 next_listener: 0,
                 woken: Vec::new(),
+                discarded: Vec::new(),
             }),
         })
     }
 
     /// Changes the state, then wakes whoever is concerned.
     fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let (result, woken) = {
+        let (result, woken, discarded) = {
             let mut state = self.state.borrow_mut();
             let result = change(&mut state);
-            (result, std::mem::take(&mut state.woken))
+            (
+                result,
+                std::mem::take(&mut state.woken),
+                std::mem::take(&mut state.discarded),
+            )
         };
+        drop(discarded);
         woken.into_iter().for_each(Waker::wake);
         result
     }

@@ -19,26 +19,28 @@ impl Network {
         context: &mut Context<'_>,
         into: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
-        let Some(end) = state.endpoints.get_mut(&id) else {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        };
-        if into.iter().all(|piece| piece.is_empty()) {
-            return Poll::Ready(Ok(0));
-        }
-        if let Some(taken) = end.take(into) {
-            self.credit(state, id);
-            return Poll::Ready(Ok(taken));
-        }
-        if let Phase::Failed(error) = end.phase {
-            return Poll::Ready(Err(error.into()));
-        }
-        if end.end_received {
-            return Poll::Ready(Ok(0));
-        }
-        end.reader = Some(context.waker().clone());
-        Poll::Pending
+        self.update(|state| {
+            let Some(end) = state.endpoints.get_mut(&id) else {
+                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            };
+            if into.iter().all(|piece| piece.is_empty()) {
+                return Poll::Ready(Ok(0));
+            }
+            if let Some(taken) = end.take(into) {
+                self.credit(state, id);
+                return Poll::Ready(Ok(taken));
+            }
+            if let Phase::Failed(error) = end.phase {
+                return Poll::Ready(Err(error.into()));
+            }
+            if end.end_received {
+                return Poll::Ready(Ok(0));
+            }
+            state
+                .discarded
+                .extend(end.reader.replace(context.waker().clone()));
+            Poll::Pending
+        })
     }
 
     pub(super) fn poll_send(
@@ -48,32 +50,34 @@ impl Network {
         from: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let now = self.timeline.now();
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
-        let Some(end) = state.endpoints.get_mut(&id) else {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        };
-        if let Phase::Failed(error) = end.phase {
-            return Poll::Ready(Err(error.into()));
-        }
-        if end.end_sent {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        if from.iter().all(|piece| piece.is_empty()) {
-            return Poll::Ready(Ok(0));
-        }
-        let Some(bytes) = end.give(from) else {
-            end.writer = Some(context.waker().clone());
-            return Poll::Pending;
-        };
-        let (machine, peer_machine) = (end.machine, end.peer_machine);
-        let taken = bytes.len();
-        let arrival = match peer_machine {
-            Some(peer) => state.link(machine, peer).arrival(now, taken),
-            None => now,
-        };
-        self.enqueue(state, id, Segment::Data { bytes, arrival });
-        Poll::Ready(Ok(taken))
+        self.update(|state| {
+            let Some(end) = state.endpoints.get_mut(&id) else {
+                return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            };
+            if let Phase::Failed(error) = end.phase {
+                return Poll::Ready(Err(error.into()));
+            }
+            if end.end_sent {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            if from.iter().all(|piece| piece.is_empty()) {
+                return Poll::Ready(Ok(0));
+            }
+            let Some(bytes) = end.give(from) else {
+                state
+                    .discarded
+                    .extend(end.writer.replace(context.waker().clone()));
+                return Poll::Pending;
+            };
+            let (machine, peer_machine) = (end.machine, end.peer_machine);
+            let taken = bytes.len();
+            let arrival = match peer_machine {
+                Some(peer) => state.link(machine, peer).arrival(now, taken),
+                None => now,
+            };
+            self.enqueue(state, id, Segment::Data { bytes, arrival });
+            Poll::Ready(Ok(taken))
+        })
     }
 
     pub(super) fn shutdown(&self, id: EndpointId) -> io::Result<()> {

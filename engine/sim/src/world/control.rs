@@ -5,7 +5,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use pollux_reactor::net::Address;
-use pollux_reactor::{Core, Instant};
+use pollux_reactor::{Core, Instant, ReactorId};
 
 use super::{Inner, MachineId, SimReactor, upgrade};
 use crate::drive::PowerLoss;
@@ -132,8 +132,8 @@ impl Control {
         }
         inner.timeline.note("machine started", u64::from(machine.0), 0);
         inner.network.power_on(machine);
-        for SimReactor { index, .. } in self.reactors(machine) {
-            let core = inner.make_core(machine, clock.clone());
+        for (number, SimReactor { index, .. }) in (0..).zip(self.reactors(machine)) {
+            let core = inner.make_core(machine, ReactorId(number), clock.clone());
             if let Some(slot) = inner.reactors.borrow_mut().get_mut(index) {
                 slot.core = Some(core);
                 slot.busy_until = inner.timeline.now();

@@ -71,15 +71,15 @@ impl ReactorSlot {
 
 impl Inner {
     /// A fresh core for a reactor, as of a process that just started.
-    pub(super) fn make_core(&self, machine: MachineId, clock: Rc<MachineClock>) -> Rc<Core> {
-        let id = self.next_reactor_id.get();
-        self.next_reactor_id.set(id + 1);
+    pub(super) fn make_core(&self, machine: MachineId, id: ReactorId, clock: Rc<MachineClock>) -> Rc<Core> {
+        let number = self.cores.get();
+        self.cores.set(number + 1);
         let driver = SimDriver {
             timeline: self.timeline.clone(),
             machine,
             clock,
             network: self.network.clone(),
-            random: RefCell::new(self.seed.stream("reactor", u64::from(id))),
+            random: RefCell::new(self.seed.stream("reactor", number)),
         };
         let options = PoolOptions {
             total_bytes: self.options.buffer_bytes,
@@ -87,7 +87,7 @@ impl Inner {
         };
         let buffers =
             BufferPool::on_heap(&options).expect("the buffer size of the world's options makes sense");
-        Core::new(ReactorId(id), Box::new(driver), buffers)
+        Core::new(id, Box::new(driver), buffers)
     }
 }
 
@@ -113,16 +113,17 @@ impl Control {
         id
     }
 
-    /// Adds a reactor to a machine.
+    /// Adds a reactor to a machine. A machine numbers its reactors from 0.
     pub fn add_reactor(&self, machine: MachineId) -> SimReactor {
         let inner = self.inner();
-        let clock = self.with_machine(machine, |entry| entry.clock.clone());
-        let core = inner.make_core(machine, clock.clone());
+        let (clock, up) = self.with_machine(machine, |entry| (entry.clock.clone(), entry.up));
+        let id = ReactorId(self.reactors(machine).len() as u32);
+        let core = inner.make_core(machine, id, clock.clone());
         let mut reactors = inner.reactors.borrow_mut();
         let index = reactors.len();
         reactors.push(ReactorSlot {
             machine,
-            core: Some(core),
+            core: up.then_some(core),
             clock,
             busy_until: inner.timeline.now(),
             poller_waiting: false,

@@ -80,7 +80,8 @@ struct Inner {
     reactors: RefCell<Vec<ReactorSlot>>,
     /// Picks who runs first.
     scheduling: RefCell<Random>,
-    next_reactor_id: Cell<u32>,
+    /// Cores made so far, of reactors and of their restarts.
+    cores: Cell<u64>,
     next_drive: Cell<u64>,
     turns: Cell<u64>,
     /// The machine whose reactor is in its turn now.
@@ -114,7 +115,7 @@ impl World {
             machines: RefCell::default(),
             reactors: RefCell::default(),
             scheduling: RefCell::new(seed.stream("scheduling", 0)),
-            next_reactor_id: Cell::new(0),
+            cores: Cell::new(0),
             next_drive: Cell::new(0),
             turns: Cell::new(0),
             turning: Cell::new(None),

@@ -59,9 +59,12 @@ impl<T> Future for SimTask<T> {
         if let Some(result) = self.take() {
             return Poll::Ready(result);
         }
-        if let State::Running(waker) = &mut *self.0.borrow_mut() {
-            *waker = Some(context.waker().clone());
-        }
+        let replaced = match &mut *self.0.borrow_mut() {
+            State::Running(waker) => waker.replace(context.waker().clone()),
+            State::Ended(_) | State::Taken => None,
+        };
+        // Dropped when the state is free again: a waker may be the last to hold a task, and that this.
+        drop(replaced);
         Poll::Pending
     }
 }
