@@ -10,39 +10,63 @@ pub const DIGEST_BYTES: usize = 4;
 #[inline]
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc32c::crc32c(bytes)
+    crc_fast::crc32_iscsi(bytes)
 }
 
 /// A digest computed piece by piece, for data that lies scattered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Digest(u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// The register of the CRC, not yet inverted.
+    register: u32,
+}
+
+/// The register before the first byte, and what it is XORed with after the last.
+const ALL_ONES: u32 = u32::MAX;
 
 impl Digest {
     /// The digest of no bytes.
     #[inline]
     #[must_use]
     pub const fn new() -> Self {
-        Self(0)
+        Self { register: ALL_ONES }
     }
 
     /// Takes the next `bytes` in.
     #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the register of a CRC-32 has 32 bits"
+    )]
     pub fn update(&mut self, bytes: &[u8]) {
-        self.0 = crc32c::crc32c_append(self.0, bytes);
+        if self.register == ALL_ONES {
+            // From the start register the one-shot function gives the same, without setting up an engine.
+            self.register = crc32c(bytes) ^ ALL_ONES;
+            return;
+        }
+        let mut engine =
+            crc_fast::Digest::new_with_init_state(crc_fast::CrcAlgorithm::Crc32Iscsi, self.register.into());
+        engine.update(bytes);
+        self.register = engine.get_state() as u32;
     }
 
     /// The digest of everything taken in so far.
     #[inline]
     #[must_use]
     pub const fn value(self) -> u32 {
-        self.0
+        self.register ^ ALL_ONES
     }
 
     /// The digest as it travels.
     #[inline]
     #[must_use]
     pub const fn to_bytes(self) -> [u8; DIGEST_BYTES] {
-        self.0.to_le_bytes()
+        self.value().to_le_bytes()
+    }
+}
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

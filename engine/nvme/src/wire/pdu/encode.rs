@@ -5,7 +5,7 @@
 //! Data and data digest are the caller's to append: [`Digest`](crate::wire::digest::Digest) computes it over scattered data.
 
 use zerocopy::little_endian::{U16, U32};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 #[cfg(doc)]
 use super::layout::HEADER_BYTES_MAX;
@@ -91,20 +91,25 @@ impl Framing {
     }
 
     /// Writes header, digest and zeros up to `end`.
-    #[inline]
-    fn write<H: IntoBytes + Immutable>(&self, header: &H, end: usize, out: &mut [u8]) -> Option<usize> {
-        let header = header.as_bytes();
+    #[inline(always)]
+    fn write<H>(&self, header: H, end: usize, out: &mut [u8]) -> Option<usize>
+    where
+        H: FromBytes + IntoBytes + KnownLayout + Immutable + Unaligned,
+    {
         let out = out.get_mut(..end)?;
-        let (header_slot, rest) = out.split_at_mut_checked(header.len())?;
-        header_slot.copy_from_slice(header);
+        // Assigned in place: copied from the stack, the header would wait for its own fields to be stored.
+        let (slot, rest) = H::mut_from_prefix(out).ok()?;
+        *slot = header;
         let padding = if self.header_digest {
             let (digest_slot, padding) = rest.split_first_chunk_mut::<DIGEST_BYTES>()?;
-            *digest_slot = crc32c(header).to_le_bytes();
+            *digest_slot = crc32c(slot.as_bytes()).to_le_bytes();
             padding
         } else {
             rest
         };
-        padding.fill(0);
+        if !padding.is_empty() {
+            padding.fill(0);
+        }
         Some(end)
     }
 }
@@ -134,7 +139,7 @@ pub fn encode_initialize_request(
         max_ready_to_transfer_minus_one: U32::new(max_ready_to_transfer.saturating_sub(1)),
         reserved: [0; 112],
     };
-    PLAIN.write(&request, size_of::<InitializeRequest>(), out)
+    PLAIN.write(request, size_of::<InitializeRequest>(), out)
 }
 
 /// Writes an ICResp. `max_h2c_data_bytes` is to be a multiple of 4 and at least 4096.
@@ -153,7 +158,7 @@ pub fn encode_initialize_response(
         max_h2c_data_bytes: U32::new(max_h2c_data_bytes),
         reserved: [0; 112],
     };
-    PLAIN.write(&response, size_of::<InitializeResponse>(), out)
+    PLAIN.write(response, size_of::<InitializeResponse>(), out)
 }
 
 /// Writes a termination request that travels in `direction`, whole: `offender` is the header of the PDU in error as it was
@@ -183,7 +188,7 @@ pub fn encode_terminate_request(
         reserved: [0; 10],
     };
     let out = out.get_mut(..end)?;
-    let written = PLAIN.write(&request, size_of::<TerminateRequest>(), out)?;
+    let written = PLAIN.write(request, size_of::<TerminateRequest>(), out)?;
     out.get_mut(written..)?.copy_from_slice(offender);
     Some(end)
 }
@@ -209,7 +214,7 @@ pub fn encode_command(
         )
     };
     framing.write(
-        &CommandCapsule {
+        CommandCapsule {
             common,
             entry: *entry,
         },
@@ -224,7 +229,7 @@ pub fn encode_command(
 pub fn encode_response(entry: &CompletionEntry, framing: &Framing, out: &mut [u8]) -> Option<usize> {
     let common = framing.common(PduType::Response, PduFlags::empty());
     framing.write(
-        &ResponseCapsule {
+        ResponseCapsule {
             common,
             entry: *entry,
         },
@@ -263,7 +268,7 @@ pub fn encode_host_data(
         length_bytes: U32::new(range.length_bytes),
         reserved: [0; 4],
     };
-    framing.write(&data, framing.data_offset(PduType::HostData), out)
+    framing.write(data, framing.data_offset(PduType::HostData), out)
 }
 
 /// Whether a C2HData PDU is the last of its command, and whether it stands for the completion too.
@@ -299,7 +304,7 @@ pub fn encode_controller_data(
         length_bytes: U32::new(range.length_bytes),
         reserved_20: [0; 4],
     };
-    framing.write(&data, framing.data_offset(PduType::ControllerData), out)
+    framing.write(data, framing.data_offset(PduType::ControllerData), out)
 }
 
 /// Writes an R2T that asks for `range`; H2CData PDUs bring `transfer_tag` back.
@@ -319,5 +324,5 @@ pub fn encode_ready_to_transfer(
         length_bytes: U32::new(range.length_bytes),
         reserved: [0; 4],
     };
-    framing.write(&ready, framing.header_bytes(PduType::ReadyToTransfer), out)
+    framing.write(ready, framing.header_bytes(PduType::ReadyToTransfer), out)
 }

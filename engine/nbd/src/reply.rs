@@ -1,0 +1,125 @@
+//! Replies, in the style that was negotiated.
+
+use pollux_device::Reply;
+use pollux_reactor::net::Output;
+
+use crate::negotiate::BASE_ALLOCATION_ID;
+use crate::wire::{Chunk, ChunkKind, NbdError, ReplyStyle, RequestHeader, Writer, encode_simple};
+
+/// A run of blocks that are alike, for block status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StatusRun {
+    pub(crate) bytes: u64,
+    /// Nothing is allocated there, and it reads as zeros.
+    pub(crate) hole: bool,
+}
+
+/// Status flags of `base:allocation`: a hole that reads as zeros (proto, "base:allocation metadata context").
+const HOLE_AND_ZERO: u32 = 0b11;
+
+/// Bytes of an error chunk's payload: error and the length of a message that is not sent.
+const ERROR_BYTES: usize = 6;
+
+/// Writes replies to an output that has room: callers look at [`Output::is_full`] first.
+pub(crate) struct Replies<'a> {
+    pub(crate) output: &'a mut Output,
+    pub(crate) style: ReplyStyle,
+}
+
+impl Replies<'_> {
+    /// The end of a request that returns nothing, or of one that failed.
+    pub(crate) fn end(&mut self, header: &RequestHeader, result: Result<(), NbdError>) {
+        match (self.style, result) {
+            (ReplyStyle::Simple, result) => {
+                self.push(|room| encode_simple(header.cookie, result.err(), room));
+            }
+            (_, Ok(())) => self.chunk(header, ChunkKind::None, true, &[]),
+            (_, Err(error)) => {
+                let mut payload = [0; ERROR_BYTES];
+                payload[..4].copy_from_slice(&(error as u32).to_be_bytes());
+                self.chunk(header, ChunkKind::Error, true, &payload);
+            }
+        }
+    }
+
+    /// A piece of what was read, `done` bytes into the request.
+    pub(crate) fn data(&mut self, header: &RequestHeader, done: u64, data: Reply, last: bool) {
+        let data_bytes = match &data {
+            Reply::Done => 0,
+            Reply::Data(buffer) => buffer.len(),
+            Reply::Shared { data, .. } => data.len(),
+        };
+        if self.style == ReplyStyle::Simple {
+            if done == 0 {
+                self.push(|room| encode_simple(header.cookie, None, room));
+            }
+        } else {
+            let offset_bytes = (header.offset + done).to_be_bytes();
+            let chunk = Chunk {
+                cookie: header.cookie,
+                offset: header.offset,
+                kind: ChunkKind::OffsetData,
+                done: last,
+                payload_bytes: (offset_bytes.len() + data_bytes) as u64,
+            };
+            let style = self.style;
+            self.push(|room| {
+                let len = chunk.encode(style, room)?;
+                Writer::new(room.get_mut(len..)?).bytes(&offset_bytes)?;
+                Some(len + offset_bytes.len())
+            });
+        }
+        match data {
+            Reply::Done => {}
+            Reply::Data(buffer) => self.output.push_buffer(buffer),
+            Reply::Shared { data, .. } => self.output.push_slice(data),
+        }
+    }
+
+    /// The answer to a block status request.
+    pub(crate) fn status(&mut self, header: &RequestHeader, runs: &[StatusRun]) {
+        let mut payload = Vec::with_capacity(8 + runs.len() * 16);
+        payload.extend_from_slice(&BASE_ALLOCATION_ID.to_be_bytes());
+        let extended = self.style == ReplyStyle::Extended;
+        if extended {
+            payload.extend_from_slice(&(runs.len() as u32).to_be_bytes());
+        }
+        for run in runs {
+            let flags = if run.hole { HOLE_AND_ZERO } else { 0 };
+            if extended {
+                payload.extend_from_slice(&run.bytes.to_be_bytes());
+                payload.extend_from_slice(&u64::from(flags).to_be_bytes());
+            } else {
+                payload.extend_from_slice(&(run.bytes as u32).to_be_bytes());
+                payload.extend_from_slice(&flags.to_be_bytes());
+            }
+        }
+        let kind = if extended {
+            ChunkKind::BlockStatusExtended
+        } else {
+            ChunkKind::BlockStatus
+        };
+        self.chunk(header, kind, true, &payload);
+    }
+
+    fn chunk(&mut self, header: &RequestHeader, kind: ChunkKind, done: bool, payload: &[u8]) {
+        let chunk = Chunk {
+            cookie: header.cookie,
+            offset: header.offset,
+            kind,
+            done,
+            payload_bytes: payload.len() as u64,
+        };
+        let style = self.style;
+        self.push(|room| {
+            let len = chunk.encode(style, room)?;
+            Writer::new(room.get_mut(len..)?).bytes(payload)?;
+            Some(len + payload.len())
+        });
+    }
+
+    fn push(&mut self, encode: impl FnOnce(&mut [u8]) -> Option<usize>) {
+        let pushed = self.output.encode(encode);
+        debug_assert!(pushed, "nothing is answered while the output is full");
+    }
+}
