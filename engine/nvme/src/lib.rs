@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod initiator;
+pub mod status_map;
 pub mod target;
 mod transport;
 pub mod wire;
