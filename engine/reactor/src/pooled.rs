@@ -3,12 +3,15 @@
 //! Memory comes in a few sizes from free lists of the thread. A future larger than the largest size, or a
 //! free list that has run dry, goes to the heap.
 //!
-//! Invariants: `block` is exclusively owned, was made for `class`, and holds an initialised future of the
-//! type that `vtable` was made for, from [`PooledFuture::new`] until its drop; the future is not moved in
-//! between.
+//! Invariants:
+//! - The block of a future is exclusively owned, was made for the shape in its `vtable`, and holds an
+//!   initialised future of the type that `vtable` was made for, from [`PooledFuture::new`] until its drop;
+//!   the future is not moved in between.
+//! - A free block belongs to the free list of its class on one thread; its first bytes hold the next block of
+//!   the list.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
@@ -24,86 +27,143 @@ const BLOCK_ALIGN_BYTES: usize = 64;
 /// Free blocks kept of each size; more than these go back to the heap.
 const FREE_BLOCKS_MAX: usize = 4096;
 
-struct FreeLists([Vec<NonNull<u8>>; CLASS_BYTES.len()]);
+/// A block that is free.
+struct FreeBlock {
+    next: Option<NonNull<FreeBlock>>,
+}
+
+/// The free blocks of one class.
+struct FreeList {
+    first: Cell<Option<NonNull<FreeBlock>>>,
+    len: Cell<usize>,
+}
+
+impl FreeList {
+    fn pop(&self) -> Option<NonNull<u8>> {
+        let first = self.first.get()?;
+        // SAFETY: a block in the list is owned by the list and holds a `FreeBlock`.
+        self.first.set(unsafe { first.as_ref() }.next);
+        self.len.set(self.len.get() - 1);
+        Some(first.cast())
+    }
+
+    /// Whether there was room for the block.
+    ///
+    /// # Safety
+    ///
+    /// The caller gives up a block of this list's class.
+    unsafe fn push(&self, block: NonNull<u8>) -> bool {
+        if self.len.get() >= FREE_BLOCKS_MAX {
+            return false;
+        }
+        let block = block.cast::<FreeBlock>();
+        let next = self.first.get();
+        // SAFETY: the caller gives up the block, which is larger than a `FreeBlock` and aligned for more.
+        unsafe { block.write(FreeBlock { next }) };
+        self.first.set(Some(block));
+        self.len.set(self.len.get() + 1);
+        true
+    }
+}
+
+struct FreeLists([FreeList; CLASS_BYTES.len()]);
 
 impl Drop for FreeLists {
     fn drop(&mut self) {
-        for (class, blocks) in self.0.iter_mut().enumerate() {
-            for block in blocks.drain(..) {
-                // SAFETY: this thread's list owns the block, and it was allocated with the layout of its
+        for (list, bytes) in self.0.iter().zip(CLASS_BYTES) {
+            while let Some(block) = list.pop() {
+                // SAFETY: this thread's list owned the block, which was allocated with the layout of its
                 // class.
-                unsafe { dealloc(block.as_ptr(), class_layout(class)) };
+                unsafe { dealloc(block.as_ptr(), class_layout(bytes)) };
             }
         }
     }
 }
 
 thread_local! {
-    static FREE: RefCell<FreeLists> =
-        const { RefCell::new(FreeLists([const { Vec::new() }; CLASS_BYTES.len()])) };
+    static FREE: FreeLists = const {
+        FreeLists(
+            [const {
+                FreeList {
+                    first: Cell::new(None),
+                    len: Cell::new(0),
+                }
+            }; CLASS_BYTES.len()],
+        )
+    };
 }
 
-fn class_layout(class: usize) -> Layout {
-    Layout::from_size_align(CLASS_BYTES[class], BLOCK_ALIGN_BYTES).expect("sizes and alignment are constants")
-}
-
-/// The class whose blocks hold this layout, if there is one.
-fn class_of(layout: Layout) -> Option<usize> {
-    if layout.align() > BLOCK_ALIGN_BYTES {
-        return None;
-    }
-    CLASS_BYTES.iter().position(|&bytes| layout.size() <= bytes)
-}
-
-fn take_block(layout: Layout) -> NonNull<u8> {
-    let class = class_of(layout);
-    let recycled = class.and_then(|class| {
-        FREE.try_with(|free| free.borrow_mut().0[class].pop())
-            .ok()
-            .flatten()
-    });
-    if let Some(block) = recycled {
-        return block;
-    }
-    let layout = allocated_layout(class, layout);
-    // SAFETY: the layout is not empty: neither the classes are, nor what has none.
-    let block = unsafe { alloc(layout) };
-    NonNull::new(block).unwrap_or_else(|| handle_alloc_error(layout))
-}
-
-/// The layout of the block that a future of this layout lies in. Never empty: an empty future of an extreme
-/// alignment has no class, but gets a byte.
-fn allocated_layout(class: Option<usize>, layout: Layout) -> Layout {
-    match class {
-        Some(class) => class_layout(class),
-        None => Layout::from_size_align(layout.size().max(1), layout.align()).unwrap_or(layout),
+const fn class_layout(bytes: usize) -> Layout {
+    match Layout::from_size_align(bytes, BLOCK_ALIGN_BYTES) {
+        Ok(layout) => layout,
+        Err(_) => panic!("sizes and alignment are constants"),
     }
 }
 
-/// Gives back a block that [`take_block`] returned for the same layout.
-fn give_block(block: NonNull<u8>, layout: Layout) {
-    let class = class_of(layout);
-    let kept = class.is_some_and(|class| {
-        FREE.try_with(|free| {
-            let blocks = &mut free.borrow_mut().0[class];
-            let room = blocks.len() < FREE_BLOCKS_MAX;
-            if room {
-                blocks.push(block);
+/// What a block for a type of future is like; known when the program is compiled.
+#[derive(Clone, Copy)]
+struct Shape {
+    /// The class that it is recycled in, if any is large and aligned enough.
+    class: Option<usize>,
+    /// The layout that it is allocated with. Never empty: an empty future of an extreme alignment gets a
+    /// byte.
+    layout: Layout,
+}
+
+impl Shape {
+    const fn of<F>() -> Self {
+        let mut class = 0;
+        while align_of::<F>() <= BLOCK_ALIGN_BYTES && class < CLASS_BYTES.len() {
+            if size_of::<F>() <= CLASS_BYTES[class] {
+                return Self {
+                    class: Some(class),
+                    layout: class_layout(CLASS_BYTES[class]),
+                };
             }
-            room
-        })
-        .unwrap_or(false)
-    });
-    if !kept {
-        // SAFETY: the caller owns the block, and it was allocated with this layout by `take_block`.
-        unsafe { dealloc(block.as_ptr(), allocated_layout(class, layout)) };
+            class += 1;
+        }
+        let layout = match size_of::<F>() {
+            0 => match Layout::from_size_align(1, align_of::<F>()) {
+                Ok(layout) => layout,
+                Err(_) => panic!("the alignment is that of a type"),
+            },
+            _ => Layout::new::<F>(),
+        };
+        Self { class: None, layout }
+    }
+
+    fn take_block(self) -> NonNull<u8> {
+        let recycled = self
+            .class
+            .and_then(|class| FREE.try_with(|free| free.0[class].pop()).ok().flatten());
+        recycled.unwrap_or_else(|| self.allocate())
+    }
+
+    #[cold]
+    fn allocate(self) -> NonNull<u8> {
+        // SAFETY: no shape has an empty layout.
+        let block = unsafe { alloc(self.layout) };
+        NonNull::new(block).unwrap_or_else(|| handle_alloc_error(self.layout))
+    }
+
+    /// # Safety
+    ///
+    /// The caller gives up a block that [`Shape::take_block`] returned for this shape.
+    unsafe fn give_block(self, block: NonNull<u8>) {
+        // SAFETY: the caller gives up a block of this class.
+        let push = |class: usize| FREE.try_with(|free| unsafe { free.0[class].push(block) });
+        let kept = self.class.is_some_and(|class| push(class).unwrap_or(false));
+        if !kept {
+            // SAFETY: the caller gave the block up, and it was allocated with this layout.
+            unsafe { dealloc(block.as_ptr(), self.layout) };
+        }
     }
 }
 
 struct VTable<T> {
     poll: unsafe fn(NonNull<u8>, &mut Context<'_>) -> Poll<T>,
     drop: unsafe fn(NonNull<u8>),
-    layout: Layout,
+    shape: Shape,
 }
 
 /// A boxed future of one reactor whose memory is recycled.
@@ -139,7 +199,7 @@ where
     const VTABLE: &'static VTable<F::Output> = &VTable {
         poll: poll_block::<F>,
         drop: drop_block::<F>,
-        layout: Layout::new::<F>(),
+        shape: Shape::of::<F>(),
     };
 }
 
@@ -147,8 +207,8 @@ impl<T: 'static> PooledFuture<T> {
     /// Moves a future into recycled memory.
     pub fn new<F: Future<Output = T> + 'static>(future: F) -> Self {
         let vtable = VTableOf::<F>::VTABLE;
-        let block = take_block(vtable.layout);
-        // SAFETY: the block is at least as large and as aligned as `F`, and owned by nobody else.
+        let block = vtable.shape.take_block();
+        // SAFETY: the block was taken for the shape of `F`, and is owned by nobody else.
         unsafe { block.cast::<F>().write(future) };
         Self {
             block,
@@ -173,14 +233,15 @@ impl<T: 'static> Future for PooledFuture<T> {
 
 impl<T: 'static> Drop for PooledFuture<T> {
     fn drop(&mut self) {
-        struct GiveBack(NonNull<u8>, Layout);
+        struct GiveBack(NonNull<u8>, Shape);
         impl Drop for GiveBack {
             fn drop(&mut self) {
-                give_block(self.0, self.1);
+                // SAFETY: the block was taken for this shape, and the future that owned it is gone.
+                unsafe { self.1.give_block(self.0) };
             }
         }
         // Given back even when the future's own drop panics.
-        let _give_back = GiveBack(self.block, self.vtable.layout);
+        let _give_back = GiveBack(self.block, self.vtable.shape);
         // SAFETY: by the invariant of the module the block holds the vtable's future, which is not used
         // again.
         unsafe { (self.vtable.drop)(self.block) };
@@ -219,6 +280,17 @@ mod tests {
         drop(first);
         let second = PooledFuture::new(async { 1usize });
         assert_eq!(second.block, block);
+    }
+
+    #[test]
+    fn keeps_a_bounded_number_of_free_blocks() {
+        let futures: Vec<_> = (0..FREE_BLOCKS_MAX + 10)
+            .map(|_| PooledFuture::new(async { [0_u8; 40].len() }))
+            .collect();
+        drop(futures);
+        let class = Shape::of::<[u8; 128]>().class;
+        assert_eq!(class, Some(0));
+        FREE.with(|free| assert_eq!(free.0[0].len.get(), FREE_BLOCKS_MAX));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Calls that block and have no operation in the ring, on threads of their own.
 //!
-//! Two threads serve the whole process; they are started when the first call comes. What is asked of them is rare:
-//! opening files, and what old kernels cannot do otherwise.
+//! Two threads serve the whole process; they are started when the first call comes. What is asked of them is
+//! rare: opening files, and what old kernels cannot do otherwise.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,7 +36,8 @@ fn calls() -> io::Result<&'static Sender<Call>> {
 
 fn serve(calls: &Receiver<Call>) {
     for call in calls {
-        // The caller learns of a panic by an answer that never comes; the other callers still need this thread.
+        // The caller learns of a panic by an answer that never comes; the other callers still need this
+        // thread.
         let _ = catch_unwind(AssertUnwindSafe(call));
     }
 }

@@ -1,11 +1,11 @@
 //! Files and block devices through the ring of a reactor.
 //!
-//! A [`SharedFile`] is open for the whole process; a [`File`] is what one reactor uses it by. The buffers of an
-//! operation belong to the kernel until it is done, however early its future is dropped: a read that is given up may
-//! still fill its buffer, a write that is given up may still be written.
+//! A [`SharedFile`] is open for the whole process; a [`File`] is what one reactor uses it by. The buffers of
+//! an operation belong to the kernel until it is done, however early its future is dropped: a read that is
+//! given up may still fill its buffer, a write that is given up may still be written.
 //!
-//! Lengths may come out short: the end of the file, a signal, more than [`WRITE_PIECES_MAX`] pieces. Whoever needs all
-//! bytes asks again for the rest.
+//! Lengths may come out short: the end of the file, a signal, more than [`WRITE_PIECES_MAX`] pieces. Whoever
+//! needs all bytes asks again for the rest.
 
 mod blocking;
 mod open;
@@ -55,7 +55,8 @@ pub struct File {
 }
 
 impl File {
-    /// Opens a file and attaches it to the current reactor. The opening happens on another thread: it may take long.
+    /// Opens a file and attaches it to the current reactor. The opening happens on another thread: it may
+    /// take long.
     ///
     /// # Errors
     ///
@@ -108,8 +109,8 @@ impl File {
         (result, operation.take_buffer().unwrap_or_default())
     }
 
-    /// Writes the pieces, in order, from `offset_bytes` on; returns the number of bytes written. With `dsync` they are
-    /// on stable media then, with all that is needed to read them back (`RWF_DSYNC`).
+    /// Writes the pieces, in order, from `offset_bytes` on; returns the number of bytes written. With `dsync`
+    /// they are on stable media then, with all that is needed to read them back (`RWF_DSYNC`).
     ///
     /// # Errors
     ///
@@ -128,7 +129,8 @@ impl File {
             .await
     }
 
-    /// Brings all completed writes to stable media. With `data_only` without what is not needed to read them back.
+    /// Brings all completed writes to stable media. With `data_only` without what is not needed to read them
+    /// back.
     ///
     /// # Errors
     ///
@@ -137,8 +139,8 @@ impl File {
         self.act(Action::Sync { data_only }).await
     }
 
-    /// Reserves, frees or zeroes a range. Works on regular files and on block devices; a block device that cannot free
-    /// without writing zeros refuses [`Allocate::PunchHole`].
+    /// Reserves, frees or zeroes a range. Works on regular files and on block devices; a block device that
+    /// cannot free without writing zeros refuses [`Allocate::PunchHole`].
     ///
     /// # Errors
     ///
@@ -170,7 +172,8 @@ impl File {
                 len_bytes,
             };
             match self.act(action).await {
-                // Before Linux 6.12 block devices took no commands; the ioctl tells what the device itself can do.
+                // Before Linux 6.12 block devices took no commands; the ioctl tells what the device itself
+                // can do.
                 Err(error) if is_unsupported(&error) => {}
                 result => return result,
             }

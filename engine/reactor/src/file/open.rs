@@ -18,11 +18,11 @@ pub struct OpenOptions {
     pub write: bool,
     /// Make a regular file if nothing is there; needs `write`. Default: no.
     pub create: bool,
-    /// Past the page cache (`O_DIRECT`): offsets, lengths and memory have to be aligned as [`SharedFile`] says.
-    /// Default: no.
+    /// Past the page cache (`O_DIRECT`): offsets, lengths and memory have to be aligned as [`SharedFile`]
+    /// says. Default: no.
     pub direct: bool,
-    /// For nobody else: a block device must not be mounted or in use by the kernel, a regular file not be open in this
-    /// way elsewhere. Default: no.
+    /// For nobody else: a block device must not be mounted or in use by the kernel, a regular file not be
+    /// open in this way elsewhere. Default: no.
     pub exclusive: bool,
 }
 
@@ -50,8 +50,9 @@ impl SharedFile {
     ///
     /// # Errors
     ///
-    /// Those of the kernel, with the path; [`io::ErrorKind::ResourceBusy`] when it was to be opened exclusively and
-    /// is in use; [`io::ErrorKind::InvalidInput`] when it is neither a regular file nor a block device.
+    /// Those of the kernel, with the path; [`io::ErrorKind::ResourceBusy`] when it was to be opened
+    /// exclusively and is in use; [`io::ErrorKind::InvalidInput`] when it is neither a regular file nor a
+    /// block device.
     pub fn open(path: &Path, options: &OpenOptions) -> io::Result<Self> {
         Self::try_open(path, options)
             .map_err(|error| io::Error::new(error.kind(), format!("cannot open {}: {error}", path.display())))
@@ -152,7 +153,8 @@ impl SharedFile {
 
     pub(super) fn discard(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let range = [offset_bytes, len_bytes];
-        // SAFETY: the kernel reads two 64-bit numbers from the pointer before the call returns; the descriptor is open.
+        // SAFETY: the kernel reads two 64-bit numbers from the pointer before the call returns; the
+        // descriptor is open.
         let result = unsafe { libc::ioctl(self.file.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
         if result == 0 {
             Ok(())

@@ -193,8 +193,8 @@ fn build(entries: u32) -> io::Result<IoUring> {
 fn explain(error: io::Error) -> io::Error {
     let mend = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            "it is forbidden: set the sysctl kernel.io_uring_disabled to 0, and allow io_uring in the seccomp \
-             profile of the container"
+            "it is forbidden: set the sysctl kernel.io_uring_disabled to 0, and allow io_uring in the \
+             seccomp profile of the container"
         }
         Some(libc::ENOMEM) => "there is no memory for it: raise the limit of locked memory (ulimit -l)",
         Some(libc::EMFILE | libc::ENFILE) => {

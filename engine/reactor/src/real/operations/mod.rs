@@ -1,10 +1,11 @@
 //! Operations on files: a fixed number of slots, each with the memory that the kernel works on.
 //!
 //! Invariants:
-//! - A slot is in `free`, or granted to a waiter, or belongs to one [`Operation`], or is *abandoned*: its operation was
-//!   dropped while the kernel was at work on it.
-//! - From the push of its entry until its completion is reaped, the cargo of a slot is not touched: the file stays
-//!   open, the buffer, the slices and the list of pieces stay where they are. Only then are they given out or dropped.
+//! - A slot is in `free`, or granted to a waiter, or belongs to one [`Operation`], or is *abandoned*: its
+//!   operation was dropped while the kernel was at work on it.
+//! - From the push of its entry until its completion is reaped, the cargo of a slot is not touched: the file
+//!   stays open, the buffer, the slices and the list of pieces stay where they are. Only then are they given
+//!   out or dropped.
 //! - Waiters get slots in the order in which they came; a new operation does not overtake them.
 //! - Nothing is allocated for an operation once the lists of pieces have grown to what is used.
 
@@ -212,8 +213,7 @@ impl Operations {
 
     /// Leaks all that the kernel may still write to. For a ring that cannot be emptied.
     pub(super) fn leak(&self) {
-        let slots = std::mem::take(&mut self.0.borrow_mut().slots);
-        std::mem::forget(slots);
+        Box::leak(std::mem::take(&mut self.0.borrow_mut().slots));
     }
 
     /// The kernel is done with a slot.
@@ -288,11 +288,12 @@ impl Operations {
         });
         self.0.borrow_mut().in_flight += 1;
         let entry = entry.user_data(Token::Operation(u32::from(slot)).encode());
-        // SAFETY: all that the entry refers to is in the cargo of the slot, or owned by it: the file, which keeps the
-        // descriptor open, the buffer, which nobody else can read or write, the slices, which nobody writes, and the list
-        // of pieces. The state `InFlight`, and `Abandoned` after it, keeps this thread from touching the cargo until
-        // `complete` has been called for the completion of this entry. The slots go only after the ring: `Ring` empties
-        // it first, or leaks them.
+        // SAFETY: all that the entry refers to is in the cargo of the slot, or owned by it: the file, which
+        // keeps the descriptor open, the buffer, which nobody else can read or write, the slices,
+        // which nobody writes, and the list of pieces. The state `InFlight`, and `Abandoned` after
+        // it, keeps this thread from touching the cargo until `complete` has been called for the
+        // completion of this entry. The slots go only after the ring: `Ring` empties it first, or
+        // leaks them.
         unsafe { uring.push(entry) };
     }
 }
@@ -370,7 +371,8 @@ impl Drop for Acquire {
     }
 }
 
-/// A slot of one's own. Dropped while the kernel is at work on it, it stays with the kernel until that is done.
+/// A slot of one's own. Dropped while the kernel is at work on it, it stays with the kernel until that is
+/// done.
 pub(crate) struct Operation {
     ring: Ring,
     slot: u16,

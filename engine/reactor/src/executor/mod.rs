@@ -383,6 +383,10 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         self.close();
+        // Here, and not where the last handle is dropped: the futures belong to this thread.
+        while let Some(runnable) = self.shared.woken.pop() {
+            drop(runnable);
+        }
     }
 }
 
@@ -418,3 +422,6 @@ impl<F: Future> Future for Tracked<F> {
         self.project().future.poll(context)
     }
 }
+
+#[cfg(test)]
+mod tests;
