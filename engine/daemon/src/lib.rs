@@ -6,7 +6,73 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod client;
 pub mod doctor;
+pub mod engine;
+pub mod grpc;
 pub mod logging;
+pub mod serve;
 pub mod settings;
-pub mod table;
+mod table;
+
+use std::error::Error;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use cli::{Cli, Command, DoctorArguments, NamespaceArguments, Output};
+use doctor::Verdict;
+
+/// Does what the command line says.
+pub fn run(cli: &Cli) -> ExitCode {
+    match &cli.command {
+        Command::Serve(arguments) => serve::run(arguments),
+        Command::Doctor(arguments) => doctor(arguments),
+        Command::Namespace(arguments) => namespace(arguments),
+        Command::Version => version(),
+    }
+}
+
+fn version() -> ExitCode {
+    // As with any other answer, a closed pipe is the caller's choice.
+    let _ = writeln!(io::stdout(), "pollux-engine {}", env!("CARGO_PKG_VERSION"));
+    ExitCode::SUCCESS
+}
+
+fn doctor(arguments: &DoctorArguments) -> ExitCode {
+    let report = doctor::examine(&doctor::Roots::default());
+    let mut output = io::stdout().lock();
+    // As with any other answer, a closed pipe is the caller's choice.
+    let _ = match arguments.output {
+        Output::Json => doctor::write_json(&report, &mut output),
+        Output::Table => doctor::table(&report, io::stdout().is_terminal(), &mut output),
+    };
+    match report.verdict {
+        Verdict::Fine | Verdict::Warnings => ExitCode::SUCCESS,
+        Verdict::CannotRun => ExitCode::FAILURE,
+    }
+}
+
+fn namespace(arguments: &NamespaceArguments) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(client::namespace(arguments, &mut io::stdout())),
+        Err(error) => Err(error.into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Tells a person why the program did not do what it was asked, in one line.
+fn fail(error: &dyn Error) -> ExitCode {
+    let colours = io::stderr().is_terminal();
+    let (red, plain) = if colours {
+        ("\x1b[1;31m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
+    // There is nobody to tell that nobody can be told.
+    let _ = writeln!(io::stderr(), "{red}error:{plain} {error}");
+    ExitCode::FAILURE
+}

@@ -2,4 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    pollux_engine::run(&pollux_engine::cli::Cli::parse())
+}

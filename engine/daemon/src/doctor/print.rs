@@ -69,16 +69,14 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
         ),
     )];
     for node in &report.numa_nodes {
-        let memory = node.memory_total_bytes.zip(node.memory_free_bytes);
         facts.push((
             "NUMA node",
             format!(
                 "{}: {} cores{}{}",
                 node.id,
                 node.cpus.len(),
-                memory.map_or_else(String::new, |(total, free)| {
-                    format!(", {} of {} free", ByteSize(free), ByteSize(total))
-                }),
+                node.memory_total_bytes
+                    .map_or_else(String::new, |bytes| format!(", {}", ByteSize(bytes))),
                 node.huge_pages
                     .iter()
                     .map(|pages| format!(", {}", huge(pages)))

@@ -1,6 +1,7 @@
 //! Settings from a file, and what is wrong with it.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::Settings;
@@ -20,14 +21,10 @@ pub enum SettingsError {
         source: io::Error,
     },
     /// The file is not a settings file.
-    #[error(
-        "{} is {bytes} bytes long, and settings are {FILE_BYTES_MAX} at most: is it the right file?", .path.display()
-    )]
+    #[error("{} is longer than {FILE_BYTES_MAX} bytes: is it the right file?", .path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
-        /// Its length.
-        bytes: u64,
     },
     /// The file says something that cannot be understood.
     #[error("{}:{line}:{column}: {message}", .path.display())]
@@ -62,12 +59,13 @@ impl Settings {
             path: path.to_owned(),
             source,
         };
-        let bytes = std::fs::metadata(path).map_err(read)?.len();
-        if bytes > FILE_BYTES_MAX {
+        let mut text = String::new();
+        let mut file = File::open(path).map_err(read)?.take(FILE_BYTES_MAX + 1);
+        file.read_to_string(&mut text).map_err(read)?;
+        if text.len() as u64 > FILE_BYTES_MAX {
             let path = path.to_owned();
-            return Err(SettingsError::TooLong { path, bytes });
+            return Err(SettingsError::TooLong { path });
         }
-        let text = std::fs::read_to_string(path).map_err(read)?;
         Self::from_toml(path, &text)
     }
 

@@ -1,0 +1,169 @@
+//! `pollux-engine namespace`: asks a running engine by its control interface.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use pollux_api::engine::v1::engine_client::EngineClient;
+use pollux_api::engine::v1::{
+    AddNamespaceRequest, ListNamespacesRequest, Namespace, RemoveNamespaceRequest, ResizeNamespaceRequest,
+};
+use pollux_device::ByteSize;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::cli::{NamespaceArguments, NamespaceCommand, Output};
+use crate::settings::ControlAddress;
+use crate::table::Table;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an answer may take: removing a namespace flushes its device.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Why an engine could not be asked, or refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers.
+    #[error(
+        "no engine answers at {address}: {reason}; start one with `pollux-engine serve --grpc {address} ...`, or tell \
+         where it is with --grpc"
+    )]
+    Connect {
+        /// Where one was looked for.
+        address: ControlAddress,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The engine said no.
+    #[error("{0}")]
+    Refused(String),
+    /// The answer makes no sense.
+    #[error("the engine at {address} gave an empty answer: is it of another version?")]
+    Empty {
+        /// Where it is.
+        address: ControlAddress,
+    },
+    /// The answer could not be printed.
+    #[error("cannot print the answer: {0}")]
+    Print(#[from] io::Error),
+}
+
+/// Does what was asked for and prints the answer.
+///
+/// # Errors
+///
+/// [`ClientError`].
+pub async fn namespace(arguments: &NamespaceArguments, into: &mut impl Write) -> Result<(), ClientError> {
+    let address = &arguments.grpc;
+    let mut client = connect(address).await?;
+    let refused = |status| refused(address, &status);
+    let empty = || ClientError::Empty {
+        address: address.clone(),
+    };
+    match &arguments.command {
+        NamespaceCommand::List { output } => {
+            let answer = client
+                .list_namespaces(ListNamespacesRequest {})
+                .await
+                .map_err(refused)?;
+            print(&answer.into_inner().namespaces, *output, into)?;
+        }
+        NamespaceCommand::Add { uri, id, output } => {
+            let request = AddNamespaceRequest {
+                uri: uri.clone(),
+                namespace_id: *id,
+            };
+            let answer = client.add_namespace(request).await.map_err(refused)?;
+            print(&[answer.into_inner().namespace.ok_or_else(empty)?], *output, into)?;
+        }
+        NamespaceCommand::Remove { id } => {
+            let request = RemoveNamespaceRequest { namespace_id: *id };
+            client.remove_namespace(request).await.map_err(refused)?;
+            writeln!(into, "namespace {id} is removed")?;
+        }
+        NamespaceCommand::Resize { id, size, output } => {
+            let request = ResizeNamespaceRequest {
+                namespace_id: *id,
+                size_bytes: size.0,
+            };
+            let answer = client.resize_namespace(request).await.map_err(refused)?;
+            print(&[answer.into_inner().namespace.ok_or_else(empty)?], *output, into)?;
+        }
+    }
+    Ok(())
+}
+
+/// Connects to the control interface of an engine.
+///
+/// # Errors
+///
+/// [`ClientError::Connect`].
+pub async fn connect(address: &ControlAddress) -> Result<EngineClient<Channel>, ClientError> {
+    let uri = match address {
+        ControlAddress::Unix(path) => format!("unix://{}", path.display()),
+        ControlAddress::Tcp(address) => format!("http://{address}"),
+    };
+    let failed = |error: tonic::transport::Error| ClientError::Connect {
+        address: address.clone(),
+        reason: innermost(&error),
+    };
+    let channel = Endpoint::from_shared(uri)
+        .map_err(failed)?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(CALL_TIMEOUT)
+        .connect()
+        .await
+        .map_err(failed)?;
+    Ok(EngineClient::new(channel))
+}
+
+/// What lies at the bottom of an error: the layers above say no more than that there was one.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+fn refused(address: &ControlAddress, status: &Status) -> ClientError {
+    match status.code() {
+        Code::Unavailable if status.message().is_empty() => ClientError::Connect {
+            address: address.clone(),
+            reason: "the connection was lost".to_owned(),
+        },
+        _ => ClientError::Refused(status.message().to_owned()),
+    }
+}
+
+fn print(namespaces: &[Namespace], output: Output, into: &mut impl Write) -> io::Result<()> {
+    match output {
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut *into, namespaces)?;
+            writeln!(into)
+        }
+        Output::Table if namespaces.is_empty() => writeln!(into, "no namespaces are served"),
+        Output::Table => namespace_table(namespaces).write(0, into),
+    }
+}
+
+/// Namespaces for people.
+pub fn namespace_table(namespaces: &[Namespace]) -> Table<5> {
+    let mut table = Table::new(["ID", "SIZE", "BLOCK", "WRITES", "DEVICE"]);
+    for namespace in namespaces {
+        let writes = match (namespace.read_only, namespace.volatile_write_cache) {
+            (true, _) => "none",
+            (false, true) => "cached",
+            (false, false) => "through",
+        };
+        table.push([
+            namespace.namespace_id.to_string(),
+            ByteSize(namespace.size_bytes).to_string(),
+            namespace.block_bytes.to_string(),
+            writes.to_owned(),
+            namespace.uri.clone(),
+        ]);
+    }
+    table
+}

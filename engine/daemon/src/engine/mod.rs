@@ -1,0 +1,319 @@
+//! The engine as the rest of the daemon sees it: what is served, and how that is changed.
+//!
+//! Invariants:
+//!
+//! - Changes happen one after the other (`changes`); looking at what is served never waits for one.
+//! - `served` and the namespaces of the subsystem are the same set, but for the moment in which a change happens.
+//! - Once `draining` is set nothing is added, removed or resized any more.
+//!
+//! Everything that touches a device runs on a reactor and is asked for by message; the threads of tokio wait.
+
+mod error;
+mod events;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pollux_api::engine::v1 as api;
+use pollux_device::{BlockDeviceExt, ByteSize, Device, DeviceUri, IoError, OpenError, Registry};
+use pollux_nvme::target::{NamespaceConfig, Subsystem, Target};
+use pollux_reactor::ReactorHandle;
+use tokio_stream::StreamExt;
+
+pub use error::ChangeError;
+pub use events::{Events, Watch};
+
+/// What an engine is made of.
+pub struct Parts {
+    /// Opens devices.
+    pub registry: Registry,
+    /// Serves them.
+    pub target: Arc<Target>,
+    /// What all namespaces belong to.
+    pub subsystem: Arc<Subsystem>,
+    /// The reactors, at least one.
+    pub reactors: Vec<ReactorHandle>,
+    /// The cores that the reactors are pinned to; empty when they are not.
+    pub cores: Vec<u32>,
+    /// Where hosts connect.
+    pub listeners: Vec<SocketAddr>,
+    /// How long a device may take to flush when it is removed.
+    pub flush_timeout: Duration,
+}
+
+/// A running engine.
+pub struct Engine {
+    parts: Parts,
+    started_unix_us: u64,
+    served: Mutex<BTreeMap<u32, Served>>,
+    changes: tokio::sync::Mutex<()>,
+    draining: AtomicBool,
+    events: Events,
+}
+
+/// A device that is served.
+#[derive(Clone)]
+struct Served {
+    uri: DeviceUri,
+    device: Arc<dyn Device>,
+}
+
+impl Served {
+    fn describe(&self, namespace_id: u32) -> api::Namespace {
+        let geometry = self.device.geometry();
+        api::Namespace {
+            namespace_id,
+            uri: self.uri.to_string(),
+            size_bytes: geometry.bytes(),
+            block_bytes: geometry.block_bytes,
+            volatile_write_cache: geometry.volatile_write_cache,
+            read_only: geometry.read_only,
+        }
+    }
+}
+
+impl Engine {
+    /// An engine that serves nothing yet.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            started_unix_us: events::unix_us(),
+            served: Mutex::default(),
+            changes: tokio::sync::Mutex::default(),
+            draining: AtomicBool::new(false),
+            events: Events::default(),
+        })
+    }
+
+    /// The target that serves the devices.
+    pub fn target(&self) -> &Arc<Target> {
+        &self.parts.target
+    }
+
+    /// The reactor that does what any of them could.
+    pub fn any_reactor(&self) -> Result<&ReactorHandle, ChangeError> {
+        self.parts.reactors.first().ok_or(ChangeError::NoReactor)
+    }
+
+    /// What it is and where it listens.
+    pub fn info(&self) -> api::GetInfoResponse {
+        let state = if self.is_draining() {
+            api::EngineState::Draining
+        } else {
+            api::EngineState::Serving
+        };
+        api::GetInfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: state.into(),
+            started_unix_us: self.started_unix_us,
+            process_id: std::process::id(),
+            subsystem_nqn: self.parts.subsystem.nqn().to_string(),
+            nvmf_listeners: self.parts.listeners.iter().map(ToString::to_string).collect(),
+            cores: self.parts.cores.clone(),
+            schemes: self.parts.registry.schemes().map(str::to_owned).collect(),
+        }
+    }
+
+    /// What is served, by ascending identifier.
+    pub fn namespaces(&self) -> Vec<api::Namespace> {
+        self.served()
+            .iter()
+            .map(|(id, served)| served.describe(*id))
+            .collect()
+    }
+
+    /// What the reactors did with their cores.
+    pub fn statistics(&self) -> Vec<api::ReactorStatistics> {
+        let loads = self.parts.target.loads();
+        self.parts
+            .reactors
+            .iter()
+            .enumerate()
+            .map(|(index, reactor)| {
+                let counters = reactor.counters().snapshot();
+                api::ReactorStatistics {
+                    reactor: reactor.id().0,
+                    core: self.parts.cores.get(index).copied(),
+                    iterations: counters.iterations,
+                    busy_ns: counters.busy_ns,
+                    idle_ns: counters.idle_ns,
+                    asleep_ns: counters.asleep_ns,
+                    tasks_run: counters.tasks_run,
+                    messages: counters.messages,
+                    timers_fired: counters.timers_fired,
+                    driver_events: counters.driver_events,
+                    run_queue_depth_max: counters.run_queue_depth_max,
+                    mailbox_depth_max: counters.mailbox_depth_max,
+                    connections: loads.get(index).map_or(0, |load| load.connections as u64),
+                }
+            })
+            .collect()
+    }
+
+    /// What happens from now on.
+    pub fn watch(&self) -> Watch {
+        self.events.watch()
+    }
+
+    /// Opens a device and serves it, under the given identifier or the lowest free one. Asking again for the same
+    /// under the same identifier is no error.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; nothing has changed then.
+    pub async fn add_namespace(
+        self: &Arc<Self>,
+        uri: &str,
+        id: Option<u32>,
+    ) -> Result<api::Namespace, ChangeError> {
+        let _one_at_a_time = self.change().await?;
+        let uri = DeviceUri::parse(uri).map_err(OpenError::from)?;
+        let same = self
+            .served()
+            .iter()
+            .find(|(_, served)| served.uri == uri)
+            .map(|(id, served)| (*id, served.clone()));
+        match (same, id) {
+            (Some((there, served)), Some(id)) if there == id => return Ok(served.describe(id)),
+            (Some((there, _)), _) => {
+                let uri = uri.to_string();
+                return Err(ChangeError::DeviceInUse { uri, id: there });
+            }
+            (None, _) => {}
+        }
+
+        let (registry, opened) = (self.parts.registry.clone(), uri.clone());
+        let device = self
+            .any_reactor()?
+            .call(move || async move { registry.open(&opened).await })
+            .await??;
+        let config = NamespaceConfig {
+            id,
+            ..NamespaceConfig::default()
+        };
+        let id = self.parts.subsystem.add_namespace(device.clone(), &config)?;
+        self.follow(id, &device);
+        let served = Served { uri, device };
+        let description = served.describe(id);
+        self.served().insert(id, served);
+        tracing::info!(
+            namespace = id,
+            device = %description.uri,
+            size_bytes = description.size_bytes,
+            "namespace added"
+        );
+        self.events
+            .publish(api::event::What::NamespaceAdded(description.clone()));
+        Ok(description)
+    }
+
+    /// Stops serving a namespace, flushes its device and lets go of it.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError::NotFound`]; and [`ChangeError::Flush`] when the namespace is gone, but what it completed may
+    /// not be on its medium.
+    pub async fn remove_namespace(&self, id: u32) -> Result<(), ChangeError> {
+        let _one_at_a_time = self.change().await?;
+        let served = self.find(id)?;
+        self.parts.subsystem.remove_namespace(id)?;
+        self.served().remove(&id);
+        tracing::info!(namespace = id, device = %served.uri, "namespace removed");
+        self.events
+            .publish(api::event::What::NamespaceRemoved(api::NamespaceRemoved {
+                namespace_id: id,
+            }));
+
+        let device = served.device;
+        let flushing = self.any_reactor()?.call(move || async move {
+            let queue = device.attach().await?;
+            queue.flush().await
+        });
+        let flushed = match tokio::time::timeout(self.parts.flush_timeout, flushing).await {
+            Ok(flushed) => flushed?,
+            Err(_) => Err(IoError::TimedOut),
+        };
+        flushed.map_err(|source| {
+            let uri = served.uri.to_string();
+            tracing::error!(namespace = id, device = %uri, error = %source, "a removed device could not be flushed");
+            ChangeError::Flush { id, uri, source }
+        })
+    }
+
+    /// Makes the device of a namespace larger while it is served.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; nothing has changed then.
+    pub async fn resize_namespace(&self, id: u32, bytes: u64) -> Result<api::Namespace, ChangeError> {
+        let _one_at_a_time = self.change().await?;
+        let served = self.find(id)?;
+        let device = served.device.clone();
+        let grown = self.any_reactor()?.call(move || device.grow_to(bytes)).await?;
+        let size = ByteSize(bytes);
+        grown.map_err(|source| ChangeError::Grow { id, size, source })?;
+        Ok(served.describe(id))
+    }
+
+    /// Refuses changes from now on, after the one that is under way, and tells those who watch.
+    pub async fn start_draining(&self) {
+        let _one_at_a_time = self.changes.lock().await;
+        if !self.draining.swap(true, Ordering::SeqCst) {
+            self.events
+                .publish(api::event::What::Draining(api::EngineDraining {}));
+        }
+    }
+
+    /// Whether it was told to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// The right to change what is served.
+    async fn change(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, ChangeError> {
+        let guard = self.changes.lock().await;
+        if self.is_draining() {
+            return Err(ChangeError::Draining);
+        }
+        Ok(guard)
+    }
+
+    fn find(&self, id: u32) -> Result<Served, ChangeError> {
+        self.served()
+            .get(&id)
+            .cloned()
+            .ok_or(ChangeError::NotFound { id })
+    }
+
+    fn served(&self) -> MutexGuard<'_, BTreeMap<u32, Served>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who watch when a device has another size, for as long as it is this one that is served.
+    fn follow(self: &Arc<Self>, id: u32, device: &Arc<dyn Device>) {
+        let mut device_events = device.subscribe();
+        let mut bytes = device.geometry().bytes();
+        let (engine, device) = (Arc::downgrade(self), Arc::downgrade(device));
+        tokio::spawn(async move {
+            // Whatever happened, the newest size counts: a slow subscriber may have lost an event.
+            while device_events.next().await.is_some() {
+                let (Some(engine), Some(device)) = (engine.upgrade(), device.upgrade()) else {
+                    return;
+                };
+                let Ok(served) = engine.find(id) else { return };
+                if !Arc::ptr_eq(&served.device, &device) {
+                    return;
+                }
+                let namespace = served.describe(id);
+                if std::mem::replace(&mut bytes, namespace.size_bytes) != namespace.size_bytes {
+                    engine
+                        .events
+                        .publish(api::event::What::NamespaceResized(namespace));
+                }
+            }
+        });
+    }
+}

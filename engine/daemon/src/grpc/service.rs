@@ -1,0 +1,148 @@
+//! The calls of `pollux.engine.v1.Engine`.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use pollux_api::ERROR_DOMAIN;
+use pollux_api::engine::v1::engine_server;
+use pollux_api::engine::v1::{
+    AddNamespaceRequest, AddNamespaceResponse, Event, GetInfoRequest, GetInfoResponse, GetStatisticsRequest,
+    GetStatisticsResponse, ListNamespacesRequest, ListNamespacesResponse, Reason, RemoveNamespaceRequest,
+    RemoveNamespaceResponse, ResizeNamespaceRequest, ResizeNamespaceResponse, WatchEventsRequest,
+};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::engine::{ChangeError, Engine};
+
+/// Events on their way to one caller.
+const EVENTS_ON_THE_WAY: usize = 16;
+
+/// Answers calls about an engine.
+pub(super) struct EngineService {
+    engine: Arc<Engine>,
+}
+
+impl EngineService {
+    pub(super) fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+}
+
+#[tonic::async_trait]
+impl engine_server::Engine for EngineService {
+    type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
+
+    async fn get_info(&self, _request: Request<GetInfoRequest>) -> Result<Response<GetInfoResponse>, Status> {
+        Ok(Response::new(self.engine.info()))
+    }
+
+    async fn list_namespaces(
+        &self,
+        _request: Request<ListNamespacesRequest>,
+    ) -> Result<Response<ListNamespacesResponse>, Status> {
+        let namespaces = self.engine.namespaces();
+        Ok(Response::new(ListNamespacesResponse { namespaces }))
+    }
+
+    async fn add_namespace(
+        &self,
+        request: Request<AddNamespaceRequest>,
+    ) -> Result<Response<AddNamespaceResponse>, Status> {
+        let AddNamespaceRequest { uri, namespace_id } = request.into_inner();
+        let engine = self.engine.clone();
+        // On a task of its own: a caller that hangs up must not leave a change half done.
+        let added = tokio::spawn(async move { engine.add_namespace(&uri, namespace_id).await }).await;
+        let namespace = Some(finished(added)?);
+        Ok(Response::new(AddNamespaceResponse { namespace }))
+    }
+
+    async fn remove_namespace(
+        &self,
+        request: Request<RemoveNamespaceRequest>,
+    ) -> Result<Response<RemoveNamespaceResponse>, Status> {
+        let id = request.into_inner().namespace_id;
+        let engine = self.engine.clone();
+        let removed = tokio::spawn(async move { engine.remove_namespace(id).await }).await;
+        finished(removed)?;
+        Ok(Response::new(RemoveNamespaceResponse {}))
+    }
+
+    async fn resize_namespace(
+        &self,
+        request: Request<ResizeNamespaceRequest>,
+    ) -> Result<Response<ResizeNamespaceResponse>, Status> {
+        let ResizeNamespaceRequest {
+            namespace_id,
+            size_bytes,
+        } = request.into_inner();
+        let engine = self.engine.clone();
+        let resized =
+            tokio::spawn(async move { engine.resize_namespace(namespace_id, size_bytes).await }).await;
+        let namespace = Some(finished(resized)?);
+        Ok(Response::new(ResizeNamespaceResponse { namespace }))
+    }
+
+    async fn get_statistics(
+        &self,
+        _request: Request<GetStatisticsRequest>,
+    ) -> Result<Response<GetStatisticsResponse>, Status> {
+        let reactors = self.engine.statistics();
+        Ok(Response::new(GetStatisticsResponse { reactors }))
+    }
+
+    async fn watch_events(
+        &self,
+        _request: Request<WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let mut watch = self.engine.watch();
+        let (sender, receiver) = mpsc::channel(EVENTS_ON_THE_WAY);
+        tokio::spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    event = watch.next() => event,
+                    () = sender.closed() => return,
+                };
+                let Some(event) = event else { return };
+                if sender.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+fn finished<T>(result: Result<Result<T, ChangeError>, tokio::task::JoinError>) -> Result<T, Status> {
+    match result {
+        Ok(result) => result.map_err(|error| status(&error)),
+        Err(error) => Err(with_reason(Code::Internal, Reason::Internal, error.to_string())),
+    }
+}
+
+/// The status of an error: the code that gRPC has for it, the text for people and the reason for machines.
+fn status(error: &ChangeError) -> Status {
+    let reason = error.reason();
+    let code = match reason {
+        Reason::UriInvalid | Reason::NamespaceIdInvalid | Reason::SizeInvalid => Code::InvalidArgument,
+        Reason::DeviceUnavailable | Reason::ResizeUnsupported => Code::FailedPrecondition,
+        Reason::NamespaceIdInUse | Reason::DeviceInUse => Code::AlreadyExists,
+        Reason::NamespaceNotFound => Code::NotFound,
+        Reason::NamespacesExhausted => Code::ResourceExhausted,
+        Reason::Draining => Code::Unavailable,
+        Reason::FlushFailed => Code::DataLoss,
+        Reason::Internal | Reason::Unspecified => Code::Internal,
+    };
+    with_reason(code, reason, error.to_string())
+}
+
+fn with_reason(code: Code, reason: Reason, message: String) -> Status {
+    let name = reason.as_str_name();
+    let name = name.strip_prefix("REASON_").unwrap_or(name);
+    let details = ErrorDetails::with_error_info(name, ERROR_DOMAIN, HashMap::new());
+    Status::with_error_details(code, message, details)
+}

@@ -1,0 +1,88 @@
+//! What is told once an engine serves: what, and how to connect.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use super::start::Running;
+use crate::client::namespace_table;
+use crate::settings::{IdleSettings, Settings};
+
+/// Writes it for people.
+pub(super) fn write(settings: &Settings, running: &Running, into: &mut impl Write) -> io::Result<()> {
+    let info = running.engine.info();
+    let namespaces = running.engine.namespaces();
+    writeln!(
+        into,
+        "pollux-engine {} serves {}\n",
+        info.version, info.subsystem_nqn
+    )?;
+    if namespaces.is_empty() {
+        writeln!(into, "  no namespaces yet")?;
+    } else {
+        namespace_table(&namespaces).write(2, into)?;
+    }
+    let reactors = &settings.reactors;
+    let count = reactors.cores.as_slice().len().max(1);
+    let plural = if count == 1 { "reactor" } else { "reactors" };
+    let place = match reactors.cores.is_empty() {
+        true => "not pinned".to_owned(),
+        false => format!("on core {}", reactors.cores),
+    };
+    let idle = match reactors.idle {
+        IdleSettings::Poll => "polling".to_owned(),
+        IdleSettings::Adaptive => format!("asleep when idle for {} us", reactors.spin_us),
+    };
+    writeln!(
+        into,
+        "\n  {count} {plural} {place}, {idle}, with {} of buffers",
+        reactors.memory
+    )?;
+    if let Some(control) = &running.control {
+        writeln!(into, "  control interface at {}", control.address())?;
+    }
+    writeln!(into, "\nConnect from a host with the kernel module nvme-tcp:\n")?;
+    for listener in running.listeners.addresses() {
+        let (address, port) = (reachable(*listener), listener.port());
+        writeln!(into, "  nvme discover -t tcp -a {address} -s {port}")?;
+        writeln!(
+            into,
+            "  nvme connect -t tcp -a {address} -s {port} -n {}",
+            info.subsystem_nqn
+        )?;
+    }
+    writeln!(into, "\nCtrl-C stops it.")
+}
+
+/// Tells it to the log.
+pub(super) fn log(running: &Running) {
+    let info = running.engine.info();
+    tracing::info!(
+        subsystem = %info.subsystem_nqn,
+        listeners = %info.nvmf_listeners.join(","),
+        control = running.control.as_ref().map(|control| control.address().to_string()),
+        namespaces = running.engine.namespaces().len(),
+        process = info.process_id,
+        "serving"
+    );
+}
+
+/// An address that hosts can be given: an unspecified one is no good to them.
+fn reachable(listener: SocketAddr) -> IpAddr {
+    if listener.ip().is_unspecified() {
+        outward(listener).unwrap_or(listener.ip())
+    } else {
+        listener.ip()
+    }
+}
+
+/// The address that this machine has towards others. Connecting a UDP socket sends nothing.
+fn outward(listener: SocketAddr) -> Option<IpAddr> {
+    // Addresses for documentation (RFC 5737, RFC 3849): routed as any other.
+    let (any, other) = match listener {
+        SocketAddr::V4(_) => ("0.0.0.0:0", "192.0.2.1:9"),
+        SocketAddr::V6(_) => ("[::]:0", "[2001:db8::1]:9"),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(other).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}

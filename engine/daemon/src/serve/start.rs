@@ -1,0 +1,106 @@
+//! From settings to an engine that serves.
+
+use std::sync::Arc;
+
+use pollux_device::Registry;
+use pollux_nvme::target::{SubsystemConfig, Target, TargetConfig};
+
+use super::error::StartError;
+use super::listeners::Listeners;
+use super::reactors::EngineReactors;
+use crate::engine::{Engine, Parts};
+use crate::grpc::{ControlListener, ControlServer};
+use crate::settings::Settings;
+
+/// An engine that serves.
+pub(super) struct Running {
+    /// Where hosts connect. Declared first: dropped first.
+    pub(super) listeners: Listeners,
+    /// The control interface, if there is one.
+    pub(super) control: Option<ControlServer>,
+    /// What is served.
+    pub(super) engine: Arc<Engine>,
+    /// The reactors.
+    pub(super) reactors: EngineReactors,
+}
+
+/// Starts everything, in the order in which it can fail for a person to see: first what costs nothing.
+pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
+    if settings.namespaces.is_empty() && settings.grpc.listen.is_none() {
+        return Err(StartError::Nothing);
+    }
+    raise_file_limit();
+    let control = match &settings.grpc.listen {
+        Some(address) => {
+            let failed = |source| StartError::Grpc {
+                address: address.clone(),
+                source,
+            };
+            Some(ControlListener::bind(address).await.map_err(failed)?)
+        }
+        None => None,
+    };
+    let reactors = EngineReactors::start(&settings.reactors)?;
+    let handles = reactors.handles();
+    let failed = |source| StartError::Target {
+        subsystem: settings.nvmf.subsystem.clone(),
+        source,
+    };
+    let target = Target::new(TargetConfig::default(), handles.clone()).map_err(failed)?;
+    let subsystem = target
+        .add_subsystem(&SubsystemConfig::new(&settings.nvmf.subsystem))
+        .map_err(failed)?;
+
+    // Before the devices, which may take long to open: hosts that come early find no namespaces yet, and are told of
+    // each as it comes.
+    let listeners = Listeners::start(&settings.nvmf.listen, &target, &handles).await?;
+    let engine = Engine::new(Parts {
+        registry: registry(),
+        target,
+        subsystem,
+        reactors: handles,
+        cores: reactors.cores().to_vec(),
+        listeners: listeners.addresses().to_vec(),
+        flush_timeout: settings.shutdown.drain_timeout(),
+    });
+    for namespace in &settings.namespaces {
+        engine.add_namespace(&namespace.uri, namespace.id).await?;
+    }
+    let control = match (control, &settings.grpc.listen) {
+        (Some(listener), Some(address)) => {
+            let failed = |source| StartError::Grpc {
+                address: address.clone(),
+                source,
+            };
+            Some(ControlServer::start(listener, engine.clone()).map_err(failed)?)
+        }
+        _ => None,
+    };
+    Ok(Running {
+        listeners,
+        control,
+        engine,
+        reactors,
+    })
+}
+
+/// Every kind of device there is.
+fn registry() -> Registry {
+    Registry::standard()
+}
+
+/// Each connection is a descriptor: takes as many as the process may have.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}
