@@ -66,69 +66,56 @@ fn faulty_with_delays() {
     );
 }
 
-/// A file on the disk, in the directory where the tests were built, and one in memory if there is such a
-/// place.
-fn directories() -> Vec<tempfile::TempDir> {
-    let in_memory = std::path::Path::new("/dev/shm");
-    let places = [
-        Some(std::path::Path::new(env!("CARGO_TARGET_TMPDIR"))),
-        in_memory.exists().then_some(in_memory),
-    ];
-    let made = places.into_iter().flatten().map(tempfile::tempdir_in);
-    made.map(|directory| directory.expect("a directory")).collect()
+/// A place on the disk.
+fn on_disk() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory")
 }
 
-fn check_file(parameters: &str) {
-    for directory in directories() {
-        let path = directory.path().join("disk");
-        check(
-            &format!("uring://{}?size=32MiB&{parameters}", path.display()),
-            FRESH,
-        );
-        let again = Expectations {
-            fresh: false,
-            ..FRESH
-        };
-        check(
-            &format!("uring://{}?{parameters}&readonly=true", path.display()),
-            again,
-        );
-    }
+/// A place in memory if there is one, which is a file system of another kind, and quick.
+fn in_memory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| on_disk())
+}
+
+fn check_file(directory: &tempfile::TempDir, parameters: &str) {
+    let path = directory.path().join("disk");
+    check(
+        &format!("uring://{}?size=32MiB&{parameters}", path.display()),
+        FRESH,
+    );
+    let read_only = Expectations {
+        fresh: false,
+        ..FRESH
+    };
+    check(
+        &format!("uring://{}?{parameters}&readonly=true", path.display()),
+        read_only,
+    );
 }
 
 #[test]
 fn uring_direct() {
-    check_file("block=4096");
-}
-
-#[test]
-fn uring_direct_512() {
-    check_file("block=512");
+    check_file(&on_disk(), "block=4096");
+    check_file(&in_memory(), "block=512");
 }
 
 #[test]
 fn uring_buffered() {
-    check_file("direct=false&block=4096");
-}
-
-#[test]
-fn uring_buffered_512() {
-    check_file("direct=false&block=512");
+    check_file(&on_disk(), "direct=false&block=512");
+    check_file(&in_memory(), "direct=false&block=4096");
 }
 
 #[test]
 fn uring_shared() {
-    for directory in directories() {
-        for direct in ["", "&direct=false"] {
-            let path = directory.path().join("disk");
-            check_shared(&format!("uring://{}?size=32MiB{direct}", path.display()));
-        }
+    for direct in ["", "&direct=false"] {
+        let directory = on_disk();
+        let path = directory.path().join("disk");
+        check_shared(&format!("uring://{}?size=32MiB{direct}", path.display()));
     }
 }
 
 #[test]
 fn uring_block_device() {
-    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let directory = in_memory();
     for sector_bytes in [512, 4096] {
         let Some(device) = LoopDevice::attach(&directory.path().join("disk"), sector_bytes) else {
             return;

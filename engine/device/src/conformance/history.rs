@@ -57,7 +57,7 @@ pub(super) enum Act {
 fn act() -> impl Strategy<Value = Act> {
     let range = || (0..PART_BLOCKS, prop_oneof![3 => 1..9_u64, 1 => 1..PART_BLOCKS]);
     prop_oneof![
-        5 => (range(), any::<u8>(), 0..PART_BLOCKS as usize * 4096, any::<bool>()).prop_map(
+        5 => (range(), any::<u8>(), 0..PART_BLOCKS as usize * 4096, prop::bool::weighted(0.2)).prop_map(
             |((block, blocks), writer, cut, force_unit_access)| Act::Write {
                 block, blocks, writer, cut, force_unit_access,
             }
