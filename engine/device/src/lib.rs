@@ -62,7 +62,7 @@ pub trait Device: Send + Sync {
     fn attach(self: Arc<Self>) -> Attaching;
 
     /// A stream of what happens to the device as a whole, from now on; every subscriber receives every event.
-    /// Slow subscribers lose the oldest events and see the newest state by asking [`Device::geometry`].
+    /// One that is slow loses the newest, and finds out by asking [`Device::geometry`].
     fn subscribe(&self) -> events::Subscription;
 
     /// Makes the device larger while it is in use, `bytes` in all, and tells the subscribers. To be called on

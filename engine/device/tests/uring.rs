@@ -457,6 +457,10 @@ fn errors_of_a_drive_are_those_of_requests() {
         for block in (0..1024).step_by(64) {
             errors.extend(write(&queue, block, 2, 64).await.err());
         }
+        // What one write met concerns no other, and no flush of those that went well.
+        let forced = queue.write(1023, Slice::copy_from(&[1; BLOCK_BYTES]), true).await;
+        errors.extend(forced.err());
+        assert_eq!(queue.flush().await, Ok(()));
         let expected = [IoError::MediaWrite, IoError::CapacityExceeded];
         assert!(
             !errors.is_empty() && errors.iter().all(|error| expected.contains(error)),

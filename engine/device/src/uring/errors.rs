@@ -59,19 +59,6 @@ pub(super) fn is_refused(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a failed write with force unit access left everything else as it was: it was refused before it
-/// reached the medium.
-pub(super) fn is_before_the_medium(error: &io::Error) -> bool {
-    let code = error.raw_os_error();
-    code.is_none()
-        || is_transient(error)
-        || is_refused(error)
-        || matches!(
-            code,
-            Some(libc::ENOSPC | libc::EDQUOT | libc::ENOMEM | libc::EROFS | libc::EFBIG)
-        )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,7 +84,5 @@ mod tests {
         assert_eq!(io_error(&error(libc::EIO), Direction::Read), IoError::MediaRead);
         let busy = io::Error::from(io::ErrorKind::ResourceBusy);
         assert_eq!(io_error(&busy, Direction::Read), IoError::ResourceShortage);
-        assert!(!is_before_the_medium(&error(libc::EIO)));
-        assert!(is_before_the_medium(&error(libc::ENOSPC)));
     }
 }

@@ -149,7 +149,7 @@ impl UringDevice {
         loop {
             match file.fsync(true).await {
                 Ok(()) => return Ok(()),
-                // It was not begun.
+                // Interrupted before its end: the kernel still has to tell what it has to tell.
                 Err(error) if is_transient(&error) && retries < RETRIES_MAX => retries += 1,
                 Err(error) => return Err(self.flush_failed(&error)),
             }

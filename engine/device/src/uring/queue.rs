@@ -20,7 +20,7 @@ use std::time::Duration;
 use pollux_hugepages::{Buffer, Slice};
 use pollux_reactor::file::{Allocate, File};
 
-use super::errors::{Direction, io_error, is_before_the_medium, is_refused, is_transient};
+use super::errors::{Direction, io_error, is_refused, is_transient};
 use super::{RETRIES_MAX, UringDevice, Way};
 use crate::completion::Completion;
 use crate::error::IoError;
@@ -209,19 +209,15 @@ impl Queue {
                 Ok(0) => retries += 1,
                 Ok(more) => done += more,
                 Err(error) if is_transient(&error) && retries < RETRIES_MAX => retries += 1,
-                Err(error) => {
-                    if dsync && !is_before_the_medium(&error) {
-                        self.device.flush_failed(&error);
-                    }
-                    return Err(self.media_error(&error, Direction::Write));
-                }
+                Err(error) => return Err(self.media_error(&error, Direction::Write)),
             }
         }
         Ok(())
     }
 
     async fn write(&self, offset: u64, from: Gather, force_unit_access: bool) -> Result<Reply, IoError> {
-        // The page cache tells of a lost write only once: only the one sync of all flushes may hear it.
+        // Past the page cache an error is this write's own. The page cache tells of any lost write, and only
+        // once: none but the one sync of all flushes may hear of it.
         let dsync = force_unit_access && self.device.direct;
         if force_unit_access && let Some(error) = self.device.flushes.failure() {
             return Err(error);
