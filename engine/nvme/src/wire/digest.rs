@@ -1,7 +1,7 @@
 //! CRC-32C header and data digests (TCP 3.3.1 "Digests"; Castagnoli polynomial, as iSCSI uses it).
 //!
-//! A digest travels as four little-endian bytes behind what it covers: the header digest behind the HLEN header bytes,
-//! the data digest behind the data. Padding and the other digest are covered by neither.
+//! A digest travels as four little-endian bytes behind what it covers: the header digest behind the HLEN
+//! header bytes, the data digest behind the data. Padding and the other digest are covered by neither.
 
 /// Size of a digest on the wire, in bytes.
 pub const DIGEST_BYTES: usize = 4;

@@ -1,6 +1,8 @@
-//! Features (Base 2.0, 5.15 and 5.27; NVM 1.0, 4.1.3) and the results of asynchronous events (Base 2.0, 5.2.1).
+//! Features (Base 2.0, 5.15 and 5.27; NVM 1.0, 4.1.3) and the results of asynchronous events (Base 2.0,
+//! 5.2.1).
 //!
-//! A feature is mostly dword 11 of Set Features, and dword 0 of the completion of Get Features; some have data.
+//! A feature is mostly dword 11 of Set Features, and dword 0 of the completion of Get Features; some have
+//! data.
 
 use uuid::Uuid;
 
@@ -137,7 +139,8 @@ impl Arbitration {
     }
 }
 
-/// Number of Queues (Base 2.0, 5.27.1.5): what a host asks for, and what a controller gives, which may be less or more.
+/// Number of Queues (Base 2.0, 5.27.1.5): what a host asks for, and what a controller gives, which may be
+/// less or more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueCounts {
     /// I/O submission queues less one (bits 15:0); 65,535 is invalid.
@@ -232,11 +235,12 @@ impl ErrorRecovery {
     }
 }
 
-/// Bit 0 of features that are a switch: Volatile Write Cache (WCE), Write Atomicity Normal (DN), Reservation Persistence (PTPL).
+/// Bit 0 of features that are a switch: Volatile Write Cache (WCE), Write Atomicity Normal (DN), Reservation
+/// Persistence (PTPL).
 pub const SWITCH: u32 = 1 << 0;
 
-/// Bit 0 of dword 11 of the Host Identifier feature: the identifier has 16 bytes, as it must over fabrics, and not 8 (EXHID; Base
-/// 2.0, 5.27.1.25). The identifier is the data of the command.
+/// Bit 0 of dword 11 of the Host Identifier feature: the identifier has 16 bytes, as it must over fabrics,
+/// and not 8 (EXHID; Base 2.0, 5.27.1.25). The identifier is the data of the command.
 pub const HOST_IDENTIFIER_EXTENDED: u32 = 1 << 0;
 
 structure! {
@@ -260,8 +264,8 @@ structure! {
 }
 
 wire_flags! {
-    /// Asynchronous Event Configuration (Base 2.0, 5.27.1.8): the events a host wants. Bits 4:0 stand for the critical warnings
-    /// of the SMART log.
+    /// Asynchronous Event Configuration (Base 2.0, 5.27.1.8): the events a host wants. Bits 4:0 stand for the
+    /// critical warnings of the SMART log.
     pub struct AsyncEventConfiguration: u32 {
         /// Available spare below threshold.
         SPARE = 1 << 0,
@@ -331,15 +335,22 @@ pub struct AsyncEvent {
     pub event_type: AsyncEventType,
     /// Which of that type (bits 15:8).
     pub information: u8,
-    /// The log page that tells more, and that is to be read to let the next event of that type come (bits 23:16).
+    /// The log page that tells more, and that is to be read to let the next event of that type come (bits
+    /// 23:16).
     pub log_page: u8,
 }
 
 macro_rules! events {
     ($( $(#[$meta:meta])* $name:ident = $event_type:ident, $information:literal, $log_page:literal; )+) => {
         impl AsyncEvent {
-            $( $(#[$meta])* pub const $name: Self =
-                Self { event_type: AsyncEventType::$event_type, information: $information, log_page: $log_page }; )+
+            $(
+                $(#[$meta])*
+                pub const $name: Self = Self {
+                    event_type: AsyncEventType::$event_type,
+                    information: $information,
+                    log_page: $log_page,
+                };
+            )+
         }
     };
 }

@@ -60,7 +60,8 @@ wire_flags! {
     }
 }
 
-/// CAP, Controller Capabilities (Base 2.0, 3.1.3.1). What has no meaning over fabrics is left out and zero, except CQR.
+/// CAP, Controller Capabilities (Base 2.0, 3.1.3.1). What has no meaning over fabrics is left out and zero,
+/// except CQR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// Most entries of an I/O queue less one (MQES, bits 15:0).

@@ -7,9 +7,9 @@
 //!      DNR  More  CRD     SCT    SC    phase tag (unused over fabrics, always 0)
 //! ```
 //!
-//! A [`Status`] is that field with the phase tag cleared, so that a status never heard of survives a round trip. The
-//! codes of the specification are associated constants; code points above 7Fh of the command specific type mean
-//! different things for different commands, which is why some constants are equal.
+//! A [`Status`] is that field with the phase tag cleared, so that a status never heard of survives a round
+//! trip. The codes of the specification are associated constants; code points above 7Fh of the command
+//! specific type mean different things for different commands, which is why some constants are equal.
 
 use std::fmt;
 
@@ -123,7 +123,8 @@ impl Status {
         self.0 & MORE != 0
     }
 
-    /// Command Retry Delay (CRD): 0 for none, 1 to 3 for the delay of that index in Identify Controller (CRDT1..3).
+    /// Command Retry Delay (CRD): 0 for none, 1 to 3 for the delay of that index in Identify Controller
+    /// (CRDT1..3).
     #[inline]
     #[must_use]
     pub const fn retry_delay_index(self) -> u8 {
@@ -175,8 +176,8 @@ macro_rules! codes {
     };
 }
 
-// Base 2.0, figures "Generic Command Status Values", "Command Specific Status Values", "Media and Data Integrity Error
-// Values", "Path Related Status Values"; NVM 1.0, the figures of the same names.
+// Base 2.0, figures "Generic Command Status Values", "Command Specific Status Values", "Media and Data
+// Integrity Error Values", "Path Related Status Values"; NVM 1.0, the figures of the same names.
 codes! {
     Generic {
         SUCCESS = 0x00, "success";
@@ -272,7 +273,8 @@ codes! {
         COMMAND_SIZE_LIMIT_EXCEEDED = 0x83, "command size limit exceeded";
         /// Fabrics: Connect (Base 2.0, 6.3). The same code point as [`Status::CONFLICTING_ATTRIBUTES`].
         CONNECT_INCOMPATIBLE_FORMAT = 0x80, "connect: incompatible format";
-        /// Fabrics: Connect (Base 2.0, 6.3). The same code point as [`Status::INVALID_PROTECTION_INFORMATION`].
+        /// Fabrics: Connect (Base 2.0, 6.3). The same code point as
+        /// [`Status::INVALID_PROTECTION_INFORMATION`].
         CONNECT_CONTROLLER_BUSY = 0x81, "connect: controller busy";
         /// Fabrics: Connect (Base 2.0, 6.3). The same code point as [`Status::WRITE_TO_READ_ONLY_RANGE`].
         CONNECT_INVALID_PARAMETERS = 0x82, "connect: invalid parameters";
@@ -311,7 +313,8 @@ codes! {
 }
 
 impl fmt::Display for Status {
-    /// The text of the code (all texts, where a code point has several meanings), or its numbers; then the flags.
+    /// The text of the code (all texts, where a code point has several meanings), or its numbers; then the
+    /// flags.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut known = false;
         for (_, text) in TEXTS.iter().filter(|(status, _)| self.is(*status)) {
@@ -420,7 +423,8 @@ mod tests {
         fn survives_a_round_trip(field in any::<u16>()) {
             let status = Status::from_field(field);
             prop_assert_eq!(status.to_field(), field & 0xfffe);
-            let rebuilt = Status::new(status.status_type(), status.code()).with_retry_delay_index(status.retry_delay_index());
+            let rebuilt = Status::new(status.status_type(), status.code())
+                .with_retry_delay_index(status.retry_delay_index());
             let rebuilt = if status.more() { rebuilt.with_more() } else { rebuilt };
             let rebuilt = if status.do_not_retry() { rebuilt.without_retry() } else { rebuilt };
             prop_assert_eq!(rebuilt, status);

@@ -1,8 +1,9 @@
-//! A helper for the large data structures: each is declared once, with the offset of every field as the specification prints it,
-//! and gets a plain Rust struct, an encoder, a decoder, and a check at compile time that no two fields overlap.
+//! A helper for the large data structures: each is declared once, with the offset of every field as the
+//! specification prints it, and gets a plain Rust struct, an encoder, a decoder, and a check at compile time
+//! that no two fields overlap.
 //!
-//! These structures travel on the admin queue, so clarity comes before speed here. What the data path uses has layouts instead
-//! (see [`command`](super::command) and [`pdu`](super::pdu)).
+//! These structures travel on the admin queue, so clarity comes before speed here. What the data path uses
+//! has layouts instead (see [`command`](super::command) and [`pdu`](super::pdu)).
 
 use uuid::Uuid;
 
@@ -136,8 +137,9 @@ macro_rules! structure {
             const BYTES: usize = $bytes;
 
             fn read(bytes: &[u8]) -> Self {
+                use $crate::wire::structure::Field;
                 Self {
-                    $( $field: <$type as $crate::wire::structure::Field>::read(bytes.get($offset..).unwrap_or_default()), )+
+                    $( $field: <$type as Field>::read(bytes.get($offset..).unwrap_or_default()), )+
                 }
             }
 

@@ -1,4 +1,5 @@
-//! ASCII text in fields of fixed size (Base 2.0, 1.4.2 "ASCII strings"): left justified, padded with spaces, printable.
+//! ASCII text in fields of fixed size (Base 2.0, 1.4.2 "ASCII strings"): left justified, padded with spaces,
+//! printable.
 
 use std::fmt;
 use std::ops::RangeInclusive;

@@ -1,6 +1,7 @@
 //! A helper for enumerations that travel as a number.
 
-/// Declares an enumeration whose variants are numbers on the wire, with `from_wire`, `to_wire` and every variant in `ALL`.
+/// Declares an enumeration whose variants are numbers on the wire, with `from_wire`, `to_wire` and every
+/// variant in `ALL`.
 ///
 /// `from_wire` is total: a number without a variant is `None`, to be answered as the specification says.
 macro_rules! wire_enum {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Identify       40 CNS   42 CNTID   44 CNS specific identifier   47 CSI   56 UUID index
-//! Get Log Page   40 LID   41 LSP(6:0) RAE(7)   42 NUMDL   44 NUMDU   46 LSI   48 LPO (64 bits)   56 UUID index   58 OT(7)   59 CSI
+//! Get Log Page   40 LID   41 LSP(6:0) RAE(7)   42 NUMDL   44 NUMDU   46 LSI   48 LPO (64 bits)
+//!                56 UUID index   58 OT(7)   59 CSI
 //! Get Features   40 FID   41 SEL(2:0)   44 feature specific   56 UUID index
 //! Set Features   40 FID   43 SV(7)   44 feature specific (16 bytes)   56 UUID index
 //! Abort          40 SQID  42 CID
@@ -105,7 +106,8 @@ impl GetLogPage {
     const OFFSET_IN_ENTRIES: u8 = 0x80;
     const DWORD_BYTES: u64 = 4;
 
-    /// The command for `bytes` of this page from `offset_bytes` on; both are to be multiples of 4, and `bytes` is cut at 16 GiB.
+    /// The command for `bytes` of this page from `offset_bytes` on; both are to be multiples of 4, and
+    /// `bytes` is cut at 16 GiB.
     #[must_use]
     pub fn new(page: LogPageId, offset_bytes: u64, bytes: u64) -> Self {
         Self {
@@ -345,8 +347,8 @@ pub struct FormatNvm {
 }
 
 impl FormatNvm {
-    /// The fields of `entry`, which is taken to be this command; `None` if what becomes of the data is reserved (answer with
-    /// [`Status::INVALID_FIELD`](crate::wire::status::Status::INVALID_FIELD)).
+    /// The fields of `entry`, which is taken to be this command; `None` if what becomes of the data is
+    /// reserved (answer with [`Status::INVALID_FIELD`](crate::wire::status::Status::INVALID_FIELD)).
     #[must_use]
     pub fn from_entry(entry: &SubmissionEntry) -> Option<Self> {
         let [low, high, _, _] = entry.cdw10.to_bytes();

@@ -31,7 +31,8 @@ const FUSE: u8 = 0b11;
 )]
 #[repr(C)]
 pub struct SubmissionEntry {
-    /// Opcode; its meaning depends on the queue. See [`AdminOpcode`](super::AdminOpcode), [`IoOpcode`](super::IoOpcode).
+    /// Opcode; its meaning depends on the queue. See [`AdminOpcode`](super::AdminOpcode),
+    /// [`IoOpcode`](super::IoOpcode).
     pub opcode: u8,
     /// Fused operation (bits 1:0) and kind of data pointer (bits 7:6).
     pub flags: u8,
@@ -65,7 +66,8 @@ impl SubmissionEntry {
     /// Size on the wire, in bytes.
     pub const BYTES: usize = 64;
 
-    /// A command with its opcode, identifier and namespace, its data pointer an SGL for no data, and zeros elsewhere.
+    /// A command with its opcode, identifier and namespace, its data pointer an SGL for no data, and zeros
+    /// elsewhere.
     #[inline]
     #[must_use]
     pub fn new(opcode: u8, command_id: u16, namespace_id: u32) -> Self {
@@ -120,8 +122,8 @@ impl SubmissionEntry {
         }
     }
 
-    /// Whether the data pointer is an SGL (PSDT 01b or 10b), as it must be over fabrics. For fabrics commands the field
-    /// is reserved by early revisions of the specification, and hosts are known to send zero: check I/O and admin commands only.
+    /// Whether the data pointer is an SGL (PSDT 01b or 10b), as it must be over fabrics. Fabrics commands
+    /// themselves have the byte reserved (Base 2.0, 6): check admin and I/O commands only.
     #[inline]
     #[must_use]
     pub fn uses_sgl(&self) -> bool {

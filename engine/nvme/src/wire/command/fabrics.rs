@@ -20,16 +20,16 @@ use crate::wire::nqn::{NQN_FIELD_BYTES, Nqn, NqnError};
 /// Size of the data of a Connect command, in bytes (Base 2.0, 6.3).
 pub const CONNECT_DATA_BYTES: usize = 1024;
 
-/// Controller identifier by which a host asks for any controller of a subsystem of the dynamic controller model
-/// (Base 2.0, 6.3). FFFEh asks for any one of the static model.
+/// Controller identifier by which a host asks for any controller of a subsystem of the dynamic controller
+/// model (Base 2.0, 6.3). FFFEh asks for any one of the static model.
 pub const DYNAMIC_CONTROLLER: u16 = 0xffff;
 
 bitflags! {
     /// Connect Attributes (CATTR; Base 2.0, 6.3). Bits 1:0 hold the priority class of the queue.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct ConnectAttributes: u8 {
-        /// The host does without submission queue flow control: SQHD is FFFFh or reserved in every completion, and a C2HData
-        /// PDU may carry SUCCESS instead of a completion.
+        /// The host does without submission queue flow control: SQHD is FFFFh or reserved in every
+        /// completion, and a C2HData PDU may carry SUCCESS instead of a completion.
         const DISABLE_QUEUE_FLOW_CONTROL = 1 << 2;
         /// The host can delete single I/O queues with Disconnect.
         const DELETES_SINGLE_QUEUES = 1 << 3;
@@ -156,8 +156,8 @@ impl ConnectData {
 pub struct ConnectResult {
     /// The controller connected to (CNTLID).
     pub controller_id: u16,
-    /// Authentication and secure channel requirements (AUTHREQ, bits 31:16): bit 1 asks for in-band authentication, bit 2
-    /// for authentication with a secure channel.
+    /// Authentication and secure channel requirements (AUTHREQ, bits 31:16): bit 1 asks for in-band
+    /// authentication, bit 2 for authentication with a secure channel.
     pub authentication: u16,
 }
 
@@ -185,8 +185,8 @@ impl ConnectResult {
 }
 
 /// Dword 0 of the completion of a Connect with
-/// [`Status::CONNECT_INVALID_PARAMETERS`](crate::wire::status::Status::CONNECT_INVALID_PARAMETERS): where the bad parameter is
-/// (IPO and IATTR; Base 2.0, 6.3).
+/// [`Status::CONNECT_INVALID_PARAMETERS`](crate::wire::status::Status::CONNECT_INVALID_PARAMETERS): where the
+/// bad parameter is (IPO and IATTR; Base 2.0, 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectRefusal {
     /// At this byte of the submission entry.
@@ -265,8 +265,8 @@ pub struct PropertyGet {
 }
 
 impl PropertyGet {
-    /// The fields of `entry`, which is taken to be a Property Get; `None` if the size is reserved (answer with
-    /// [`Status::INVALID_FIELD`](crate::wire::status::Status::INVALID_FIELD)).
+    /// The fields of `entry`, which is taken to be a Property Get; `None` if the size is reserved (answer
+    /// with [`Status::INVALID_FIELD`](crate::wire::status::Status::INVALID_FIELD)).
     #[must_use]
     pub fn from_entry(entry: &SubmissionEntry) -> Option<Self> {
         Some(Self {
@@ -297,8 +297,9 @@ pub struct PropertySet {
 }
 
 impl PropertySet {
-    /// The fields of `entry`, which is taken to be a Property Set; `None` if the size is reserved (answer with
-    /// [`Status::INVALID_FIELD`](crate::wire::status::Status::INVALID_FIELD)). The upper half of a value of 4 bytes is dropped.
+    /// The fields of `entry`, which is taken to be a Property Set; `None` if the size is reserved (answer
+    /// with [`Status::INVALID_FIELD`](crate::wire::status::Status::INVALID_FIELD)). The upper half of a value
+    /// of 4 bytes is dropped.
     #[must_use]
     pub fn from_entry(entry: &SubmissionEntry) -> Option<Self> {
         let size = PropertySize::from_entry(entry)?;
@@ -457,10 +458,12 @@ mod tests {
     proptest! {
         #[test]
         fn every_connect_survives(
-            record_format: u16, queue_id: u16, queue_size_minus_one: u16, attributes: u8, keep_alive_ms: u32, id: u16,
+            record_format: u16, queue_id: u16, queue_size_minus_one: u16,
+            attributes: u8, keep_alive_ms: u32, id: u16,
         ) {
             let attributes = ConnectAttributes::from_bits_retain(attributes);
-            let connect = Connect { record_format, queue_id, queue_size_minus_one, attributes, keep_alive_ms };
+            let connect =
+                Connect { record_format, queue_id, queue_size_minus_one, attributes, keep_alive_ms };
             prop_assert_eq!(Connect::from_entry(&connect.to_entry(id)), connect);
         }
 

@@ -3,12 +3,13 @@
 //! A submission entry is 64 bytes (Base 2.0, 3.3.3.1), a completion entry 16 (Base 2.0, 3.3.3.2):
 //!
 //! ```text
-//! submission   0 OPC   1 FUSE(1:0) PSDT(7:6)   2 CID   4 NSID   8 CDW2   12 CDW3   16 MPTR   24 SGL1   40 CDW10 .. 60 CDW15
+//! submission   0 OPC   1 FUSE(1:0) PSDT(7:6)   2 CID   4 NSID   8 CDW2   12 CDW3   16 MPTR   24 SGL1
+//!              40 CDW10 .. 60 CDW15
 //! completion   0 DW0   4 DW1   8 SQHD   10 SQID   12 CID   14 status and phase tag
 //! ```
 //!
-//! Over fabrics, byte 4 of a submission with opcode 7Fh is the fabrics command type (Base 2.0, 6), there are no PRPs, and
-//! SQID and phase tag are reserved.
+//! Over fabrics, byte 4 of a submission with opcode 7Fh is the fabrics command type (Base 2.0, 6), there are
+//! no PRPs, and SQID and phase tag are reserved.
 
 mod admin;
 mod entry;

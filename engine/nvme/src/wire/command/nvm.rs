@@ -3,10 +3,12 @@
 //! Read, Write, Compare, Verify, Write Zeroes and Write Uncorrectable share one form:
 //!
 //! ```text
-//! 40 SLBA (64 bits)   48 NLB (0's based)   50 LR(15) FUA(14) PRACT(13) PRCHK(12:10) DEAC(9) STC(8) DTYPE(7:4)
+//! 40 SLBA (64 bits)   48 NLB (0's based)
+//! 50 LR(15) FUA(14) PRACT(13) PRCHK(12:10) DEAC(9) STC(8) DTYPE(7:4)
 //! ```
 //!
-//! Dataset Management has the number of ranges less one in dword 10 and its attributes in dword 11, and the ranges as data:
+//! Dataset Management has the number of ranges less one in dword 10 and its attributes in dword 11, and the
+//! ranges as data:
 //!
 //! ```text
 //! 0 context attributes   4 length in blocks   8 starting block   (16 bytes each, at most 256)
@@ -26,7 +28,8 @@ bitflags! {
     pub struct BlockFlags: u16 {
         /// Limited Retry (LR): give up early on errors.
         const LIMITED_RETRY = 1 << 15;
-        /// Force Unit Access (FUA): the data is on, or comes from, non-volatile media when the command completes.
+        /// Force Unit Access (FUA): the data is on, or comes from, non-volatile media when the command
+        /// completes.
         const FORCE_UNIT_ACCESS = 1 << 14;
         /// Protection Information Action (PRACT).
         const PROTECTION_ACTION = 1 << 13;
@@ -36,7 +39,8 @@ bitflags! {
         const CHECK_APPLICATION_TAG = 1 << 11;
         /// Check the reference tag (PRCHK bit 0).
         const CHECK_REFERENCE_TAG = 1 << 10;
-        /// Deallocate (DEAC), of Write Zeroes: the controller may deallocate the blocks, if they then read as zeros.
+        /// Deallocate (DEAC), of Write Zeroes: the controller may deallocate the blocks, if they then read as
+        /// zeros.
         const DEALLOCATE = 1 << 9;
         /// Storage Tag Check (STC).
         const CHECK_STORAGE_TAG = 1 << 8;
@@ -345,7 +349,10 @@ mod tests {
         }
 
         #[test]
-        fn any_data_is_ranges_or_too_short(ranges in 1..=256_u32, data in prop::collection::vec(any::<u8>(), 0..5000)) {
+        fn any_data_is_ranges_or_too_short(
+            ranges in 1..=256_u32,
+            data in prop::collection::vec(any::<u8>(), 0..5000),
+        ) {
             let command = DatasetManagement { ranges, attributes: DatasetAttributes::empty() };
             let parsed = command.parse(&data);
             prop_assert_eq!(parsed.is_some(), data.len() >= command.data_bytes());

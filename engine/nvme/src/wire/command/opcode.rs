@@ -8,7 +8,8 @@ pub const OPCODE_FABRICS: u8 = 0x7f;
 wire_enum! {
     /// Opcodes of the admin queue (Base 2.0, 5).
     ///
-    /// Bits 1:0 of an opcode tell the direction of its data: 00b none, 01b to the controller, 10b to the host.
+    /// Bits 1:0 of an opcode tell the direction of its data: 00b none, 01b to the controller, 10b to the
+    /// host.
     pub enum AdminOpcode: u8 {
         /// Delete I/O Submission Queue; not used over fabrics.
         DeleteSubmissionQueue = 0x00,
@@ -74,7 +75,8 @@ wire_enum! {
 }
 
 wire_enum! {
-    /// Opcodes of I/O queues: those of the NVM command set (NVM 1.0, 3.2) and those common to all (Base 2.0, 7).
+    /// Opcodes of I/O queues: those of the NVM command set (NVM 1.0, 3.2) and those common to all (Base 2.0,
+    /// 7).
     pub enum IoOpcode: u8 {
         /// Flush (Base 7.1).
         Flush = 0x00,

@@ -1,11 +1,12 @@
 //! SGL descriptors (Base 2.0, 4.1.2): where the data of a command is.
 //!
-//! NVMe/TCP knows two (TCP 3.3.1 "Capsules and SGLs"), both without metadata and both filling the SGL1 field itself:
+//! NVMe/TCP knows two (TCP 3.3.1 "Capsules and SGLs"), both without metadata and both filling the SGL1 field
+//! itself:
 //!
 //! ```text
 //! bytes 0..8 address or offset   8..12 length   12..15 reserved   15 type(7:4) subtype(3:0)
-//! 01h  data block, offset:                the data is in the capsule, this far behind its start (ICDOFF is 0, so 0)
-//! 5Ah  transport data block, transport:   the data travels in data PDUs
+//! 01h  data block, offset              the data is in the capsule, this far behind its start (ICDOFF is 0)
+//! 5Ah  transport data block, transport the data travels in data PDUs
 //! ```
 
 use zerocopy::little_endian::{U32, U64};

@@ -1,4 +1,5 @@
-//! Identify Controller (Base 2.0, 5.17.2.1; its NVM part, NVM 1.0, 4.1.5.2) and its sibling for the NVM command set.
+//! Identify Controller (Base 2.0, 5.17.2.1; its NVM part, NVM 1.0, 4.1.5.2) and its sibling for the NVM
+//! command set.
 
 use crate::wire::features::AsyncEventConfiguration;
 use crate::wire::nqn::NqnField;
@@ -7,7 +8,8 @@ use crate::wire::structure::{structure, wire_flags};
 use crate::wire::text::AsciiField;
 use crate::wire::wire_enum::wire_enum;
 
-/// OAES uses the bits of the Asynchronous Event Configuration feature, of those from 8 on (Base 2.0, 5.17.2.1).
+/// OAES uses the bits of the Asynchronous Event Configuration feature, of those from 8 on (Base 2.0,
+/// 5.17.2.1).
 pub type AsyncEventSupport = AsyncEventConfiguration;
 
 wire_flags! {
@@ -285,7 +287,8 @@ structure! {
         258 => abort_limit_minus_one: u8,
         /// Asynchronous event requests at a time less one (AERL).
         259 => async_event_limit_minus_one: u8,
-        /// Firmware updates: bit 0 slot 1 is read only, bits 3:1 number of slots, bit 4 activation without reset (FRMW).
+        /// Firmware updates: bit 0 slot 1 is read only, bits 3:1 number of slots, bit 4 activation without
+        /// reset (FRMW).
         260 => firmware_updates: u8,
         /// Log page attributes (LPA).
         261 => log_page_attributes: LogPageAttributes,
@@ -355,7 +358,8 @@ structure! {
         540 => allowed_namespaces_max: u32,
         /// Name of the subsystem (SUBNQN).
         768 => subsystem_nqn: NqnField,
-        /// Size of a command capsule of an I/O queue in units of 16 bytes: 4, and 1 for each 16 bytes of in-capsule data (IOCCSZ).
+        /// Size of a command capsule of an I/O queue in units of 16 bytes: 4, and 1 for each 16 bytes of
+        /// in-capsule data (IOCCSZ).
         1792 => command_capsule_16_bytes: u32,
         /// Size of a response capsule of an I/O queue in units of 16 bytes: 1 (IORCSZ).
         1796 => response_capsule_16_bytes: u32,
@@ -418,8 +422,8 @@ impl IdentifyController {
 }
 
 structure! {
-    /// Identify Controller for the NVM command set, CNS 06h with CSI 00h (NVM 1.0, 4.1.5.4). Limits are 2^value pages of CAP.MPSMIN,
-    /// with 0 for no limit.
+    /// Identify Controller for the NVM command set, CNS 06h with CSI 00h (NVM 1.0, 4.1.5.4). Limits are
+    /// 2^value pages of CAP.MPSMIN, with 0 for no limit.
     pub struct NvmController: 4096 {
         /// Verify (VSL).
         0 => verify_size: u8,

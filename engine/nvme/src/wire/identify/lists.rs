@@ -15,8 +15,9 @@ use crate::wire::structure::structure;
 const NAMESPACE_ID_BYTES: usize = 4;
 const CONTROLLER_ID_BYTES: usize = 2;
 
-/// Fills a namespace list (CNS 02h, 07h, 10h, 1Ah) with these identifiers, which are to ascend and to be above the one named in the
-/// command. Those beyond the 1024th are left out: the host asks again from the last.
+/// Fills a namespace list (CNS 02h, 07h, 10h, 1Ah) with these identifiers, which are to ascend and to be
+/// above the one named in the command. Those beyond the 1024th are left out: the host asks again from the
+/// last.
 pub fn write_namespace_list(ids: impl IntoIterator<Item = u32>, out: &mut [u8; IDENTIFY_BYTES]) {
     out.fill(0);
     for (slot, id) in out.chunks_exact_mut(NAMESPACE_ID_BYTES).zip(ids) {
@@ -32,7 +33,8 @@ pub fn parse_namespace_list(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
         .take_while(|id| *id != 0)
 }
 
-/// Fills a controller list (CNS 12h, 13h) with these identifiers, which are to ascend. Those beyond the 2047th are left out.
+/// Fills a controller list (CNS 12h, 13h) with these identifiers, which are to ascend. Those beyond the
+/// 2047th are left out.
 pub fn write_controller_list(ids: impl IntoIterator<Item = u16>, out: &mut [u8; IDENTIFY_BYTES]) {
     out.fill(0);
     let mut count: u16 = 0;
@@ -111,7 +113,8 @@ pub fn write_descriptors(descriptors: &[NamespaceDescriptor], out: &mut [u8; IDE
     }
 }
 
-/// The descriptors of a list, up to its end. Unknown types, and known ones of a wrong length, are passed over.
+/// The descriptors of a list, up to its end. Unknown types, and known ones of a wrong length, are passed
+/// over.
 pub fn parse_descriptors(bytes: &[u8]) -> impl Iterator<Item = NamespaceDescriptor> + '_ {
     let mut rest = bytes;
     std::iter::from_fn(move || {
@@ -130,8 +133,9 @@ pub fn parse_descriptors(bytes: &[u8]) -> impl Iterator<Item = NamespaceDescript
 }
 
 structure! {
-    /// Combinations of command sets, CNS 1Ch (Base 2.0, 5.17.2.21): bit n of a vector says that command set n is in the combination,
-    /// and a vector of 0 ends the list. The I/O Command Set Profile feature chooses one by its index.
+    /// Combinations of command sets, CNS 1Ch (Base 2.0, 5.17.2.21): bit n of a vector says that command set n
+    /// is in the combination, and a vector of 0 ends the list. The I/O Command Set Profile feature chooses
+    /// one by its index.
     pub struct CommandSets: 4096 {
         /// The combinations.
         0 => combinations: [u64; 512],

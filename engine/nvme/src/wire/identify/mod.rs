@@ -1,4 +1,5 @@
-//! What Identify returns (Base 2.0, 5.17; NVM 1.0, 4.1.5): structures of 4096 bytes, chosen by the CNS field of the command.
+//! What Identify returns (Base 2.0, 5.17; NVM 1.0, 4.1.5): structures of 4096 bytes, chosen by the CNS field
+//! of the command.
 //!
 //! | CNS | structure |
 //! | --- | --- |

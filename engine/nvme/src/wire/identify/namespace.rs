@@ -1,5 +1,5 @@
-//! Identify Namespace (NVM 1.0, 4.1.5.1), its sibling for the NVM command set (NVM 1.0, 4.1.5.3) and the one for any (Base 2.0,
-//! 5.17.2.8).
+//! Identify Namespace (NVM 1.0, 4.1.5.1), its sibling for the NVM command set (NVM 1.0, 4.1.5.3) and the one
+//! for any (Base 2.0, 5.17.2.8).
 
 use crate::wire::structure::{structure, wire_flags};
 
@@ -52,7 +52,8 @@ wire_flags! {
 }
 
 wire_flags! {
-    /// DLFEAT (NVM 1.0, 4.1.5.1). Bits 2:0 tell what a deallocated block reads as; none of them set says nothing of it.
+    /// DLFEAT (NVM 1.0, 4.1.5.1). Bits 2:0 tell what a deallocated block reads as; none of them set says
+    /// nothing of it.
     pub struct DeallocateFeatures: u8 {
         /// Deallocated blocks read as zeros (001b in bits 2:0).
         READS_ZEROS = 0b001,
@@ -81,7 +82,8 @@ impl LbaFormat {
     const BLOCK_SIZE_LOG2_MIN: u8 = 9;
     const BLOCK_SIZE_LOG2_MAX: u8 = 31;
 
-    /// Size of a block in bytes; `None` below 512 bytes, which the specification does not allow, and above 2 GiB.
+    /// Size of a block in bytes; `None` below 512 bytes, which the specification does not allow, and above 2
+    /// GiB.
     #[must_use]
     pub fn block_bytes(&self) -> Option<u32> {
         (Self::BLOCK_SIZE_LOG2_MIN..=Self::BLOCK_SIZE_LOG2_MAX)
@@ -174,7 +176,8 @@ impl IdentifyNamespace {
 
     const FORMATS_OF_FOUR_BITS: u8 = 16;
 
-    /// Index of the format in use, in `lba_formats`. Bits 6:5 count only where there are more than 16 formats.
+    /// Index of the format in use, in `lba_formats`. Bits 6:5 count only where there are more than 16
+    /// formats.
     #[must_use]
     pub fn format_index(&self) -> usize {
         let low = self.formatted_lba_size & 0xf;
@@ -216,7 +219,8 @@ wire_flags! {
         IDENTIFIERS_NOT_REUSED = 1 << 3,
         /// The media rotates.
         ROTATIONAL = 1 << 4,
-        /// There is no volatile write cache for this namespace, whatever the controller says (VWCNP; Base 2.1).
+        /// There is no volatile write cache for this namespace, whatever the controller says (VWCNP; Base
+        /// 2.1).
         NO_VOLATILE_WRITE_CACHE = 1 << 5,
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 0 change count (8)   8 groups (2)   16 the groups, each:
-//!     0 group (4)   4 namespaces (4)   8 change count (8)   16 state (3:0)   32 namespace identifiers (4 each), ascending
+//!     0 group (4)   4 namespaces (4)   8 change count (8)   16 state (3:0)
+//!     32 namespace identifiers (4 each), ascending
 //! ```
 
 use thiserror::Error;

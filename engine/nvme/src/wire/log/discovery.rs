@@ -82,8 +82,8 @@ structure! {
         1 => address_family_field: u8,
         /// Type of subsystem (SUBTYPE); see [`DiscoveryEntry::subsystem_type`].
         2 => subsystem_type_field: u8,
-        /// Transport requirements: bits 1:0 secure channel (0 not specified, 1 required, 2 not required), bit 2 set if queue flow
-        /// control can be disabled (TREQ).
+        /// Transport requirements: bits 1:0 secure channel (0 not specified, 1 required, 2 not required), bit
+        /// 2 set if queue flow control can be disabled (TREQ).
         3 => requirements: u8,
         /// Port of the subsystem (PORTID).
         4 => port_id: u16,

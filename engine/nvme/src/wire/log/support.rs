@@ -92,8 +92,8 @@ impl CommandEffectsLog {
 /// Most namespaces in a Changed Namespace List.
 const CHANGED_NAMESPACES_MAX: usize = IDENTIFY_BYTES / size_of::<u32>();
 
-/// Fills a Changed Namespace List (Base 2.0, 5.16.1.5) with these identifiers, which are to ascend. More than 1024 are told by a
-/// single FFFFFFFFh.
+/// Fills a Changed Namespace List (Base 2.0, 5.16.1.5) with these identifiers, which are to ascend. More than
+/// 1024 are told by a single FFFFFFFFh.
 pub fn changed_namespaces(ids: impl IntoIterator<Item = u32>, out: &mut [u8; IDENTIFY_BYTES]) {
     let mut ids = ids.into_iter();
     write_namespace_list(ids.by_ref().take(CHANGED_NAMESPACES_MAX), out);

@@ -1,11 +1,11 @@
 //! The decoder: bytes of a receive buffer in, a header checked from end to end out.
 //!
-//! It looks at the header alone; the data is the caller's to receive, and its digest the caller's to check. The checks run in
-//! the order in which their fields can be trusted: type, direction, phase, HLEN, flags, header digest, then offsets and lengths.
-//! Nothing is copied: the result borrows from the buffer.
+//! It looks at the header alone; the data is the caller's to receive, and its digest the caller's to check.
+//! The checks run in the order in which their fields can be trusted: type, direction, phase, HLEN, flags,
+//! header digest, then offsets and lengths. Nothing is copied: the result borrows from the buffer.
 //!
-//! The checks of the frequent types are inlined by force. As calls they hand their results over in memory, which takes three times
-//! as long as the checks themselves (`cargo bench -p pollux-nvme --bench wire`).
+//! The checks of the frequent types are inlined by force. As calls they hand their results over in memory,
+//! which takes three times as long as the checks themselves (`cargo bench -p pollux-nvme --bench wire`).
 
 use zerocopy::FromBytes;
 
@@ -58,8 +58,8 @@ pub enum Decoded<'a> {
     Pdu(Pdu<'a>),
 }
 
-/// A PDU whose header is valid. Its data is at `data_offset..data_offset + data_bytes`, its data digest, if it has one,
-/// behind that, up to `pdu_bytes`.
+/// A PDU whose header is valid. Its data is at `data_offset..data_offset + data_bytes`, its data digest, if
+/// it has one, behind that, up to `pdu_bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pdu<'a> {
     /// The header.
@@ -281,8 +281,8 @@ enum Framed<'a, 'l> {
     Frame(Frame<'a, 'l>),
 }
 
-/// The flags must be of the type's, and the digest flags as agreed. A command capsule may be without data, and is then
-/// without its digest; that is for [`Frame::command`] to see.
+/// The flags must be of the type's, and the digest flags as agreed. A command capsule may be without data,
+/// and is then without its digest; that is for [`Frame::command`] to see.
 #[inline(always)]
 fn check_flags(
     pdu_type: PduType,
@@ -323,7 +323,8 @@ fn check_header_digest(bytes: &[u8], header_bytes: usize) -> Result<(), Violatio
     }
 }
 
-/// PFV that is not 0 is not supported; HPDA above 31 is invalid (TCP 3.6.2, ICReq). Unknown digests are not asked of us.
+/// PFV that is not 0 is not supported; HPDA above 31 is invalid (TCP 3.6.2, ICReq). Unknown digests are not
+/// asked of us.
 fn check_initialize_request(request: &InitializeRequest) -> Result<(), Violation> {
     let pdu_type = PduType::InitializeRequest;
     if request.format_version.get() != FORMAT_VERSION {
@@ -341,7 +342,8 @@ fn check_initialize_request(request: &InitializeRequest) -> Result<(), Violation
     Ok(())
 }
 
-/// PFV, CPDA, DGST, MAXH2CDATA (TCP 3.6.2, ICResp). That the digests are among those asked for is the host's to check.
+/// PFV, CPDA, DGST, MAXH2CDATA (TCP 3.6.2, ICResp). That the digests are among those asked for is the host's
+/// to check.
 fn check_initialize_response(response: &InitializeResponse) -> Result<(), Violation> {
     let pdu_type = PduType::InitializeResponse;
     if response.format_version.get() != FORMAT_VERSION {

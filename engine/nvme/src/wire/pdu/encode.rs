@@ -1,8 +1,10 @@
-//! The encoders: each writes a header with its digest and padding to the start of a buffer, and returns how many bytes that is,
-//! which is where the data belongs. `None` means the buffer is too short ([`HEADER_BYTES_MAX`] always suffices, and
-//! [`TERMINATE_DATA_BYTES_MAX`] more for a termination request); nothing is written then.
+//! The encoders: each writes a header with its digest and padding to the start of a buffer, and returns how
+//! many bytes that is, which is where the data belongs. `None` means the buffer is too short
+//! ([`HEADER_BYTES_MAX`] always suffices, and [`TERMINATE_DATA_BYTES_MAX`] more for a termination request);
+//! nothing is written then.
 //!
-//! Data and data digest are the caller's to append: [`Digest`](crate::wire::digest::Digest) computes it over scattered data.
+//! Data and data digest are the caller's to append: [`Digest`](crate::wire::digest::Digest) computes it over
+//! scattered data.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -73,7 +75,8 @@ impl Framing {
         }
     }
 
-    /// As [`Framing::common`], of a PDU with `data_bytes` of data. The length wraps at 4 GiB, which no limit comes near.
+    /// As [`Framing::common`], of a PDU with `data_bytes` of data. The length wraps at 4 GiB, which no limit
+    /// comes near.
     #[inline]
     fn common_with_data(&self, pdu_type: PduType, flags: PduFlags, data_bytes: u32) -> CommonHeader {
         let data_digest = if self.data_digest {
@@ -161,8 +164,8 @@ pub fn encode_initialize_response(
     PLAIN.write(response, size_of::<InitializeResponse>(), out)
 }
 
-/// Writes a termination request that travels in `direction`, whole: `offender` is the header of the PDU in error as it was
-/// received, of which the first 128 bytes go along.
+/// Writes a termination request that travels in `direction`, whole: `offender` is the header of the PDU in
+/// error as it was received, of which the first 128 bytes go along.
 #[must_use]
 pub fn encode_terminate_request(
     direction: Direction,
@@ -249,7 +252,8 @@ pub struct DataRange {
     pub length_bytes: u32,
 }
 
-/// Writes the header of an H2CData PDU that answers the R2T with `transfer_tag`; `last` if it is the last for that R2T.
+/// Writes the header of an H2CData PDU that answers the R2T with `transfer_tag`; `last` if it is the last for
+/// that R2T.
 #[inline]
 #[must_use]
 pub fn encode_host_data(
@@ -278,7 +282,8 @@ pub enum DataEnd {
     More,
     /// The last; a CapsuleResp follows.
     Last,
-    /// The last, and the command succeeded: no CapsuleResp follows. Only where the host disabled queue flow control.
+    /// The last, and the command succeeded: no CapsuleResp follows. Only where the host disabled queue flow
+    /// control.
     LastAndSuccess,
 }
 

@@ -123,11 +123,12 @@ bitflags! {
 /// The least MAXH2CDATA a controller may announce, in bytes (TCP 3.6.2, ICResp).
 pub const MAX_H2C_DATA_BYTES_MIN: u32 = 4096;
 
-/// In-capsule data that every controller takes in fabrics and admin commands, in bytes (TCP 3.3.1 "Capsules and SGLs").
+/// In-capsule data that every controller takes in fabrics and admin commands, in bytes (TCP 3.3.1 "Capsules
+/// and SGLs").
 pub const IN_CAPSULE_DATA_BYTES_ADMIN: u32 = 8192;
 
-/// The longest header with digest and padding, in bytes: what an encoder may write at most. A command capsule whose header and
-/// digest end at 76 has its data at 144 if that is to be aligned to 72.
+/// The longest header with digest and padding, in bytes: what an encoder may write at most. A command capsule
+/// whose header and digest end at 76 has its data at 144 if that is to be aligned to 72.
 pub const HEADER_BYTES_MAX: usize = header_bytes_max();
 
 const fn header_bytes_max() -> usize {
@@ -147,7 +148,8 @@ const fn header_bytes_max() -> usize {
 /// The most data in a termination request, in bytes (TCP 3.6.2: PLEN is at most 152).
 pub const TERMINATE_DATA_BYTES_MAX: usize = 128;
 
-/// Alignment of data within PDUs, as HPDA and CPDA tell it: 0's based, in dwords, at most 31 (TCP 3.6.2, ICReq and ICResp).
+/// Alignment of data within PDUs, as HPDA and CPDA tell it: 0's based, in dwords, at most 31 (TCP 3.6.2,
+/// ICReq and ICResp).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DataAlignment(u8);
 
@@ -249,7 +251,8 @@ pub struct InitializeResponse {
     pub common: CommonHeader,
     /// PFV: version of the PDU format; 0 is the only one.
     pub format_version: U16,
-    /// CPDA: alignment the controller wants for data in command capsules and H2CData PDUs; see [`DataAlignment`].
+    /// CPDA: alignment the controller wants for data in command capsules and H2CData PDUs; see
+    /// [`DataAlignment`].
     pub controller_data_alignment: u8,
     /// DGST: digests the controller agreed to; see [`Digests`].
     pub digests: u8,

@@ -3,11 +3,14 @@
 //! Every PDU is a header of fixed length, and in some types data:
 //!
 //! ```text
-//! 0 type   1 flags   2 HLEN   3 PDO   4 PLEN   8 rest of the header   HLEN [header digest]  [padding]  PDO [data]  [data digest]  PLEN
+//! 0 type   1 flags   2 HLEN   3 PDO   4 PLEN   8 rest of the header
+//! HLEN   [header digest] [padding]
+//! PDO    [data] [data digest]
+//! PLEN   the next PDU
 //! ```
 //!
-//! HLEN counts the header without its digest, PLEN everything. The data starts at PDO, which is a multiple of the alignment
-//! the receiver asked for when the connection was set up. Which direction has which type:
+//! HLEN counts the header without its digest, PLEN everything. The data starts at PDO, which is a multiple of
+//! the alignment the receiver asked for when the connection was set up. Which direction has which type:
 //!
 //! | type | PDU | direction | HLEN | data |
 //! | --- | --- | --- | --- | --- |

@@ -6,8 +6,8 @@ use super::layout::{Direction, PduType};
 use crate::wire::wire_enum::wire_enum;
 
 wire_enum! {
-    /// Fatal Error Status (FES) of a termination request, and what the Fatal Error Information (FEI) beside it holds
-    /// (TCP 3.6.2, H2CTermReq and C2HTermReq).
+    /// Fatal Error Status (FES) of a termination request, and what the Fatal Error Information (FEI) beside
+    /// it holds (TCP 3.6.2, H2CTermReq and C2HTermReq).
     pub enum FatalErrorStatus: u16 {
         /// A field of a header is invalid; FEI is its offset in bytes from the start of the PDU.
         InvalidHeaderField = 0x01,
@@ -26,8 +26,8 @@ wire_enum! {
 
 /// What a peer did that ends the connection.
 ///
-/// The decoder finds what a header shows by itself. The rest, from [`Violation::OutOfSequence`] on, is for the connection
-/// that knows what went before.
+/// The decoder finds what a header shows by itself. [`Violation::OutOfSequence`], and limits and ranges that
+/// depend on what went before, are for the connection to find.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Violation {
     /// The type is none of the specification's.
@@ -173,8 +173,8 @@ impl Violation {
         }
     }
 
-    /// Whether to answer with a termination request: never to one, however malformed (TCP 3.5), lest two peers answer each
-    /// other for ever. Close the connection instead.
+    /// Whether to answer with a termination request: never to one, however malformed (TCP 3.5), lest two
+    /// peers answer each other for ever. Close the connection instead.
     #[must_use]
     pub const fn deserves_answer(&self) -> bool {
         match self {

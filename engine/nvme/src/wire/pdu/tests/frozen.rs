@@ -156,7 +156,8 @@ fn command_without_data() {
     );
 }
 
-/// 4 KiB in the capsule, both digests, data aligned to 16 bytes: the header ends at 76, the data starts at 80.
+/// 4 KiB in the capsule, both digests, data aligned to 16 bytes: the header ends at 76, the data starts at
+/// 80.
 #[test]
 fn command_with_data_digests_and_padding() {
     let entry = SubmissionEntry::new(0x01, 9, 1).with_data(SglDescriptor::in_capsule(4096));
