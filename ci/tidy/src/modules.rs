@@ -46,6 +46,8 @@ pub(crate) fn walk(
                     let kind = if declared.is_test { Kind::Test } else { kind };
                     queue.push((module.clone(), kind, false));
                 }
+                // A file that a fuzz target and the tests beside it share: its own package answers for it.
+                None if candidates.iter().any(|path| files.contains(path)) => {}
                 None => findings.push(Finding::at(
                     &path,
                     declared.line,
