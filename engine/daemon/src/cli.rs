@@ -8,7 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use pollux_device::ByteSize;
 
 use crate::settings::{
-    ControlAddress, CoreList, IdleSettings, LogFormat, NamespaceSettings, Settings, SettingsError,
+    ControlAddress, CoreList, IdleSettings, ListenAddress, LogFormat, NamespaceSettings, Settings,
+    SettingsError,
 };
 
 /// Where `namespace` looks for an engine unless told otherwise.
@@ -72,6 +73,10 @@ pub struct ServeArguments {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub nvmf: Vec<SocketAddr>,
 
+    /// Serve NBD clients too, at unix:PATH or ADDRESS:PORT; may be given more than once [default: off].
+    #[arg(long, value_name = "ADDRESS")]
+    pub nbd: Vec<ListenAddress>,
+
     /// Serve the control interface (gRPC) at unix:PATH or 127.0.0.1:PORT [default: off].
     #[arg(long, value_name = "ADDRESS")]
     pub grpc: Option<ControlAddress>,
@@ -120,6 +125,9 @@ impl ServeArguments {
         replace(&mut reactors.memory, &self.memory);
         if !self.nvmf.is_empty() {
             settings.nvmf.listen.clone_from(&self.nvmf);
+        }
+        if !self.nbd.is_empty() {
+            settings.nbd.listen.clone_from(&self.nbd);
         }
         if self.grpc.is_some() {
             settings.grpc.listen.clone_from(&self.grpc);

@@ -12,15 +12,16 @@ mod error;
 mod events;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pollux_api::engine::v1 as api;
 use pollux_device::{BlockDeviceExt, ByteSize, Device, DeviceUri, IoError, OpenError, Registry};
+use pollux_nbd::{Export, Exports};
 use pollux_nvme::target::{NamespaceConfig, Subsystem, Target};
 use pollux_reactor::ReactorHandle;
+use pollux_reactor::net::Address;
 use tokio_stream::StreamExt;
 
 pub use error::ChangeError;
@@ -34,12 +35,16 @@ pub struct Parts {
     pub target: Arc<Target>,
     /// What all namespaces belong to.
     pub subsystem: Arc<Subsystem>,
+    /// The same devices for NBD clients.
+    pub exports: Exports,
     /// The reactors, at least one.
     pub reactors: Vec<ReactorHandle>,
     /// The cores that the reactors are pinned to; empty when they are not.
     pub cores: Vec<u32>,
-    /// Where hosts connect.
-    pub listeners: Vec<SocketAddr>,
+    /// Where NVMe/TCP hosts connect.
+    pub nvmf_listeners: Vec<Address>,
+    /// Where NBD clients connect.
+    pub nbd_listeners: Vec<Address>,
     /// How long a device may take to flush when it is removed.
     pub flush_timeout: Duration,
 }
@@ -71,6 +76,7 @@ impl Served {
             block_bytes: geometry.block_bytes,
             volatile_write_cache: geometry.volatile_write_cache,
             read_only: geometry.read_only,
+            name: self.device.name().to_owned(),
         }
     }
 }
@@ -111,7 +117,8 @@ impl Engine {
             started_unix_us: self.started_unix_us,
             process_id: std::process::id(),
             subsystem_nqn: self.parts.subsystem.nqn().to_string(),
-            nvmf_listeners: self.parts.listeners.iter().map(ToString::to_string).collect(),
+            nvmf_listeners: texts(&self.parts.nvmf_listeners),
+            nbd_listeners: texts(&self.parts.nbd_listeners),
             cores: self.parts.cores.clone(),
             schemes: self.parts.registry.schemes().map(str::to_owned).collect(),
         }
@@ -196,6 +203,10 @@ impl Engine {
         };
         let id = self.parts.subsystem.add_namespace(device.clone(), &config)?;
         self.follow(id, &device);
+        self.parts.exports.insert(Export {
+            device: device.clone(),
+            description: uri.to_string(),
+        });
         let served = Served { uri, device };
         let description = served.describe(id);
         self.served().insert(id, served);
@@ -220,6 +231,7 @@ impl Engine {
         let _one_at_a_time = self.change().await?;
         let served = self.find(id)?;
         self.parts.subsystem.remove_namespace(id)?;
+        self.parts.exports.remove(served.device.name());
         self.served().remove(&id);
         tracing::info!(namespace = id, device = %served.uri, "namespace removed");
         self.events
@@ -316,4 +328,8 @@ impl Engine {
             }
         });
     }
+}
+
+fn texts(addresses: &[Address]) -> Vec<String> {
+    addresses.iter().map(ToString::to_string).collect()
 }

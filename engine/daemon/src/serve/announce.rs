@@ -3,6 +3,9 @@
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use pollux_reactor::net::Address;
+
 use super::start::Running;
 use crate::client::namespace_table;
 use crate::settings::{IdleSettings, Settings};
@@ -41,7 +44,10 @@ pub(super) fn write(settings: &Settings, running: &Running, into: &mut impl Writ
         writeln!(into, "  control interface at {}", control.address())?;
     }
     writeln!(into, "\nConnect from a host with the kernel module nvme-tcp:\n")?;
-    for listener in running.listeners.addresses() {
+    for listener in running.listeners.nvmf() {
+        let Address::Tcp(listener) = listener else {
+            continue;
+        };
         let (address, port) = (reachable(*listener), listener.port());
         writeln!(into, "  nvme discover -t tcp -a {address} -s {port}")?;
         writeln!(
@@ -49,6 +55,12 @@ pub(super) fn write(settings: &Settings, running: &Running, into: &mut impl Writ
             "  nvme connect -t tcp -a {address} -s {port} -n {}",
             info.subsystem_nqn
         )?;
+    }
+    if let Some(listener) = running.listeners.nbd().first() {
+        writeln!(into, "\nOr with any NBD client:\n")?;
+        for namespace in &namespaces {
+            writeln!(into, "  {}", nbd_uri(listener, &namespace.name))?;
+        }
     }
     writeln!(into, "\nCtrl-C stops it.")
 }
@@ -59,11 +71,24 @@ pub(super) fn log(running: &Running) {
     tracing::info!(
         subsystem = %info.subsystem_nqn,
         listeners = %info.nvmf_listeners.join(","),
+        nbd = %info.nbd_listeners.join(","),
         control = running.control.as_ref().map(|control| control.address().to_string()),
         namespaces = running.engine.namespaces().len(),
         process = info.process_id,
         "serving"
     );
+}
+
+/// What NBD clients take as the name of an export (the NBD project's `doc/uri.md`).
+fn nbd_uri(listener: &Address, export: &str) -> String {
+    let export = utf8_percent_encode(export, NON_ALPHANUMERIC);
+    match listener {
+        Address::Tcp(listener) => {
+            let address = SocketAddr::new(reachable(*listener), listener.port());
+            format!("nbd://{address}/{export}")
+        }
+        Address::Unix(path) => format!("nbd+unix:///{export}?socket={}", path.display()),
+    }
 }
 
 /// An address that hosts can be given: an unspecified one is no good to them.
@@ -85,4 +110,30 @@ fn outward(listener: SocketAddr) -> Option<IpAddr> {
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect(other).ok()?;
     Some(socket.local_addr().ok()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_exports_are_encoded() {
+        let tcp = Address::Tcp("192.0.2.7:10809".parse().expect("an address"));
+        assert_eq!(nbd_uri(&tcp, "my disk?"), "nbd://192.0.2.7:10809/my%20disk%3F");
+        let unix = Address::Unix("/run/pollux/nbd.sock".into());
+        assert_eq!(
+            nbd_uri(&unix, "demo"),
+            "nbd+unix:///demo?socket=/run/pollux/nbd.sock"
+        );
+    }
+
+    #[test]
+    fn hosts_are_given_an_address_that_they_can_reach() {
+        let given: SocketAddr = "192.0.2.7:4420".parse().expect("an address");
+        assert_eq!(reachable(given), given.ip());
+        let any: SocketAddr = "0.0.0.0:4420".parse().expect("an address");
+        // On a machine without a network there is none; then it is told as it is.
+        let told = reachable(any);
+        assert!(told == any.ip() || outward(any) == Some(told));
+    }
 }

@@ -1,9 +1,9 @@
 //! Why an engine does not start: one line that says what, where, and how to mend it.
 
 use std::io;
-use std::net::SocketAddr;
 
 use pollux_nvme::target::TargetError;
+use pollux_reactor::net::Address;
 
 use crate::engine::ChangeError;
 use crate::logging::LogError;
@@ -53,10 +53,10 @@ pub enum StartError {
     #[error(transparent)]
     Namespace(#[from] ChangeError),
     /// Hosts cannot connect.
-    #[error("{source}; {}", mend_listening(*.address, .source))]
+    #[error("{source}; {}", mend_listening(.address, .source))]
     Listen {
         /// Where.
-        address: SocketAddr,
+        address: Address,
         /// What the reactor said, with the address.
         source: io::Error,
     },
@@ -70,19 +70,22 @@ pub enum StartError {
     },
 }
 
-fn mend_listening(address: SocketAddr, source: &io::Error) -> String {
-    let port = address.port();
-    match source.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("see who does with `ss -ltnp sport = :{port}`, or choose another port with --nvmf")
+fn mend_listening(address: &Address, source: &io::Error) -> String {
+    match (address, source.kind()) {
+        (Address::Tcp(address), io::ErrorKind::AddrInUse) => {
+            let port = address.port();
+            format!("see who does with `ss -ltnp sport = :{port}`, or choose another port")
         }
-        io::ErrorKind::AddrNotAvailable => {
+        (Address::Tcp(_), io::ErrorKind::AddrNotAvailable) => {
             "give an address of this machine (`ip -brief address`), or 0.0.0.0 for all of them".to_owned()
         }
-        io::ErrorKind::PermissionDenied => {
-            "ports below 1024 need root or CAP_NET_BIND_SERVICE: choose a higher one with --nvmf".to_owned()
+        (Address::Tcp(_), io::ErrorKind::PermissionDenied) => {
+            "ports below 1024 need root or CAP_NET_BIND_SERVICE: choose a higher one".to_owned()
         }
-        _ => "choose another address with --nvmf".to_owned(),
+        (Address::Unix(_), io::ErrorKind::PermissionDenied) => {
+            "choose a directory that this user can write to".to_owned()
+        }
+        _ => "choose another address".to_owned(),
     }
 }
 

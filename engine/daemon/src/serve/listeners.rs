@@ -1,69 +1,104 @@
-//! Where NVMe/TCP hosts connect.
+//! Where hosts and clients connect.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pollux_nvme::target::PortConfig;
-use pollux_nvme::target::Target;
+use pollux_nbd::{Exports, NbdSettings};
 use pollux_nvme::target::connection::{self, TransportSettings};
+use pollux_nvme::target::{PortConfig, Target};
 use pollux_reactor::net::Address;
 use pollux_reactor::{ReactorHandle, Task};
 
 use super::error::StartError;
+use crate::settings::ListenAddress;
 
-/// Listeners, each on a reactor. Dropping them stops accepting; connections go on.
+/// Listeners, spread over the reactors. Dropping them stops accepting; connections go on.
+#[derive(Default)]
 pub(super) struct Listeners {
-    addresses: Vec<SocketAddr>,
+    nvmf: Vec<Address>,
+    nbd: Vec<Address>,
     accepting: Vec<Task<()>>,
 }
 
 impl Listeners {
-    /// Listens on every address, and has the discovery service tell hosts of it.
+    /// Listens for NVMe/TCP hosts, and has the discovery service tell them of each address.
     ///
     /// # Errors
     ///
     /// [`StartError::Listen`].
-    pub(super) async fn start(
+    pub(super) async fn start_nvmf(
+        &mut self,
         addresses: &[SocketAddr],
         target: &Arc<Target>,
         reactors: &[ReactorHandle],
-    ) -> Result<Self, StartError> {
+    ) -> Result<(), StartError> {
         let settings = Arc::new(TransportSettings::default());
-        let mut listeners = Self {
-            addresses: Vec::new(),
-            accepting: Vec::new(),
-        };
         for ((address, reactor), port) in addresses.iter().zip(reactors.iter().cycle()).zip(1..) {
-            let (wanted, target_there, settings) = (Address::Tcp(*address), target.clone(), settings.clone());
-            let failed = |source| StartError::Listen {
-                address: *address,
-                source,
-            };
-            let (local, accepting) = reactor
-                .call(move || async move { connection::listen(&wanted, target_there, settings) })
-                .await
-                .map_err(|error| failed(std::io::Error::other(error)))?
-                .map_err(failed)?;
-            let local = match local {
-                Address::Tcp(local) => local,
-                Address::Unix(_) => *address,
-            };
-            let port = PortConfig {
-                id: port,
-                address: local,
-            };
-            target
-                .add_port(port)
-                .map_err(|error| failed(std::io::Error::other(error)))?;
-            listeners.addresses.push(local);
-            listeners.accepting.push(accepting);
+            let wanted = Address::Tcp(*address);
+            let (admission, settings) = (target.clone(), settings.clone());
+            let local = self
+                .start(reactor, &wanted, move |wanted| {
+                    connection::listen(wanted, admission, settings)
+                })
+                .await?;
+            if let Address::Tcp(address) = local {
+                target
+                    .add_port(PortConfig { id: port, address })
+                    .map_err(|error| failed(&wanted, io::Error::other(error)))?;
+            }
+            self.nvmf.push(local);
         }
-        Ok(listeners)
+        Ok(())
     }
 
-    /// Where they listen, with the ports that were taken.
-    pub(super) fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    /// Listens for NBD clients.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::Listen`].
+    pub(super) async fn start_nbd(
+        &mut self,
+        addresses: &[ListenAddress],
+        exports: &Exports,
+        reactors: &[ReactorHandle],
+    ) -> Result<(), StartError> {
+        for (ListenAddress(wanted), reactor) in addresses.iter().zip(reactors.iter().cycle()) {
+            let (exports, all) = (exports.clone(), reactors.to_vec());
+            let local = self
+                .start(reactor, wanted, move |wanted| {
+                    pollux_nbd::listen(wanted, exports, all, NbdSettings::default())
+                })
+                .await?;
+            self.nbd.push(local);
+        }
+        Ok(())
+    }
+
+    async fn start(
+        &mut self,
+        reactor: &ReactorHandle,
+        wanted: &Address,
+        listen: impl FnOnce(&Address) -> io::Result<(Address, Task<()>)> + Send + 'static,
+    ) -> Result<Address, StartError> {
+        let there = wanted.clone();
+        let (local, accepting) = reactor
+            .call(move || async move { listen(&there) })
+            .await
+            .map_err(|error| failed(wanted, io::Error::other(error)))?
+            .map_err(|source| failed(wanted, source))?;
+        self.accepting.push(accepting);
+        Ok(local)
+    }
+
+    /// Where NVMe/TCP hosts connect, with the ports that were taken.
+    pub(super) fn nvmf(&self) -> &[Address] {
+        &self.nvmf
+    }
+
+    /// Where NBD clients connect, with the ports that were taken.
+    pub(super) fn nbd(&self) -> &[Address] {
+        &self.nbd
     }
 
     /// Accepts no more connections.
@@ -71,5 +106,12 @@ impl Listeners {
         for accepting in self.accepting {
             accepting.cancel().await;
         }
+    }
+}
+
+fn failed(address: &Address, source: io::Error) -> StartError {
+    StartError::Listen {
+        address: address.clone(),
+        source,
     }
 }

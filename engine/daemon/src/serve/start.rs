@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use pollux_device::Registry;
+use pollux_nbd::Exports;
 use pollux_nvme::target::{SubsystemConfig, Target, TargetConfig};
 
 use super::error::StartError;
@@ -53,14 +54,23 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
 
     // Before the devices, which may take long to open: hosts that come early find no namespaces yet, and are told of
     // each as it comes.
-    let listeners = Listeners::start(&settings.nvmf.listen, &target, &handles).await?;
+    let mut listeners = Listeners::default();
+    listeners
+        .start_nvmf(&settings.nvmf.listen, &target, &handles)
+        .await?;
+    let exports = Exports::new();
+    listeners
+        .start_nbd(&settings.nbd.listen, &exports, &handles)
+        .await?;
     let engine = Engine::new(Parts {
         registry: registry(),
         target,
         subsystem,
+        exports,
         reactors: handles,
         cores: reactors.cores().to_vec(),
-        listeners: listeners.addresses().to_vec(),
+        nvmf_listeners: listeners.nvmf().to_vec(),
+        nbd_listeners: listeners.nbd().to_vec(),
         flush_timeout: settings.shutdown.drain_timeout(),
     });
     for namespace in &settings.namespaces {

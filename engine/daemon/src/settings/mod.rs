@@ -7,6 +7,7 @@
 mod control;
 mod cores;
 mod file;
+mod listen;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub use control::{ControlAddress, ControlAddressError};
 pub use cores::{CORES_MAX, CoreList, CoreListError};
 pub use file::SettingsError;
+pub use listen::ListenAddress;
 
 /// The port that NVMe/TCP has by assignment (IANA `nvme`).
 pub const NVMF_PORT: u16 = 4420;
@@ -44,6 +46,8 @@ pub struct Settings {
     pub reactors: ReactorSettings,
     /// NVMe over TCP.
     pub nvmf: NvmfSettings,
+    /// NBD.
+    pub nbd: NbdSettings,
     /// The interface that the engine is controlled by.
     pub grpc: GrpcSettings,
     /// How the engine stops.
@@ -110,6 +114,14 @@ impl Default for NvmfSettings {
             subsystem: SUBSYSTEM_NQN.to_owned(),
         }
     }
+}
+
+/// NBD, for clients that know no NVMe: each device is an export of its own name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NbdSettings {
+    /// Where clients connect: `unix:PATH` or ADDRESS:PORT; port 0 takes a free one. Default: nowhere.
+    pub listen: Vec<ListenAddress>,
 }
 
 /// The interface that the engine is controlled by.

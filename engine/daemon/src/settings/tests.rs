@@ -29,6 +29,8 @@ fn every_field_is_read() {
         [nvmf]
         listen = ["0.0.0.0:4420", "[::1]:0"]
         subsystem = "nqn.2026-11.io.pollux:other"
+        [nbd]
+        listen = ["unix:/run/pollux/nbd.sock", "127.0.0.1:10809"]
         [grpc]
         listen = "unix:/run/pollux/engine.sock"
         [shutdown]
@@ -52,6 +54,8 @@ fn every_field_is_read() {
         settings.grpc.listen.map(|address| address.to_string()),
         Some("unix:/run/pollux/engine.sock".to_owned())
     );
+    let nbd: Vec<String> = settings.nbd.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(nbd, ["unix:/run/pollux/nbd.sock", "127.0.0.1:10809"]);
     assert_eq!(settings.shutdown.drain_timeout_ms, 500);
     assert_eq!(settings.log.format, LogFormat::Json);
     assert_eq!(settings.log.level, "debug");
@@ -96,6 +100,7 @@ fn bad_values_are_told_with_their_line() {
         ("[reactors]\nidle = \"never\"", 2, "adaptive"),
         ("[grpc]\nlisten = \"0.0.0.0:1\"", 2, "mutual TLS"),
         ("[nvmf]\nlisten = [\"here\"]", 2, "address"),
+        ("[nbd]\nlisten = [\"here\"]", 2, "unix:PATH"),
         ("[[namespaces]]\nid = 1", 1, "uri"),
         ("[log]\nformat = ", 2, ""),
     ] {
