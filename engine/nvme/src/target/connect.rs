@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use pollux_reactor::net::Address;
 use pollux_reactor::now;
+use uuid::Uuid;
 use zerocopy::FromBytes;
 
 use super::Target;
@@ -22,6 +23,7 @@ use crate::wire::command::{
     CompletionEntry, Connect, ConnectData, ConnectRefusal, ConnectResult, DYNAMIC_CONTROLLER,
     FabricsCommandType,
 };
+use crate::wire::nqn::{Nqn, NqnError};
 use crate::wire::status::Status;
 
 /// A refused Connect: status, and dword 0 of the response.
@@ -89,7 +91,7 @@ impl Target {
             .ok()
             .and_then(|nqn| self.directory.find(&nqn))
             .ok_or_else(|| Refused::data(ConnectData::SUBSYSTEM_OFFSET))?;
-        let host = data.host().map_err(|_| Refused::data(ConnectData::HOST_OFFSET))?;
+        let host = host_name(data).map_err(|_| Refused::data(ConnectData::HOST_OFFSET))?;
         if !subsystem.allows(&host) {
             return Err(Refused::of(Status::CONNECT_INVALID_HOST));
         }
@@ -228,6 +230,14 @@ fn make(kind: QueueKind, registration: Registration, lease: Lease, depth: u16) -
         QueueKind::Admin => Rc::new(AdminQueue::new(registration, lease, depth)),
         QueueKind::Io => Rc::new(IoQueue::new(registration, lease, depth)),
     }
+}
+
+/// The host's name. SPDK's own tools leave it empty; such a host goes by its identifier.
+fn host_name(data: &ConnectData) -> Result<Nqn, NqnError> {
+    if data.host_field.iter().all(|&byte| byte == 0) {
+        return Ok(Nqn::from_uuid(Uuid::from_bytes(data.host_id)));
+    }
+    data.host()
 }
 
 fn ip_of(address: &Address) -> Option<IpAddr> {

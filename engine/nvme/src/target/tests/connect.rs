@@ -199,6 +199,26 @@ fn only_hosts_on_the_list_connect() {
 }
 
 #[test]
+fn a_host_without_a_name_goes_by_its_identifier() {
+    let fixture = Fixture::new(1);
+    let mut nameless = data_for(SUBSYSTEM, HOST, DYNAMIC_CONTROLLER);
+    nameless.host_field = [0; 256];
+    assert!(fixture.admit(&connect(0), &nameless).is_ok());
+    let identifier = uuid::Uuid::from_bytes(nameless.host_id);
+    let name = format!("nqn.2014-08.org.nvmexpress:uuid:{identifier}");
+    let other = "nqn.2014-08.org.nvmexpress:uuid:99999999-0000-0000-0000-000000000001".to_owned();
+    let hosts = crate::target::Hosts {
+        allow_any: false,
+        allowed: vec![other],
+    };
+    fixture.subsystem.set_hosts(&hosts).unwrap();
+    let refused = (Status::CONNECT_INVALID_HOST.without_retry(), 0);
+    assert_eq!(refusal(&fixture, &connect(0), &nameless), refused);
+    fixture.subsystem.add_host(&name).unwrap();
+    assert!(fixture.admit(&connect(0), &nameless).is_ok());
+}
+
+#[test]
 fn queues_are_spread_and_counted() {
     let fixture = Fixture::new(2);
     let hosts: Vec<_> = (0..4).map(|_| fixture.both()).collect();

@@ -146,7 +146,7 @@ fn a_write_that_failed_early_sends_no_more_data() {
     let mut bytes = host.ready(id, 1, 0, 100_000);
     bytes.extend(host.response(id, Status::WRITE_FAULT));
     host.hear(&bytes).unwrap();
-    assert_eq!(host.sent(), []);
+    assert!(host.sent().is_empty());
     assert_eq!(
         host.finished(id).unwrap().outcome.unwrap().status(),
         Status::WRITE_FAULT
