@@ -288,6 +288,11 @@ fn finds_the_format_in_use() {
     assert_eq!(index_of(16), Some(2));
     assert_eq!(index_of(50), None);
     assert_eq!(index_of(51), Some(50));
+    namespace.formatted_lba_size = 0b0010_0000;
+    namespace.lba_formats_minus_one = 16;
+    assert_eq!(namespace.format_index(), 16, "17 formats need the upper bits");
+    namespace.lba_formats_minus_one = 15;
+    assert_eq!(namespace.format_index(), 0);
 }
 
 #[test]
