@@ -1,8 +1,9 @@
 //! The seam between a connection, which moves bytes, and a queue, which executes commands.
 //!
-//! A connection turns capsules and data PDUs into a [`Command`] with all of its data, gives it to the queue that its
-//! Connect command bound it to, and turns the [`Outcome`] into data PDUs and a response capsule. It knows nothing of
-//! controllers and namespaces; a queue knows nothing of PDUs. Both ends can be tested without the other.
+//! A connection turns capsules and data PDUs into a [`Command`] with all of its data, gives it to the queue
+//! that its Connect command bound it to, and turns the [`Outcome`] into data PDUs and a response capsule.
+//! It knows nothing of controllers and namespaces; a queue knows nothing of PDUs. Both ends can be tested
+//! without the other.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -16,8 +17,8 @@ use smallvec::SmallVec;
 
 use crate::wire::command::{CompletionEntry, SubmissionEntry};
 
-/// A command with everything it needs: the data of a host-to-controller transfer has arrived, and the room for a
-/// controller-to-host transfer has been counted.
+/// A command with everything it needs: the data of a host-to-controller transfer has arrived, and the room
+/// for a controller-to-host transfer has been counted.
 #[derive(Debug)]
 pub struct Command {
     /// The submission queue entry.
@@ -51,8 +52,8 @@ pub struct Outcome {
     pub disconnect: bool,
 }
 
-/// The future of a command: ready at once, or recycled memory. An asynchronous event request is one that may take
-/// days.
+/// The future of a command: ready at once, or recycled memory. An asynchronous event request is one that
+/// may take days.
 pub enum Execution {
     /// Done already; taken by the first poll.
     Ready(Option<Outcome>),
@@ -85,14 +86,17 @@ impl Future for Execution {
 
 /// A queue pair of a controller, bound to one connection on one reactor by a Connect command.
 pub trait Queue {
-    /// Starts a command. Every command ends in exactly one outcome, unless the connection ends first.
+    /// Starts a command. Every command ends in exactly one outcome, unless the connection ends first. The
+    /// execution is polled as soon as it is woken, whether or not the host takes responses: others may wait
+    /// for its end.
     fn submit(&self, command: Command) -> Execution;
 
-    /// Checks a command before its data is fetched, so that no buffer is spent on what will be refused: opcode,
-    /// namespace, range, transfer size against the limits. `None` when it may go on.
+    /// Checks a command before its data is fetched, so that no buffer is spent on what will be refused:
+    /// opcode, namespace, range, transfer size against the limits. `None` when it may go on.
     fn refuse_early(&self, entry: &SubmissionEntry, transfer_bytes: u32) -> Option<CompletionEntry>;
 
-    /// Alignment of the memory that the data of this command should be received into, in bytes; 1 when any will do.
+    /// Alignment of the memory that the data of this command should be received into, in bytes; 1 when any
+    /// will do.
     fn data_align_bytes(&self, entry: &SubmissionEntry) -> usize;
 
     /// Entries of the submission queue: the most commands that may be outstanding.
@@ -101,8 +105,8 @@ pub trait Queue {
     /// Counts a sign of life of the host (traffic-based keep alive).
     fn touch(&self);
 
-    /// Ends when the controller wants the connection gone: keep-alive timeout, controller reset or shutdown, host no
-    /// longer allowed, the other queues' loss. The reason is for the log.
+    /// Ends when the controller wants the connection gone: keep-alive timeout, controller reset or
+    /// shutdown, host no longer allowed, the other queues' loss. The reason is for the log.
     fn poll_terminated(&self, context: &mut Context<'_>) -> Poll<&'static str>;
 
     /// The connection is gone; nothing more will be submitted. Outstanding executions have been dropped.

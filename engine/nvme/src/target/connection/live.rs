@@ -1,13 +1,17 @@
 //! A connection that is bound to a queue: one task, which settles, receives and sends until nothing moves.
 //!
 //! Invariants:
-//! - Every command is in exactly one place: a transfer that waits for data, the order of fused commands, or executing;
-//!   together they are never more than the queue is deep.
-//! - A response is queued only once, and the command's slot is free from then on: the host may reuse it as soon as it
-//!   has the response.
-//! - No more is received while the output is full, so that a host that does not read cannot make the engine hold more
-//!   than one queue's worth of data for it.
+//! - Every command is in exactly one place: a transfer that waits for data, the order of fused commands,
+//!   executing, or done; together they are never more than the queue is deep.
+//! - Commands that execute are polled whether or not the host takes responses: what they hold, such as a
+//!   place at a namespace that a fused command of another host waits for, they give back when they are
+//!   done.
+//! - A response is queued only once, and the command's slot is free from then on: the host may reuse it as
+//!   soon as it has the response.
+//! - No more is received while the output is full, so that a host that does not read cannot make the engine
+//!   hold more than one queue's worth of data for it.
 
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -60,6 +64,8 @@ pub(super) struct Live {
     pub(super) queue: Rc<dyn Queue>,
     pub(super) pool: BufferPool,
     pub(super) executing: InFlight<Execution>,
+    /// Commands that are done while the output is full.
+    done: VecDeque<Outcome>,
     pub(super) transfers: Transfers,
     pub(super) fused: FusedOrder,
     pub(super) receiving: Receiving,
@@ -101,6 +107,7 @@ impl Live {
             queue,
             pool,
             executing: InFlight::new(depth),
+            done: VecDeque::new(),
             transfers: Transfers::new(depth),
             fused: FusedOrder::default(),
             receiving: Receiving::Header,
@@ -180,12 +187,19 @@ impl Live {
     /// Queues the responses of commands that are done.
     fn settle(&mut self, context: &mut Context<'_>) -> bool {
         let mut settled = false;
-        while !self.output.is_full() {
-            let Poll::Ready((_, outcome)) = self.executing.poll_next(context) else {
-                break;
-            };
+        while !self.output.is_full()
+            && let Some(outcome) = self.done.pop_front()
+        {
             self.respond(outcome);
             settled = true;
+        }
+        while let Poll::Ready((_, outcome)) = self.executing.poll_next(context) {
+            if self.output.is_full() {
+                self.done.push_back(outcome);
+            } else {
+                self.respond(outcome);
+                settled = true;
+            }
         }
         settled
     }
@@ -280,10 +294,11 @@ impl Live {
 
     /// Commands that the host may not reuse the identifier of yet.
     pub(super) fn outstanding(&self) -> usize {
-        self.executing.len() + self.transfers.len() + self.fused.complete_and_waiting()
+        self.executing.len() + self.done.len() + self.transfers.len() + self.fused.complete_and_waiting()
     }
 
-    /// Queues what a command returned: data if there is any, and a response capsule unless the data stands for it.
+    /// Queues what a command returned: data if there is any, and a response capsule unless the data stands
+    /// for it.
     fn respond(&mut self, outcome: Outcome) {
         let Outcome {
             entry,
@@ -295,8 +310,8 @@ impl Live {
         if bytes == 0 || !entry.status().is_success() {
             return self.push_response(&entry);
         }
-        // The data may stand for the response only when the host needs nothing from it (NVMe/TCP Transport, C2HData
-        // PDU, SUCCESS flag).
+        // The data may stand for the response only when the host needs nothing from it (NVMe/TCP Transport,
+        // C2HData PDU, SUCCESS flag).
         let stands_for_response = !self.flow_control && entry.result.get() == 0;
         let end = if stands_for_response {
             DataEnd::LastAndSuccess
