@@ -1,7 +1,8 @@
 //! What an [`IoError`] is on the wire, and back: one table for target and initiator.
 //!
-//! Every pair of the table is one to one, so that an error that crosses a wire arrives as what it was. What is not in
-//! it travels whole: an error of a drive as the status it gave, a status of a foreign target as [`IoError::Nvme`].
+//! Every pair of the table is one to one, so that an error that crosses a wire arrives as what it was. What
+//! is not in it travels whole: an error of a drive as the status it gave, a status of a foreign target as
+//! [`IoError::Nvme`].
 
 use pollux_device::{IoError, NvmeStatus};
 
@@ -190,7 +191,8 @@ mod tests {
             let status = status_of(error);
             prop_assert!(!status.is_success());
             let back = error_of(status);
-            let known = TABLE.iter().any(|(_, entry, _)| entry.is(status)) || ALSO.iter().any(|(entry, _)| entry.is(status));
+            let known = TABLE.iter().any(|(_, entry, _)| entry.is(status))
+                || ALSO.iter().any(|(entry, _)| entry.is(status));
             prop_assert!(known || back == Some(error));
         }
     }

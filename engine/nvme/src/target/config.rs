@@ -1,4 +1,5 @@
-//! Settings of a target, its subsystems, ports and referrals. Units are in the names; unknown keys are errors.
+//! Settings of a target, its subsystems, ports and referrals. Units are in the names; unknown keys are
+//! errors.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,22 +21,22 @@ pub struct TargetConfig {
     pub admin_queue_depth_max: u16,
     /// The largest transfer of a command in bytes: 4096 times a power of two. Default 1 MiB.
     pub transfer_bytes_max: u32,
-    /// Data that an I/O command capsule can carry, in bytes, a multiple of 16; the transport's setting of the same
-    /// meaning has to be equal. Default 8192.
+    /// Data that an I/O command capsule can carry, in bytes, a multiple of 16; the transport's setting of
+    /// the same meaning has to be equal. Default 8192.
     pub in_capsule_bytes_max: u32,
     /// The keep alive timeout that hosts read as the default, in ms. Default 120,000.
     pub keep_alive_default_ms: u32,
     /// The longest keep alive timeout that is accepted, in ms. Default 3,600,000.
     pub keep_alive_max_ms: u32,
-    /// How long a discovery controller without a keep alive timer may be idle, in ms. Default 120,000 (NVMe Base 2.0,
-    /// 3.1.2.3.3, "discovery controller activity timeout").
+    /// How long a discovery controller without a keep alive timer may be idle, in ms. Default 120,000 (NVMe
+    /// Base 2.0, 3.1.2.3.3, "discovery controller activity timeout").
     pub discovery_idle_ms: u32,
     /// Controllers a subsystem can have at one time. Default 1024.
     pub controllers_max: u16,
     /// Namespaces a subsystem can have, and so the highest namespace identifier. Default 1024.
     pub namespaces_max: u32,
-    /// How long a command waits for memory, or for a device that is being attached, before the host is told to try
-    /// again, in ms. Default 5,000.
+    /// How long a command waits for memory, or for a device that is being attached, before the host is told
+    /// to try again, in ms. Default 5,000.
     pub resource_wait_ms: u32,
 }
 
@@ -196,8 +197,8 @@ impl Default for Hosts {
     }
 }
 
-/// How a device appears as a namespace. What is not given is derived from the names of subsystem and device, and is
-/// the same after every restart.
+/// How a device appears as a namespace. What is not given is derived from the names of subsystem and
+/// device, and is the same after every restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NamespaceConfig {
@@ -217,8 +218,8 @@ pub struct NamespaceConfig {
 pub struct PortConfig {
     /// The port identifier, unique in the target.
     pub id: u16,
-    /// The address that a listener listens on. An unspecified one (`0.0.0.0`, `::`) is told to each host as the
-    /// address that the host reached the discovery service by.
+    /// The address that a listener listens on. An unspecified one (`0.0.0.0`, `::`) is told to each host as
+    /// the address that the host reached the discovery service by.
     pub address: SocketAddr,
 }
 

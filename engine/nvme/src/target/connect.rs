@@ -1,7 +1,7 @@
 //! Decides about Connect commands (NVMe Base 2.0, 6.3): which controller, which reactor, or why not.
 //!
-//! Every refusal is final for the same command (DNR), but for a subsystem that has no controller left, and names the
-//! parameter at fault where the specification asks for it.
+//! Every refusal is final for the same command (DNR), but for a subsystem that has no controller left, and
+//! names the parameter at fault where the specification asks for it.
 
 use std::net::IpAddr;
 use std::rc::Rc;

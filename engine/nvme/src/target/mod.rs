@@ -1,12 +1,12 @@
 //! The NVMe/TCP target: connections that move bytes, and queues that execute commands.
 //!
-//! The two meet in [`queue`]. [`connection`] knows PDUs and nothing of controllers; everything else here knows
-//! controllers, namespaces and commands and nothing of PDUs:
+//! The two meet in [`queue`]. [`connection`] knows PDUs and nothing of controllers; everything else here
+//! knows controllers, namespaces and commands and nothing of PDUs:
 //!
-//! - A [`Target`] has [`Subsystem`]s, which have namespaces and hosts; it decides about Connect commands and places
-//!   each connection on a reactor.
-//! - `controller` is the state of one association, `admin` executes its admin commands, `io` those of I/O queues,
-//!   `discovery` tells hosts what there is.
+//! - A [`Target`] has [`Subsystem`]s, which have namespaces and hosts; it decides about Connect commands
+//!   and places each connection on a reactor.
+//! - `controller` is the state of one association, `admin` executes its admin commands, `io` those of I/O
+//!   queues, `discovery` tells hosts what there is.
 
 mod admin;
 mod config;
@@ -191,8 +191,8 @@ impl Target {
         self.placement.loads()
     }
 
-    /// Disconnects every host, admits no more, waits until nothing is at a device, and flushes every namespace.
-    /// Returns whether every flush succeeded. To be called on a reactor.
+    /// Disconnects every host, admits no more, waits until nothing is at a device, and flushes every
+    /// namespace. Returns whether every flush succeeded. To be called on a reactor.
     pub async fn shut_down(&self) -> bool {
         const REASON: &str = "the target shuts down";
         const PAUSE: Duration = Duration::from_millis(5);

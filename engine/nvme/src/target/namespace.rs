@@ -1,7 +1,7 @@
 //! A namespace: a device under a number, with identifiers that outlive every restart.
 //!
-//! Invariant: everything but the block count is fixed for the life of a namespace; a device that comes back with
-//! another geometry is another namespace.
+//! Invariant: everything but the block count is fixed for the life of a namespace; a device that comes back
+//! with another geometry is another namespace.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,8 +16,8 @@ use crate::wire::nqn::Nqn;
 /// The name space of the UUIDs that are derived here: a random UUID, frozen.
 const DERIVED: Uuid = Uuid::from_u128(0x0d7a_2b1f_6f0e_4c0b_9a83_5a1c_33e7_4d52);
 
-/// The bits of the first byte of an EUI-64 that say whether it was made up locally, and whether it names a group
-/// (IEEE, universal/local and individual/group bit).
+/// The bits of the first byte of an EUI-64 that say whether it was made up locally, and whether it names a
+/// group (IEEE, universal/local and individual/group bit).
 const LOCALLY_ADMINISTERED: u8 = 0x02;
 const GROUP: u8 = 0x01;
 

@@ -1,7 +1,7 @@
 //! Which reactor a connection lives on.
 //!
-//! An admin queue goes to the reactor with the fewest connections, an I/O queue to the one with the fewest I/O queues;
-//! each rule breaks the ties of the other, and what is left goes by the order of the reactors.
+//! An admin queue goes to the reactor with the fewest connections, an I/O queue to the one with the fewest
+//! I/O queues; each rule breaks the ties of the other, and what is left goes by the order of the reactors.
 //!
 //! Invariant: the counts of a reactor are exactly the leases for it that are alive.
 

@@ -7,7 +7,8 @@ use crate::status_map::status_of;
 use crate::wire::command::CompletionEntry;
 use crate::wire::status::Status;
 
-/// The parameter location of an error that no parameter caused (NVMe Base 2.0, 5.16.1.2, Parameter Error Location).
+/// The parameter location of an error that no parameter caused (NVMe Base 2.0, 5.16.1.2, Parameter Error
+/// Location).
 const NO_PARAMETER: u16 = 0xffff;
 
 /// Bytes of the fields that commands are refused for, as offsets into the submission entry.

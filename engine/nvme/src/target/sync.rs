@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
-/// Locks; what a panic elsewhere left behind is consistent, as every change of guarded state is one assignment at its
-/// end.
+/// Locks; what a panic elsewhere left behind is consistent, as every change of guarded state is one
+/// assignment at its end.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

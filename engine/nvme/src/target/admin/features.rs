@@ -1,7 +1,7 @@
 //! Get Features and Set Features (NVMe Base 2.0, 5.15 and 5.27).
 //!
-//! No feature is kept through a reset, which the supported capabilities say; a saved value is the default one then.
-//! What has no effect here is not changeable, rather than taken and ignored.
+//! No feature is kept through a reset, which the supported capabilities say; a saved value is the default
+//! one then. What has no effect here is not changeable, rather than taken and ignored.
 
 use std::sync::Arc;
 

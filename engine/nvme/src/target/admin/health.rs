@@ -1,5 +1,5 @@
-//! The SMART / Health log (NVMe Base 2.0, 5.16.1.3): the health of the devices behind the namespaces, and what this
-//! controller's host read and wrote.
+//! The SMART / Health log (NVMe Base 2.0, 5.16.1.3): the health of the devices behind the namespaces, and
+//! what this controller's host read and wrote.
 
 use std::sync::Weak;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Get Log Page (NVMe Base 2.0, 5.16).
 //!
-//! Each page is made whole, and the part that was asked for is cut out of it; what is asked for behind its end is
-//! zeros.
+//! Each page is made whole, and the part that was asked for is cut out of it; what is asked for behind its
+//! end is zeros.
 
 use super::super::controller::{Controller, ERROR_LOG_ENTRIES, Kind};
 use super::super::discovery;

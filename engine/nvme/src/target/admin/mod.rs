@@ -1,7 +1,7 @@
 //! The admin queue of a controller, and the commands on it (NVMe Base 2.0, 5 and 6).
 //!
-//! Every command but the asynchronous event request is done when it is started: what a controller knows is behind one
-//! lock, and nothing here reads a device.
+//! Every command but the asynchronous event request is done when it is started: what a controller knows is
+//! behind one lock, and nothing here reads a device.
 
 mod features;
 mod health;

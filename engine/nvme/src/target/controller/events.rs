@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - An event that the host did not enable is not kept.
-//! - A kind of event that was told is masked until the host reads its log page with RAE clear; one more of it then
-//!   waits, once, however often it happened.
+//! - A kind of event that was told is masked until the host reads its log page with RAE clear; one more of
+//!   it then waits, once, however often it happened.
 //! - Each request of the host ends with exactly one event, an abort, or the controller's reset.
 
 use std::task::Waker;
@@ -131,7 +131,8 @@ impl Events {
         }
     }
 
-    /// The host read a log page and did not ask to retain its event. With `complete`, what happened so far was in it.
+    /// The host read a log page and did not ask to retain its event. With `complete`, what happened so far
+    /// was in it.
     pub(crate) fn log_was_read(&mut self, log_page: u8, complete: bool) {
         for kind in EventKind::ALL
             .into_iter()

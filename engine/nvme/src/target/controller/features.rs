@@ -5,8 +5,8 @@ use crate::target::config::TargetConfig;
 /// The upper temperature threshold when none is set: none (NVMe Base 2.0, 5.27.1.3).
 const TEMPERATURE_NONE_KELVIN: u16 = 0xffff;
 
-/// What a host configured. What other parts act on is kept by them: asynchronous events, keep alive timer, write
-/// cache.
+/// What a host configured. What other parts act on is kept by them: asynchronous events, keep alive timer,
+/// write cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Features {
     /// Dword of Arbitration.

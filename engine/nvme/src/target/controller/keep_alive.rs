@@ -1,7 +1,8 @@
 //! The keep alive timer (NVMe Base 2.0, 3.9): a host that is not heard of in time loses its controller.
 //!
-//! A Keep Alive command starts the timer anew. When it runs out, any traffic on any queue since it was started starts
-//! it anew too (traffic based keep alive), so that a silent host is found after one to two timeouts.
+//! A Keep Alive command starts the timer anew. When it runs out, any traffic on any queue since it was
+//! started starts it anew too (traffic based keep alive), so that a silent host is found after one to two
+//! timeouts.
 
 use std::sync::Weak;
 use std::task::{Poll, Waker};
@@ -20,7 +21,8 @@ const GRANULARITY_MS: u32 = KEEP_ALIVE_GRANULARITY_100MS as u32 * 100;
 /// The timer of one controller.
 pub(crate) struct KeepAlive {
     timeout_ms: u32,
-    /// What counts when the host wants no timer; discovery controllers end when idle (NVMe Base 2.0, 3.1.2.3.3).
+    /// What counts when the host wants no timer; discovery controllers end when idle (NVMe Base 2.0,
+    /// 3.1.2.3.3).
     idle_ms: Option<u32>,
     started: Instant,
     waker: Option<Waker>,

@@ -1,5 +1,5 @@
-//! What a queue shares with its controller across reactors: its end, its signs of life, its counters, and the commands
-//! that wait for something other than the device.
+//! What a queue shares with its controller across reactors: its end, its signs of life, its counters, and
+//! the commands that wait for something other than the device.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -45,7 +45,8 @@ impl QueueLink {
     /// The host is alive.
     #[inline]
     pub(crate) fn touch(&self) {
-        // Looked at first: a store would take the cache line from the reactor of the keep alive timer each time.
+        // Looked at first: a store would take the cache line from the reactor of the keep alive timer each
+        // time.
         if !self.traffic.load(Ordering::Relaxed) {
             self.traffic.store(true, Ordering::Relaxed);
         }
@@ -77,7 +78,8 @@ impl QueueLink {
         self.ended().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Makes a command known as one that can be aborted until the result is dropped; the result is ready once it was.
+    /// Makes a command known as one that can be aborted until the result is dropped; the result is ready
+    /// once it was.
     pub(crate) fn abortable(self: &Arc<Self>, command_id: u16) -> Abortable {
         lock(&self.waiting).push(Waiting {
             command_id,
@@ -143,7 +145,8 @@ impl Drop for Abortable {
     }
 }
 
-/// What was read and written, for the SMART / Health log. Each counter has one writer: the queue's own reactor.
+/// What was read and written, for the SMART / Health log. Each counter has one writer: the queue's own
+/// reactor.
 #[derive(Default)]
 pub(crate) struct IoCounters {
     read_commands: AtomicU64,

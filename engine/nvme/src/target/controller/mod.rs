@@ -1,12 +1,13 @@
 //! A controller: what one association of one host with a subsystem has of state.
 //!
-//! The state is shared by the reactors of the admin queue and of the I/O queues, under a lock that no I/O takes.
+//! The state is shared by the reactors of the admin queue and of the I/O queues, under a lock that no I/O
+//! takes.
 //!
 //! Invariants:
-//! - A controller is in its subsystem from its admission until its admin queue is gone, it expires or it is ended;
-//!   then all its queues are told to end.
-//! - `queues` holds exactly the queues whose registration is alive. A queue's registration lives until its last
-//!   command has left the device, even when the connection was lost before.
+//! - A controller is in its subsystem from its admission until its admin queue is gone, it expires or it is
+//!   ended; then all its queues are told to end.
+//! - `queues` holds exactly the queues whose registration is alive. A queue's registration lives until its
+//!   last command has left the device, even when the connection was lost before.
 
 mod error_log;
 mod events;
@@ -41,8 +42,8 @@ use events::Events;
 /// Asynchronous event requests that a host may have outstanding (AERL + 1).
 pub(crate) const ASYNC_EVENTS_MAX: u8 = 8;
 
-/// Namespaces in the Changed Attached Namespace List; with more, the list says that it overflowed (NVMe Base 2.0,
-/// 5.16.1.5).
+/// Namespaces in the Changed Attached Namespace List; with more, the list says that it overflowed (NVMe
+/// Base 2.0, 5.16.1.5).
 pub(crate) const CHANGED_NAMESPACES_MAX: usize = 1024;
 
 /// A host, as its Connect commands name it.
@@ -95,8 +96,9 @@ pub(crate) struct Controller {
     pub(crate) host: Host,
     pub(crate) subsystem: Arc<Subsystem>,
     pub(crate) config: Arc<TargetConfig>,
-    /// Whether Identify tells this host of a volatile write cache. Fixed when the controller is made: to a namespace
-    /// with a cache that comes later every write goes with FUA, as the host does not know that it would have to flush.
+    /// Whether Identify tells this host of a volatile write cache. Fixed when the controller is made: to a
+    /// namespace with a cache that comes later every write goes with FUA, as the host does not know that it
+    /// would have to flush.
     pub(crate) write_cache_reported: bool,
     /// The host disabled the volatile write cache: every write goes with FUA.
     write_through: AtomicBool,
@@ -146,8 +148,8 @@ impl Controller {
         matches!(self.kind, Kind::Discovery { .. })
     }
 
-    /// Whether a write to a namespace with or without a volatile write cache goes with FUA though the host did not
-    /// ask.
+    /// Whether a write to a namespace with or without a volatile write cache goes with FUA though the host
+    /// did not ask.
     #[inline]
     pub(crate) fn forces_unit_access(&self, volatile_write_cache: bool) -> bool {
         volatile_write_cache && (!self.write_cache_reported || self.write_through.load(Ordering::Relaxed))

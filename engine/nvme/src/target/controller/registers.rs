@@ -7,8 +7,8 @@
 //!                               +--------> Enabled, shutdown occurring --(flushed)--> shutdown complete
 //! ```
 //!
-//! Over fabrics a controller is ready as soon as it is enabled. A reset ends when the last I/O queue, and with it the
-//! last command at a device, is gone: until then CSTS.RDY stays set.
+//! Over fabrics a controller is ready as soon as it is enabled. A reset ends when the last I/O queue, and
+//! with it the last command at a device, is gone: until then CSTS.RDY stays set.
 
 use crate::wire::command::PropertySize;
 use crate::wire::properties::{
@@ -22,8 +22,8 @@ use crate::target::refusal::{Refusal, field};
 /// The version of the specification that controllers conform to.
 pub(crate) const VERSION: Version = Version::new(2, 0, 0);
 
-/// The longest that enabling, disabling or a shutdown takes when the devices answer, in units of 500 ms (CAP.TO,
-/// CRTO.CRWMT).
+/// The longest that enabling, disabling or a shutdown takes when the devices answer, in units of 500 ms
+/// (CAP.TO, CRTO.CRWMT).
 const READY_TIMEOUT_500MS: u8 = 30;
 
 /// Ready modes (CAP.CRMS): ready with media.
@@ -41,7 +41,8 @@ enum Phase {
 pub(crate) enum Effect {
     /// Nothing more.
     None,
-    /// End the I/O queues, forget what hosts configured, and call [`Registers::reset_done`] when all queues are gone.
+    /// End the I/O queues, forget what hosts configured, and call [`Registers::reset_done`] when all queues
+    /// are gone.
     Reset,
     /// Flush every namespace and call [`Registers::shutdown_done`].
     Shutdown,
@@ -185,8 +186,8 @@ impl Registers {
         }
     }
 
-    /// Every namespace is flushed, or not. When not, data that hosts believe safe may not be: the controller fails
-    /// instead of saying that the shutdown is complete.
+    /// Every namespace is flushed, or not. When not, data that hosts believe safe may not be: the
+    /// controller fails instead of saying that the shutdown is complete.
     pub(crate) fn shutdown_done(&mut self, flushed: bool) {
         if self.shutdown == ShutdownStatus::Occurring {
             if flushed {
@@ -393,7 +394,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_writes_leave_a_legal_state(values in prop::collection::vec(any::<u32>(), 1..50), done in any::<u64>()) {
+        fn any_writes_leave_a_legal_state(
+            values in prop::collection::vec(any::<u32>(), 1..50),
+            done in any::<u64>(),
+        ) {
             let mut registers = Registers::new(128);
             for (at, value) in values.into_iter().enumerate() {
                 let before = registers.get(CC, PropertySize::Four).unwrap();

@@ -14,8 +14,8 @@ use crate::wire::text::AsciiField;
 /// A secure channel is not required (TREQ bits 1:0), and queue flow control can be disabled.
 const REQUIREMENTS: u8 = 0b10 | DiscoveryEntry::FLOW_CONTROL_OPTIONAL;
 
-/// The page for a host that reached this target by an address: the discovery service itself, every subsystem that the
-/// host may connect to on every port, and the referrals.
+/// The page for a host that reached this target by an address: the discovery service itself, every
+/// subsystem that the host may connect to on every port, and the referrals.
 pub(crate) fn log_page(
     directory: &Directory,
     host: &Nqn,

@@ -1,7 +1,7 @@
 //! What the discovery service tells: subsystems, the ports that lead to them, and referrals.
 //!
-//! Invariant: `generation` changes after every change of what any host could be told, and every discovery controller
-//! whose host asked for it is told then.
+//! Invariant: `generation` changes after every change of what any host could be told, and every discovery
+//! controller whose host asked for it is told then.
 
 mod log_page;
 

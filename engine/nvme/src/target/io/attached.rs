@@ -1,7 +1,7 @@
 //! A namespace as one reactor serves it: the reactor's own queue pair to the device, and the gate.
 //!
-//! There is at most one of these for a namespace and a reactor, however many queues and controllers use it, and it
-//! lives as long as any of them, or any command at the device, does.
+//! There is at most one of these for a namespace and a reactor, however many queues and controllers use it,
+//! and it lives as long as any of them, or any command at the device, does.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -20,9 +20,12 @@ use crate::target::namespace::Namespace;
 /// After a failed attach, commands fail for so long before the next attempt.
 const ATTACH_PAUSE: Duration = Duration::from_secs(1);
 
+/// By the instance of the namespace, and the reactor.
+type Table = BTreeMap<(u64, ReactorId), Weak<Attached>>;
+
 thread_local! {
     /// What this thread's reactors have attached; a simulation runs many reactors on one thread.
-    static ATTACHED: RefCell<BTreeMap<(u64, ReactorId), Weak<Attached>>> = const { RefCell::new(BTreeMap::new()) };
+    static ATTACHED: RefCell<Table> = const { RefCell::new(BTreeMap::new()) };
 }
 
 enum State {
@@ -82,8 +85,8 @@ impl Attached {
         ATTACHED.with_borrow(|map| map.get(&key).and_then(Weak::upgrade))
     }
 
-    /// Holds a range on the current reactor from now on; the future ends once nothing that came before is at the
-    /// device.
+    /// Holds a range on the current reactor from now on; the future ends once nothing that came before is
+    /// at the device.
     pub(crate) fn hold(instance: u64, hold: Hold) -> impl Future<Output = ()> + use<> {
         let attached = Self::find(instance);
         if let Some(attached) = &attached {
@@ -159,8 +162,12 @@ impl Attached {
                 Ok(device) => State::Ready(device),
                 Err(error) => {
                     let device = attached.namespace.device.name();
-                    tracing::warn!(device, reactor = %attached.reactor, %error, "could not attach to the device");
-                    State::Failed { error, again_at: now() + ATTACH_PAUSE }
+                    let reactor = attached.reactor;
+                    tracing::warn!(device, %reactor, %error, "could not attach to the device");
+                    State::Failed {
+                        error,
+                        again_at: now() + ATTACH_PAUSE,
+                    }
                 }
             };
             if let State::Attaching(waiting) = attached.state.replace(state) {

@@ -1,10 +1,10 @@
-//! Fused compare and write (NVMe Base 2.0, 3.4.2; NVM 1.0, 2.1.5): two commands that follow each other on a queue and
-//! are one to everybody else.
+//! Fused compare and write (NVMe Base 2.0, 3.4.2; NVM 1.0, 2.1.5): two commands that follow each other on a
+//! queue and are one to everybody else.
 //!
 //! Fused commands come here in the order in which the host queued them, each with its data. Invariants:
 //! - At most one first half waits for its second. It is given up when another first half comes instead.
-//! - Both halves of a pair are answered when the pair is done: the first with the result of the compare, the second
-//!   with that of the write, or as aborted when the compare failed.
+//! - Both halves of a pair are answered when the pair is done: the first with the result of the compare,
+//!   the second with that of the write, or as aborted when the compare failed.
 //! - The pair runs as a task of its own, so that it releases what it holds even when the connection is lost.
 
 use std::cell::RefCell;

@@ -1,11 +1,12 @@
-//! The gate of one namespace on one reactor: counts the commands at the device, and keeps commands out of ranges that
-//! a fused command holds.
+//! The gate of one namespace on one reactor: counts the commands at the device, and keeps commands out of
+//! ranges that a fused command holds.
 //!
 //! Invariants:
 //! - `entered[e]` is the number of commands at the device that entered in epoch `e`.
-//! - A hold is in `holds` before its epoch begins, so that no command that overlaps it enters from then on; it is
-//!   drained once the epoch before has emptied.
-//! - `held` is true exactly while `holds` is not empty: all that a command looks at when there is no fused command.
+//! - A hold is in `holds` before its epoch begins, so that no command that overlaps it enters from then on;
+//!   it is drained once the epoch before has emptied.
+//! - `held` is true exactly while `holds` is not empty: all that a command looks at when there is no fused
+//!   command.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

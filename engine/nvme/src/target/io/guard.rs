@@ -1,8 +1,8 @@
 //! Exclusive access of a fused command to a range of a namespace, across all reactors.
 //!
-//! The command waits for its turn, puts a hold on its range into the gate of every reactor that serves the namespace,
-//! and waits until the commands that were at the device before have left. Commands on other ranges go on. See
-//! `docs/decisions/0004-fused-commands.md`.
+//! The command waits for its turn, puts a hold on its range into the gate of every reactor that serves the
+//! namespace, and waits until the commands that were at the device before have left. Commands on other
+//! ranges go on. See `docs/decisions/0004-fused-commands.md`.
 //!
 //! Invariants:
 //! - At most one fused command per namespace has the turn, and `hold` is its hold.

@@ -1,7 +1,8 @@
 //! A request at the device.
 //!
-//! Dropping the command that waits for it, as happens when its connection is lost, does not take a write back. It is
-//! still waited for then, so that a fused command or a controller reset that comes later knows when it has landed.
+//! Dropping the command that waits for it, as happens when its connection is lost, does not take a write
+//! back. It is still waited for then, so that a fused command or a controller reset that comes later knows
+//! when it has landed.
 
 use std::future::Future;
 use std::pin::Pin;

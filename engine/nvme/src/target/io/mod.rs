@@ -1,8 +1,9 @@
 //! I/O queues: the NVM command set on block devices.
 //!
-//! The path of a read or write whose device answers at once: [`queue`] checks the command ([`decode`]), looks the
-//! namespace up in the reactor's own table ([`view`], [`attached`]), asks the [`gate`], and submits to the device
-//! ([`transfer`]). No lock, no heap memory, nothing awaited. Whatever has to wait goes through [`slow`].
+//! The path of a read or write whose device answers at once: [`queue`] checks the command ([`decode`]),
+//! looks the namespace up in the reactor's own table ([`view`], [`attached`]), asks the [`gate`], and
+//! submits to the device ([`transfer`]). No lock, no heap memory, nothing awaited. Whatever has to wait
+//! goes through [`slow`].
 
 mod attached;
 mod decode;

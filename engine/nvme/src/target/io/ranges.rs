@@ -31,8 +31,8 @@ pub(super) fn start(queue: &Rc<Shared>, entry: SubmissionEntry, plan: Plan, data
     {
         return match device.submit(Request::Flush).try_take() {
             Ok(Ok(_)) => Outcome::done(entry.command_id.get()).into(),
-            // Nothing was flushed, so that asking again hides nothing. Any other error may have lost writes that a second
-            // flush would no longer know of: the host has to hear of it.
+            // Nothing was flushed, so that asking again hides nothing. Any other error may have lost writes
+            // that a second flush would no longer know of: the host has to hear of it.
             Ok(Err(IoError::ResourceShortage)) => run_later(queue, entry, plan, data),
             Ok(Err(error)) => queue.fail(&entry, error.into()).into(),
             Err(completion) => {
@@ -163,7 +163,8 @@ async fn verify(
     Ok(())
 }
 
-/// Deallocates ranges; the other attributes are hints and do nothing. All ranges are checked before any is touched.
+/// Deallocates ranges; the other attributes are hints and do nothing. All ranges are checked before any is
+/// touched.
 async fn dataset(
     patience: &Patience<'_>,
     attached: &Rc<Attached>,
@@ -214,7 +215,8 @@ async fn deallocate(
         .await
 }
 
-/// Flushes every namespace of a subsystem on the current reactor, as for a shutdown; says whether all succeeded.
+/// Flushes every namespace of a subsystem on the current reactor, as for a shutdown; says whether all
+/// succeeded.
 pub(crate) async fn flush_all(subsystem: &Arc<Subsystem>) -> bool {
     const ATTEMPTS_MAX: u32 = 50;
     const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);

@@ -1,8 +1,9 @@
-//! Commands that cannot be done at once: a device that is still being attached, a range that a fused command holds,
-//! memory or the device short of resources, more blocks than the device takes at a time, data that is not aligned.
+//! Commands that cannot be done at once: a device that is still being attached, a range that a fused
+//! command holds, memory or the device short of resources, more blocks than the device takes at a time,
+//! data that is not aligned.
 //!
-//! Short of resources is not broken: a command waits, for a bounded time, before the host is told to try again. A
-//! command that waits can be aborted; one that is at the device cannot.
+//! Short of resources is not broken: a command waits, for a bounded time, before the host is told to try
+//! again. A command that waits can be aborted; one that is at the device cannot.
 
 use std::future::Future;
 use std::rc::Rc;
@@ -24,7 +25,8 @@ use crate::target::queue::{Execution, Outcome, Payload};
 use crate::target::sync::{Either, either};
 use crate::wire::command::SubmissionEntry;
 
-/// The first pause before a device that was short of resources is asked again; each next one is twice as long.
+/// The first pause before a device that was short of resources is asked again; each next one is twice as
+/// long.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 
 /// The longest such pause.

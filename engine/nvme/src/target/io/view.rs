@@ -1,7 +1,7 @@
 //! The namespaces of a subsystem as one reactor knows them: a table that commands look into without a lock.
 //!
-//! Invariant: a lookup never uses a table older than the last change of the subsystem that happened before it; the
-//! subsystem's generation, one relaxed-cost load, says whether there was one.
+//! Invariant: a lookup never uses a table older than the last change of the subsystem that happened before
+//! it; the subsystem's generation, one relaxed-cost load, says whether there was one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -59,8 +59,8 @@ impl View {
         VIEWS.with_borrow(|map| map.get(&(instance, reactor)).and_then(Weak::upgrade))
     }
 
-    /// Brings the current reactor's view of a subsystem up to date, so that one without traffic lets go of what was
-    /// removed too.
+    /// Brings the current reactor's view of a subsystem up to date, so that one without traffic lets go of
+    /// what was removed too.
     pub(crate) fn refresh_current(instance: u64) {
         if let Some(view) = Self::of(instance, Reactor::current().id()) {
             view.refresh();

@@ -1,11 +1,16 @@
-//! Tests of the target's controller side: a fake host calls the seam, on simulated reactors, clock and drives.
+//! Tests of the target's controller side: a fake host calls the seam, on simulated reactors, clock and
+//! drives.
 
 mod admin;
 mod connect;
+mod discovery;
 mod events;
+mod fused;
 mod identify;
 mod io;
+mod io_waiting;
 mod logs;
+mod random;
 
 use std::rc::Rc;
 use std::sync::Arc;

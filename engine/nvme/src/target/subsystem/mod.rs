@@ -5,6 +5,9 @@
 //!   namespace up compares it first.
 //! - Locks are taken in the order subsystem, controller; neither is held while a reactor is called.
 
+mod error;
+mod hosts;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -12,14 +15,16 @@ use std::sync::{Arc, Mutex, Weak};
 use pollux_device::Device;
 use pollux_reactor::{ReactorHandle, ReactorId};
 
-use super::config::{Hosts, NamespaceConfig, SubsystemConfig, TargetConfig};
+use super::config::{NamespaceConfig, SubsystemConfig, TargetConfig};
 use super::controller::{Controller, EventKind};
 use super::discovery::Directory;
 use super::io::View;
 use super::namespace::{Identity, Namespace};
 use super::sync::lock;
 use super::watch;
-use crate::wire::nqn::{Nqn, NqnError};
+use crate::wire::nqn::Nqn;
+pub use error::SubsystemError;
+use hosts::parse_names;
 
 /// The highest controller identifier that is given out (NVMe Base 2.0, 6.3: FFF0h to FFFFh are reserved).
 const CONTROLLER_ID_MAX: u16 = 0xffef;
@@ -28,90 +33,6 @@ const SERIAL_BYTES_MAX: usize = 20;
 const MODEL_BYTES_MAX: usize = 40;
 
 static NEXT_INSTANCE: AtomicU64 = AtomicU64::new(1);
-
-/// Why a subsystem or a namespace could not be changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SubsystemError {
-    /// A name is no NVMe Qualified Name.
-    #[error("{0}")]
-    Name(#[from] NqnError),
-    /// The serial number or model cannot be told to a host.
-    #[error("{what} {text:?} of subsystem {nqn} is not 1 to {bytes_max} printable ASCII characters")]
-    Text {
-        /// `serial` or `model`.
-        what: &'static str,
-        /// The text.
-        text: String,
-        /// The subsystem.
-        nqn: Nqn,
-        /// How long it can be.
-        bytes_max: usize,
-    },
-    /// The namespace identifier is out of bounds.
-    #[error("namespace {id} is out of bounds: use 1 to {id_max}")]
-    NamespaceId {
-        /// The identifier.
-        id: u32,
-        /// The highest one.
-        id_max: u32,
-    },
-    /// The namespace identifier is taken.
-    #[error("namespace {id} of subsystem {nqn} exists: choose another identifier, or remove it first")]
-    NamespaceExists {
-        /// The identifier.
-        id: u32,
-        /// The subsystem.
-        nqn: Nqn,
-    },
-    /// There is no such namespace.
-    #[error("subsystem {nqn} has no namespace {id}")]
-    NoNamespace {
-        /// The identifier.
-        id: u32,
-        /// The subsystem.
-        nqn: Nqn,
-    },
-    /// Every namespace identifier is taken.
-    #[error("subsystem {nqn} has as many namespaces as it can: raise namespaces_max")]
-    Full {
-        /// The subsystem.
-        nqn: Nqn,
-    },
-    /// Hosts could not tell two namespaces apart.
-    #[error(
-        "device {device:?} would get an identifier of namespace {id}: give it a uuid, nguid and eui64 of its own"
-    )]
-    IdentifierTaken {
-        /// The device.
-        device: String,
-        /// The namespace that has the identifier.
-        id: u32,
-    },
-    /// A device whose blocks no LBA format describes.
-    #[error(
-        "device {device:?} has blocks of {block_bytes} bytes: only powers of two from 512 to 65536 can be served"
-    )]
-    BlockSize {
-        /// The device.
-        device: String,
-        /// Its block size.
-        block_bytes: u32,
-    },
-    /// The reactor that is to watch the device takes no messages.
-    #[error("device {device:?} cannot be watched: {reactor} is overloaded or stopped")]
-    Reactor {
-        /// The device.
-        device: String,
-        /// The reactor.
-        reactor: ReactorId,
-    },
-    /// The subsystem was removed from its target.
-    #[error("subsystem {nqn} was removed")]
-    Removed {
-        /// The subsystem.
-        nqn: Nqn,
-    },
-}
 
 #[derive(Default)]
 struct State {
@@ -261,8 +182,8 @@ impl Subsystem {
         }
     }
 
-    /// Stops serving a namespace; hosts that are connected are told. Commands that are at the device end as they would
-    /// have; later ones are refused.
+    /// Stops serving a namespace; hosts that are connected are told. Commands that are at the device end as
+    /// they would have; later ones are refused.
     ///
     /// # Errors
     ///
@@ -293,75 +214,6 @@ impl Subsystem {
             .iter()
             .map(|(id, served)| (*id, served.namespace.device.clone()))
             .collect()
-    }
-
-    /// Sets which hosts may connect. Those connected that no longer may are disconnected.
-    ///
-    /// # Errors
-    ///
-    /// A name that is no NVMe Qualified Name; nothing changed then.
-    pub fn set_hosts(&self, hosts: &Hosts) -> Result<(), SubsystemError> {
-        let allowed = parse_names(&hosts.allowed)?;
-        self.change_hosts(|state| {
-            state.allow_any_host = hosts.allow_any;
-            state.allowed_hosts = allowed;
-        });
-        Ok(())
-    }
-
-    /// Lets a host connect.
-    ///
-    /// # Errors
-    ///
-    /// The name is no NVMe Qualified Name.
-    pub fn add_host(&self, host: &str) -> Result<(), SubsystemError> {
-        let host = host.parse()?;
-        self.change_hosts(|state| {
-            state.allowed_hosts.insert(host);
-        });
-        Ok(())
-    }
-
-    /// Takes a host off the list. Unless any host may connect, its controllers end.
-    ///
-    /// # Errors
-    ///
-    /// The name is no NVMe Qualified Name.
-    pub fn remove_host(&self, host: &str) -> Result<(), SubsystemError> {
-        let host: Nqn = host.parse()?;
-        self.change_hosts(|state| {
-            state.allowed_hosts.remove(&host);
-        });
-        Ok(())
-    }
-
-    /// Which hosts may connect.
-    pub fn hosts(&self) -> Hosts {
-        let state = lock(&self.state);
-        Hosts {
-            allow_any: state.allow_any_host,
-            allowed: state.allowed_hosts.iter().map(Nqn::to_string).collect(),
-        }
-    }
-
-    fn change_hosts(&self, change: impl FnOnce(&mut State)) {
-        let refused: Vec<_> = {
-            let mut state = lock(&self.state);
-            change(&mut state);
-            let refused = |controller: &&Arc<Controller>| !state.allows(&controller.host.nqn);
-            state.controllers.values().filter(refused).cloned().collect()
-        };
-        for controller in refused {
-            controller.end("the host may no longer connect");
-        }
-        if let Some(directory) = self.directory.upgrade() {
-            directory.changed();
-        }
-    }
-
-    /// Whether a host may connect.
-    pub(crate) fn allows(&self, host: &Nqn) -> bool {
-        lock(&self.state).allows(host)
     }
 
     /// Ends every controller and admits no more.
@@ -402,8 +254,8 @@ impl Subsystem {
         self.queues.load(Ordering::Acquire)
     }
 
-    /// Gives a new controller an identifier and takes it in; `make` gets the identifier. An identifier is used again
-    /// only after all others were.
+    /// Gives a new controller an identifier and takes it in; `make` gets the identifier. An identifier is
+    /// used again only after all others were.
     pub(crate) fn add_controller(
         &self,
         make: impl FnOnce(u16) -> Arc<Controller>,
@@ -530,19 +382,6 @@ impl Subsystem {
     }
 }
 
-impl State {
-    fn allows(&self, host: &Nqn) -> bool {
-        self.allow_any_host || self.allowed_hosts.contains(host)
-    }
-}
-
-fn parse_names(names: &[String]) -> Result<BTreeSet<Nqn>, SubsystemError> {
-    names
-        .iter()
-        .map(|name| name.parse().map_err(SubsystemError::Name))
-        .collect()
-}
-
 fn check_text(what: &'static str, text: &str, bytes_max: usize, nqn: &Nqn) -> Result<(), SubsystemError> {
     let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && !text.trim().is_empty();
     if printable && text.len() <= bytes_max {
@@ -556,7 +395,8 @@ fn check_text(what: &'static str, text: &str, bytes_max: usize, nqn: &Nqn) -> Re
     })
 }
 
-/// A serial number that follows from the name, so that it is the same on every engine and after every restart.
+/// A serial number that follows from the name, so that it is the same on every engine and after every
+/// restart.
 fn serial_of(nqn: &Nqn) -> String {
     let digest = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, nqn.as_str().as_bytes());
     digest

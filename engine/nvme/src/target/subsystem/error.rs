@@ -1,0 +1,91 @@
+//! Why a subsystem or a namespace could not be changed.
+
+use pollux_reactor::ReactorId;
+
+use crate::wire::nqn::{Nqn, NqnError};
+
+/// Why a subsystem or a namespace could not be changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubsystemError {
+    /// A name is no NVMe Qualified Name.
+    #[error("{0}")]
+    Name(#[from] NqnError),
+    /// The serial number or model cannot be told to a host.
+    #[error("{what} {text:?} of subsystem {nqn} is not 1 to {bytes_max} printable ASCII characters")]
+    Text {
+        /// `serial` or `model`.
+        what: &'static str,
+        /// The text.
+        text: String,
+        /// The subsystem.
+        nqn: Nqn,
+        /// How long it can be.
+        bytes_max: usize,
+    },
+    /// The namespace identifier is out of bounds.
+    #[error("namespace {id} is out of bounds: use 1 to {id_max}")]
+    NamespaceId {
+        /// The identifier.
+        id: u32,
+        /// The highest one.
+        id_max: u32,
+    },
+    /// The namespace identifier is taken.
+    #[error("namespace {id} of subsystem {nqn} exists: choose another identifier, or remove it first")]
+    NamespaceExists {
+        /// The identifier.
+        id: u32,
+        /// The subsystem.
+        nqn: Nqn,
+    },
+    /// There is no such namespace.
+    #[error("subsystem {nqn} has no namespace {id}")]
+    NoNamespace {
+        /// The identifier.
+        id: u32,
+        /// The subsystem.
+        nqn: Nqn,
+    },
+    /// Every namespace identifier is taken.
+    #[error("subsystem {nqn} has as many namespaces as it can: raise namespaces_max")]
+    Full {
+        /// The subsystem.
+        nqn: Nqn,
+    },
+    /// Hosts could not tell two namespaces apart.
+    #[error(
+        "device {device:?} would get an identifier of namespace {id}: \
+         give it a uuid, nguid and eui64 of its own"
+    )]
+    IdentifierTaken {
+        /// The device.
+        device: String,
+        /// The namespace that has the identifier.
+        id: u32,
+    },
+    /// A device whose blocks no LBA format describes.
+    #[error(
+        "device {device:?} has blocks of {block_bytes} bytes: \
+         only powers of two from 512 to 65536 can be served"
+    )]
+    BlockSize {
+        /// The device.
+        device: String,
+        /// Its block size.
+        block_bytes: u32,
+    },
+    /// The reactor that is to watch the device takes no messages.
+    #[error("device {device:?} cannot be watched: {reactor} is overloaded or stopped")]
+    Reactor {
+        /// The device.
+        device: String,
+        /// The reactor.
+        reactor: ReactorId,
+    },
+    /// The subsystem was removed from its target.
+    #[error("subsystem {nqn} was removed")]
+    Removed {
+        /// The subsystem.
+        nqn: Nqn,
+    },
+}

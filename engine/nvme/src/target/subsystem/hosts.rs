@@ -1,0 +1,94 @@
+//! Which hosts may connect to a subsystem, changed live.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{State, Subsystem, SubsystemError};
+use crate::target::config::Hosts;
+use crate::target::controller::Controller;
+use crate::target::sync::lock;
+use crate::wire::nqn::Nqn;
+
+impl Subsystem {
+    /// Sets which hosts may connect. Those connected that no longer may are disconnected.
+    ///
+    /// # Errors
+    ///
+    /// A name that is no NVMe Qualified Name; nothing changed then.
+    pub fn set_hosts(&self, hosts: &Hosts) -> Result<(), SubsystemError> {
+        let allowed = parse_names(&hosts.allowed)?;
+        self.change_hosts(|state| {
+            state.allow_any_host = hosts.allow_any;
+            state.allowed_hosts = allowed;
+        });
+        Ok(())
+    }
+
+    /// Lets a host connect.
+    ///
+    /// # Errors
+    ///
+    /// The name is no NVMe Qualified Name.
+    pub fn add_host(&self, host: &str) -> Result<(), SubsystemError> {
+        let host = host.parse()?;
+        self.change_hosts(|state| {
+            state.allowed_hosts.insert(host);
+        });
+        Ok(())
+    }
+
+    /// Takes a host off the list. Unless any host may connect, its controllers end.
+    ///
+    /// # Errors
+    ///
+    /// The name is no NVMe Qualified Name.
+    pub fn remove_host(&self, host: &str) -> Result<(), SubsystemError> {
+        let host: Nqn = host.parse()?;
+        self.change_hosts(|state| {
+            state.allowed_hosts.remove(&host);
+        });
+        Ok(())
+    }
+
+    /// Which hosts may connect.
+    pub fn hosts(&self) -> Hosts {
+        let state = lock(&self.state);
+        Hosts {
+            allow_any: state.allow_any_host,
+            allowed: state.allowed_hosts.iter().map(Nqn::to_string).collect(),
+        }
+    }
+
+    fn change_hosts(&self, change: impl FnOnce(&mut State)) {
+        let refused: Vec<_> = {
+            let mut state = lock(&self.state);
+            change(&mut state);
+            let refused = |controller: &&Arc<Controller>| !state.allows(&controller.host.nqn);
+            state.controllers.values().filter(refused).cloned().collect()
+        };
+        for controller in refused {
+            controller.end("the host may no longer connect");
+        }
+        if let Some(directory) = self.directory.upgrade() {
+            directory.changed();
+        }
+    }
+
+    /// Whether a host may connect.
+    pub(crate) fn allows(&self, host: &Nqn) -> bool {
+        lock(&self.state).allows(host)
+    }
+}
+
+impl State {
+    fn allows(&self, host: &Nqn) -> bool {
+        self.allow_any_host || self.allowed_hosts.contains(host)
+    }
+}
+
+pub(super) fn parse_names(names: &[String]) -> Result<BTreeSet<Nqn>, SubsystemError> {
+    names
+        .iter()
+        .map(|name| name.parse().map_err(SubsystemError::Name))
+        .collect()
+}
