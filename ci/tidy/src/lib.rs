@@ -1,11 +1,12 @@
 //! The style of the project as a test.
 //!
-//! What a reviewer would have to look for by hand each time, and rustfmt and clippy do not: words that announce
-//! unfinished work, clocks and randomness above the driver seam, files nobody compiles, files too long to be read,
-//! `unsafe` without an argument, arrows between crates that point up, paths of somebody's machine.
+//! What a reviewer would have to look for by hand each time, and rustfmt and clippy do not: words that
+//! announce unfinished work, clocks and randomness above the driver seam, files nobody compiles, files too
+//! long to be read, `unsafe` without an argument, arrows between crates that point up, paths of somebody's
+//! machine.
 //!
-//! [`check`] reads a checkout and returns what it found; the test `workspace` expects that to be nothing. Rules are
-//! plain functions on text (`rules`), so that each is tested on a few lines of its own.
+//! [`check`] reads a checkout and returns what it found; the test `workspace` expects that to be nothing.
+//! Rules are plain functions on text (`rules`), so that each is tested on a few lines of its own.
 
 #![forbid(unsafe_code)]
 

@@ -79,7 +79,8 @@ fn is_own(package: &Package, path: &Path, files: &[PathBuf]) -> bool {
             .any(|directory| files.contains(&directory.join("Cargo.toml")))
 }
 
-/// What cargo compiles by itself: the library, binaries, tests, benchmarks, examples, and what the manifest names.
+/// What cargo compiles by itself: the library, binaries, tests, benchmarks, examples, and what the manifest
+/// names.
 fn roots(package: &Package, own: &[&Path]) -> Vec<(PathBuf, Kind, bool)> {
     let mut roots = Vec::new();
     for path in own {

@@ -1,8 +1,8 @@
 //! A Rust file taken apart into code and comments.
 //!
-//! Rules look for words. To find `todo!` where it is called, and not where a text or a comment speaks of it, the
-//! source is read once and split: `code` has comments and the inside of literals replaced by blanks, `comments`
-//! the rest replaced by blanks. Both keep every line and column in place.
+//! Rules look for words. To find `todo!` where it is called, and not where a text or a comment speaks of it,
+//! the source is read once and split: `code` has comments and the inside of literals replaced by blanks,
+//! `comments` the rest replaced by blanks. Both keep every line and column in place.
 
 use std::path::{Path, PathBuf};
 
@@ -153,7 +153,8 @@ fn split(text: &str) -> (String, String) {
             } else if rest.starts_with(b"/*") {
                 block_comment_len(rest)
             } else if let Some(len) = literal_len(bytes, at) {
-                // The quotes stay, so that an empty literal can be told from a full one by looking at the text.
+                // The quotes stay, so that an empty literal can be told from a full one by looking at the
+                // text.
                 code[at] = b'"';
                 code[at + len - 1] = b'"';
                 at += len;

@@ -23,7 +23,8 @@ const STYLES: Styles = Styles::styled()
 
 /// Serves block devices over NVMe/TCP, on polled reactors.
 #[derive(Debug, Parser)]
-#[command(name = "pollux-engine", version, styles = STYLES, arg_required_else_help = true, max_term_width = 110)]
+#[command(name = "pollux-engine", version, styles = STYLES)]
+#[command(arg_required_else_help = true, max_term_width = 110)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -227,9 +227,10 @@ async fn events_tell_what_happens_in_order() {
     assert!(
         matches!(next(&mut events).await, What::NamespaceAdded(namespace) if namespace.namespace_id == 2)
     );
-    assert!(
-        matches!(next(&mut events).await, What::NamespaceResized(namespace) if namespace.size_bytes == 2 << 20)
-    );
+    let What::NamespaceResized(resized) = next(&mut events).await else {
+        panic!("it was resized")
+    };
+    assert_eq!(resized.size_bytes, 2 << 20);
     let request = RemoveNamespaceRequest { namespace_id: 2 };
     client.remove_namespace(request).await.expect("removed");
     assert!(matches!(next(&mut events).await, What::NamespaceRemoved(removed) if removed.namespace_id == 2));

@@ -1,7 +1,7 @@
 //! Arrows between crates point down only, and every crate is set up alike.
 //!
-//! [`ARROWS`] is the picture of the house in `README.md`, one line a crate: what it may build on directly. What that
-//! builds on may be used too.
+//! [`ARROWS`] is the picture of the house in `README.md`, one line a crate: what it may build on directly.
+//! What that builds on may be used too.
 
 use std::collections::BTreeSet;
 
@@ -97,7 +97,8 @@ fn check_table(
             && !below.contains(other)
         {
             report(format!(
-                "[{table}] {name}: {subject} must not depend on {other}, arrows point down only (`ARROWS` in ci/tidy)"
+                "[{table}] {name}: {subject} must not depend on {other}: arrows point down only \
+                 (`ARROWS` in ci/tidy)"
             ));
         }
         if WAITING_CRATES.contains(&name.as_str()) && !MAY_WAIT.contains(&subject) {

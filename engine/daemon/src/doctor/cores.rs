@@ -1,7 +1,7 @@
 //! Processors: which there are, which this process may use, and how they are run.
 //!
-//! Files used: `/sys/devices/system/cpu/{online,isolated,nohz_full}`, `cpu<N>/cpufreq/scaling_governor` below it, and
-//! `Cpus_allowed_list` of `/proc/self/status`.
+//! Files used: `/sys/devices/system/cpu/{online,isolated,nohz_full}`, `cpu<N>/cpufreq/scaling_governor` below
+//! it, and `Cpus_allowed_list` of `/proc/self/status`.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -2,7 +2,8 @@
 //!
 //! Files used:
 //!
-//! - `/sys/bus/pci/devices/<address>/{class,driver,numa_node,vendor,device}`: class 0x0108xx is non-volatile memory.
+//! - `/sys/bus/pci/devices/<address>/{class,driver,numa_node,vendor,device}`: class 0x0108xx is non-volatile
+//!   memory.
 //! - `/sys/class/nvme/nvme<N>/{model,serial,address,transport}`, and in it a directory for each namespace.
 //! - `/sys/block/<namespace>/{size,holders}`, and in it a directory for each partition.
 //! - `/proc/self/mountinfo` (device numbers and mount points) and `/proc/swaps`.
@@ -27,7 +28,8 @@ pub struct Drive {
     pub address: String,
     /// `pcie`, `tcp`, `rdma`, `fc` or `loop`.
     pub transport: String,
-    /// The driver that has it: `nvme` is the kernel's, `vfio-pci` and `uio_pci_generic` leave it to a program.
+    /// The driver that has it: `nvme` is the kernel's, `vfio-pci` and `uio_pci_generic` leave it to a
+    /// program.
     pub driver: Option<String>,
     /// The name of the controller, where the kernel drives it.
     pub controller: Option<String>,
@@ -111,7 +113,8 @@ pub(super) fn read(sysfs: &Path, proc: &Path) -> Vec<Drive> {
     drives.into_values().collect()
 }
 
-/// `nvme0n1` is a block device; `nvme0c1n1` is one path of several to `nvme0n1`; `ng0n1` is its character device.
+/// `nvme0n1` is a block device; `nvme0c1n1` is one path of several to `nvme0n1`; `ng0n1` is its character
+/// device.
 fn block_device_name(entry: &str) -> Option<String> {
     let rest = entry.strip_prefix("nvme")?;
     let (head, namespace) = rest.split_once('n')?;

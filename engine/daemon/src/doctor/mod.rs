@@ -1,8 +1,8 @@
 //! `pollux-engine doctor`: what this machine offers to an engine, and the command that mends each problem.
 //!
-//! Everything is read below [`Roots`], so that tests can show it machines of their own; only the io_uring is asked
-//! for by making one. What is read is put into a [`Report`] first ([`examine`]), then judged by pure functions
-//! ([`judge`]), then printed ([`print`]).
+//! Everything is read below [`Roots`], so that tests can show it machines of their own; only the io_uring is
+//! asked for by making one. What is read is put into a [`Report`] first ([`examine`]), then judged by pure
+//! functions ([`judge`]), then printed ([`print`]).
 
 mod cores;
 mod drives;

@@ -21,7 +21,8 @@ pub struct IoUring {
     pub available: bool,
     /// The error of the operating system when it cannot.
     pub error: Option<RingError>,
-    /// `kernel.io_uring_disabled`: 0 allowed, 1 for some, 2 forbidden; nothing on kernels that do not have it.
+    /// `kernel.io_uring_disabled`: 0 allowed, 1 for some, 2 forbidden; nothing on kernels that do not have
+    /// it.
     pub disabled_setting: Option<u64>,
     /// Whether the kernel takes `SINGLE_ISSUER` (6.0 and later).
     pub single_issuer: bool,

@@ -3,7 +3,8 @@
 //! Invariants:
 //!
 //! - Changes happen one after the other (`changes`); looking at what is served never waits for one.
-//! - `served` and the namespaces of the subsystem are the same set, but for the moment in which a change happens.
+//! - `served` and the namespaces of the subsystem are the same set, but for the moment in which a change
+//!   happens.
 //! - Once `draining` is set nothing is added, removed or resized any more.
 //!
 //! Everything that touches a device runs on a reactor and is asked for by message; the threads of tokio wait.
@@ -165,8 +166,8 @@ impl Engine {
         self.events.watch()
     }
 
-    /// Opens a device and serves it, under the given identifier or the lowest free one. Asking again for the same
-    /// under the same identifier is no error.
+    /// Opens a device and serves it, under the given identifier or the lowest free one. Asking again for the
+    /// same under the same identifier is no error.
     ///
     /// # Errors
     ///
@@ -225,8 +226,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`ChangeError::NotFound`]; and [`ChangeError::Flush`] when the namespace is gone, but what it completed may
-    /// not be on its medium.
+    /// [`ChangeError::NotFound`]; and [`ChangeError::Flush`] when the namespace is gone, but what it
+    /// completed may not be on its medium.
     pub async fn remove_namespace(&self, id: u32) -> Result<(), ChangeError> {
         let _one_at_a_time = self.change().await?;
         let served = self.find(id)?;
@@ -250,7 +251,7 @@ impl Engine {
         };
         flushed.map_err(|source| {
             let uri = served.uri.to_string();
-            tracing::error!(namespace = id, device = %uri, error = %source, "a removed device could not be flushed");
+            tracing::error!(namespace = id, device = %uri, error = %source, "removed without a flush");
             ChangeError::Flush { id, uri, source }
         })
     }

@@ -1,7 +1,7 @@
 //! The control interface: gRPC on a Unix socket, or on a TCP port of this machine.
 //!
-//! There is no authentication yet: whoever reaches it may change what is served. A Unix socket is for its owner alone;
-//! TCP is refused anywhere but on the loopback interface ([`ControlAddress`]).
+//! There is no authentication yet: whoever reaches it may change what is served. A Unix socket is for its
+//! owner alone; TCP is refused anywhere but on the loopback interface ([`ControlAddress`]).
 
 mod service;
 

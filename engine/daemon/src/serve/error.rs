@@ -31,8 +31,10 @@ pub enum StartError {
         source: io::Error,
     },
     /// A reactor cannot be had.
-    #[error("cannot start reactor {reactor}{}: {source}; `pollux-engine doctor` tells what this machine offers",
-        .core.map_or_else(String::new, |core| format!(" on core {core}")))]
+    #[error(
+        "cannot start reactor {reactor}{}: {source}; `pollux-engine doctor` tells what this machine offers",
+        .core.map_or_else(String::new, |core| format!(" on core {core}"))
+    )]
     Reactor {
         /// Its number.
         reactor: u32,

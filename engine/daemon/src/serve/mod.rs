@@ -1,8 +1,8 @@
 //! `pollux-engine serve`: start, serve, stop.
 //!
-//! Starting is all or nothing, and ends in one line for each thing that is wrong. Stopping goes the other way round:
-//! no new connections, hosts are told, what is under way ends, every device is flushed, and only then the reactors
-//! stop. A second signal cuts it short.
+//! Starting is all or nothing, and ends in one line for each thing that is wrong. Stopping goes the other way
+//! round: no new connections, hosts are told, what is under way ends, every device is flushed, and only then
+//! the reactors stop. A second signal cuts it short.
 
 mod announce;
 mod error;
@@ -123,8 +123,8 @@ impl Signals {
         })
     }
 
-    /// The name of the next one that is not just the echo of the last: a terminal and the tool that runs the program
-    /// may both send one (as `timeout` does), and that is no wish to leave at once.
+    /// The name of the next one that is not just the echo of the last: a terminal and the tool that runs the
+    /// program may both send one (as `timeout` does), and that is no wish to leave at once.
     async fn another(&mut self) -> &'static str {
         let last = Instant::now();
         loop {

@@ -52,8 +52,8 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         .add_subsystem(&SubsystemConfig::new(&settings.nvmf.subsystem))
         .map_err(failed)?;
 
-    // Before the devices, which may take long to open: hosts that come early find no namespaces yet, and are told of
-    // each as it comes.
+    // Before the devices, which may take long to open: hosts that come early find no namespaces yet, and are
+    // told of each as it comes.
     let mut listeners = Listeners::default();
     listeners
         .start_nvmf(&settings.nvmf.listen, &target, &handles)

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::start::Running;
 
 impl Running {
-    /// Stops accepting, tells hosts, waits for what is under way, flushes every device, and stops the reactors.
+    /// Stops accepting, tells hosts, waits for what is under way, flushes every device, and stops the
+    /// reactors.
     ///
     /// Success means that every device was flushed in time.
     pub(super) async fn stop(self, timeout: Duration) -> ExitCode {
@@ -44,16 +45,16 @@ impl Running {
                 let timeout_ms = timeout.as_millis() as u64;
                 tracing::error!(
                     timeout_ms,
-                    "stopped before every device was flushed: recent writes may be lost; give devices longer with \
-                     --drain-timeout-ms"
+                    "stopped before every device was flushed: recent writes may be lost; give devices \
+                     longer with --drain-timeout-ms"
                 );
                 leave()
             }
         }
     }
 
-    /// Leaves after a reactor ended by itself. What it held cannot be trusted, and is not flushed: devices are as
-    /// after a crash, with everything on them that was acknowledged as flushed.
+    /// Leaves after a reactor ended by itself. What it held cannot be trusted, and is not flushed: devices
+    /// are as after a crash, with everything on them that was acknowledged as flushed.
     pub(super) fn give_up(mut self, reactor: usize) -> ExitCode {
         let reason = self.reactors.why_lost(reactor);
         tracing::error!("{reason}; the engine ends, start it again");

@@ -1,8 +1,8 @@
 //! Settings of the daemon: one struct, read from a TOML file and overridden by the command line.
 //!
-//! Every field has a default, and every key that is not known is an error with its line: a typing error must not
-//! become a setting that silently does nothing. `docs/pollux-engine.toml` is the annotated example; a test compares
-//! it with the defaults here.
+//! Every field has a default, and every key that is not known is an error with its line: a typing error must
+//! not become a setting that silently does nothing. `docs/pollux-engine.toml` is the annotated example; a
+//! test compares it with the defaults here.
 
 mod control;
 mod cores;
@@ -62,7 +62,8 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReactorSettings {
-    /// One reactor for each of these cores, pinned to it. Default: none, which is one reactor that is not pinned.
+    /// One reactor for each of these cores, pinned to it. Default: none, which is one reactor that is not
+    /// pinned.
     pub cores: CoreList,
     /// What a reactor does when there is nothing to do. Default: `adaptive`.
     pub idle: IdleSettings,
@@ -137,8 +138,8 @@ pub struct GrpcSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShutdownSettings {
-    /// How long commands under way may take to end, and devices to flush, in milliseconds. After that the engine
-    /// leaves with an error. Default: 30,000.
+    /// How long commands under way may take to end, and devices to flush, in milliseconds. After that the
+    /// engine leaves with an error. Default: 30,000.
     pub drain_timeout_ms: u64,
 }
 
