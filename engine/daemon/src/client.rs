@@ -26,8 +26,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 pub enum ClientError {
     /// Nobody answers.
     #[error(
-        "no engine answers at {address}: {reason}; start one with `pollux-engine serve --grpc {address} ...`, or \
-         tell where it is with --grpc"
+        "no engine answers at {address}: {reason}; start one with `pollux-engine serve --grpc {address} \
+         ...`, or tell where it is with --grpc"
     )]
     Connect {
         /// Where one was looked for.

@@ -32,8 +32,8 @@ pub enum ControlAddressError {
     Path(PathBuf),
     /// Reachable from other machines, by anyone.
     #[error(
-        "{0} can be reached from other machines, and gRPC has no mutual TLS yet: give a loopback address such \
-         as 127.0.0.1:{port}, or unix:PATH",
+        "{0} can be reached from other machines, and gRPC has no mutual TLS yet: give a loopback address \
+         such as 127.0.0.1:{port}, or unix:PATH",
         port = .0.port()
     )]
     NotLoopback(SocketAddr),
