@@ -4,7 +4,7 @@ use futures_channel::oneshot;
 
 /// Runs `work` on a thread of its own and waits for it without blocking the reactor; `None` if no thread
 /// could be had or the work panicked. For opening and closing devices, not for I/O.
-pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("pollux-open".to_owned())

@@ -15,7 +15,7 @@
 
 #![forbid(unsafe_code)]
 
-mod blocking;
+pub mod blocking;
 mod completion;
 #[cfg(feature = "conformance")]
 pub mod conformance;
