@@ -7,6 +7,7 @@ use crate::wire::properties::Version;
 use crate::wire::structure::{structure, wire_flags};
 use crate::wire::text::AsciiField;
 use crate::wire::wire_enum::wire_enum;
+use uuid::Uuid;
 
 /// OAES uses the bits of the Asynchronous Event Configuration feature, of those from 8 on (Base 2.0,
 /// 5.17.2.1).
@@ -324,6 +325,9 @@ structure! {
         348 => ana_groups: u32,
         /// Domain identifier (DID).
         356 => domain_id: u16,
+        /// Time in ms that commands may take to end once the controller has lost its host; 0 if not reported (CQT; Base
+        /// 2.1, 5.1.13.2.1).
+        386 => command_quiesce_ms: u16,
         /// Submission entry sizes: bits 3:0 required, 7:4 largest, as powers of two (SQES).
         512 => submission_entry_sizes: u8,
         /// Completion entry sizes: bits 3:0 required, 7:4 largest, as powers of two (CQES).
@@ -375,6 +379,10 @@ structure! {
         1806 => discovery_controller_type: u8,
         /// Power states (PSD0 to PSD31).
         2048 => power_states: [PowerState; 32],
+        /// The vendor's own; of Pollux's targets [`IdentifyController::INSTANCE_MARK`].
+        3072 => instance_mark: [u8; 16],
+        /// The vendor's own; see [`IdentifyController::instance`].
+        3088 => instance_field: Uuid,
     }
 }
 
@@ -384,6 +392,9 @@ impl IdentifyController {
     /// CQES: 16 bytes required and largest.
     pub const COMPLETION_ENTRY_SIZES: u8 = 0x44;
 
+    /// What tells that a run of a target is named in the vendor's own bytes.
+    pub const INSTANCE_MARK: [u8; 16] = *b"pollux-instance\0";
+
     const CAPSULE_UNIT_BYTES: u32 = 16;
     const ENTRY_UNITS: u32 = 4;
 
@@ -391,6 +402,22 @@ impl IdentifyController {
     #[must_use]
     pub fn controller_type(&self) -> Option<ControllerType> {
         ControllerType::from_wire(self.controller_type_field)
+    }
+
+    /// Which run of which target this is, chosen at random when it starts: as long as a host is told the same one,
+    /// nothing that the target held in memory is lost. `None` if the target does not say.
+    #[must_use]
+    pub fn instance(&self) -> Option<Uuid> {
+        (self.instance_mark == Self::INSTANCE_MARK && !self.instance_field.is_nil())
+            .then_some(self.instance_field)
+    }
+
+    /// Names the run of this target.
+    #[must_use]
+    pub fn with_instance(mut self, instance: Uuid) -> Self {
+        self.instance_mark = Self::INSTANCE_MARK;
+        self.instance_field = instance;
+        self
     }
 
     /// IOCCSZ for this much in-capsule data, rounded down to 16 bytes.
