@@ -1,3 +1,19 @@
-//! The NVMe/TCP initiator.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`connection`] | one connection and its queue: commands to bytes and back |
+//! | [`admin`] | the admin queue, a command at a time |
+//! | [`controller`] | a controller from Connect to shutdown |
+//! | [`namespace`] | what a namespace is like, and which one it is |
+//! | [`discovery`] | which subsystems a target offers |
+//! | [`host`] | who this host is |
 
+pub mod admin;
 pub mod connection;
+pub mod controller;
+pub mod discovery;
+mod error;
+pub mod host;
+pub mod namespace;
+
+pub use error::InitiatorError;

@@ -20,6 +20,7 @@ use super::Ended;
 use super::error::ConnectionError;
 use super::handshake::push_terminate;
 use super::protocol::{Protocol, Refused, RefusedReason, Terms};
+use super::room::Room;
 use super::slots::{CommandId, Finished, Transfer};
 use crate::transport::{Input, Output, RECEIVE_BYTES, finish};
 use crate::wire::command::SubmissionEntry;
@@ -42,6 +43,7 @@ struct State {
     task: Option<Waker>,
     /// The task was woken and has not run yet.
     task_woken: bool,
+    room: Room,
     end: Option<Ended>,
     end_waiters: SmallVec<[Waker; 2]>,
 }
@@ -67,6 +69,7 @@ impl Shared {
                 link: Some(link),
                 task: None,
                 task_woken: true,
+                room: Room::default(),
                 end: None,
                 end_waiters: SmallVec::new(),
             }),
@@ -95,11 +98,51 @@ impl Shared {
     }
 
     pub(super) fn poll_finished(&self, id: CommandId, context: &mut Context<'_>) -> Poll<Option<Finished>> {
-        self.state.borrow_mut().protocol.slots.poll_finished(id, context)
+        let mut state = self.state.borrow_mut();
+        let finished = std::task::ready!(state.protocol.slots.poll_finished(id, context));
+        if !state.room.is_empty() {
+            drop(state);
+            self.admit();
+        }
+        Poll::Ready(finished)
     }
 
     pub(super) fn abandon(&self, id: CommandId) {
         self.state.borrow_mut().protocol.slots.abandon(id);
+        self.admit();
+    }
+
+    /// Ready when a command can be submitted, or when none ever will.
+    pub(super) fn poll_room(&self, number: &mut Option<u64>, context: &Context<'_>) -> Poll<()> {
+        let mut state = self.state.borrow_mut();
+        if state.end.is_some() {
+            *number = None;
+            return Poll::Ready(());
+        }
+        let free = state.protocol.slots.free();
+        state.room.poll(number, free, context)
+    }
+
+    pub(super) fn leave_room(&self, number: u64) {
+        self.state.borrow_mut().room.leave(number);
+        self.admit();
+    }
+
+    pub(super) fn has_waiters(&self) -> bool {
+        !self.state.borrow().room.is_empty()
+    }
+
+    /// Wakes those who waited for the slots that are free now.
+    fn admit(&self) {
+        let woken = {
+            let mut state = self.state.borrow_mut();
+            let free = match state.end {
+                Some(_) => usize::MAX,
+                None => state.protocol.slots.free(),
+            };
+            state.room.admit(free)
+        };
+        woken.into_iter().for_each(Waker::wake);
     }
 
     pub(super) fn depth(&self) -> u16 {
@@ -127,16 +170,12 @@ impl Shared {
             .is_some()
     }
 
-    pub(super) fn overdue(&self, age: Duration) -> Option<CommandId> {
+    pub(super) fn each_overdue(&self, age: Duration, each: impl FnMut(CommandId)) {
         let now = self.reactor.now();
         let state = self.state.borrow();
-        let oldest = state
-            .protocol
-            .slots
-            .each_outstanding()
-            .min_by_key(|(_, slot)| slot.started)
-            .filter(|(_, slot)| now.saturating_since(slot.started) >= age);
-        oldest.map(|(id, _)| id)
+        let outstanding = state.protocol.slots.each_outstanding();
+        let overdue = outstanding.filter(|(_, slot)| now.saturating_since(slot.started) >= age);
+        overdue.map(|(id, _)| id).for_each(each);
     }
 
     pub(super) fn end(&self) -> Option<Ended> {
@@ -192,6 +231,7 @@ impl Shared {
             drop(stream);
         }
         self.wake_finished();
+        self.admit();
         waiters.into_iter().chain(task).for_each(Waker::wake);
     }
 
@@ -219,6 +259,9 @@ impl Shared {
         match moved {
             Ok(moved) => {
                 self.wake_finished();
+                if self.has_waiters() {
+                    self.admit();
+                }
                 let ended = self.state.borrow().link.is_none();
                 if ended {
                     return Poll::Ready(());

@@ -10,6 +10,14 @@ use crate::wire::pdu::{FatalErrorStatus, PduType, Violation};
 /// Why a connection ended, or could not be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectionError {
+    /// The name of the target could not be looked up.
+    #[error("could not look {endpoint} up: {kind}; check the name, or give an address")]
+    Unresolved {
+        /// The name and port.
+        endpoint: String,
+        /// What the operating system said.
+        kind: io::ErrorKind,
+    },
     /// The target could not be reached.
     #[error("could not connect to {address}: {kind}; check that the target listens there")]
     Unreachable {
@@ -124,7 +132,8 @@ impl ConnectionError {
             Self::Negotiation { .. } => Some(Violation::OutOfSequence {
                 pdu_type: PduType::InitializeResponse,
             }),
-            Self::Unreachable { .. }
+            Self::Unresolved { .. }
+            | Self::Unreachable { .. }
             | Self::TimedOut { .. }
             | Self::Closed
             | Self::Failed { .. }

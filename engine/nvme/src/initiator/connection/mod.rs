@@ -18,6 +18,7 @@ mod error;
 mod handshake;
 mod protocol;
 mod receive;
+mod room;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -122,14 +123,28 @@ impl QueuePair {
         self.shared().room()
     }
 
+    /// Waits for its turn and for room: the submission that follows at once is not refused as
+    /// [`RefusedReason::Full`]. Also ready when the connection has ended.
+    pub fn ready(&self) -> Ready {
+        Ready {
+            shared: self.shared().clone(),
+            number: None,
+        }
+    }
+
+    /// Whether somebody waits in [`QueuePair::ready`]; who submits then overtakes them.
+    pub fn has_waiters(&self) -> bool {
+        self.shared().has_waiters()
+    }
+
     /// Sets how much data an I/O command capsule may carry, in bytes: what follows from IOCCSZ. 0 until then.
     pub fn set_in_capsule_bytes_max(&self, bytes: u32) {
         self.shared().set_in_capsule_bytes_max(bytes);
     }
 
-    /// The command that has been outstanding longest, if it has been for `age` or longer.
-    pub fn overdue(&self, age: Duration) -> Option<CommandId> {
-        self.shared().overdue(age)
+    /// The commands that have been outstanding for `age` or longer are given to `each`.
+    pub fn each_overdue(&self, age: Duration, each: impl FnMut(CommandId)) {
+        self.shared().each_overdue(age, each);
     }
 
     /// Whether a command is outstanding still.
@@ -137,9 +152,9 @@ impl QueuePair {
         self.shared().is_outstanding(command)
     }
 
-    /// Whether the connection still works, as far as is known.
-    pub fn is_open(&self) -> bool {
-        self.shared().end().is_none()
+    /// How the connection ended, if it has.
+    pub fn end(&self) -> Option<Ended> {
+        self.shared().end()
     }
 
     /// Waits for the end of the connection; at once when it has ended.
@@ -177,6 +192,30 @@ pub struct Ended {
     /// Whether a command that may change data was sent, even in part, and not answered: the target may still
     /// execute it.
     pub unsettled_mutation: bool,
+}
+
+/// The wait for room in a queue. Made by [`QueuePair::ready`].
+#[must_use = "a wait does nothing until it is awaited"]
+pub struct Ready {
+    shared: Rc<Shared>,
+    number: Option<u64>,
+}
+
+impl Future for Ready {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let Self { shared, number } = &mut *self;
+        shared.poll_room(number, context)
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        if let Some(number) = self.number.take() {
+            self.shared.leave_room(number);
+        }
+    }
 }
 
 /// A command under way. Dropping it abandons the answer.
