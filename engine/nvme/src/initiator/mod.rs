@@ -1,3 +1,4 @@
+//! The NVMe/TCP initiator: connections, controllers, and remote namespaces as block devices.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -5,12 +6,14 @@
 //! | [`admin`] | the admin queue, a command at a time |
 //! | [`controller`] | a controller from Connect to shutdown |
 //! | [`namespace`] | what a namespace is like, and which one it is |
+//! | [`device`] | a namespace as a block device |
 //! | [`discovery`] | which subsystems a target offers |
 //! | [`host`] | who this host is |
 
 pub mod admin;
 pub mod connection;
 pub mod controller;
+pub mod device;
 pub mod discovery;
 mod error;
 pub mod host;

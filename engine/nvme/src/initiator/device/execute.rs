@@ -1,0 +1,258 @@
+//! One command of a device, to its end: sent, sent again where that is safe, and its status made an error or
+//! success.
+//!
+//! What may be sent again, and when, is argued in `docs/decisions/0005-resubmission.md`. In short: a command
+//! that a connection was lost with is sent again only over a later association, and there is none before it
+//! is certain that the old command is not executed any more.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use pollux_device::{IoError, Reply};
+use pollux_hugepages::Buffer;
+use pollux_reactor::{PooledFuture, sleep};
+use smallvec::SmallVec;
+
+use super::super::connection::{CommandError, Finished, Submission, Transfer};
+use super::ledger::FlushTicket;
+use super::options::Resubmit;
+use super::plan::{Action, Command, Pieces};
+use super::queue::{Inner, Live};
+use crate::status_map::error_of;
+use crate::wire::command::CompletionEntry;
+use crate::wire::status::Status;
+
+/// How often a command is sent, for whatever reason, before it fails.
+const TRIES_MAX: u32 = 6;
+
+/// The pause before a command is sent again that failed for a passing reason; doubles each time.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
+
+/// Commands of one large request that are under way at a time.
+const PIECES_UNDER_WAY_MAX: usize = 8;
+
+/// A command that was sent right away.
+pub(super) struct Sent {
+    pub(super) submission: Submission,
+    pub(super) live: Rc<Live>,
+}
+
+/// What to do with a command that was answered, or was not.
+enum Next {
+    Done,
+    Fail(IoError),
+    Again { after: Duration },
+}
+
+/// Executes a command; returns its data.
+pub(super) async fn execute(
+    inner: Rc<Inner>,
+    mut command: Command,
+    mut sent: Option<Sent>,
+) -> Result<Transfer, IoError> {
+    let mut tries = 0;
+    loop {
+        let Sent { submission, live } = match sent.take() {
+            Some(sent) => sent,
+            None => inner.send(&mut command).await?,
+        };
+        let Finished { outcome, transfer } = submission.await;
+        if !matches!(outcome, Err(CommandError::ConnectionLost { sent: false })) {
+            tries += 1;
+        }
+        match after(&inner, &live, command.action, outcome, tries) {
+            Next::Done => return Ok(transfer),
+            Next::Fail(error) => return Err(error),
+            Next::Again { after } => {
+                command.transfer = transfer;
+                if !after.is_zero() {
+                    sleep(after).await;
+                }
+            }
+        }
+    }
+}
+
+fn after(
+    inner: &Inner,
+    live: &Live,
+    action: Action,
+    outcome: Result<CompletionEntry, CommandError>,
+    tries: u32,
+) -> Next {
+    let shared = inner.shared();
+    let again = tries < TRIES_MAX;
+    match outcome {
+        Ok(completion) => {
+            let Some(error) = error_of(completion.status()) else {
+                if shared.limits.volatile_write_cache && action.may_be_volatile() {
+                    shared.ledger.wrote(live.association.cache_epoch);
+                }
+                return Next::Done;
+            };
+            match passing(completion.status(), live, tries) {
+                Some(after) if again => Next::Again { after },
+                _ => Next::Fail(told(error, completion.status())),
+            }
+        }
+        // The data was damaged on its way; nothing was changed by a command that brings data.
+        Err(CommandError::DataDigest) if again => Next::Again {
+            after: Duration::ZERO,
+        },
+        Err(CommandError::DataDigest) => Next::Fail(IoError::PathDown),
+        Err(CommandError::ConnectionLost { sent }) => {
+            let safe = match shared.options.loss.resubmit {
+                Resubmit::All => true,
+                Resubmit::Reads => !sent || !action.is_mutation(),
+                Resubmit::None => !sent,
+            };
+            if safe && again {
+                Next::Again {
+                    after: Duration::ZERO,
+                }
+            } else {
+                Next::Fail(IoError::PathDown)
+            }
+        }
+    }
+}
+
+/// The pause after which a command is to be sent again that failed with `status`; `None` if that would not
+/// help.
+fn passing(status: Status, live: &Live, tries: u32) -> Option<Duration> {
+    let passing = [
+        Status::COMMAND_INTERRUPTED,
+        Status::TRANSIENT_TRANSPORT_ERROR,
+        Status::ABORTED_QUEUE_DELETED,
+        Status::ABORTED_POWER_LOSS,
+        Status::NAMESPACE_NOT_READY,
+    ];
+    if status.do_not_retry() || !passing.iter().any(|passing| status.is(*passing)) {
+        return None;
+    }
+    let asked = usize::from(status.retry_delay_index())
+        .checked_sub(1)
+        .and_then(|index| live.association.retry_delays.get(index).copied());
+    Some(asked.unwrap_or_else(|| RETRY_PAUSE * (1 << tries.min(TRIES_MAX))))
+}
+
+/// What a caller is told of a status. Commands are aborted here for one reason only: that they took too long.
+fn told(error: IoError, status: Status) -> IoError {
+    if status.is(Status::ABORT_REQUESTED) {
+        return IoError::TimedOut;
+    }
+    error
+}
+
+/// A reply for what a request's data came back as.
+pub(super) fn reply(transfer: Transfer) -> Reply {
+    match transfer {
+        Transfer::Receive(buffer) => Reply::Data(buffer),
+        Transfer::None | Transfer::Send(_) => Reply::Done,
+    }
+}
+
+/// A flush: begun before it is sent.
+pub(super) struct Flush {
+    inner: Rc<Inner>,
+    ticket: FlushTicket,
+    /// Losses of completed writes that the user of the queue knew of when it asked for the flush.
+    losses_told: u64,
+}
+
+impl Flush {
+    pub(super) fn begin(inner: Rc<Inner>) -> Self {
+        Self {
+            ticket: inner.shared().ledger.begin_flush(),
+            losses_told: inner.losses_told(),
+            inner,
+        }
+    }
+
+    /// Succeeds only if no completed write was lost that the flush would seem to have made stable.
+    pub(super) async fn execute(self, sent: Option<Sent>) -> Result<Reply, IoError> {
+        let Self {
+            inner,
+            ticket,
+            losses_told,
+        } = self;
+        execute(inner.clone(), Command::flush(), sent).await?;
+        let ledger = &inner.shared().ledger;
+        let losses = ledger.losses();
+        if losses != losses_told {
+            inner.tell_losses(losses);
+            return Err(IoError::MediaWrite);
+        }
+        ledger.end_flush(ticket);
+        Ok(Reply::Done)
+    }
+}
+
+/// A command of a larger request.
+enum Piece {
+    UnderWay(PooledFuture<Result<Transfer, IoError>>),
+    Over(Result<Transfer, IoError>),
+}
+
+/// Executes the commands of a large request, some at a time. The first error ends it once all that was begun
+/// is over.
+pub(super) async fn execute_pieces(inner: Rc<Inner>, mut pieces: Pieces) -> Result<Reply, IoError> {
+    let mut under_way: SmallVec<[Piece; PIECES_UNDER_WAY_MAX]> = SmallVec::new();
+    let mut read: Option<Buffer> = None;
+    let mut error = None;
+    loop {
+        while error.is_none() && under_way.len() < PIECES_UNDER_WAY_MAX {
+            let Some(command) = pieces.next() else {
+                break;
+            };
+            under_way.push(Piece::UnderWay(PooledFuture::new(execute(
+                inner.clone(),
+                command,
+                None,
+            ))));
+        }
+        if under_way.is_empty() {
+            break;
+        }
+        match first_over(&mut under_way).await {
+            Ok(Transfer::Receive(piece)) => match &mut read {
+                None => read = Some(piece),
+                Some(whole) => {
+                    // The pieces were cut from one buffer and come back in order.
+                    if whole.try_unsplit(piece).is_err() {
+                        error = Some(IoError::Internal);
+                    }
+                }
+            },
+            Ok(Transfer::None | Transfer::Send(_)) => {}
+            Err(failed) => error = error.or(Some(failed)),
+        }
+    }
+    match (error, read) {
+        (Some(error), _) => Err(error),
+        (None, Some(buffer)) => Ok(Reply::Data(buffer)),
+        (None, None) => Ok(Reply::Done),
+    }
+}
+
+/// Drives all pieces until the first of them is over, and takes it out.
+async fn first_over(under_way: &mut SmallVec<[Piece; PIECES_UNDER_WAY_MAX]>) -> Result<Transfer, IoError> {
+    std::future::poll_fn(|context| {
+        for piece in under_way.iter_mut() {
+            if let Piece::UnderWay(future) = piece
+                && let std::task::Poll::Ready(result) = std::pin::Pin::new(future).poll(context)
+            {
+                *piece = Piece::Over(result);
+            }
+        }
+        match under_way.first() {
+            Some(Piece::UnderWay(_)) => std::task::Poll::Pending,
+            _ => std::task::Poll::Ready(()),
+        }
+    })
+    .await;
+    match under_way.remove(0) {
+        Piece::Over(result) => result,
+        Piece::UnderWay(_) => Err(IoError::Internal),
+    }
+}

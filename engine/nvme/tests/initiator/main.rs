@@ -1,0 +1,7 @@
+//! The initiator against the target of this project, in simulated worlds.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
+
+mod basics;
+mod lab;
+mod loss;
