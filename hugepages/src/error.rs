@@ -56,6 +56,21 @@ pub enum Error {
     /// A pool hands out references to its memory, which another process must not change.
     #[error("a buffer pool cannot use a shareable arena: unset `shareable` and share an arena of its own")]
     PoolShareable,
+    /// A buffer larger than the largest size class.
+    #[error(
+        "a buffer of {len_bytes} bytes is more than the pool gives, {maximum_bytes} bytes: ask for several"
+    )]
+    BufferSize {
+        /// The size asked for.
+        len_bytes: usize,
+        /// The size of the largest class.
+        maximum_bytes: usize,
+    },
+    /// More wait for memory of a pool than it takes.
+    #[error(
+        "too many wait for memory of the buffer pool: take on less at a time, or give the pool more waiters"
+    )]
+    TooManyWaiters,
     /// A file of sysfs could not be read.
     #[error("cannot read {}: {source}; is sysfs mounted?", .path.display())]
     Read {

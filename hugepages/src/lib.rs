@@ -24,7 +24,7 @@ pub use buffer::Buffer;
 pub use error::Error;
 pub use page::{PageKind, PagePreference};
 pub use pool::{
-    BufferPool, ClassStatistics, DEFAULT_CLASSES_BYTES, MAX_CLASSES, PoolOptions, PoolStatistics,
+    BufferPool, BufferWait, ClassStatistics, DEFAULT_CLASSES_BYTES, MAX_CLASSES, PoolOptions, PoolStatistics,
 };
 pub use reserve::reserve;
 pub use slice::Slice;

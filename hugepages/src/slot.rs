@@ -244,6 +244,7 @@ impl Default for View {
 }
 
 impl Drop for View {
+    #[inline]
     fn drop(&mut self) {
         let Some(slot) = self.slot else { return };
         {

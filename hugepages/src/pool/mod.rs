@@ -4,33 +4,36 @@
 //!
 //! - A slot is in use by the views of one buffer and its parts, or free in the [`tree`], or on its way home in the
 //!   list of slots freed by other threads; never in two of these.
-//! - On the home thread, taking and giving back a buffer takes no lock, no system call and no heap memory.
+//! - On the home thread, taking and giving back a buffer takes no lock, no system call and no heap memory while
+//!   nobody waits for memory.
 //! - Memory moves between the size classes: what is free in one is there for all.
 
+mod classes;
 mod memory;
 mod shared;
 mod tree;
 mod waiters;
+mod waiting;
 
 use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::task::Waker;
 
+pub use classes::MAX_CLASSES;
 pub(crate) use shared::Shared;
+pub use waiting::BufferWait;
 
 use crate::BUFFER_ALIGNMENT_BYTES;
 use crate::arena::{ArenaOptions, map_with_fallback};
 use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::page::PageKind;
+use classes::Classes;
 use memory::Memory;
 
 /// The size classes of a pool unless others are given.
 pub const DEFAULT_CLASSES_BYTES: [usize; 6] = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 2 << 20];
-
-/// Most size classes a pool can have.
-pub const MAX_CLASSES: usize = 8;
 
 /// Units of 4096 bytes that can be numbered: 8 TiB.
 const MAX_POOL_BYTES: usize = (i32::MAX as usize) * BUFFER_ALIGNMENT_BYTES;
@@ -45,7 +48,7 @@ pub struct PoolOptions {
     pub classes_bytes: Vec<usize>,
     /// The pages and the NUMA node of the memory. Shareable memory is refused.
     pub arena: ArenaOptions,
-    /// The bound on the number of registered wakers. Default: 4096.
+    /// The bound on the number of those who wait for memory, of each kind of waiting. Default: 65,536.
     pub waiters_max: usize,
 }
 
@@ -55,7 +58,7 @@ impl Default for PoolOptions {
             total_bytes: 64 << 20,
             classes_bytes: DEFAULT_CLASSES_BYTES.to_vec(),
             arena: ArenaOptions::default(),
-            waiters_max: 4096,
+            waiters_max: 65_536,
         }
     }
 }
@@ -118,9 +121,12 @@ impl BufferPool {
     /// [`Error::SizeClass`], [`Error::PoolSize`] and [`Error::PoolShareable`] for options that make no sense, and the
     /// errors of [`Arena::map`](crate::Arena::map).
     pub fn new(options: &PoolOptions) -> Result<BufferPool, Error> {
-        let bytes = check(options)?;
+        let (classes, bytes) = check(options)?;
+        if options.arena.shareable {
+            return Err(Error::PoolShareable);
+        }
         let mapping = map_with_fallback(bytes, &options.arena)?;
-        Ok(BufferPool::with_memory(Memory::Mapped(mapping), options))
+        Ok(BufferPool::with_memory(Memory::Mapped(mapping), classes, options))
     }
 
     /// Makes a pool on the heap, for tests and simulations: `options.arena` is not used.
@@ -129,12 +135,12 @@ impl BufferPool {
     ///
     /// [`Error::SizeClass`] and [`Error::PoolSize`] as for [`BufferPool::new`].
     pub fn on_heap(options: &PoolOptions) -> Result<BufferPool, Error> {
-        let bytes = check(options)?;
-        Ok(BufferPool::with_memory(Memory::on_heap(bytes), options))
+        let (classes, bytes) = check(options)?;
+        Ok(BufferPool::with_memory(Memory::on_heap(bytes), classes, options))
     }
 
-    fn with_memory(memory: Memory, options: &PoolOptions) -> BufferPool {
-        let shared = Shared::open(memory, &options.classes_bytes, options.waiters_max);
+    fn with_memory(memory: Memory, classes: Classes, options: &PoolOptions) -> BufferPool {
+        let shared = Shared::open(memory, classes, options.waiters_max);
         BufferPool {
             handle: Rc::new(Handle { shared }),
         }
@@ -146,6 +152,7 @@ impl BufferPool {
     /// `None` if memory is short now, and for good if `len_bytes` is above
     /// [`max_buffer_bytes`](BufferPool::max_buffer_bytes).
     #[must_use]
+    #[inline]
     pub fn allocate(&self, len_bytes: usize) -> Option<Buffer> {
         let class = self.class_for(len_bytes)?;
         self.shared().take(class, len_bytes).map(Buffer::from_unique)
@@ -162,7 +169,7 @@ impl BufferPool {
     /// The largest buffer this pool can give, in bytes.
     #[must_use]
     pub fn max_buffer_bytes(&self) -> usize {
-        self.shared().classes_bytes().last().copied().unwrap_or_default()
+        self.shared().classes().largest_bytes()
     }
 
     /// All memory of the pool in bytes.
@@ -210,9 +217,26 @@ impl BufferPool {
         self.shared().collect();
     }
 
+    /// Waits for a buffer of `len_bytes` bytes, as [`allocate`](BufferPool::allocate) gives it.
+    ///
+    /// Memory that comes free goes to those who wait, in the order in which they came; who needs less may pass who
+    /// needs more, but memory is set aside for who waits longest, so that he is served in the end. Dropping the
+    /// future gives the place up.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BufferSize`] above [`max_buffer_bytes`](BufferPool::max_buffer_bytes), and
+    /// [`Error::TooManyWaiters`] if [`PoolOptions::waiters_max`] wait already.
+    pub fn wait_for(&self, len_bytes: usize) -> BufferWait {
+        BufferWait::new(self.clone(), len_bytes)
+    }
+
     /// Has `waker` woken once when a buffer of `len_bytes` may be had: after [`allocate`](BufferPool::allocate) said
-    /// `None`, or at once if it would not any more. Waiters are woken in the order of registration, the next one
-    /// when the one before has allocated. A waker that is registered already keeps its place. With more than
+    /// `None`, or at once if it would not any more. All who can be served by some slot that came free are woken, in
+    /// the order in which they registered, and the first to allocate have it: where many wait for long,
+    /// [`wait_for`](BufferPool::wait_for) is fair and wakes only who gets something.
+    ///
+    /// A waker that was registered among the last few keeps its place and is woken once. With more than
     /// [`PoolOptions::waiters_max`] of them, or a length no buffer has, the waker is woken at once.
     pub fn register_waiter(&self, len_bytes: usize, waker: &Waker) {
         match self.class_for(len_bytes) {
@@ -222,10 +246,7 @@ impl BufferPool {
     }
 
     fn class_for(&self, len_bytes: usize) -> Option<usize> {
-        self.shared()
-            .classes_bytes()
-            .iter()
-            .position(|&class_bytes| len_bytes <= class_bytes)
+        self.shared().classes().for_length(len_bytes)
     }
 
     fn shared(&self) -> &Shared {
@@ -245,21 +266,10 @@ impl fmt::Debug for BufferPool {
     }
 }
 
-/// Checks the options; the size of the memory to get.
-fn check(options: &PoolOptions) -> Result<usize, Error> {
-    let classes = &options.classes_bytes;
-    if classes.is_empty() || classes.len() > MAX_CLASSES {
-        return Err(Error::SizeClass { class_bytes: 0 });
-    }
-    for (index, &class_bytes) in classes.iter().enumerate() {
-        let before = if index == 0 { None } else { classes.get(index - 1) };
-        let follows = before
-            .is_none_or(|&before| class_bytes > before && class_bytes / before <= tree::FANOUT_MAX as usize);
-        if class_bytes < BUFFER_ALIGNMENT_BYTES || !class_bytes.is_power_of_two() || !follows {
-            return Err(Error::SizeClass { class_bytes });
-        }
-    }
-    let largest = classes.iter().copied().max().unwrap_or_default();
+/// Checks the options; the size classes and the size of the memory to get.
+fn check(options: &PoolOptions) -> Result<(Classes, usize), Error> {
+    let classes = Classes::new(&options.classes_bytes)?;
+    let largest = classes.largest_bytes();
     if options.total_bytes < largest || options.total_bytes > MAX_POOL_BYTES {
         return Err(Error::PoolSize {
             bytes: options.total_bytes,
@@ -267,8 +277,8 @@ fn check(options: &PoolOptions) -> Result<usize, Error> {
             maximum_bytes: MAX_POOL_BYTES,
         });
     }
-    if options.arena.shareable {
-        return Err(Error::PoolShareable);
-    }
-    Ok(options.total_bytes.next_multiple_of(BUFFER_ALIGNMENT_BYTES))
+    Ok((
+        classes,
+        options.total_bytes.next_multiple_of(BUFFER_ALIGNMENT_BYTES),
+    ))
 }

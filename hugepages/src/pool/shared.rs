@@ -15,14 +15,13 @@
 
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
-use std::task::Waker;
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
 
-use atomic_waker::AtomicWaker;
-
+use super::classes::{Classes, MAX_CLASSES};
 use super::memory::Memory;
 use super::tree::Tree;
-use super::waiters::Waiters;
+use super::waiters::Tickets;
+use super::waiting::Alarm;
 use super::{ClassStatistics, PoolStatistics};
 use crate::BUFFER_ALIGNMENT_BYTES;
 use crate::slot::{Header, View};
@@ -36,10 +35,12 @@ const OPEN: i64 = 1 << 62;
 
 /// What a pool's handle and its buffers share.
 pub(crate) struct Shared {
+    /// The first byte of `memory`.
+    base: NonNull<u8>,
     memory: Memory,
     /// One for each unit of 4096 bytes, used if a slot starts there.
     headers: Box<[Header]>,
-    classes_bytes: Box<[usize]>,
+    classes: Classes,
     home_thread: AtomicU64,
     home: UnsafeCell<Home>,
     remote: Remote,
@@ -51,50 +52,44 @@ struct Remote {
     /// The unit of the slot freed last by another thread.
     freed: AtomicU32,
     claims: AtomicI64,
-    /// Whether `waker` is to be woken when another thread frees a slot.
-    waiting: AtomicBool,
-    waker: AtomicWaker,
+    alarm: Alarm,
 }
 
 /// What only the home thread reaches.
-struct Home {
-    tree: Tree,
+pub(super) struct Home {
+    pub(super) tree: Tree,
+    pub(super) tickets: Tickets,
     /// Slots of each class in use, those included that other threads have freed since the last look.
-    in_use: Box<[u64]>,
+    in_use: [u64; MAX_CLASSES],
     /// Slots handed out less those given back by the home thread itself.
     unreturned: i64,
-    waiters: Waiters,
 }
 
 impl Shared {
     /// Makes the shared part of a pool whose home is this thread. It lives until [`Shared::close`] was called and all
     /// slots were given back.
-    pub(super) fn open(memory: Memory, classes_bytes: &[usize], waiters_max: usize) -> NonNull<Shared> {
+    pub(super) fn open(memory: Memory, classes: Classes, waiters_max: usize) -> NonNull<Shared> {
         let units = (memory.len_bytes() / BUFFER_ALIGNMENT_BYTES) as u32;
-        let fanouts: Vec<u32> = classes_bytes
-            .windows(2)
-            .map(|pair| (pair[1] / pair[0]) as u32)
-            .collect();
-        let smallest = (memory.len_bytes() / classes_bytes[0]) as u32;
+        let smallest = classes.slot_at(0, units);
         let place = NonNull::from(Box::leak(Box::<Shared>::new_uninit()));
         let owner = place.cast::<Shared>();
         let shared = Shared {
             headers: (0..units).map(|unit| Header::of_pool(owner, unit)).collect(),
+            base: memory.base(),
             memory,
-            classes_bytes: classes_bytes.into(),
             home_thread: AtomicU64::new(this_thread()),
             home: UnsafeCell::new(Home {
-                tree: Tree::new(smallest, &fanouts),
-                in_use: vec![0; classes_bytes.len()].into(),
+                tree: Tree::new(smallest, classes.fanout_shifts()),
+                in_use: [0; MAX_CLASSES],
                 unreturned: 0,
-                waiters: Waiters::new(waiters_max),
+                tickets: Tickets::new(classes.count(), waiters_max),
             }),
             remote: Remote {
                 freed: AtomicU32::new(NO_UNIT),
                 claims: AtomicI64::new(OPEN),
-                waiting: AtomicBool::new(false),
-                waker: AtomicWaker::new(),
+                alarm: Alarm::new(waiters_max),
             },
+            classes,
         };
         // SAFETY: the place is for one `Shared`, is this thread's alone, and nothing was in it.
         unsafe { owner.write(shared) };
@@ -105,57 +100,67 @@ impl Shared {
         &self.memory
     }
 
-    pub(super) fn classes_bytes(&self) -> &[usize] {
-        &self.classes_bytes
+    pub(super) fn classes(&self) -> &Classes {
+        &self.classes
     }
 
     /// The bytes of the slot that a header in use describes.
     pub(crate) fn bytes_of(&self, header: &Header) -> (NonNull<u8>, usize) {
         let offset = header.unit as usize * BUFFER_ALIGNMENT_BYTES;
-        let len = self.classes_bytes[usize::from(header.class.load(Ordering::Relaxed))];
+        let len = self
+            .classes
+            .bytes(usize::from(header.class.load(Ordering::Relaxed)));
         // SAFETY: the unit of a header is inside the memory.
-        (unsafe { self.memory.base().add(offset) }, len)
+        (unsafe { self.base.add(offset) }, len)
     }
 
-    /// A view of the first `len_bytes` bytes of a free slot of a class that is large enough.
+    /// A view of the first `len_bytes` bytes of a free slot of a class that is large enough. For the home thread.
+    #[inline]
     pub(super) fn take(&self, class: usize, len_bytes: usize) -> Option<View> {
-        let class_bytes = self.classes_bytes[class];
-        debug_assert!(len_bytes <= class_bytes);
         self.collect();
         // SAFETY: on the home thread, as only its handle calls this; nothing in the closure calls out.
-        let (slot, any_waits) = unsafe {
+        let slot = unsafe {
             self.with_home(|home| {
                 let slot = home.tree.take(class)?;
-                home.in_use[class] += 1;
-                home.unreturned += 1;
-                Some((slot, !home.waiters.is_empty()))
+                home.count_taken(class);
+                Some(slot)
             })
         }?;
-        let offset = slot as usize * class_bytes;
-        let header = &self.headers[offset / BUFFER_ALIGNMENT_BYTES];
+        Some(self.begin_slot(class, slot, len_bytes))
+    }
+
+    /// The first view of a slot that was just taken from the tree.
+    #[inline]
+    pub(super) fn begin_slot(&self, class: usize, slot: u32, len_bytes: usize) -> View {
+        debug_assert!(len_bytes <= self.classes.bytes(class));
+        let unit = self.classes.unit_of(class, slot);
+        let header = &self.headers[unit];
         header.begin(class as u8);
         // SAFETY: the slot was free: nobody else knows these bytes, which are inside the memory and initialised.
-        let view = unsafe { View::of_slot(self.memory.base().add(offset), len_bytes, NonNull::from(header)) };
-        if any_waits {
-            // This may be the waiter that was woken: it is the next one's turn.
-            self.wake_waiters();
+        unsafe {
+            let start = self.base.add(unit * BUFFER_ALIGNMENT_BYTES);
+            View::of_slot(start, len_bytes, NonNull::from(header))
         }
-        Some(view)
     }
 
     /// Takes in what other threads have freed. For the home thread.
+    #[inline]
     pub(super) fn collect(&self) {
-        if self.remote.freed.load(Ordering::Relaxed) == NO_UNIT {
-            return;
+        if self.remote.freed.load(Ordering::Relaxed) != NO_UNIT {
+            self.collect_freed();
         }
+    }
+
+    #[cold]
+    fn collect_freed(&self) {
         // Acquire: what the other threads did to the slots happens before their next use.
         let mut unit = self.remote.freed.swap(NO_UNIT, Ordering::Acquire);
         while let Some(header) = self.headers.get(unit as usize) {
             unit = header.next.load(Ordering::Relaxed);
             // SAFETY: on the home thread; nothing in the closure calls out.
-            unsafe { self.with_home(|home| home.give(&self.classes_bytes, header)) };
+            let given = unsafe { self.with_home(|home| home.give(&self.classes, header)) };
+            self.serve(Some(given));
         }
-        self.wake_waiters();
     }
 
     /// Gives back a slot that has no views any more, on whatever thread.
@@ -163,29 +168,41 @@ impl Shared {
     /// # Safety
     ///
     /// `shared` and `slot` belong together, the slot was handed out, and is given back this once.
+    #[inline]
     pub(crate) unsafe fn give_back(shared: NonNull<Shared>, slot: NonNull<Header>) {
         // SAFETY: the memory is there as long as a slot was not given back.
         let (this, header) = unsafe { (shared.as_ref(), slot.as_ref()) };
         if this.home_thread.load(Ordering::Relaxed) == this_thread() {
             // SAFETY: this is the home thread (no other ever has its number); nothing in the closure calls out.
-            let any_waits = unsafe {
+            let given = unsafe {
                 this.with_home(|home| {
                     home.unreturned -= 1;
-                    home.give(&this.classes_bytes, header);
-                    !home.waiters.is_empty()
+                    home.give(&this.classes, header)
                 })
             };
-            if any_waits {
-                this.wake_waiters();
-            }
+            this.serve(Some(given));
             return;
         }
+        // SAFETY: as the caller promises.
+        unsafe { Shared::give_back_from_afar(shared, slot) };
+    }
+
+    /// Gives back a slot on another thread than the home thread, or when there is none any more.
+    ///
+    /// # Safety
+    ///
+    /// As for `give_back`.
+    #[cold]
+    unsafe fn give_back_from_afar(shared: NonNull<Shared>, slot: NonNull<Header>) {
+        // SAFETY: the memory is there as long as a slot was not given back.
+        let (this, header) = unsafe { (shared.as_ref(), slot.as_ref()) };
         this.push_freed(header);
+        this.remote.alarm.ring();
         // SAFETY: this slot's claim is taken off once, after the last use of the shared part by this thread.
         unsafe { Shared::release(shared, 1) };
     }
 
-    /// Puts a slot on the list for the home thread, and wakes who waits there.
+    /// Puts a slot on the list for the home thread.
     fn push_freed(&self, header: &Header) {
         let mut first = self.remote.freed.load(Ordering::Relaxed);
         loop {
@@ -198,63 +215,14 @@ impl Shared {
                 Ordering::Relaxed,
             );
             match pushed {
-                Ok(_) => break,
+                Ok(_) => return,
                 Err(current) => first = current,
             }
         }
-        // Either this sees `waiting`, or who waits sees the slot: see `register_waiter`.
-        fence(Ordering::SeqCst);
-        if self.remote.waiting.load(Ordering::Relaxed) {
-            self.remote.waker.wake();
-        }
     }
 
-    /// Has `waker` woken when a slot of `class` may be free. For the home thread.
-    pub(super) fn register_waiter(&self, class: usize, waker: &Waker) {
-        let owned = waker.clone();
-        // SAFETY: on the home thread; the closure only moves the waker, and compares it.
-        let refused = unsafe { self.with_home(|home| home.waiters.push(class, owned)) };
-        if let Some(waker) = refused {
-            // Too many wait, or it waits already. In the first case it has to look again by itself.
-            waker.wake();
-        }
-        self.watch_other_threads();
-        self.collect();
-        self.wake_waiters();
-    }
-
-    /// Sees to it that the first waiter is woken when another thread frees a slot.
-    fn watch_other_threads(&self) {
-        // SAFETY: on the home thread; nothing in the closure calls out but the clone of a waker.
-        let first = unsafe { self.with_home(|home| home.waiters.first().cloned()) };
-        match first {
-            Some(waker) => {
-                self.remote.waker.register(&waker);
-                self.remote.waiting.store(true, Ordering::Relaxed);
-                // Either the other thread sees `waiting`, or the caller sees its slot when it collects next.
-                fence(Ordering::SeqCst);
-            }
-            None => self.remote.waiting.store(false, Ordering::Relaxed),
-        }
-    }
-
-    /// Wakes those waiters, in order, that free slots are there for. For the home thread.
-    pub(super) fn wake_waiters(&self) {
-        // SAFETY: on the home thread; nothing in the closure calls out.
-        let next = || unsafe {
-            self.with_home(|home| {
-                let class = home.waiters.first_class()?;
-                if home.tree.has(class) {
-                    home.waiters.pop()
-                } else {
-                    None
-                }
-            })
-        };
-        if let Some(waker) = next() {
-            self.watch_other_threads();
-            waker.wake();
-        }
+    pub(super) fn alarm(&self) -> &Alarm {
+        &self.remote.alarm
     }
 
     pub(super) fn statistics(&self) -> PoolStatistics {
@@ -262,14 +230,12 @@ impl Shared {
         // SAFETY: on the home thread, as only its handle calls this; nothing in the closure calls out.
         let classes = unsafe {
             self.with_home(|home| {
-                let classes = self.classes_bytes.iter().zip(&home.in_use).enumerate();
-                classes
-                    .map(|(class, (&class_bytes, &in_use))| ClassStatistics {
-                        class_bytes,
-                        in_use,
-                        available: home.tree.available(class),
-                    })
-                    .collect()
+                let class_statistics = |class| ClassStatistics {
+                    class_bytes: self.classes.bytes(class),
+                    in_use: home.in_use[class],
+                    available: home.tree.available(class),
+                };
+                (0..self.classes.count()).map(class_statistics).collect()
             })
         };
         PoolStatistics {
@@ -286,18 +252,10 @@ impl Shared {
     pub(super) unsafe fn close(shared: NonNull<Shared>) {
         // SAFETY: the memory is there until the claims are taken off below.
         let this = unsafe { shared.as_ref() };
-        // SAFETY: on the home thread, as the caller promises; the wakers are dropped outside.
-        let (unreturned, waiters) = unsafe {
-            this.with_home(|home| {
-                (
-                    home.unreturned,
-                    std::mem::replace(&mut home.waiters, Waiters::new(0)),
-                )
-            })
-        };
-        this.remote.waiting.store(false, Ordering::Relaxed);
-        drop(this.remote.waker.take());
-        drop(waiters);
+        this.alarm().silence();
+        // SAFETY: on the home thread, as the caller promises; the closure reads a number. No tickets are left, as
+        // each keeps the handle.
+        let unreturned = unsafe { this.with_home(|home| home.unreturned) };
         this.home_thread.store(NO_THREAD, Ordering::Relaxed);
         // SAFETY: the handle's claim, OPEN less what will still be given back, is taken off this once.
         unsafe { Shared::release(shared, OPEN - unreturned) };
@@ -327,22 +285,31 @@ impl Shared {
     /// # Safety
     ///
     /// On the home thread, and not from within `act`: nothing in `act` may wake or drop a waker, or drop a buffer.
-    unsafe fn with_home<R>(&self, act: impl FnOnce(&mut Home) -> R) -> R {
+    pub(super) unsafe fn with_home<R>(&self, act: impl FnOnce(&mut Home) -> R) -> R {
         // SAFETY: only the home thread comes here, and not twice at a time, as the caller promises.
         act(unsafe { &mut *self.home.get() })
     }
 }
 
 impl Home {
-    fn give(&mut self, classes_bytes: &[usize], header: &Header) {
+    /// Notes that a slot was taken from the tree.
+    pub(super) fn count_taken(&mut self, class: usize) {
+        self.in_use[class] += 1;
+        self.unreturned += 1;
+    }
+
+    /// Gives a slot back to the tree; returns its class and index.
+    fn give(&mut self, classes: &Classes, header: &Header) -> (usize, u32) {
         let class = usize::from(header.class.load(Ordering::Relaxed));
-        let offset = header.unit as usize * BUFFER_ALIGNMENT_BYTES;
+        let slot = classes.slot_at(class, header.unit);
         self.in_use[class] -= 1;
-        self.tree.give(class, (offset / classes_bytes[class]) as u32);
+        self.tree.give(class, slot);
+        (class, slot)
     }
 }
 
 /// A number of this thread that no other thread ever has.
+#[inline]
 fn this_thread() -> u64 {
     use std::cell::Cell;
 
@@ -350,10 +317,12 @@ fn this_thread() -> u64 {
     thread_local! {
         static NUMBER: Cell<u64> = const { Cell::new(NO_THREAD) };
     }
-    NUMBER.with(|number| {
-        if number.get() == NO_THREAD {
-            number.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
+    NUMBER.with(|number| match number.get() {
+        NO_THREAD => {
+            let new = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+            number.set(new);
+            new
         }
-        number.get()
+        known => known,
     })
 }
