@@ -1,13 +1,21 @@
 //! Ways to copy between an arena and a buffer: which one the arena uses was chosen by this.
 //!
-//! The store is 256 MiB, far more than the second-level cache, touched at random; the buffer is hot.
+//! The store is touched at random: one of 256 MiB, which is more than the caches hold, and one of 16 MiB, which is
+//! not; the buffer is hot. The candidates take turns of a few milliseconds, so that whatever else the machine does
+//! disturbs all of them alike.
 
-use std::hint::black_box;
+#![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pollux_hugepages::{Arena, ArenaOptions, Buffer, BufferPool, PagePreference, PoolOptions};
+use std::time::Instant;
 
-const STORE_BYTES: usize = 256 << 20;
+use pollux_hugepages::{Arena, ArenaOptions, Buffer, PagePreference};
+
+const COLD_STORE_BYTES: usize = 256 << 20;
+const CACHED_STORE_BYTES: usize = 16 << 20;
+/// Bytes copied in one turn of a candidate.
+const TURN_BYTES: usize = 16 << 20;
+/// Turns of each candidate.
+const ROUNDS: usize = 40;
 
 /// A copy of bytes from one place to another that do not overlap.
 type Copy = unsafe fn(from: *const u8, into: *mut u8, len: usize);
@@ -44,7 +52,6 @@ mod variants {
                         "sub {len}, {stride}",
                         "jnz 2b",
                         $end,
-                        "vzeroupper",
                         from = inout(reg) from => _,
                         into = inout(reg) into => _,
                         len = inout(reg) len => _,
@@ -57,6 +64,24 @@ mod variants {
         };
     }
 
+    vector_loop!(
+        /// 16 bytes a register, four at a time, with stores that go around the caches: every x86_64 has these.
+        sse2_non_temporal,
+        64,
+        [
+            "movdqu xmm0, [{from}]",
+            "movdqu xmm1, [{from} + 16]",
+            "movdqu xmm2, [{from} + 32]",
+            "movdqu xmm3, [{from} + 48]"
+        ],
+        [
+            "movntdq [{into}], xmm0",
+            "movntdq [{into} + 16], xmm1",
+            "movntdq [{into} + 32], xmm2",
+            "movntdq [{into} + 48], xmm3"
+        ],
+        "sfence"
+    );
     vector_loop!(
         /// 32 bytes a register, four at a time.
         avx2, 128,
@@ -71,7 +96,7 @@ mod variants {
         ["vmovdqu ymm0, [{from}]", "vmovdqu ymm1, [{from} + 32]",
          "vmovdqu ymm2, [{from} + 64]", "vmovdqu ymm3, [{from} + 96]"],
         ["vmovntdq [{into}], ymm0", "vmovntdq [{into} + 32], ymm1",
-         "vmovntdq [{into} + 64], ymm2", "vmovntdq [{into} + 96], ymm3"], "sfence"
+         "vmovntdq [{into} + 64], ymm2", "vmovntdq [{into} + 96], ymm3"], "sfence\n vzeroupper"
     );
     vector_loop!(
         /// The same, fetching 1 KiB ahead.
@@ -96,7 +121,7 @@ mod variants {
         ["vmovdqu64 zmm0, [{from}]", "vmovdqu64 zmm1, [{from} + 64]",
          "vmovdqu64 zmm2, [{from} + 128]", "vmovdqu64 zmm3, [{from} + 192]"],
         ["vmovntdq [{into}], zmm0", "vmovntdq [{into} + 64], zmm1",
-         "vmovntdq [{into} + 128], zmm2", "vmovntdq [{into} + 192], zmm3"], "sfence"
+         "vmovntdq [{into} + 128], zmm2", "vmovntdq [{into} + 192], zmm3"], "sfence\n vzeroupper"
     );
 }
 
@@ -109,6 +134,7 @@ unsafe fn standard(from: *const u8, into: *mut u8, len: usize) {
 #[cfg(target_arch = "x86_64")]
 fn candidates() -> Vec<(&'static str, Copy)> {
     let mut all: Vec<(&str, Copy)> = vec![("standard", standard), ("rep movsb", variants::move_string)];
+    all.push(("sse2 non-temporal", variants::sse2_non_temporal));
     if is_x86_feature_detected!("avx2") {
         all.push(("avx2", variants::avx2));
         all.push(("avx2 non-temporal", variants::avx2_non_temporal));
@@ -127,70 +153,123 @@ fn candidates() -> Vec<(&'static str, Copy)> {
 }
 
 /// Places in the store in an order that no prefetcher foresees.
-fn places(len: usize) -> impl FnMut() -> usize {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as usize % (STORE_BYTES / len) * len
+struct Places {
+    state: u64,
+    store_bytes: usize,
+    len: usize,
+}
+
+impl Places {
+    fn next(&mut self) -> usize {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        (self.state >> 11) as usize % (self.store_bytes / self.len) * self.len
     }
 }
 
-fn buffer(len: usize) -> Buffer {
-    let pool = BufferPool::new(&PoolOptions::default()).expect("64 MiB can be mapped");
-    pool.allocate(len).expect("the pool is empty")
+/// GB/s at the first quartile of the times: what the machine does when nobody disturbs, but not a lucky once.
+fn rate(bytes: usize, times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    bytes as f64 / times[times.len() / 4] / 1e9
 }
 
-fn copies(criterion: &mut Criterion) {
-    for page in [PagePreference::Ordinary, PagePreference::Size2MiB] {
+/// What takes turns: its name, and copying into the store and out of it at a place.
+type Contender<'a> = (&'static str, [Box<dyn Fn(usize, &mut [u8]) + 'a>; 2]);
+
+fn contenders(arena: &Arena) -> Vec<Contender<'_>> {
+    let base = arena.base().as_ptr();
+    let mut all: Vec<Contender<'_>> = Vec::new();
+    for (name, copy) in candidates() {
+        all.push((
+            name,
+            [
+                // SAFETY: the places are inside the arena, which nobody else uses.
+                Box::new(move |place, hot| unsafe { copy(hot.as_ptr(), base.add(place), hot.len()) }),
+                // SAFETY: as before.
+                Box::new(move |place, hot| unsafe { copy(base.add(place), hot.as_mut_ptr(), hot.len()) }),
+            ],
+        ));
+    }
+    all.push((
+        "Arena: copy_in, copy_out",
+        [
+            Box::new(|place, hot| arena.copy_in(place, hot)),
+            Box::new(|place, hot| arena.copy_out(place, hot)),
+        ],
+    ));
+    all.push((
+        "Arena: fill_zero, compare",
+        [
+            Box::new(|place, hot| arena.fill_zero(place, hot.len())),
+            // All bytes are zeros, here and there.
+            Box::new(|place, hot| assert!(arena.compare(place, hot).is_none())),
+        ],
+    ));
+    all
+}
+
+fn measure(arena: &Arena, hot: &mut [u8]) {
+    let copies = TURN_BYTES / hot.len();
+    let mut places = Places {
+        state: 0x9e37_79b9_7f4a_7c15,
+        store_bytes: arena.len_bytes(),
+        len: hot.len(),
+    };
+    let contenders = contenders(arena);
+    let mut times: Vec<[Vec<f64>; 2]> = vec![[const { Vec::new() }; 2]; contenders.len()];
+    for round in 0..ROUNDS {
+        // Another one begins each time, so that none always comes after the same other one.
+        for turn in 0..contenders.len() {
+            let who = (round * 3 + turn) % contenders.len();
+            for (copy, times) in contenders[who].1.iter().zip(&mut times[who]) {
+                // The first turn is for the caches to become what this contender leaves of them.
+                (0..copies).for_each(|_| copy(places.next(), hot));
+                let start = Instant::now();
+                (0..copies).for_each(|_| copy(places.next(), hot));
+                times.push(start.elapsed().as_secs_f64());
+            }
+        }
+    }
+    for ((name, _), [into, out]) in contenders.iter().zip(&mut times) {
+        let bytes = copies * hot.len();
+        println!(
+            "{:>6} KiB  {name:<26} {:>6.1} {:>6.1}",
+            hot.len() >> 10,
+            rate(bytes, into),
+            rate(bytes, out)
+        );
+    }
+}
+
+fn main() {
+    for (page, store_bytes) in [
+        (PagePreference::Ordinary, COLD_STORE_BYTES),
+        (PagePreference::Size2MiB, COLD_STORE_BYTES),
+        (PagePreference::Size2MiB, CACHED_STORE_BYTES),
+    ] {
         let options = ArenaOptions {
             page,
             populate: true,
             fall_back: false,
             ..ArenaOptions::default()
         };
-        let Ok(arena) = Arena::map(STORE_BYTES, &options) else {
-            // Huge pages have to be reserved first; without, there is nothing to measure.
-            continue;
-        };
-        for len in [4 << 10, 128 << 10] {
-            let mut hot = buffer(len);
-            hot.fill(1);
-            let mut group = criterion.benchmark_group(format!("{page:?} pages, {} KiB", len >> 10));
-            group.throughput(Throughput::Bytes(len as u64));
-            for (name, copy) in candidates() {
-                let mut next = places(len);
-                group.bench_function(BenchmarkId::new("in", name), |bencher| {
-                    bencher.iter(|| {
-                        // SAFETY: the place is inside the arena, which nobody else uses.
-                        unsafe { copy(hot.as_ptr(), arena.base().as_ptr().add(next()), len) }
-                    });
-                });
-                group.bench_function(BenchmarkId::new("out", name), |bencher| {
-                    bencher.iter(|| {
-                        // SAFETY: the place is inside the arena, which nobody else uses.
-                        unsafe { copy(arena.base().as_ptr().add(next()), hot.as_mut_ptr(), len) }
-                        black_box(&hot);
-                    });
-                });
+        let arena = match Arena::map(store_bytes, &options) {
+            Ok(arena) => arena,
+            Err(error) => {
+                println!("not measured: {error}");
+                continue;
             }
-            let mut next = places(len);
-            group.bench_function(BenchmarkId::new("in", "Arena::copy_in"), |bencher| {
-                bencher.iter(|| arena.copy_in(next(), &hot));
-            });
-            group.bench_function(BenchmarkId::new("out", "Arena::copy_out"), |bencher| {
-                bencher.iter(|| arena.copy_out(next(), &mut hot));
-            });
-            group.bench_function("zero", |bencher| bencher.iter(|| arena.fill_zero(next(), len)));
-            group.bench_function("compare", |bencher| {
-                hot.fill(0);
-                bencher.iter(|| arena.compare(next(), &hot));
-            });
-            group.finish();
+        };
+        println!(
+            "store of {} MiB on {} pages, GB/s       in    out",
+            store_bytes >> 20,
+            arena.page_kind()
+        );
+        for len in [4 << 10, 16 << 10, 128 << 10] {
+            let mut hot = Buffer::from_heap(len);
+            hot.fill(0);
+            measure(&arena, &mut hot);
         }
     }
 }
-
-criterion_group!(benches, copies);
-criterion_main!(benches);

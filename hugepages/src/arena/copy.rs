@@ -6,19 +6,28 @@
 //! - On x86_64 they are made by an `asm!` block. To the compiler the block is opaque: it can have the effect of
 //!   any code that Rust could express, and the one that these blocks stand for is a loop of relaxed one-byte
 //!   atomic accesses, which cannot be a data race. The processor does at least as much: each aligned access of
-//!   `rep movsb` and `rep stosb` is made of whole bytes that are read and written once.
+//!   `rep movsb`, `rep stosb` and the vector instructions is made of whole bytes that are read and written once.
 //! - Elsewhere (and under Miri, which cannot run assembly) they are relaxed atomic accesses of aligned 8-byte
 //!   words, where part of a word is stored by compare-and-exchange: all accesses to the arena have one size, so
 //!   that no two of different sizes can race. An arena is a whole number of pages, so the words are all inside.
+//!
+//! Which instructions: `rep movsb` is as fast as the standard library's copy here and needs no detection of
+//! features. Copies of 16 KiB and more into an arena larger than the caches are 1.4 times as fast with
+//! non-temporal stores, which do not read the old bytes first; where the arena would fit, they are half as fast.
+//! Wider vectors gain nothing over the 16 bytes that every x86_64 has. Repeat it with
+//! `cargo bench -p pollux-hugepages --bench copy`.
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
-pub(super) use assembly::{copy_in, copy_out, fill_zero};
+pub(super) use assembly::{copy_in, copy_in_uncached, copy_out, fill_zero};
 #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-pub(super) use words::{copy_in, copy_out, fill_zero};
+pub(super) use words::{copy_in, copy_in as copy_in_uncached, copy_out, fill_zero};
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod assembly {
     use core::arch::asm;
+
+    /// What the processor writes at a time.
+    const LINE_BYTES: usize = 64;
 
     /// Copies from an arena to memory of one's own.
     ///
@@ -38,6 +47,53 @@ mod assembly {
     pub(in crate::arena) unsafe fn copy_in(from: *const u8, arena: *mut u8, len: usize) {
         // SAFETY: as the caller promises.
         unsafe { copy(from, arena, len) }
+    }
+
+    /// Like [`copy_in`], around the caches: for much data that is not soon read again.
+    ///
+    /// # Safety
+    ///
+    /// As for [`copy_in`].
+    pub(in crate::arena) unsafe fn copy_in_uncached(from: *const u8, arena: *mut u8, len: usize) {
+        // Whole cache lines, between what comes before the first and after the last.
+        let before = arena.addr().next_multiple_of(LINE_BYTES) - arena.addr();
+        let Some(rest) = len.checked_sub(before).filter(|&rest| rest >= LINE_BYTES) else {
+            // SAFETY: as the caller promises.
+            return unsafe { copy_in(from, arena, len) };
+        };
+        let lines = rest / LINE_BYTES;
+        let done = before + lines * LINE_BYTES;
+        // SAFETY: the ranges are parts of those that the caller vouches for, and `movntdq` gets multiples of 16;
+        // no other memory is written. The fence makes the stores ones that others see in order, as the compiler
+        // believes of all of them. Races: see the file's head.
+        unsafe {
+            copy(from, arena, before);
+            asm!(
+                "2:",
+                "movdqu {a}, [{from}]",
+                "movdqu {b}, [{from} + 16]",
+                "movdqu {c}, [{from} + 32]",
+                "movdqu {d}, [{from} + 48]",
+                "movntdq [{into}], {a}",
+                "movntdq [{into} + 16], {b}",
+                "movntdq [{into} + 32], {c}",
+                "movntdq [{into} + 48], {d}",
+                "add {from}, 64",
+                "add {into}, 64",
+                "dec {lines}",
+                "jnz 2b",
+                "sfence",
+                from = inout(reg) from.add(before) => _,
+                into = inout(reg) arena.add(before) => _,
+                lines = inout(reg) lines => _,
+                a = out(xmm_reg) _,
+                b = out(xmm_reg) _,
+                c = out(xmm_reg) _,
+                d = out(xmm_reg) _,
+                options(nostack),
+            );
+            copy(from.add(done), arena.add(done), len - done);
+        }
     }
 
     /// Fills an arena with zeros.
@@ -75,10 +131,6 @@ mod assembly {
 }
 
 #[cfg(any(test, not(all(target_arch = "x86_64", not(miri)))))]
-#[cfg_attr(
-    all(target_arch = "x86_64", not(miri)),
-    expect(dead_code, reason = "tested where it is not used")
-)]
 mod words {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -170,3 +222,6 @@ mod words {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,13 @@ use crate::page::{PageKind, PagePreference};
 /// Bytes compared at a time: small enough for the stack and the first-level cache.
 const COMPARE_CHUNK_BYTES: usize = 4096;
 
+/// An arena of at least this size is taken to be larger than the caches: bytes copied in are gone from them
+/// before they are read again.
+const UNCACHED_ARENA_BYTES: usize = 128 << 20;
+
+/// Copies into such an arena go around the caches from this length on: shorter ones gain nothing.
+const UNCACHED_COPY_BYTES: usize = 16 << 10;
+
 /// How to map an arena.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArenaOptions {
@@ -121,8 +128,14 @@ impl Arena {
     /// Copies `from` into the arena at `offset` (bytes).
     pub fn copy_in(&self, offset: usize, from: &[u8]) {
         let target = self.at(offset, from.len());
+        let uncached = from.len() >= UNCACHED_COPY_BYTES && self.len_bytes() >= UNCACHED_ARENA_BYTES;
+        let copy = if uncached {
+            copy::copy_in_uncached
+        } else {
+            copy::copy_in
+        };
         // SAFETY: as in `copy_out`, the other way round.
-        unsafe { copy::copy_in(from.as_ptr(), target, from.len()) }
+        unsafe { copy(from.as_ptr(), target, from.len()) }
     }
 
     /// Fills `len` bytes at `offset` with zeros.
