@@ -146,7 +146,8 @@ impl Shared {
     /// Takes in what other threads have freed. For the home thread.
     #[inline]
     pub(super) fn collect(&self) {
-        if self.remote.freed.load(Ordering::Relaxed) != NO_UNIT {
+        // Again, as the alarm may be set anew. The slots that other threads can free meanwhile are bounded.
+        while self.remote.freed.load(Ordering::Relaxed) != NO_UNIT {
             self.collect_freed();
         }
     }
@@ -159,7 +160,9 @@ impl Shared {
             unit = header.next.load(Ordering::Relaxed);
             // SAFETY: on the home thread; nothing in the closure calls out.
             let given = unsafe { self.with_home(|home| home.give(&self.classes, header)) };
-            self.serve(Some(given));
+            if self.anybody_waits() {
+                self.serve_waiters(Some(given));
+            }
         }
     }
 

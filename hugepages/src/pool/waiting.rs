@@ -2,7 +2,8 @@
 //!
 //! What keeps a wake-up from being lost: who is about to wait says so in `waiting` or in the list of registered
 //! wakers, then takes in what other threads freed; another thread first puts its slot on the list, then looks
-//! whether anybody waits. A full fence on either side sees to it that one of the two sees the other.
+//! whether anybody waits. A full fence on either side sees to it that one of the two sees the other. The same goes
+//! for each change of who is to be woken: a wake-up of who has been served just then says nothing to the others.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -138,13 +139,21 @@ impl Shared {
     /// one: around it, a large slot is made whole for who waits longest.
     #[inline]
     pub(super) fn serve(&self, given: Option<(usize, u32)>) {
-        if self.alarm().waiting.load(Ordering::Relaxed) {
+        if self.anybody_waits() {
             self.serve_waiters(given);
+            // The alarm was set anew: another thread may have freed a slot and woken who is served already.
+            self.collect();
         }
     }
 
+    #[inline]
+    pub(super) fn anybody_waits(&self) -> bool {
+        self.alarm().waiting.load(Ordering::Relaxed)
+    }
+
+    /// As [`Shared::serve`]; the caller has to look afterwards what other threads have freed.
     #[cold]
-    fn serve_waiters(&self, given: Option<(usize, u32)>) {
+    pub(super) fn serve_waiters(&self, given: Option<(usize, u32)>) {
         let oldest = loop {
             match self.serve_ticket() {
                 Err(oldest) => break oldest,

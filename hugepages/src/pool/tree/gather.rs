@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::{NONE, Tree};
 
 /// Slots given back outside the block before another block is tried.
-const PATIENCE: u32 = 4096;
+pub(super) const PATIENCE: u32 = 4096;
 
 /// A block is at most the region divided by this.
 const REGION_SHARE: u32 = 4;
