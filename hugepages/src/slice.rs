@@ -42,13 +42,13 @@ impl Slice {
     /// `len` zeros, aligned like a buffer. Up to 2 MiB are shared by the whole process and cost nothing.
     #[must_use]
     pub fn zeroes(len: usize) -> Slice {
-        static SHARED: OnceLock<&'static [u8]> = OnceLock::new();
+        static SHARED: OnceLock<Buffer> = OnceLock::new();
         if len > SHARED_ZEROES_BYTES {
             return Buffer::from_heap(len).freeze();
         }
         // Kept for good, so that no count is shared between threads. The kernel backs zeros that are only read
         // with one page.
-        let shared = SHARED.get_or_init(|| Box::leak(Box::new(Buffer::from_heap(SHARED_ZEROES_BYTES))));
+        let shared = SHARED.get_or_init(|| Buffer::from_heap(SHARED_ZEROES_BYTES));
         Slice::from_static(&shared[..len])
     }
 

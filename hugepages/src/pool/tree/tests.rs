@@ -79,7 +79,8 @@ fn steps() -> impl Strategy<Value = (u32, Vec<u32>, Vec<Step>)> {
         Just(vec![1, 5, 2]),
     ];
     let steps_max = if cfg!(miri) { 40 } else { 400 };
-    (1..300_u32, shifts).prop_flat_map(move |(units, shifts)| {
+    let units_end: u32 = if cfg!(miri) { 70 } else { 300 };
+    (1..units_end, shifts).prop_flat_map(move |(units, shifts)| {
         let steps = prop::collection::vec(step(shifts.len() + 1), 0..steps_max);
         (Just(units), Just(shifts), steps)
     })
@@ -117,7 +118,7 @@ fn apply(step: &Step, tree: &mut Tree, model: &mut Model, gathering: &mut bool) 
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 8 } else { 256 },
+        cases: if cfg!(miri) { 4 } else { 256 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
