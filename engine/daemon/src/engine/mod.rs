@@ -166,7 +166,7 @@ impl Engine {
         self.events.watch()
     }
 
-    /// Opens a device and serves it, under the given identifier or the lowest free one. Asking again for the
+    /// Opens a device and serves it, with the given identifiers or those that follow. Asking again for the
     /// same under the same identifier is no error.
     ///
     /// # Errors
@@ -175,7 +175,7 @@ impl Engine {
     pub async fn add_namespace(
         self: &Arc<Self>,
         uri: &str,
-        id: Option<u32>,
+        config: &NamespaceConfig,
     ) -> Result<api::Namespace, ChangeError> {
         let _one_at_a_time = self.change().await?;
         let uri = DeviceUri::parse(uri).map_err(OpenError::from)?;
@@ -184,7 +184,7 @@ impl Engine {
             .iter()
             .find(|(_, served)| served.uri == uri)
             .map(|(id, served)| (*id, served.clone()));
-        match (same, id) {
+        match (same, config.id) {
             (Some((there, served)), Some(id)) if there == id => return Ok(served.describe(id)),
             (Some((there, _)), _) => {
                 let uri = uri.to_string();
@@ -198,11 +198,7 @@ impl Engine {
             .any_reactor()?
             .call(move || async move { registry.open(&opened).await })
             .await??;
-        let config = NamespaceConfig {
-            id,
-            ..NamespaceConfig::default()
-        };
-        let id = self.parts.subsystem.add_namespace(device.clone(), &config)?;
+        let id = self.parts.subsystem.add_namespace(device.clone(), config)?;
         self.follow(id, &device);
         self.parts.exports.insert(Export {
             device: device.clone(),

@@ -11,6 +11,7 @@ use pollux_api::engine::v1::{
     GetStatisticsResponse, ListNamespacesRequest, ListNamespacesResponse, Reason, RemoveNamespaceRequest,
     RemoveNamespaceResponse, ResizeNamespaceRequest, ResizeNamespaceResponse, WatchEventsRequest,
 };
+use pollux_nvme::target::NamespaceConfig;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -55,8 +56,12 @@ impl engine_server::Engine for EngineService {
     ) -> Result<Response<AddNamespaceResponse>, Status> {
         let AddNamespaceRequest { uri, namespace_id } = request.into_inner();
         let engine = self.engine.clone();
+        let config = NamespaceConfig {
+            id: namespace_id,
+            ..NamespaceConfig::default()
+        };
         // On a task of its own: a caller that hangs up must not leave a change half done.
-        let added = tokio::spawn(async move { engine.add_namespace(&uri, namespace_id).await }).await;
+        let added = tokio::spawn(async move { engine.add_namespace(&uri, &config).await }).await;
         let namespace = Some(finished(added)?);
         Ok(Response::new(AddNamespaceResponse { namespace }))
     }

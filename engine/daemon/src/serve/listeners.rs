@@ -1,17 +1,16 @@
 //! Where hosts and clients connect.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pollux_nbd::{Exports, NbdSettings};
+use pollux_nbd::Exports;
 use pollux_nvme::target::connection::{self, TransportSettings};
 use pollux_nvme::target::{PortConfig, Target};
 use pollux_reactor::net::Address;
 use pollux_reactor::{ReactorHandle, Task};
 
 use super::error::StartError;
-use crate::settings::ListenAddress;
+use crate::settings::{ListenAddress, NbdSettings, NvmfSettings};
 
 /// Listeners, spread over the reactors. Dropping them stops accepting; connections go on.
 #[derive(Default)]
@@ -29,12 +28,15 @@ impl Listeners {
     /// [`StartError::Listen`].
     pub(super) async fn start_nvmf(
         &mut self,
-        addresses: &[SocketAddr],
+        nvmf: &NvmfSettings,
         target: &Arc<Target>,
         reactors: &[ReactorHandle],
     ) -> Result<(), StartError> {
-        let settings = Arc::new(TransportSettings::default());
-        for ((address, reactor), port) in addresses.iter().zip(reactors.iter().cycle()).zip(1..) {
+        let settings = Arc::new(TransportSettings {
+            in_capsule_bytes_max: nvmf.limits.in_capsule_bytes_max,
+            ..TransportSettings::default()
+        });
+        for ((address, reactor), port) in nvmf.listen.iter().zip(reactors.iter().cycle()).zip(1..) {
             let wanted = Address::Tcp(*address);
             let (admission, settings) = (target.clone(), settings.clone());
             let local = self
@@ -59,15 +61,19 @@ impl Listeners {
     /// [`StartError::Listen`].
     pub(super) async fn start_nbd(
         &mut self,
-        addresses: &[ListenAddress],
+        nbd: &NbdSettings,
         exports: &Exports,
         reactors: &[ReactorHandle],
     ) -> Result<(), StartError> {
-        for (ListenAddress(wanted), reactor) in addresses.iter().zip(reactors.iter().cycle()) {
-            let (exports, all) = (exports.clone(), reactors.to_vec());
+        let settings = pollux_nbd::NbdSettings {
+            connections_max: nbd.connections_max,
+            ..pollux_nbd::NbdSettings::default()
+        };
+        for (ListenAddress(wanted), reactor) in nbd.listen.iter().zip(reactors.iter().cycle()) {
+            let (exports, all, settings) = (exports.clone(), reactors.to_vec(), settings.clone());
             let local = self
                 .start(reactor, wanted, move |wanted| {
-                    pollux_nbd::listen(wanted, exports, all, NbdSettings::default())
+                    pollux_nbd::listen(wanted, exports, all, settings)
                 })
                 .await?;
             self.nbd.push(local);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pollux_device::Registry;
 use pollux_nbd::Exports;
-use pollux_nvme::target::{SubsystemConfig, Target, TargetConfig};
+use pollux_nvme::target::{NamespaceConfig, SubsystemConfig, Target};
 
 use super::error::StartError;
 use super::listeners::Listeners;
@@ -47,21 +47,19 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         subsystem: settings.nvmf.subsystem.clone(),
         source,
     };
-    let target = Target::new(TargetConfig::default(), handles.clone()).map_err(failed)?;
-    let subsystem = target
-        .add_subsystem(&SubsystemConfig::new(&settings.nvmf.subsystem))
-        .map_err(failed)?;
+    let target = Target::new(settings.nvmf.limits.clone(), handles.clone()).map_err(failed)?;
+    let subsystem = SubsystemConfig {
+        hosts: settings.nvmf.hosts.clone(),
+        ..SubsystemConfig::new(&settings.nvmf.subsystem)
+    };
+    let subsystem = target.add_subsystem(&subsystem).map_err(failed)?;
 
     // Before the devices, which may take long to open: hosts that come early find no namespaces yet, and are
     // told of each as it comes.
     let mut listeners = Listeners::default();
-    listeners
-        .start_nvmf(&settings.nvmf.listen, &target, &handles)
-        .await?;
+    listeners.start_nvmf(&settings.nvmf, &target, &handles).await?;
     let exports = Exports::new();
-    listeners
-        .start_nbd(&settings.nbd.listen, &exports, &handles)
-        .await?;
+    listeners.start_nbd(&settings.nbd, &exports, &handles).await?;
     let engine = Engine::new(Parts {
         registry: registry(),
         target,
@@ -74,7 +72,12 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         flush_timeout: settings.shutdown.drain_timeout(),
     });
     for namespace in &settings.namespaces {
-        engine.add_namespace(&namespace.uri, namespace.id).await?;
+        let config = NamespaceConfig {
+            id: namespace.id,
+            uuid: namespace.uuid,
+            ..NamespaceConfig::default()
+        };
+        engine.add_namespace(&namespace.uri, &config).await?;
     }
     let control = match (control, &settings.grpc.listen) {
         (Some(listener), Some(address)) => {

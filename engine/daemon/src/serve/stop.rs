@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use super::reactors::EngineReactors;
 use super::start::Running;
 
 impl Running {
@@ -27,14 +28,14 @@ impl Running {
         }
         match drained {
             Ok(Ok(true)) => {
-                self.reactors.stop();
+                stop_reactors(self.reactors).await;
                 let took_ms = started.elapsed().as_millis() as u64;
                 tracing::info!(took_ms, "stopped; every device is flushed");
                 ExitCode::SUCCESS
             }
             Ok(Ok(false)) => {
                 tracing::error!("stopped, but not every device could be flushed: recent writes may be lost");
-                self.reactors.stop();
+                stop_reactors(self.reactors).await;
                 ExitCode::FAILURE
             }
             Ok(Err(error)) => {
@@ -59,6 +60,13 @@ impl Running {
         let reason = self.reactors.why_lost(reactor);
         tracing::error!("{reason}; the engine ends, start it again");
         leave()
+    }
+}
+
+/// Joins the threads elsewhere: signals are heard meanwhile.
+async fn stop_reactors(reactors: EngineReactors) {
+    if tokio::task::spawn_blocking(|| reactors.stop()).await.is_err() {
+        tracing::error!("a reactor could not be stopped in good order");
     }
 }
 

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use pollux_nvme::target::ConfigError;
+
 use super::Settings;
 
 /// Longest settings file that is read, in bytes.
@@ -38,6 +40,9 @@ pub enum SettingsError {
         /// What is wrong there.
         message: String,
     },
+    /// A limit is out of its bounds.
+    #[error("the settings in nvmf.limits: {0}")]
+    Limits(#[from] ConfigError),
     /// A field is out of its bounds.
     #[error("the setting {field} is out of bounds: set it to {bounds}")]
     Value {

@@ -13,7 +13,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use pollux_device::ByteSize;
+use pollux_nvme::target::{Hosts, TargetConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use uuid::Uuid;
 
 pub use control::{ControlAddress, ControlAddressError};
 pub use cores::{CORES_MAX, CoreList, CoreListError};
@@ -106,6 +108,10 @@ pub struct NvmfSettings {
     /// The NVMe qualified name of the subsystem that all namespaces belong to.
     /// Default: `nqn.2026-11.io.pollux:serve`.
     pub subsystem: String,
+    /// Which hosts may connect. Default: any.
+    pub hosts: Hosts,
+    /// What hosts can make the engine hold. The defaults suit a few thousand connections.
+    pub limits: TargetConfig,
 }
 
 impl Default for NvmfSettings {
@@ -113,16 +119,29 @@ impl Default for NvmfSettings {
         Self {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, NVMF_PORT))],
             subsystem: SUBSYSTEM_NQN.to_owned(),
+            hosts: Hosts::default(),
+            limits: TargetConfig::default(),
         }
     }
 }
 
 /// NBD, for clients that know no NVMe: each device is an export of its own name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NbdSettings {
     /// Where clients connect: `unix:PATH` or ADDRESS:PORT; port 0 takes a free one. Default: nowhere.
     pub listen: Vec<ListenAddress>,
+    /// Connections at a time, for each address; one more is closed at once. Default: 1024.
+    pub connections_max: usize,
+}
+
+impl Default for NbdSettings {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            connections_max: 1_024,
+        }
+    }
 }
 
 /// The interface that the engine is controlled by.
@@ -198,6 +217,9 @@ pub struct NamespaceSettings {
     /// Its identifier, 1 or more. Default: the lowest free one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
+    /// The UUID that hosts know it by. Default: derived from the names of subsystem and device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Uuid>,
 }
 
 impl NamespaceSettings {
@@ -206,6 +228,7 @@ impl NamespaceSettings {
         Self {
             uri: uri.to_owned(),
             id: None,
+            uuid: None,
         }
     }
 }
@@ -215,7 +238,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// [`SettingsError::Value`] with the name of the field and what it can be.
+    /// [`SettingsError::Value`] and [`SettingsError::Limits`] with the name of the field and what it can be.
     pub fn check(&self) -> Result<(), SettingsError> {
         let checks = [
             (
@@ -244,10 +267,10 @@ impl Settings {
                 "1 or more",
             ),
         ];
-        match checks.into_iter().find(|(_, valid, _)| !valid) {
-            Some((field, _, bounds)) => Err(SettingsError::Value { field, bounds }),
-            None => Ok(()),
+        if let Some((field, _, bounds)) = checks.into_iter().find(|(_, valid, _)| !valid) {
+            return Err(SettingsError::Value { field, bounds });
         }
+        Ok(self.nvmf.limits.check()?)
     }
 }
 

@@ -38,9 +38,15 @@ fn every_field_is_read() {
         [log]
         format = "json"
         level = "debug"
+        [nvmf.hosts]
+        allow_any = false
+        allowed = ["nqn.2026-11.io.pollux:host"]
+        [nvmf.limits]
+        queue_depth_max = 128
         [[namespaces]]
         uri = "null:///a?size=1GiB"
         id = 7
+        uuid = "6c1b0a7e-7d3c-4c58-9a5e-0f1d2c3b4a59"
         "#,
     )
     .expect("all of it is known");
@@ -59,7 +65,10 @@ fn every_field_is_read() {
     assert_eq!(settings.shutdown.drain_timeout_ms, 500);
     assert_eq!(settings.log.format, LogFormat::Json);
     assert_eq!(settings.log.level, "debug");
+    assert_eq!(settings.nvmf.hosts.allowed, ["nqn.2026-11.io.pollux:host"]);
+    assert_eq!(settings.nvmf.limits.queue_depth_max, 128);
     assert_eq!(settings.namespaces[0].id, Some(7));
+    assert!(settings.namespaces[0].uuid.is_some());
 }
 
 #[test]
@@ -108,6 +117,16 @@ fn bad_values_are_told_with_their_line() {
         assert!(message.starts_with(&format!("engine.toml:{line}:")), "{message}");
         assert!(message.contains(part), "{message}");
     }
+}
+
+#[test]
+fn limits_out_of_bounds_are_told() {
+    let settings = parse("[nvmf.limits]\nio_queues_max = 0").expect("it is a number");
+    let error = settings.check().expect_err("out of bounds").to_string();
+    assert!(
+        error.contains("nvmf.limits") && error.contains("io_queues_max"),
+        "{error}"
+    );
 }
 
 #[test]
