@@ -46,10 +46,10 @@ impl Buffer {
         self.len() == 0
     }
 
-    /// Whether the bytes start at a multiple of `alignment_bytes` (a power of two).
+    /// Whether the bytes start at a multiple of `alignment_bytes`.
     #[must_use]
     pub fn is_aligned(&self, alignment_bytes: usize) -> bool {
-        self.view.start().addr().get() & (alignment_bytes - 1) == 0
+        self.view.start().addr().get().is_multiple_of(alignment_bytes)
     }
 
     /// Cuts off the first `at` bytes and returns them. Panics if there are fewer.

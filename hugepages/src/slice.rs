@@ -69,10 +69,10 @@ impl Slice {
         self.len() == 0
     }
 
-    /// Whether the bytes start at a multiple of `alignment_bytes` (a power of two).
+    /// Whether the bytes start at a multiple of `alignment_bytes`.
     #[must_use]
     pub fn is_aligned(&self, alignment_bytes: usize) -> bool {
-        self.view.start().addr().get() & (alignment_bytes - 1) == 0
+        self.view.start().addr().get().is_multiple_of(alignment_bytes)
     }
 
     /// A view of a part of the bytes. Panics if the range is not inside.

@@ -201,7 +201,7 @@ fn offsets_that_overflow_are_refused() {
 static HUGE_PAGES: Mutex<()> = Mutex::new(());
 
 /// Reserves huge pages, or says why the test is skipped.
-fn with_huge_pages(count: u64, test: impl FnOnce()) {
+fn with_huge_pages(page: PageKind, count: u64, test: impl FnOnce()) {
     let _turn = HUGE_PAGES
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -211,30 +211,35 @@ fn with_huge_pages(count: u64, test: impl FnOnce()) {
         topology
             .huge_pages
             .iter()
-            .find(|pages| pages.page_bytes == HUGE as u64)
+            .find(|pages| pages.page_bytes == page.size_bytes() as u64)
             .cloned()
     };
     let Some(before) = free() else {
-        println!("skipped: the kernel has no 2 MiB huge pages");
+        println!("skipped: the kernel has no huge pages of {page}");
         return;
     };
-    if before.available() < count {
-        let wanted = before.total + count - before.available();
-        if let Err(error) = reserve(root, PageKind::Size2MiB, None, wanted) {
-            println!("skipped: {error}");
-            return;
-        }
+    if before.available() >= count {
+        return test();
     }
-    test();
-    let path = root.join("kernel/mm/hugepages/hugepages-2048kB/nr_hugepages");
-    if let Err(error) = std::fs::write(&path, format!("{}\n", before.total - before.surplus)) {
+    let wanted = before.total + count - before.available();
+    match reserve(root, page, None, wanted) {
+        Ok(_) => test(),
+        Err(error) => println!("skipped: {error}"),
+    }
+    // As it was: a part of what was asked for may have been reserved, too.
+    let path = format!(
+        "kernel/mm/hugepages/hugepages-{}kB/nr_hugepages",
+        page.size_bytes() >> 10
+    );
+    let persistent = before.total - before.surplus;
+    if let Err(error) = std::fs::write(root.join(path), format!("{persistent}\n")) {
         println!("the reservation stays as it is: {error}");
     }
 }
 
 #[test]
 fn huge_pages_are_used_when_there_are_any() {
-    with_huge_pages(8, || {
+    with_huge_pages(PageKind::Size2MiB, 8, || {
         for shareable in [false, true] {
             let options = ArenaOptions {
                 shareable,
@@ -275,8 +280,40 @@ fn huge_pages_are_used_when_there_are_any() {
 }
 
 #[test]
+fn huge_pages_of_1_gib_are_used_when_there_are_any() {
+    with_huge_pages(PageKind::Size1GiB, 1, || {
+        let auto = Arena::map(
+            1 << 30,
+            &ArenaOptions {
+                fall_back: false,
+                ..ArenaOptions::default()
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            (auto.page_kind(), auto.len_bytes()),
+            (PageKind::Size1GiB, 1 << 30)
+        );
+        drop(auto);
+        let options = ArenaOptions {
+            page: PagePreference::Size1GiB,
+            shareable: true,
+            fall_back: false,
+            ..ArenaOptions::default()
+        };
+        let arena = Arena::map(1000, &options).unwrap();
+        assert_eq!(
+            (arena.page_kind(), arena.len_bytes()),
+            (PageKind::Size1GiB, 1 << 30)
+        );
+        arena.copy_in((1 << 30) - 5, b"works");
+        assert_eq!(arena.compare((1 << 30) - 5, b"works"), None);
+    });
+}
+
+#[test]
 fn too_few_huge_pages_are_an_error_and_not_a_signal() {
-    with_huge_pages(2, || {
+    with_huge_pages(PageKind::Size2MiB, 2, || {
         let topology = discover(Path::new(SYSFS_ROOT)).unwrap();
         let pages = topology
             .huge_pages

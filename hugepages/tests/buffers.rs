@@ -412,6 +412,14 @@ fn advancing_beyond_a_buffer_is_refused() {
 }
 
 #[test]
+fn views_go_to_other_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<Buffer>();
+    check::<Slice>();
+    check::<pollux_hugepages::Arena>();
+}
+
+#[test]
 fn bytes_do_not_get_into_logs() {
     let mut buffer = Buffer::from_heap(8);
     buffer.copy_from_slice(b"secret!!");

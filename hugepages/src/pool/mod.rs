@@ -96,6 +96,25 @@ impl PoolStatistics {
 
 /// A pool of buffers that belongs to the thread that made it. Clones are the same pool. The buffers can go to other
 /// threads and be dropped there, and outlive the pool.
+///
+/// ```
+/// use pollux_hugepages::{BufferPool, PoolOptions};
+///
+/// let pool = BufferPool::new(&PoolOptions { total_bytes: 4 << 20, ..PoolOptions::default() })?;
+/// let mut buffer = pool.allocate(4096).expect("the pool is empty");
+/// buffer.fill(7);
+/// let slice = buffer.freeze();
+/// std::thread::spawn(move || assert_eq!(slice[4095], 7));
+/// # Ok::<(), pollux_hugepages::Error>(())
+/// ```
+///
+/// The pool itself stays:
+///
+/// ```compile_fail,E0277
+/// # use pollux_hugepages::{BufferPool, PoolOptions};
+/// let pool = BufferPool::new(&PoolOptions::default()).expect("64 MiB");
+/// std::thread::spawn(move || pool.allocate(4096));
+/// ```
 #[derive(Clone)]
 pub struct BufferPool {
     handle: Rc<Handle>,

@@ -99,7 +99,8 @@ impl Shared {
 
     /// Has `waker` woken when a slot of `class` may be free.
     pub(super) fn register_waiter(&self, class: usize, waker: &Waker) {
-        let pushed = self.alarm().registered().push(class, waker.clone());
+        let waker = waker.clone();
+        let pushed = self.alarm().registered().push(class, waker);
         if let Err((waker, true)) = pushed {
             // No place to wait: it has to look again by itself.
             waker.wake();
