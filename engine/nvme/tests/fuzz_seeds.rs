@@ -4,6 +4,8 @@ use std::path::Path;
 
 #[path = "../fuzz/checks/pdu_decoder.rs"]
 mod pdu_decoder;
+#[path = "../fuzz/checks/target_connection.rs"]
+mod target_connection;
 
 /// Gives every kept input of `target` to `check`.
 fn replay(target: &str, check: fn(&[u8])) {
@@ -24,4 +26,9 @@ fn replay(target: &str, check: fn(&[u8])) {
 #[test]
 fn pdu_decoder_seeds() {
     replay("pdu_decoder", pdu_decoder::check);
+}
+
+#[test]
+fn target_connection_seeds() {
+    replay("target_connection", target_connection::check);
 }
