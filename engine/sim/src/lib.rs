@@ -5,16 +5,19 @@
 
 #![forbid(unsafe_code)]
 
+mod campaign;
 mod clock;
 mod drive;
 mod driver;
 mod network;
 pub mod oracle;
 mod random;
+pub mod scenarios;
 mod timeline;
 mod trace;
 mod world;
 
+pub use campaign::{CampaignOptions, Failure, Finished, Run, Scenario, Summary, run_campaign};
 pub use clock::CLOCK_DRIFT_PPB_MAX;
 pub use drive::{
     CrashCursor, CrashState, CutPoints, DriveCounters, DriveImage, Fault, Faults, Fill, Latency, Operation,

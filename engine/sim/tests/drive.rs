@@ -2,48 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
 
+mod common;
+
 use std::collections::BTreeSet;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::{BLOCK, block_of, one_machine, options, with_queue};
 use pollux_device::{BlockDevice, BlockDeviceExt, Device, Geometry, IoError, Request, ZeroOptions};
 use pollux_hugepages::{Buffer, Slice};
 use pollux_reactor::{now, spawn};
 use pollux_sim::{
-    Crash, CutPoints, Fault, Faults, Fill, Latency, MachineId, Operation, PowerLoss, Recorder, SimDrive,
-    SimDriveOptions, SimReactor, World,
+    Crash, Fault, Faults, Fill, Latency, Operation, PowerLoss, SimDrive, SimDriveOptions, World,
 };
 use proptest::prelude::*;
-
-const BLOCK: usize = 4096;
-
-fn options() -> SimDriveOptions {
-    SimDriveOptions::new(1 << 20, BLOCK as u32).unwrap()
-}
-
-fn one_machine(seed: u64, options: SimDriveOptions) -> (World, MachineId, SimReactor, Arc<SimDrive>) {
-    let world = World::new(seed);
-    let machine = world.add_machine("one");
-    let reactor = world.add_reactor(machine);
-    let drive = world.add_drive(machine, "drive", options);
-    (world, machine, reactor, drive)
-}
-
-/// Runs a future with a queue of the drive.
-fn with_queue<T: 'static>(
-    world: &World,
-    reactor: SimReactor,
-    drive: &Arc<SimDrive>,
-    act: impl AsyncFnOnce(Rc<dyn BlockDevice>) -> T + 'static,
-) -> T {
-    let drive = drive.clone();
-    world.block_on(reactor, async move { act(drive.attach().await.unwrap()).await })
-}
-
-fn block_of(byte: u8) -> Slice {
-    Slice::copy_from(&[byte; BLOCK])
-}
 
 /// The byte that all of a block consists of; `None` if they differ.
 fn uniform(bytes: &[u8]) -> Option<u8> {
@@ -225,12 +197,9 @@ fn a_flush_covers_what_completed_before_it_only() {
 }
 
 /// What is left of ten unflushed blocks, for many seeds.
-fn left_of_ten(loss: PowerLoss, atomic_write_blocks: u32) -> Vec<[Option<u8>; 10]> {
+fn left_of_ten(loss: PowerLoss, tears_within_blocks: bool) -> Vec<[Option<u8>; 10]> {
     let options = SimDriveOptions {
-        geometry: Geometry {
-            atomic_write_blocks,
-            ..options().geometry
-        },
+        tears_within_blocks,
         ..options()
     };
     let run = |seed| {
@@ -249,36 +218,37 @@ fn left_of_ten(loss: PowerLoss, atomic_write_blocks: u32) -> Vec<[Option<u8>; 10
 #[test]
 fn power_losses_lose_keep_reorder_and_tear() {
     assert!(
-        left_of_ten(PowerLoss::LoseAll, 0)
+        left_of_ten(PowerLoss::LoseAll, true)
             .iter()
             .all(|left| *left == [Some(0); 10])
     );
     assert!(
-        left_of_ten(PowerLoss::KeepAll, 0)
+        left_of_ten(PowerLoss::KeepAll, true)
             .iter()
             .all(|left| *left == [Some(1); 10])
     );
-    let reordered = left_of_ten(PowerLoss::Reordered, 0);
+    let reordered = left_of_ten(PowerLoss::Reordered, true);
     assert!(reordered.iter().flatten().all(Option::is_some));
     let later_without_earlier =
         |left: &&[Option<u8>; 10]| left.windows(2).any(|pair| pair == [Some(0), Some(1)]);
     assert!(reordered.iter().filter(later_without_earlier).count() > 30);
-    let torn = |loss, atomic| {
-        left_of_ten(loss, atomic)
+    let torn = |loss, tears| {
+        left_of_ten(loss, tears)
             .iter()
             .flatten()
             .filter(|left| left.is_none())
             .count()
     };
-    assert!(torn(PowerLoss::Torn, 0) > 100);
-    assert_eq!(torn(PowerLoss::Torn, 1), 0);
-    let kinds: BTreeSet<_> = left_of_ten(PowerLoss::Any, 0).into_iter().collect();
+    assert!(torn(PowerLoss::Torn, true) > 100);
+    assert_eq!(torn(PowerLoss::Torn, false), 0);
+    let kinds: BTreeSet<_> = left_of_ten(PowerLoss::Any, true).into_iter().collect();
     assert!(kinds.contains(&[Some(0); 10]) && kinds.contains(&[Some(1); 10]) && kinds.len() > 20);
 }
 
 #[test]
 fn writes_under_way_may_have_happened_in_part_and_never_complete() {
     let slow = SimDriveOptions {
+        tears_within_blocks: true,
         write_latency: Latency::between(Duration::from_millis(10), Duration::from_millis(10)),
         ..options()
     };
@@ -509,174 +479,4 @@ fn a_flipped_bit_stays_flipped() {
     assert_eq!(byte, [0]);
     image.into_drive("copy", 1).peek(5000, &mut byte);
     assert_eq!(byte, [0]);
-}
-
-/// One sector as far as a power loss is concerned: what it holds for sure, and what it may hold instead.
-#[derive(Clone, Default)]
-struct SectorModel {
-    durable: u8,
-    later: Vec<u8>,
-}
-
-/// The states of a random history, each sector against what it may be.
-fn check_crash_states(seed: u64, atomic_write_blocks: u32) -> usize {
-    const BLOCKS: u64 = 8;
-    const SECTORS: usize = BLOCK / 512;
-    let drive_options = SimDriveOptions {
-        geometry: Geometry {
-            atomic_write_blocks,
-            ..options().geometry
-        },
-        ..options()
-    };
-    let (world, _, reactor, drive) = one_machine(seed, drive_options.instant());
-    let recorder = Recorder::new();
-    drive.record(&recorder);
-    let mut random = world.random("history", 0);
-    let positions = recorder.clone();
-    // After each position in turn: the model of the sectors, and whether a write is under way.
-    let history = with_queue(&world, reactor, &drive.clone(), async move |queue| {
-        let mut model = vec![SectorModel::default(); BLOCKS as usize * SECTORS];
-        let mut history = vec![model.clone()];
-        for value in 1..40u8 {
-            let block = random.below(BLOCKS);
-            let blocks = random.within(1..=BLOCKS - block).min(3);
-            let sectors = block as usize * SECTORS..(block + blocks) as usize * SECTORS;
-            let force = random.chance(0.2);
-            match random.below(4) {
-                0 => {
-                    queue.flush().await.unwrap();
-                    for sector in &mut model {
-                        sector.durable = sector.later.last().copied().unwrap_or(sector.durable);
-                        sector.later.clear();
-                    }
-                    history.push(model.clone());
-                    assert_eq!(positions.position() + 1, history.len());
-                    continue;
-                }
-                1 => queue.deallocate(block, blocks).await.unwrap(),
-                _ => {
-                    let data = Slice::copy_from(&vec![value; blocks as usize * BLOCK]);
-                    queue.write(block, data, force).await.unwrap();
-                }
-            }
-            let mut content = [0; BLOCK];
-            drive.peek(block * BLOCK as u64, &mut content);
-            let (written, force) = (content[0], force && content[0] != 0);
-            // Under way at the first of its two positions, completed at the second.
-            for sector in &mut model[sectors.clone()] {
-                sector.later.push(written);
-            }
-            history.push(model.clone());
-            for sector in model[sectors].iter_mut().filter(|_| force) {
-                sector.durable = written;
-                sector.later.clear();
-            }
-            history.push(model.clone());
-            assert_eq!(positions.position() + 1, history.len());
-        }
-        history
-    });
-    let losses = [
-        PowerLoss::LoseAll,
-        PowerLoss::KeepAll,
-        PowerLoss::Reordered,
-        PowerLoss::Torn,
-        PowerLoss::Any,
-    ];
-    let mut states = 0;
-    for state in recorder.crash_states(seed, CutPoints::Everywhere, &losses) {
-        states += 1;
-        let mut content = vec![0; BLOCKS as usize * BLOCK];
-        state.images[0].read(0, &mut content);
-        let model = &history[state.position];
-        for (index, (sector, model)) in content.chunks(512).zip(model).enumerate() {
-            assert!(sector.iter().all(|&byte| byte == sector[0]), "a sector is torn");
-            let legal = match state.loss {
-                PowerLoss::LoseAll => sector[0] == model.durable,
-                PowerLoss::KeepAll => sector[0] == model.later.last().copied().unwrap_or(model.durable),
-                _ => sector[0] == model.durable || model.later.contains(&sector[0]),
-            };
-            assert!(
-                legal,
-                "sector {index} at {} after {:?}",
-                state.position, state.loss
-            );
-            if atomic_write_blocks > 0 {
-                let of_block = &content[index / SECTORS * BLOCK..][..BLOCK];
-                assert!(of_block.iter().all(|&byte| byte == sector[0]), "a block is torn");
-            }
-        }
-    }
-    assert_eq!(states, history.len() * losses.len());
-    states
-}
-
-#[test]
-fn crash_states_hold_old_or_new_and_never_lose_what_is_durable() {
-    for seed in 0..40 {
-        check_crash_states(seed, (seed % 2) as u32);
-    }
-}
-
-#[test]
-fn tens_of_thousands_of_crash_states_are_quick_to_make() {
-    let (world, _, reactor, drive) = one_machine(13, options().instant());
-    let recorder = Recorder::new();
-    drive.record(&recorder);
-    with_queue(&world, reactor, &drive, async |queue| {
-        for number in 0..8000u64 {
-            queue
-                .write(number * 37 % 256, block_of(number as u8 | 1), false)
-                .await
-                .unwrap();
-            if number % 16 == 0 {
-                queue.flush().await.unwrap();
-            }
-        }
-    });
-    let losses = [
-        PowerLoss::LoseAll,
-        PowerLoss::Reordered,
-        PowerLoss::Torn,
-        PowerLoss::KeepAll,
-    ];
-    let mut states = 0;
-    let mut sum = 0u64;
-    for state in recorder.crash_states(1, CutPoints::Writes, &losses) {
-        let mut byte = [0];
-        state.images[0].read(0, &mut byte);
-        sum += u64::from(byte[0]);
-        states += 1;
-    }
-    assert_eq!(states, (8000 + 1) * 4);
-    assert!(sum > 0);
-}
-
-#[test]
-fn several_drives_share_one_record() {
-    let (world, machine, reactor, first) = one_machine(14, options().instant());
-    let second = world.add_drive(machine, "second", options().instant());
-    let recorder = Recorder::new();
-    first.record(&recorder);
-    second.record(&recorder);
-    let devices = [first, second];
-    world.block_on(reactor, async move {
-        for (value, device) in (1..).zip(devices.iter().cycle().take(4)) {
-            let queue = device.clone().attach().await.unwrap();
-            queue.write(0, block_of(value), true).await.unwrap();
-        }
-    });
-    let mut seen = Vec::new();
-    for state in recorder.crash_states(1, CutPoints::Writes, &[PowerLoss::LoseAll]) {
-        let bytes = [0, 1].map(|drive: usize| {
-            let mut byte = [0];
-            state.images[drive].read(0, &mut byte);
-            byte[0]
-        });
-        seen.push((state.position, bytes));
-    }
-    // Each write is two events, and a cut comes while it is under way.
-    let expected = [(1, [0, 0]), (3, [1, 0]), (5, [1, 2]), (7, [3, 2]), (8, [3, 4])];
-    assert_eq!(seen, expected);
 }

@@ -54,9 +54,10 @@ impl Latency {
 #[derive(Debug, Clone)]
 pub struct SimDriveOptions {
     /// What the drive says about itself. Without a volatile write cache every completed write is durable.
-    ///
-    /// With `atomic_write_blocks` 0, the default here, writes tear at 512 bytes, within a block too.
     pub geometry: Geometry,
+    /// Writes tear at 512 bytes whatever `atomic_write_blocks` of the geometry promises, as those of a file on a
+    /// drive with small sectors do.
+    pub tears_within_blocks: bool,
     /// What it holds where nobody has written: a used drive holds noise.
     pub fill: Fill,
     /// Bytes that its cache holds; the oldest write goes to the medium when there are more.
@@ -78,7 +79,6 @@ impl SimDriveOptions {
     pub fn new(bytes: u64, block_bytes: u32) -> Result<Self, GeometryError> {
         let geometry = Geometry {
             volatile_write_cache: true,
-            atomic_write_blocks: 0,
             ..Geometry::new(bytes, block_bytes)?
         };
         let micros = |min, max| Latency {
@@ -88,6 +88,7 @@ impl SimDriveOptions {
         };
         Ok(Self {
             geometry,
+            tears_within_blocks: false,
             fill: Fill::Zeros,
             cache_bytes: 64 << 20,
             read_latency: micros(60, 120),

@@ -182,11 +182,15 @@ impl State {
     fn begin_write(&mut self, (block, blocks): (u64, u64), data: Option<Box<[u8]>>, durable: bool) -> Work {
         let geometry = self.options.geometry;
         let sectors_per_block = u64::from(geometry.block_bytes) / SECTOR_BYTES;
+        let atomic_sectors = match self.options.tears_within_blocks {
+            true => 1,
+            false => u64::from(geometry.atomic_write_blocks) * sectors_per_block,
+        };
         let effect = Arc::new(Effect {
             sector: block * sectors_per_block,
             sectors: blocks * sectors_per_block,
             data,
-            atomic_sectors: u64::from(geometry.atomic_write_blocks) * sectors_per_block,
+            atomic_sectors,
         });
         let write = self.next_request;
         self.next_request += 1;

@@ -274,6 +274,21 @@ impl BlockHistory {
         self.reads_under_way = 0;
     }
 
+    /// Whoever wrote and read is gone, and what they had under way with them.
+    pub(super) fn clients_lost(&mut self, now: Tick) {
+        for entry in self
+            .entries
+            .iter_mut()
+            .filter(|entry| entry.progress == Progress::Pending)
+        {
+            entry.progress = Progress::Failed;
+            entry.ended = Some(now);
+            entry.first_end = entry.first_end.min(now);
+        }
+        self.reads_under_way = 0;
+        self.prune();
+    }
+
     /// Forgets what can neither be read nor survive. A read under way may still return what has been overwritten, and
     /// a write that was not answered may be tried again after a power cut.
     fn prune(&mut self) {

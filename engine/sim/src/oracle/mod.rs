@@ -8,6 +8,7 @@
 
 mod block;
 mod checked;
+mod history;
 mod pattern;
 #[cfg(test)]
 mod tests;
@@ -15,12 +16,17 @@ mod workload;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 pub use checked::{CheckError, CheckedDevice, SharedOracle};
+pub use history::OracleHistory;
 pub use pattern::{BadPattern, Pattern};
 pub use workload::Workload;
 
 use block::{BlockHistory, Tick};
+use history::{Call, Log};
+
+use crate::drive::Recorder;
 
 /// What a block holds: the number of the write that put it there, or zeros.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,14 +122,37 @@ pub struct Oracle {
     blocks: BTreeMap<u64, BlockHistory>,
     last_tick: Tick,
     last_write: u64,
-    /// The last power cut. Reads and flushes that were under way then count no more: what they saw is gone.
-    last_cut: Option<Tick>,
+    /// The last power cut, or loss of the clients. Reads and flushes that were under way then count no more.
+    last_loss: Option<Tick>,
+    power_cuts: u64,
+    /// What it was told, when that is wanted.
+    log: Option<Log>,
 }
 
 impl Oracle {
     /// A volume of zeros.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A volume of zeros on recorded drives: [`Oracle::history`] plays back what it is told. Power cuts are not part
+    /// of that: the record has one at its end.
+    pub fn recorded(recorder: &Arc<Recorder>) -> Self {
+        Self {
+            log: Some(Log::new(recorder.clone())),
+            ..Self::default()
+        }
+    }
+
+    /// What it was told so far, from the start; `None` for an oracle without a record.
+    pub fn history(&self) -> Option<OracleHistory> {
+        self.log.as_ref().map(Log::history)
+    }
+
+    fn log(&mut self, call: impl FnOnce() -> Call) {
+        if let Some(log) = &mut self.log {
+            log.push(call());
+        }
     }
 
     fn tick(&mut self) -> Tick {
@@ -137,12 +166,14 @@ impl Oracle {
 
     /// A write of a new value to some blocks starts.
     pub fn start_write(&mut self, block: u64, blocks: u64) -> WriteTicket {
+        self.log(|| Call::StartWrite { block, blocks });
         let value = Value(self.last_write + 1);
         self.start(block, blocks, value)
     }
 
     /// A write of zeros, or a deallocation, starts.
     pub fn start_zeroes(&mut self, block: u64, blocks: u64) -> WriteTicket {
+        self.log(|| Call::StartZeroes { block, blocks });
         self.start(block, blocks, Value::ZERO)
     }
 
@@ -162,6 +193,7 @@ impl Oracle {
 
     /// A write has ended.
     pub fn end_write(&mut self, write: WriteTicket, outcome: WriteOutcome) {
+        self.log(|| Call::EndWrite(write, outcome));
         let now = self.tick();
         for block in write.block..write.block + write.blocks {
             match outcome {
@@ -176,13 +208,15 @@ impl Oracle {
 
     /// A flush starts.
     pub fn start_flush(&mut self) -> FlushTicket {
+        self.log(|| Call::StartFlush);
         FlushTicket { started: self.tick() }
     }
 
     /// A flush was acknowledged: everything that was acknowledged before it started is durable.
     pub fn end_flush(&mut self, flush: FlushTicket) {
+        self.log(|| Call::EndFlush(flush));
         self.tick();
-        if Some(flush.started) > self.last_cut {
+        if Some(flush.started) > self.last_loss {
             for history in self.blocks.values_mut() {
                 history.flushed(flush.started);
             }
@@ -191,6 +225,7 @@ impl Oracle {
 
     /// A read of some blocks starts.
     pub fn start_read(&mut self, block: u64, blocks: u64) -> ReadTicket {
+        self.log(|| Call::StartRead { block, blocks });
         let started = self.tick();
         for block in block..block + blocks {
             self.block(block).start_read();
@@ -204,7 +239,8 @@ impl Oracle {
 
     /// A read failed.
     pub fn abandon_read(&mut self, read: ReadTicket) {
-        if Some(read.started) > self.last_cut {
+        self.log(|| Call::AbandonRead(read));
+        if Some(read.started) > self.last_loss {
             for block in read.block..read.block + read.blocks {
                 self.block(block).abandon_read();
             }
@@ -217,11 +253,12 @@ impl Oracle {
     ///
     /// [`Violation`] for the first block that held what it must not.
     pub fn end_read(&mut self, read: ReadTicket, values: &[Value]) -> Result<(), Violation> {
+        self.log(|| Call::EndRead(read, values.to_vec()));
         let now = self.tick();
-        if Some(read.started) < self.last_cut {
+        if Some(read.started) < self.last_loss {
             return Ok(());
         }
-        let after_power_cut = self.last_cut.is_some();
+        let after_power_cut = self.power_cuts > 0;
         for (block, &value) in (read.block..read.block + read.blocks).zip(values) {
             let result = self.block(block).end_read(block, read.started, value, now);
             result.map_err(|violation| Violation {
@@ -236,12 +273,22 @@ impl Oracle {
     pub fn power_cut(&mut self, under_way: UnderWay) {
         let cut = self.tick();
         let resumed = self.tick();
-        self.last_cut = Some(cut);
+        self.last_loss = Some(cut);
+        self.power_cuts += 1;
         for history in self.blocks.values_mut() {
             match under_way {
                 UnderWay::Lost => history.power_cut(cut, None),
                 UnderWay::Remains => history.power_cut(cut, Some(resumed)),
             }
+        }
+    }
+
+    /// The writers died, and the volume lives on: each write under way happened or did not, and never will.
+    pub fn clients_lost(&mut self) {
+        let now = self.tick();
+        self.last_loss = Some(now);
+        for history in self.blocks.values_mut() {
+            history.clients_lost(now);
         }
     }
 

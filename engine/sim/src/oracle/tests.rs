@@ -165,6 +165,8 @@ impl Comparison {
             self.clock += 1;
             if self.random.chance(0.05) {
                 self.power_cut();
+            } else if self.random.chance(0.02) {
+                self.clients_lost();
             } else if self.operations.len() < 7 && self.open.len() < 4 && self.random.chance(0.55) {
                 self.start();
             } else if self.open.is_empty() {
@@ -282,6 +284,14 @@ impl Comparison {
                 .is_none_or(|violation| !violation.legal.contains(&value))
         );
         expected
+    }
+
+    fn clients_lost(&mut self) {
+        self.oracle.clients_lost();
+        self.open.clear();
+        for operation in &mut self.operations {
+            operation.ended = operation.ended.or(Some(self.clock));
+        }
     }
 
     fn power_cut(&mut self) {
