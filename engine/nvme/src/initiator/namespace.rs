@@ -10,8 +10,9 @@ use super::controller::ControllerDescription;
 use super::error::InitiatorError;
 use crate::wire::command::Identify;
 use crate::wire::identify::{
-    DeallocateFeatures, IdentifyNamespace, IdentifyStructure, IoCommandSupport, NamespaceDescriptor,
-    NamespaceFeatures, parse_descriptors, parse_namespace_list,
+    DeallocateFeatures, IdentifyNamespace, IdentifyStructure, IndependentNamespace,
+    IndependentNamespaceFeatures, IoCommandSupport, NamespaceDescriptor, NamespaceFeatures,
+    parse_descriptors, parse_namespace_list,
 };
 use crate::wire::status::Status;
 
@@ -139,10 +140,12 @@ pub async fn describe_namespace(
         Err(error) => return Err(error),
     };
     let identity = identity(&identify, &descriptors, (id, controller.serial_number.clone()));
-    let geometry = geometry(&identify, controller).map_err(|what| InitiatorError::Format {
-        namespace_id: id,
-        what,
-    })?;
+    let volatile_write_cache = controller.volatile_write_cache && !is_write_through(admin, id).await?;
+    let geometry =
+        geometry(&identify, controller, volatile_write_cache).map_err(|what| InitiatorError::Format {
+            namespace_id: id,
+            what,
+        })?;
     let supports = |command| controller.io_commands.contains(command);
     let deallocate = identify.deallocate_features;
     let reads_zeros = deallocate.contains(DeallocateFeatures::READS_ZEROS)
@@ -226,7 +229,25 @@ fn identity(identify: &IdentifyNamespace, descriptors: &[u8], fallback: (u32, St
     identity
 }
 
-fn geometry(identify: &IdentifyNamespace, controller: &ControllerDescription) -> Result<Geometry, String> {
+/// Whether a namespace has no volatile cache although its controller has one for others.
+async fn is_write_through(admin: &AdminQueue, id: u32) -> Result<bool, InitiatorError> {
+    let what = "to identify the namespace for any command set";
+    let identify = Identify::new(IdentifyStructure::IndependentNamespace);
+    match admin.identify(what, identify, id).await {
+        Ok(bytes) => Ok(IndependentNamespace::from_bytes(&bytes)
+            .features
+            .contains(IndependentNamespaceFeatures::NO_VOLATILE_WRITE_CACHE)),
+        // Controllers of before revision 2.0 do not know this structure.
+        Err(InitiatorError::Refused { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn geometry(
+    identify: &IdentifyNamespace,
+    controller: &ControllerDescription,
+    volatile_write_cache: bool,
+) -> Result<Geometry, String> {
     let format = identify
         .format()
         .ok_or("names a format that it does not have; format it anew")?;
@@ -257,7 +278,7 @@ fn geometry(identify: &IdentifyNamespace, controller: &ControllerDescription) ->
     // Larger writes are split, and what is split is torn.
     geometry.atomic_write_blocks =
         (u32::from(atomic) + 1).min((controller.transfer_bytes_max / block_bytes).max(1));
-    geometry.volatile_write_cache = controller.volatile_write_cache;
+    geometry.volatile_write_cache = volatile_write_cache;
     geometry.read_only = identify.attributes & IdentifyNamespace::WRITE_PROTECTED != 0;
     let deallocate = identify.deallocate_features;
     geometry.deallocates = deallocate.contains(DeallocateFeatures::WRITE_ZEROES_DEALLOCATES)

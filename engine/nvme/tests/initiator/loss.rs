@@ -313,6 +313,21 @@ fn a_flush_does_not_vouch_for_writes_that_a_lost_cache_held() {
 }
 
 #[test]
+fn a_flush_vouches_for_a_cache_that_was_only_cut_off() {
+    let lab = Lab::new(16);
+    reset_after(&lab, ms(50));
+    lab.run("&kato=1s", |_, queue| async move {
+        queue.write(3, buffer(&pattern(3, BLOCK)), false).await.unwrap();
+        sleep(ms(1_000)).await;
+        assert_eq!(
+            queue.flush().await,
+            Ok(()),
+            "the target is the one that took the write"
+        );
+    });
+}
+
+#[test]
 fn every_reactor_hears_of_a_lost_cache() {
     let lab = Lab::with(
         12,

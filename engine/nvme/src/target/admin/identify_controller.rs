@@ -75,6 +75,7 @@ fn common(controller: &Controller) -> IdentifyController {
         subsystem_nqn: NqnField::from(&subsystem.nqn),
         ..IdentifyController::default()
     }
+    .with_instance(subsystem.run())
 }
 
 fn discovery(common: IdentifyController) -> IdentifyController {

@@ -10,10 +10,11 @@ mod hosts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use pollux_device::Device;
-use pollux_reactor::{ReactorHandle, ReactorId};
+use pollux_reactor::{ReactorHandle, ReactorId, random_u64};
+use uuid::Uuid;
 
 use super::config::{NamespaceConfig, SubsystemConfig, TargetConfig};
 use super::controller::{Controller, EventKind};
@@ -64,6 +65,7 @@ pub struct Subsystem {
     generation: AtomicU64,
     failures: AtomicU64,
     queues: AtomicUsize,
+    run: OnceLock<Uuid>,
     state: Mutex<State>,
 }
 
@@ -95,8 +97,17 @@ impl Subsystem {
             generation: AtomicU64::new(1),
             failures: AtomicU64::new(0),
             queues: AtomicUsize::new(0),
+            run: OnceLock::new(),
             state: Mutex::new(state),
         }))
+    }
+
+    /// Names this run of the subsystem, at random: a host that is told the same one after it was away knows that
+    /// nothing the target held in memory is lost. To be called on a reactor.
+    pub(crate) fn run(&self) -> Uuid {
+        *self
+            .run
+            .get_or_init(|| Uuid::from_u64_pair(random_u64(), random_u64()))
     }
 
     /// Its NVMe Qualified Name.
