@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pollux_device::Registry;
 use pollux_nbd::Exports;
+use pollux_nvme::initiator::device::NvmfOpener;
 use pollux_nvme::target::{NamespaceConfig, SubsystemConfig, Target};
 
 use super::error::StartError;
@@ -99,7 +100,9 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
 
 /// Every kind of device there is.
 fn registry() -> Registry {
-    Registry::standard()
+    let mut registry = Registry::standard();
+    NvmfOpener::register(&mut registry);
+    registry
 }
 
 /// Each connection is a descriptor: takes as many as the process may have.

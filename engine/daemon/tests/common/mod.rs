@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
+pub mod host;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
@@ -65,8 +67,19 @@ impl EngineProcess {
         engine
     }
 
+    /// Starts one that listens at this address, once it is free, and waits until it serves.
+    pub fn start_at(listener: SocketAddr, arguments: &[&str]) -> Self {
+        let mut engine = Self::spawn_at(&listener.to_string(), arguments);
+        engine.wait_for("serving");
+        engine
+    }
+
     /// Starts one.
     pub fn spawn(arguments: &[&str]) -> Self {
+        Self::spawn_at("127.0.0.1:0", arguments)
+    }
+
+    fn spawn_at(listener: &str, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = format!("unix:{}", directory.path().join("engine.sock").display());
         let mut child = program()
@@ -75,7 +88,7 @@ impl EngineProcess {
                 "--log-format",
                 "json",
                 "--nvmf",
-                "127.0.0.1:0",
+                listener,
                 "--memory",
                 "16MiB",
             ])
