@@ -4,19 +4,26 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use crate::session::Direction;
+use crate::session::Pattern;
 use crate::{CLIENT_CORE, pin};
 
 /// Time before the measurement.
 const WARM_UP: Duration = Duration::from_millis(200);
 
-/// Requests a second.
-pub fn drive(address: SocketAddr, direction: Direction, depth: usize, span: Duration) -> io::Result<f64> {
+/// Requests a second, of a client on its own thread.
+pub fn drive(address: SocketAddr, pattern: Pattern, span: Duration) -> io::Result<f64> {
+    let client = std::thread::spawn(move || run(address, pattern, span));
+    client
+        .join()
+        .map_err(|_| io::Error::other("the client panicked"))?
+}
+
+fn run(address: SocketAddr, pattern: Pattern, span: Duration) -> io::Result<f64> {
     pin(CLIENT_CORE)?;
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
-    let window = direction.request_bytes() * depth;
+    let window = pattern.request_bytes() * pattern.depth;
     let requests = vec![0; window];
     let mut responses = vec![0; 1 << 20];
     let (mut to_send, mut received, mut completed) = (window, 0, 0_u64);
@@ -34,9 +41,9 @@ pub fn drive(address: SocketAddr, direction: Direction, depth: usize, span: Dura
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(bytes) => {
                 received += bytes;
-                let whole = received / direction.response_bytes();
-                received %= direction.response_bytes();
-                to_send += whole * direction.request_bytes();
+                let whole = received / pattern.response_bytes();
+                received %= pattern.response_bytes();
+                to_send += whole * pattern.request_bytes();
                 completed += whole as u64;
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,

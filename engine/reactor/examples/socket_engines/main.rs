@@ -2,7 +2,7 @@
 //! reactor.
 //!
 //! ```text
-//! cargo run --release -p pollux-reactor --example socket_engines [ROUNDS [SECONDS]]
+//! cargo run --release -p pollux-reactor --example socket_engines [ROUNDS [SECONDS [engines|buffers]]]
 //! ```
 //!
 //! Each server answers 72-byte requests with 24 bytes and a block of 4 KiB (a read), or requests with a block
@@ -24,8 +24,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use pollux_reactor::real::SocketSettings;
 use rustix::thread::{CpuSet, sched_setaffinity};
-use session::Direction;
+use session::{Direction, Pattern};
 
 /// The core of the server, and of the client.
 const SERVER_CORE: usize = 1;
@@ -35,13 +36,14 @@ const CLIENT_CORE: usize = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Engine {
     Plain,
-    Reactor,
+    /// With socket buffers of this size; the kernel's own choice if 0.
+    Reactor(usize),
     Uring(uring::Options),
 }
 
 const ENGINES: [(&str, Engine); 7] = [
     ("plain non-blocking sockets", Engine::Plain),
-    ("the reactor's streams", Engine::Reactor),
+    ("the reactor's streams", Engine::Reactor(0)),
     ("io_uring: recv, sendmsg", Engine::Uring(uring::Options::SINGLE)),
     (
         "io_uring: multishot recv, sendmsg",
@@ -61,6 +63,23 @@ const ENGINES: [(&str, Engine); 7] = [
     ),
 ];
 
+/// Sizes of socket buffers, for the reactor's streams.
+const BUFFERS: [(&str, Engine); 5] = [
+    ("the kernel's choice", Engine::Reactor(0)),
+    ("128 KiB", Engine::Reactor(128 << 10)),
+    ("512 KiB", Engine::Reactor(512 << 10)),
+    ("2 MiB", Engine::Reactor(2 << 20)),
+    ("4 MiB", Engine::Reactor(4 << 20)),
+];
+
+const fn pattern(direction: Direction, block_bytes: usize, depth: usize) -> Pattern {
+    Pattern {
+        direction,
+        block_bytes,
+        depth,
+    }
+}
+
 fn pin(core: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(core);
@@ -68,10 +87,16 @@ fn pin(core: usize) -> io::Result<()> {
 }
 
 /// Requests a second of one engine.
-fn measure(engine: Engine, direction: Direction, depth: usize, span: Duration) -> io::Result<f64> {
-    if engine == Engine::Reactor {
-        let server = reactor::Server::start(direction)?;
-        return client::drive(server.address, direction, depth, span);
+fn measure(engine: Engine, pattern: Pattern, span: Duration) -> io::Result<f64> {
+    if let Engine::Reactor(buffer_bytes) = engine {
+        let bytes = (buffer_bytes > 0).then_some(buffer_bytes);
+        let sockets = SocketSettings {
+            receive_buffer_bytes: bytes,
+            send_buffer_bytes: bytes,
+            ..SocketSettings::default()
+        };
+        let server = reactor::Server::start(pattern, sockets)?;
+        return client::drive(server.address, pattern, span);
     }
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let address = listener.local_addr()?;
@@ -81,13 +106,13 @@ fn measure(engine: Engine, direction: Direction, depth: usize, span: Duration) -
         std::thread::spawn(move || {
             pin(SERVER_CORE)?;
             match engine {
-                Engine::Plain => plain::serve(&listener, direction, &stop),
-                Engine::Uring(options) => uring::serve(&listener, direction, options, &stop),
-                Engine::Reactor => Ok(()),
+                Engine::Plain => plain::serve(&listener, pattern, &stop),
+                Engine::Uring(options) => uring::serve(&listener, pattern, options, &stop),
+                Engine::Reactor(_) => Ok(()),
             }
         })
     };
-    let rate = client::drive(address, direction, depth, span);
+    let rate = client::drive(address, pattern, span);
     stop.store(true, Ordering::Relaxed);
     server
         .join()
@@ -100,6 +125,34 @@ fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
+/// Measures engines in turns, and prints how they compare to the first.
+fn compare(engines: &[(&str, Engine)], pattern: Pattern, rounds: usize, span: Duration) -> io::Result<()> {
+    let mut rates = vec![Vec::new(); engines.len()];
+    for _ in 0..rounds {
+        for ((name, engine), rates) in engines.iter().zip(&mut rates) {
+            let rate = measure(*engine, pattern, span);
+            rates.push(rate.map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?);
+        }
+    }
+    println!("{pattern:?}: medians of {rounds} rounds, and of the ratios to the first");
+    let first = rates.first().cloned().unwrap_or_default();
+    for ((name, _), rates) in engines.iter().zip(&mut rates) {
+        let mut ratios: Vec<f64> = rates
+            .iter()
+            .zip(&first)
+            .map(|(rate, first)| rate / first)
+            .collect();
+        let rate = median(rates);
+        let latency_us = 1e6 * pattern.depth as f64 / rate;
+        println!(
+            "  {name:40} {:7.1} k/s  {latency_us:7.1} us  {:5.2}",
+            rate / 1e3,
+            median(&mut ratios)
+        );
+    }
+    Ok(())
+}
+
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mut argument = |default: f64| {
@@ -110,35 +163,17 @@ fn main() -> io::Result<()> {
     };
     let rounds = argument(7.0) as usize;
     let span = Duration::from_secs_f64(argument(1.0));
-    for (direction, depth) in [
-        (Direction::Read, 128),
-        (Direction::Read, 1),
-        (Direction::Write, 128),
-        (Direction::Write, 1),
-    ] {
-        let mut rates = vec![Vec::new(); ENGINES.len()];
-        for _ in 0..rounds {
-            for ((_, engine), rates) in ENGINES.iter().zip(&mut rates) {
-                rates.push(measure(*engine, direction, depth, span)?);
-            }
+    let part = std::env::args().nth(3);
+    let is_wanted = |name| part.as_deref().is_none_or(|part| part == name);
+    for direction in [Direction::Read, Direction::Write] {
+        for depth in [128, 1].into_iter().filter(|_| is_wanted("engines")) {
+            compare(&ENGINES, pattern(direction, 4096, depth), rounds, span)?;
         }
-        println!(
-            "{direction:?}, queue depth {depth}: medians of {rounds} rounds, and of the ratios to plain"
-        );
-        let plain = rates.first().cloned().unwrap_or_default();
-        for ((name, _), rates) in ENGINES.iter().zip(&mut rates) {
-            let mut ratios: Vec<f64> = rates
-                .iter()
-                .zip(&plain)
-                .map(|(rate, plain)| rate / plain)
-                .collect();
-            let rate = median(rates);
-            let latency_us = 1e6 * depth as f64 / rate;
-            println!(
-                "  {name:40} {:7.1} k/s  {latency_us:6.1} us  {:5.2}",
-                rate / 1e3,
-                median(&mut ratios)
-            );
+    }
+    for direction in [Direction::Read, Direction::Write] {
+        let sizes = [(4096, 128), (128 << 10, 32)];
+        for (block_bytes, depth) in sizes.into_iter().filter(|_| is_wanted("buffers")) {
+            compare(&BUFFERS, pattern(direction, block_bytes, depth), rounds, span)?;
         }
     }
     Ok(())

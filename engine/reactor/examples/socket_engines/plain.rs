@@ -4,13 +4,13 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::session::{Direction, Session};
+use crate::session::{Pattern, Session};
 
-pub fn serve(listener: &TcpListener, direction: Direction, stop: &AtomicBool) -> io::Result<()> {
+pub fn serve(listener: &TcpListener, pattern: Pattern, stop: &AtomicBool) -> io::Result<()> {
     let (mut stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
-    let mut session = Session::new(direction);
+    let mut session = Session::new(pattern);
     let mut slices = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let room = session.room();
@@ -19,7 +19,8 @@ pub fn serve(listener: &TcpListener, direction: Direction, stop: &AtomicBool) ->
                 Ok(0) => return Ok(()),
                 Ok(received) => session.received(received),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+                // The client has all it wanted.
+                Err(_) => return Ok(()),
             }
         }
         if session.has_output() {

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::task::Poll;
 
 use pollux_reactor::net::{Address, Stream, accept, attach, listen};
-use pollux_reactor::real::{IdlePolicy, ReactorThread, Settings};
+use pollux_reactor::real::{DriverSettings, IdlePolicy, ReactorThread, Settings, SocketSettings};
 
 use crate::SERVER_CORE;
-use crate::session::{Direction, Session};
+use crate::session::{Pattern, Session};
 
 /// A server on a reactor thread; stopped when dropped.
 pub struct Server {
@@ -18,10 +18,14 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(direction: Direction) -> io::Result<Self> {
+    pub fn start(pattern: Pattern, sockets: SocketSettings) -> io::Result<Self> {
         let thread = ReactorThread::spawn(Settings {
             core: Some(SERVER_CORE),
             idle: IdlePolicy::Poll,
+            driver: DriverSettings {
+                sockets,
+                ..DriverSettings::default()
+            },
             ..Settings::default()
         })?;
         let started = thread.handle().call_blocking(move || async move {
@@ -32,7 +36,7 @@ impl Server {
             };
             let served = async move {
                 let stream = attach(accept(&mut *listener).await?)?;
-                serve(stream, direction).await
+                serve(stream, pattern).await
             };
             pollux_reactor::spawn(served).detach();
             Ok(address)
@@ -44,8 +48,8 @@ impl Server {
     }
 }
 
-async fn serve(mut stream: Box<dyn Stream>, direction: Direction) -> io::Result<()> {
-    let mut session = Session::new(direction);
+async fn serve(mut stream: Box<dyn Stream>, pattern: Pattern) -> io::Result<()> {
+    let mut session = Session::new(pattern);
     let mut slices = Vec::new();
     poll_fn(|context| {
         loop {

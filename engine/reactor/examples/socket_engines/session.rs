@@ -5,10 +5,9 @@ use std::io::IoSlice;
 
 pub const REQUEST_BYTES: usize = 72;
 pub const RESPONSE_BYTES: usize = 24;
-pub const BLOCK_BYTES: usize = 4096;
 
-/// Blocks that are served: more than the caches hold.
-const BLOCKS: usize = 16 << 10;
+/// Bytes that are served, and written to.
+const STORE_BYTES: usize = 64 << 20;
 
 /// Pieces in one send.
 pub const PIECES_MAX: usize = 512;
@@ -22,43 +21,52 @@ pub enum Direction {
     Write,
 }
 
-impl Direction {
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pattern {
+    pub direction: Direction,
+    pub block_bytes: usize,
+    /// Requests under way.
+    pub depth: usize,
+}
+
+impl Pattern {
     pub fn request_bytes(self) -> usize {
-        match self {
-            Self::Read => REQUEST_BYTES,
-            Self::Write => REQUEST_BYTES + BLOCK_BYTES,
+        match self.direction {
+            Direction::Read => REQUEST_BYTES,
+            Direction::Write => REQUEST_BYTES + self.block_bytes,
         }
     }
 
     pub fn response_bytes(self) -> usize {
-        match self {
-            Self::Read => RESPONSE_BYTES + BLOCK_BYTES,
-            Self::Write => RESPONSE_BYTES,
+        match self.direction {
+            Direction::Read => RESPONSE_BYTES + self.block_bytes,
+            Direction::Write => RESPONSE_BYTES,
         }
     }
 }
 
 /// One connection: what was received and what is to be sent.
 pub struct Session {
-    direction: Direction,
+    pattern: Pattern,
     input: Vec<u8>,
     filled: usize,
     output: VecDeque<&'static [u8]>,
-    blocks: &'static [u8],
+    store: &'static [u8],
     written: Vec<u8>,
     seed: usize,
 }
 
 impl Session {
-    pub fn new(direction: Direction) -> Self {
-        static RESOURCES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    pub fn new(pattern: Pattern) -> Self {
+        static STORE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
         Self {
-            direction,
-            input: vec![0; 256 << 10],
+            pattern,
+            input: vec![0; 512 << 10],
             filled: 0,
             output: VecDeque::with_capacity(2 * OUTPUT_PIECES_MAX),
-            blocks: RESOURCES.get_or_init(|| vec![1; BLOCKS * BLOCK_BYTES]),
-            written: vec![0; BLOCKS * BLOCK_BYTES],
+            store: STORE.get_or_init(|| vec![1; STORE_BYTES]),
+            written: vec![0; STORE_BYTES],
             seed: 1,
         }
     }
@@ -80,17 +88,19 @@ impl Session {
     /// Answers the requests that are whole now.
     pub fn received(&mut self, bytes: usize) {
         self.filled += bytes;
-        let request_bytes = self.direction.request_bytes();
+        let request_bytes = self.pattern.request_bytes();
+        let block_bytes = self.pattern.block_bytes;
         let whole = self.filled / request_bytes;
         for request in 0..whole {
             self.seed = self.seed.wrapping_mul(1_103_515_245).wrapping_add(12_345) & 0x7fff_ffff;
-            let block = (self.seed >> 2) % BLOCKS * BLOCK_BYTES;
+            let block = (self.seed >> 2) % (STORE_BYTES / block_bytes) * block_bytes;
             self.output.push_back(&[0; RESPONSE_BYTES]);
-            match self.direction {
-                Direction::Read => self.output.push_back(&self.blocks[block..][..BLOCK_BYTES]),
+            match self.pattern.direction {
+                Direction::Read => self.output.push_back(&self.store[block..][..block_bytes]),
                 Direction::Write => {
                     let data = request * request_bytes + REQUEST_BYTES;
-                    self.written[block..][..BLOCK_BYTES].copy_from_slice(&self.input[data..][..BLOCK_BYTES]);
+                    let data = &self.input[data..][..block_bytes];
+                    self.written[block..][..block_bytes].copy_from_slice(data);
                 }
             }
         }

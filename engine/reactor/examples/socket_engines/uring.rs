@@ -1,14 +1,17 @@
 //! Servers that leave receiving, or sending, or both to io_uring.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, IoSlice};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
+
 use io_uring::types::{BufRingEntry, Fd};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
-use crate::session::{Direction, PIECES_MAX, Session};
+use crate::session::{PIECES_MAX, Pattern, Session};
 
 /// How a server receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +124,7 @@ struct Server {
     session: Session,
     buffers: Option<Buffers>,
     pieces: Vec<libc::iovec>,
+    slices: Vec<IoSlice<'static>>,
     message: Box<libc::msghdr>,
     receiving: bool,
     sending: bool,
@@ -129,7 +133,7 @@ struct Server {
 
 pub fn serve(
     listener: &TcpListener,
-    direction: Direction,
+    pattern: Pattern,
     options: Options,
     stop: &AtomicBool,
 ) -> io::Result<()> {
@@ -141,7 +145,6 @@ pub fn serve(
     let mut uring: IoUring = builder.build(64)?;
     let (stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
-    stream.set_nonblocking(matches!(options.receive, Receive::Own) || matches!(options.send, Send::Own))?;
     let buffers = match options.receive {
         Receive::Multishot => Some(Buffers::new(&uring)?),
         Receive::Single | Receive::Own => None,
@@ -149,9 +152,10 @@ pub fn serve(
     let mut server = Server {
         stream,
         options,
-        session: Session::new(direction),
+        session: Session::new(pattern),
         buffers,
         pieces: Vec::with_capacity(PIECES_MAX),
+        slices: Vec::with_capacity(PIECES_MAX),
         // SAFETY: a message header is numbers and pointers, for which zeros are valid.
         message: unsafe { Box::new(std::mem::zeroed()) },
         receiving: false,
@@ -192,11 +196,13 @@ impl Server {
             Receive::Own => {
                 let room = self.session.room();
                 if !room.is_empty() {
-                    match self.stream.read(room) {
-                        Ok(0) => self.is_open = false,
-                        Ok(received) => self.session.received(received),
-                        Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                        Err(error) => return Err(error),
+                    // Not a non-blocking socket: operations of the ring would not wait on it either.
+                    match rustix::net::recv(&self.stream, room, RecvFlags::DONTWAIT) {
+                        Ok((0, _)) => self.is_open = false,
+                        Ok((received, _)) => self.session.received(received),
+                        Err(Errno::WOULDBLOCK) => {}
+                        // The client has all it wanted.
+                        Err(_) => self.is_open = false,
                     }
                 }
             }
@@ -223,12 +229,12 @@ impl Server {
             return Ok(());
         }
         if self.options.send == Send::Own {
-            match self
-                .stream
-                .write_vectored(self.session.slices(&mut Vec::with_capacity(PIECES_MAX)))
-            {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let mut control = SendAncillaryBuffer::default();
+            let slices = self.session.slices(&mut self.slices);
+            match rustix::net::sendmsg(&self.stream, slices, &mut control, flags) {
                 Ok(sent) => self.session.sent(sent),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(Errno::WOULDBLOCK) => {}
                 Err(_) => self.is_open = false,
             }
             return Ok(());

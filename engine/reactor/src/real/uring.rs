@@ -47,7 +47,8 @@ impl Uring {
         let ring = build(entries).map_err(explain)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe).map_err(explain)?;
-        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+        // Resource tags came with 5.13, as did multishot polls, which the bell needs and no flag tells of.
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_resource_tagging() {
             return Err(explain(io::ErrorKind::Unsupported.into()));
         }
         Ok(Self {
@@ -200,7 +201,7 @@ fn explain(error: io::Error) -> io::Error {
         Some(libc::EMFILE | libc::ENFILE) => {
             "there is no descriptor for it: raise the limit of open files (ulimit -n)"
         }
-        _ => "the kernel has to be Linux 5.11 or newer with CONFIG_IO_URING",
+        _ => "the kernel has to be Linux 5.13 or newer with CONFIG_IO_URING",
     };
     io::Error::new(
         error.kind(),
