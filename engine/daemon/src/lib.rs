@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod engine;
 pub mod grpc;
 pub mod logging;
+mod patience;
 pub mod serve;
 pub mod settings;
 mod table;

@@ -200,8 +200,11 @@ fn sigkill_during_writes_loses_nothing_that_was_flushed() {
 #[test]
 fn a_host_finds_its_engine_again() {
     let disk = Disk::new();
-    let mut engine = EngineProcess::start(&[&disk.uri()]);
-    let listener: SocketAddr = engine.listener();
+    // An address of this test alone: while its engine is away nobody else takes the port.
+    let [.., a, b, c] = std::process::id().to_be_bytes();
+    let own = SocketAddr::from(([127, 64 | a, b, c], 0));
+    let mut engine = EngineProcess::start_at(own, &[&disk.uri()]);
+    let listener = engine.listener();
     let host = Host::connect(listener, "?reconnect=100ms&loss_timeout=60s").expect("it connects");
     host.run(|device| async move {
         write(&device, 7, 1).await.expect("written");

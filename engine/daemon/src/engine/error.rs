@@ -1,7 +1,7 @@
 //! Why what is served could not be changed.
 
 use pollux_api::engine::v1::Reason;
-use pollux_device::{ByteSize, GrowError, IoError, OpenError};
+use pollux_device::{ByteSize, GrowError, IoError, OpenError, UringError};
 use pollux_nvme::target::SubsystemError;
 use pollux_reactor::RemoteCallError;
 
@@ -60,6 +60,16 @@ pub enum ChangeError {
 }
 
 impl ChangeError {
+    /// Whether somebody else has the device, who may be about to let go of it.
+    pub(super) fn is_device_in_use(&self) -> bool {
+        match self {
+            Self::Open(OpenError::Failed { source, .. }) => {
+                matches!(source.downcast_ref(), Some(UringError::InUse { .. }))
+            }
+            _ => false,
+        }
+    }
+
     /// The reason for machines.
     pub fn reason(&self) -> Reason {
         match self {

@@ -25,6 +25,7 @@ use pollux_reactor::ReactorHandle;
 use pollux_reactor::net::Address;
 use tokio_stream::StreamExt;
 
+use crate::patience::while_in_use;
 pub use error::ChangeError;
 pub use events::{Events, Watch};
 
@@ -193,11 +194,8 @@ impl Engine {
             (None, _) => {}
         }
 
-        let (registry, opened) = (self.parts.registry.clone(), uri.clone());
-        let device = self
-            .any_reactor()?
-            .call(move || async move { registry.open(&opened).await })
-            .await??;
+        let open = || self.clone().open(uri.clone());
+        let device = while_in_use(open, ChangeError::is_device_in_use).await?;
         let id = self.parts.subsystem.add_namespace(device.clone(), config)?;
         self.follow(id, &device);
         self.parts.exports.insert(Export {
@@ -216,6 +214,13 @@ impl Engine {
         self.events
             .publish(api::event::What::NamespaceAdded(description.clone()));
         Ok(description)
+    }
+
+    async fn open(self: Arc<Self>, uri: DeviceUri) -> Result<Arc<dyn Device>, ChangeError> {
+        let registry = self.parts.registry.clone();
+        let reactor = self.any_reactor()?;
+        let opened = reactor.call(move || async move { registry.open(&uri).await });
+        Ok(opened.await??)
     }
 
     /// Stops serving a namespace, flushes its device and lets go of it.

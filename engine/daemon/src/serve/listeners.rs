@@ -10,6 +10,7 @@ use pollux_reactor::net::Address;
 use pollux_reactor::{ReactorHandle, Task};
 
 use super::error::StartError;
+use crate::patience::while_in_use;
 use crate::settings::{ListenAddress, NbdSettings, NvmfSettings};
 
 /// Listeners, spread over the reactors. Dropping them stops accepting; connections go on.
@@ -85,13 +86,18 @@ impl Listeners {
         &mut self,
         reactor: &ReactorHandle,
         wanted: &Address,
-        listen: impl FnOnce(&Address) -> io::Result<(Address, Task<()>)> + Send + 'static,
+        listen: impl FnOnce(&Address) -> io::Result<(Address, Task<()>)> + Clone + Send + 'static,
     ) -> Result<Address, StartError> {
-        let there = wanted.clone();
-        let (local, accepting) = reactor
-            .call(move || async move { listen(&there) })
+        let attempt = || {
+            let (listen, there, reactor) = (listen.clone(), wanted.clone(), reactor.clone());
+            async move {
+                let listening = reactor.call(move || async move { listen(&there) });
+                listening.await.map_err(io::Error::other)?
+            }
+        };
+        let is_in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        let (local, accepting) = while_in_use(attempt, is_in_use)
             .await
-            .map_err(|error| failed(wanted, io::Error::other(error)))?
             .map_err(|source| failed(wanted, source))?;
         self.accepting.push(accepting);
         Ok(local)

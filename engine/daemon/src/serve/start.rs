@@ -1,5 +1,6 @@
 //! From settings to an engine that serves.
 
+use std::io;
 use std::sync::Arc;
 
 use pollux_device::Registry;
@@ -12,6 +13,7 @@ use super::listeners::Listeners;
 use super::reactors::EngineReactors;
 use crate::engine::{Engine, Parts};
 use crate::grpc::{ControlListener, ControlServer};
+use crate::patience::while_in_use;
 use crate::settings::Settings;
 
 /// An engine that serves.
@@ -38,7 +40,11 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
                 address: address.clone(),
                 source,
             };
-            Some(ControlListener::bind(address).await.map_err(failed)?)
+            let bound = while_in_use(
+                || ControlListener::bind(address),
+                |error| error.kind() == io::ErrorKind::AddrInUse,
+            );
+            Some(bound.await.map_err(failed)?)
         }
         None => None,
     };

@@ -67,7 +67,7 @@ impl EngineProcess {
         engine
     }
 
-    /// Starts one that listens at this address, once it is free, and waits until it serves.
+    /// Starts one that listens at this address, and waits until it serves.
     pub fn start_at(listener: SocketAddr, arguments: &[&str]) -> Self {
         let mut engine = Self::spawn_at(&listener.to_string(), arguments);
         engine.wait_for("serving");
