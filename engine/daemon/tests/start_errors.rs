@@ -67,7 +67,7 @@ fn addresses_that_cannot_be_listened_on() {
 
 #[test]
 fn cores_that_are_not_there() {
-    expect(&["--cores", "9999", DEVICE], &["core 9999", "choose from 0"]);
+    expect(&["--cores", "9999", DEVICE], &["core 9999", "choose from "]);
 }
 
 #[test]

@@ -72,7 +72,7 @@ mod tests {
         for core in [CpuSet::MAX_CPU - 1, usize::MAX] {
             let error = pin(core).expect_err("no machine has that many").to_string();
             assert!(error.contains(&core.to_string()), "{error}");
-            assert!(error.contains("choose from 0"), "{error}");
+            assert!(error.contains("choose from "), "{error}");
         }
     }
 }
