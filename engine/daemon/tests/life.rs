@@ -125,7 +125,10 @@ fn it_needs_nobody_who_reads_what_it_says() {
     drop(child.stdout.take());
     let stderr = child.stderr.take().expect("it was asked for");
     let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
-    assert!(lines.any(|line| line.contains("serving")), "it does not serve");
+    assert!(
+        lines.any(|line| line.contains("namespace added")),
+        "it does not serve"
+    );
     let status = std::process::Command::new("kill")
         .arg(child.id().to_string())
         .status()

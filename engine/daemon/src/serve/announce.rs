@@ -68,11 +68,16 @@ pub(super) fn write(settings: &Settings, running: &Running, into: &mut impl Writ
 /// Tells it to the log.
 pub(super) fn log(running: &Running) {
     let info = running.engine.info();
+    let control = running
+        .control
+        .as_ref()
+        .map(|control| control.address().to_string());
+    let nbd = Some(info.nbd_listeners.join(",")).filter(|listeners| !listeners.is_empty());
     tracing::info!(
         subsystem = %info.subsystem_nqn,
         listeners = %info.nvmf_listeners.join(","),
-        nbd = %info.nbd_listeners.join(","),
-        control = running.control.as_ref().map(|control| control.address().to_string()),
+        nbd = nbd.as_ref().map(tracing::field::display),
+        control = control.as_ref().map(tracing::field::display),
         namespaces = running.engine.namespaces().len(),
         process = info.process_id,
         "serving"

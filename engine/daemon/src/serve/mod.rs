@@ -75,8 +75,7 @@ async fn serve(settings: &Settings) -> Result<ExitCode, StartError> {
             return Ok(ExitCode::SUCCESS);
         }
     };
-    // Nobody may be listening to the standard output any more; that stops no engine.
-    let _ = announce(settings, &running);
+    announce(settings, &running);
 
     let lost = tokio::select! {
         name = signals.next() => {
@@ -98,14 +97,16 @@ async fn serve(settings: &Settings) -> Result<ExitCode, StartError> {
     })
 }
 
-fn announce(settings: &Settings, running: &Running) -> io::Result<()> {
-    announce::log(running);
-    if settings.log.format == LogFormat::Text {
-        let mut output = io::stdout().lock();
-        announce::write(settings, running, &mut output)?;
-        output.flush()?;
+/// Tells that it serves, once: people on the standard output stream, machines in the log.
+fn announce(settings: &Settings, running: &Running) {
+    match settings.log.format {
+        LogFormat::Json => announce::log(running),
+        LogFormat::Text => {
+            let mut output = io::stdout().lock();
+            // Nobody may be listening there any more; that stops no engine.
+            let _ = announce::write(settings, running, &mut output).and_then(|()| output.flush());
+        }
     }
-    Ok(())
 }
 
 /// The signals that stop an engine.
