@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
 
 mod basics;
+mod fake;
 mod lab;
 mod loss;
