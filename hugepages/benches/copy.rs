@@ -1,8 +1,8 @@
 //! Ways to copy between an arena and a buffer: which one the arena uses was chosen by this.
 //!
-//! The store is touched at random: one of 256 MiB, which is more than the caches hold, and one of 16 MiB, which is
-//! not; the buffer is hot. The candidates take turns of a few milliseconds, so that whatever else the machine does
-//! disturbs all of them alike.
+//! The store is touched at random: one of 256 MiB, which is more than the caches hold, and one of 16 MiB,
+//! which is not; the buffer is hot. The candidates take turns of a few milliseconds, so that whatever else
+//! the machine does disturbs all of them alike.
 
 #![allow(clippy::print_stdout, reason = "it prints what it measured")]
 
@@ -37,7 +37,10 @@ mod variants {
     }
 
     macro_rules! vector_loop {
-        ($(#[$doc:meta])* $name:ident, $stride:literal, [$($load:literal),*], [$($store:literal),*], $end:literal) => {
+        (
+            $(#[$doc:meta])* $name:ident,
+            $stride:literal, [$($load:literal),*], [$($store:literal),*], $end:literal
+        ) => {
             $(#[$doc])*
             pub unsafe fn $name(from: *const u8, into: *mut u8, len: usize) {
                 assert!(len % $stride == 0 && len > 0);
@@ -65,7 +68,8 @@ mod variants {
     }
 
     vector_loop!(
-        /// 16 bytes a register, four at a time, with stores that go around the caches: every x86_64 has these.
+        /// 16 bytes a register, four at a time, with stores that go around the caches: every x86_64 has
+        /// these.
         sse2_non_temporal,
         64,
         [

@@ -6,8 +6,8 @@ use std::ops::{Deref, DerefMut};
 use crate::slice::Slice;
 use crate::slot::View;
 
-/// The only view of a range of bytes of a pool or of the heap. It can be sent to another thread and written; what
-/// is dropped there finds its way back to its pool.
+/// The only view of a range of bytes of a pool or of the heap. It can be sent to another thread and written;
+/// what is dropped there finds its way back to its pool.
 ///
 /// Parts of a buffer, split off, keep its whole slot in use until the last of them is dropped.
 pub struct Buffer {

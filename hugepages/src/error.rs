@@ -18,8 +18,8 @@ pub enum Error {
     },
     /// The kernel refused the mapping.
     #[error(
-        "cannot map {bytes} bytes on {page} pages (NUMA node {}): {source}; free memory, raise the limits of the \
-         process or reserve huge pages",
+        "cannot map {bytes} bytes on {page} pages (NUMA node {}): {source}; free memory, raise the limits of \
+         the process or reserve huge pages",
         node_name(*.numa_node)
     )]
     Map {
@@ -34,8 +34,8 @@ pub enum Error {
     },
     /// A size class that is not a power of two, below 4096 bytes, out of order, or too far from the next one.
     #[error(
-        "size class {class_bytes} of a buffer pool is not usable: classes are powers of two from 4096 bytes, in \
-         ascending order, each at most 64 times the one before, at least 1 and at most 8 of them"
+        "size class {class_bytes} of a buffer pool is not usable: classes are powers of two from 4096 bytes, \
+         in ascending order, each at most 64 times the one before, at least 1 and at most 8 of them"
     )]
     SizeClass {
         /// The offending class; 0 when there is none or too many.
@@ -91,8 +91,8 @@ pub enum Error {
     },
     /// The kernel does not know this page size here.
     #[error(
-        "the machine has no {page} huge pages on NUMA node {}: {} is missing; choose another page size or node, or \
-         boot with hugepagesz={}",
+        "the machine has no {page} huge pages on NUMA node {}: {} is missing; choose another page size or \
+         node, or boot with hugepagesz={}",
         node_name(*.numa_node),
         .path.display(),
         if *.page == PageKind::Size1GiB { "1G" } else { "2M" }
@@ -106,7 +106,10 @@ pub enum Error {
         path: PathBuf,
     },
     /// The reservation could not be written.
-    #[error("cannot reserve {count} huge pages of {page}: {}: {source}; run as root: {command}", .path.display())]
+    #[error(
+        "cannot reserve {count} huge pages of {page}: {}: {source}; run as root: {command}",
+        .path.display()
+    )]
     Reserve {
         /// The number of pages that should exist.
         count: u64,
@@ -121,8 +124,8 @@ pub enum Error {
     },
     /// The kernel found fewer pages than asked for.
     #[error(
-        "only {reserved} of {count} huge pages of {page} could be reserved, memory is short or fragmented; free \
-         memory or reboot, then run as root: {command}"
+        "only {reserved} of {count} huge pages of {page} could be reserved, memory is short or fragmented; \
+         free memory or reboot, then run as root: {command}"
     )]
     ReservedTooFew {
         /// The number of pages that should exist.

@@ -1,10 +1,12 @@
 //! Memory for I/O: huge pages, the arenas mapped on them, and the buffers cut from those arenas.
 //!
-//! - [`discover`] tells which huge pages and NUMA nodes the machine has, [`reserve`] asks the kernel for more.
+//! - [`discover`] tells which huge pages and NUMA nodes the machine has, [`reserve`] asks the kernel for
+//!   more.
 //! - [`Arena`] is one mapped region. It is shared between threads the way a drive is: bytes are copied in and
 //!   out, no reference to them is ever handed out.
-//! - [`BufferPool`] belongs to one thread (a reactor) and cuts [`Buffer`]s from an arena of its own. A [`Buffer`]
-//!   is the only view of its bytes and can be written; frozen, it becomes a [`Slice`], shared and read-only.
+//! - [`BufferPool`] belongs to one thread (a reactor) and cuts [`Buffer`]s from an arena of its own. A
+//!   [`Buffer`] is the only view of its bytes and can be written; frozen, it becomes a [`Slice`], shared and
+//!   read-only.
 //!
 //! Memory that is not there is never a failure of what uses it: without huge pages an arena is mapped on
 //! ordinary memory, and a pool that is short answers `None` and wakes whoever waits once memory comes back.

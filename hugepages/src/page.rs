@@ -54,8 +54,8 @@ fn ordinary_page_bytes() -> usize {
 /// The pages an arena would like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PagePreference {
-    /// 1 GiB pages when the arena is a multiple of that and they are free, else 2 MiB pages, else ordinary ones.
-    /// An arena smaller than 2 MiB gets ordinary pages.
+    /// 1 GiB pages when the arena is a multiple of that and they are free, else 2 MiB pages, else ordinary
+    /// ones. An arena smaller than 2 MiB gets ordinary pages.
     #[default]
     Auto,
     /// 2 MiB pages.

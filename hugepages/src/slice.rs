@@ -46,8 +46,8 @@ impl Slice {
         if len > SHARED_ZEROES_BYTES {
             return Buffer::from_heap(len).freeze();
         }
-        // Kept for good, so that no count is shared between threads. The kernel backs zeros that are only read
-        // with one page.
+        // Kept for good, so that no count is shared between threads. The kernel backs zeros that are only
+        // read with one page.
         let shared = SHARED.get_or_init(|| Buffer::from_heap(SHARED_ZEROES_BYTES));
         Slice::from_static(&shared[..len])
     }

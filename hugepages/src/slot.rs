@@ -1,13 +1,13 @@
 //! Slots and views: the only place where buffers turn pointers into references.
 //!
-//! A *slot* is a piece of memory handed out as a whole: a part of a pool's region or an allocation of the heap. Its
-//! [`Header`] lives apart from the bytes. A [`View`] is a range of bytes in one slot. Invariants:
+//! A *slot* is a piece of memory handed out as a whole: a part of a pool's region or an allocation of the
+//! heap. Its [`Header`] lives apart from the bytes. A [`View`] is a range of bytes in one slot. Invariants:
 //!
-//! - `references` is the number of views of the slot; the slot is given back when the last one goes, by the thread
-//!   that drops it.
+//! - `references` is the number of views of the slot; the slot is given back when the last one goes, by the
+//!   thread that drops it.
 //! - The bytes of a slot are initialised, and stay where they are while a view lives.
-//! - Views inside a [`Buffer`](crate::Buffer) overlap no other view. Views inside [`Slice`](crate::Slice)s may
-//!   overlap each other and are never written.
+//! - Views inside a [`Buffer`](crate::Buffer) overlap no other view. Views inside [`Slice`](crate::Slice)s
+//!   may overlap each other and are never written.
 //! - A header with one reference is known by no other thread, so that its only holder can act on it without a
 //!   read-modify-write.
 
@@ -70,8 +70,8 @@ pub(crate) struct View {
     slot: Option<NonNull<Header>>,
 }
 
-// SAFETY: a view can be moved to another thread: its slot is counted by atomics, the last view's giver-back finds
-// out on which thread it is, and the bytes obey the sharing rules that `Buffer` and `Slice` keep.
+// SAFETY: a view can be moved to another thread: its slot is counted by atomics, the last view's giver-back
+// finds out on which thread it is, and the bytes obey the sharing rules that `Buffer` and `Slice` keep.
 unsafe impl Send for View {}
 // SAFETY: a shared view only reads bytes that nobody writes while it is borrowed, and counts by atomics.
 unsafe impl Sync for View {}
@@ -139,8 +139,8 @@ impl View {
 
     /// The bytes, for reading.
     pub(crate) fn bytes(&self) -> &[u8] {
-        // SAFETY: the view's bytes are initialised and alive while `self` is; they are not written while borrowed,
-        // as only the `Buffer` that owns this view, borrowed too, could.
+        // SAFETY: the view's bytes are initialised and alive while `self` is; they are not written while
+        // borrowed, as only the `Buffer` that owns this view, borrowed too, could.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
@@ -154,8 +154,8 @@ impl View {
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
-    /// A second view of the same bytes. The caller sees to it that no `Buffer` holds either of them for writing
-    /// where they overlap.
+    /// A second view of the same bytes. The caller sees to it that no `Buffer` holds either of them for
+    /// writing where they overlap.
     pub(crate) fn duplicate(&self) -> View {
         if let Some(slot) = self.slot {
             // SAFETY: the slot's header lives while this view does.
@@ -250,8 +250,8 @@ impl Drop for View {
         {
             // SAFETY: the slot's header lives while this view does.
             let references = unsafe { &slot.as_ref().references };
-            // The only view needs no read-modify-write: nobody else is there to count. Release: what this thread
-            // did to the bytes happens before their next use; acquire: so does what other threads did.
+            // The only view needs no read-modify-write: nobody else is there to count. Release: what this
+            // thread did to the bytes happens before their next use; acquire: so does what other threads did.
             if references.load(Ordering::Acquire) != 1 {
                 if references.fetch_sub(1, Ordering::Release) != 1 {
                     return;

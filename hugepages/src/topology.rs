@@ -93,8 +93,8 @@ impl Topology {
 ///
 /// # Errors
 ///
-/// [`Error::Read`] or [`Error::Parse`] if a file that is there cannot be read or understood. What the kernel was
-/// built without is no error.
+/// [`Error::Read`] or [`Error::Parse`] if a file that is there cannot be read or understood. What the kernel
+/// was built without is no error.
 pub fn discover(sysfs_root: &Path) -> Result<Topology, Error> {
     let huge_pages = read_pools(&sysfs_root.join("kernel/mm/hugepages"))?;
     let nodes_directory = sysfs_root.join("devices/system/node");

@@ -64,7 +64,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let index = any::<Index>;
     prop_oneof![
-        3 => (any::<bool>(), 0..if cfg!(miri) { 64 } else { 3 * SLOT_BYTES }).prop_map(|(from_pool, len)| Step::Allocate { from_pool, len }),
+        3 => (any::<bool>(), 0..if cfg!(miri) { 64 } else { 3 * SLOT_BYTES })
+            .prop_map(|(from_pool, len)| Step::Allocate { from_pool, len }),
         3 => (index(), index(), any::<u8>())
             .prop_map(|(who, position, value)| Step::Write { who, position, value }),
         2 => (index(), index()).prop_map(|(who, at)| Step::SplitTo { who, at }),

@@ -178,8 +178,8 @@ fn buffers_outlive_their_pool() {
 
 #[test]
 fn slots_are_counted_once_whoever_closes_the_pool_when() {
-    // Home thread, other thread and the end of the pool in all orders: the memory is freed exactly once, which
-    // Miri and address sanitizers see.
+    // Home thread, other thread and the end of the pool in all orders: the memory is freed exactly once,
+    // which Miri and address sanitizers see.
     for round in 0..if cfg!(miri) { 20 } else { 2000 } {
         let pool = BufferPool::on_heap(&PoolOptions {
             total_bytes: 8 * 4096,

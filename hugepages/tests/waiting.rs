@@ -165,8 +165,8 @@ fn who_needs_much_is_served_while_small_buffers_come_and_go() {
     assert_eq!(held.len(), 256);
     let mut large = wait(&pool, &log, 0, 16 * BLOCK);
     let mut random = 12345_u32;
-    // Each turn gives one block back and takes it, or another one, again: without setting memory aside, 16 blocks
-    // side by side would never be free at once.
+    // Each turn gives one block back and takes it, or another one, again: without setting memory aside, 16
+    // blocks side by side would never be free at once.
     let mut turns = 0;
     while log.take().is_empty() {
         turns += 1;

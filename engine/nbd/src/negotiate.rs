@@ -69,7 +69,8 @@ pub(crate) struct Negotiation<'a> {
     style: ReplyStyle,
     /// The export whose metadata context was set.
     context_of: Option<String>,
-    no_zeroes: bool,
+    /// Whether the answer to EXPORT_NAME ends in zeros, which a client may do without.
+    zeroes: bool,
 }
 
 impl<'a> Negotiation<'a> {
@@ -82,7 +83,7 @@ impl<'a> Negotiation<'a> {
             exports,
             style: ReplyStyle::Simple,
             context_of: None,
-            no_zeroes: false,
+            zeroes: true,
         }
     }
 
@@ -107,7 +108,7 @@ impl<'a> Negotiation<'a> {
         if flags & u32::from(FLAG_FIXED_NEWSTYLE) == 0 {
             return Err(NegotiateError::NotFixedNewstyle);
         }
-        self.no_zeroes = flags & u32::from(FLAG_NO_ZEROES) != 0;
+        self.zeroes = flags & u32::from(FLAG_NO_ZEROES) == 0;
         for _ in 0..OPTIONS_MAX {
             let option = self.next_option().await?;
             let agreed = match option {
@@ -225,7 +226,7 @@ impl<'a> Negotiation<'a> {
         };
         let size = export.device.geometry().bytes();
         self.push(&[&size.to_be_bytes(), &export.transmission_flags().to_be_bytes()])?;
-        if !self.no_zeroes {
+        if self.zeroes {
             self.push(&[&[0; EXPORT_NAME_ZEROES]])?;
         }
         Ok(self.agree(export, &name))

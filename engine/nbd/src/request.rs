@@ -8,7 +8,8 @@ use crate::wire::{CommandKind, NbdError, RequestHeader, command_flag};
 /// The longest read or write, in bytes (proto, "Block size constraints").
 pub(crate) const TRANSFER_BYTES_MAX: u64 = 32 << 20;
 
-/// The longest request without data that is executed as one, in bytes; longer ones are executed in such steps.
+/// The longest request without data that is executed as one, in bytes; longer ones are executed in such
+/// steps.
 pub(crate) const STEP_BYTES_MAX: u64 = 1 << 30;
 
 /// A request that may be executed.
@@ -135,7 +136,8 @@ pub(crate) fn error_of(error: IoError) -> NbdError {
     }
 }
 
-/// The bytes of the piece of a transfer that starts `done` bytes in, for a device that takes so many blocks at once.
+/// The bytes of the piece of a transfer that starts `done` bytes in, for a device that takes so many blocks
+/// at once.
 pub(crate) fn piece_bytes(length: u64, done: u64, geometry: &Geometry) -> u64 {
     let most = u64::from(geometry.transfer_blocks_max).saturating_mul(u64::from(geometry.block_bytes));
     (length - done).min(u64::from(PIECE_BYTES_MAX)).min(most)

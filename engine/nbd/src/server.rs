@@ -35,8 +35,8 @@ impl Default for NbdSettings {
     }
 }
 
-/// Listens on the current reactor, and spreads the connections over `reactors` (this one when empty). Returns where it
-/// listens, and the task that accepts; dropping it stops accepting, connections go on.
+/// Listens on the current reactor, and spreads the connections over `reactors` (this one when empty). Returns
+/// where it listens, and the task that accepts; dropping it stops accepting, connections go on.
 ///
 /// # Errors
 ///

@@ -1,15 +1,15 @@
 //! The transmission phase: one task a connection, which settles, receives and sends until nothing moves.
 //!
-//! A request lives in a slot until it is answered. Data is moved in pieces: a write's as they arrive, a read's one
-//! after the other, since a simple reply has to carry them in order.
+//! A request lives in a slot until it is answered. Data is moved in pieces: a write's as they arrive, a
+//! read's one after the other, since a simple reply has to carry them in order.
 //!
 //! Invariants:
-//! - A slot is in use from its request's header until its reply is queued; no more requests are taken while none is
-//!   free.
+//! - A slot is in use from its request's header until its reply is queued; no more requests are taken while
+//!   none is free.
 //! - Of each request at most [`PIECES_PER_REQUEST`] pieces are under way, of a read one.
 //! - Nothing is settled or received while the output is full.
-//! - After a disconnect request no more is received, and the connection ends when all slots are free and all replies
-//!   are sent.
+//! - After a disconnect request no more is received, and the connection ends when all slots are free and all
+//!   replies are sent.
 
 use std::collections::VecDeque;
 use std::future::Future;

@@ -230,7 +230,10 @@ proptest! {
     ) {
         run(seed, move |address| async move {
             let mut client = match phase {
-                0 => Client { stream: pollux_reactor::net::connect(&address).await.unwrap(), style: Style::Simple },
+                0 => Client {
+                    stream: pollux_reactor::net::connect(&address).await.unwrap(),
+                    style: Style::Simple,
+                },
                 1 => Client::greet(&address, 3).await,
                 2 => Client::open(&address, "disk", Style::Simple).await,
                 _ => Client::open(&address, "disk", Style::Extended).await,
@@ -264,7 +267,8 @@ proptest! {
                 match operation {
                     0 | 1 => {
                         let data = pattern(length, number as u64);
-                        assert_eq!(client.call(WRITE, u16::from(operation), offset, length, &data).await.error, 0);
+                        let flags = u16::from(operation);
+                        assert_eq!(client.call(WRITE, flags, offset, length, &data).await.error, 0);
                         model[range].copy_from_slice(&data);
                     }
                     2 | 3 => {

@@ -1,21 +1,23 @@
 //! Copies between an arena, which other threads may be reading and writing, and memory of one's own.
 //!
-//! In Rust's memory model plain accesses that race are undefined behaviour, and no such rule binds a drive whose
-//! DMA races with another. So the accesses to the arena are not plain ones:
+//! In Rust's memory model plain accesses that race are undefined behaviour, and no such rule binds a drive
+//! whose DMA races with another. So the accesses to the arena are not plain ones:
 //!
-//! - On x86_64 they are made by an `asm!` block. To the compiler the block is opaque: it can have the effect of
-//!   any code that Rust could express, and the one that these blocks stand for is a loop of relaxed one-byte
-//!   atomic accesses, which cannot be a data race. The processor does at least as much: each aligned access of
-//!   `rep movsb`, `rep stosb` and the vector instructions is made of whole bytes that are read and written once.
+//! - On x86_64 they are made by an `asm!` block. To the compiler the block is opaque: it can have the effect
+//!   of any code that Rust could express, and the one that these blocks stand for is a loop of relaxed
+//!   one-byte atomic accesses, which cannot be a data race. The processor does at least as much: each aligned
+//!   access of `rep movsb`, `rep stosb` and the vector instructions is made of whole bytes that are read and
+//!   written once.
 //! - Elsewhere (and under Miri, which cannot run assembly) they are relaxed atomic accesses of aligned 8-byte
-//!   words, where part of a word is stored by compare-and-exchange: all accesses to the arena have one size, so
-//!   that no two of different sizes can race. An arena is a whole number of pages, so the words are all inside.
+//!   words, where part of a word is stored by compare-and-exchange: all accesses to the arena have one size,
+//!   so that no two of different sizes can race. An arena is a whole number of pages, so the words are all
+//!   inside.
 //!
 //! Which instructions: `rep movsb` is as fast as the standard library's copy here and needs no detection of
 //! features. Copies of 16 KiB and more into an arena larger than the caches are 1.4 times as fast with
-//! non-temporal stores, which do not read the old bytes first; where the arena would fit, they are half as fast.
-//! Wider vectors gain nothing over the 16 bytes that every x86_64 has. Repeat it with
-//! `cargo bench -p pollux-hugepages --bench copy`.
+//! non-temporal stores, which do not read the old bytes first; where the arena would fit, they are half as
+//! fast. Wider vectors gain nothing over the 16 bytes that every x86_64 has. Repeat it with `cargo bench -p
+//! pollux-hugepages --bench copy`.
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(super) use assembly::{copy_in, copy_in_uncached, copy_out, fill_zero};
@@ -33,7 +35,8 @@ mod assembly {
     ///
     /// # Safety
     ///
-    /// `len` bytes at `arena` are mapped; `len` bytes at `into` are the caller's alone; the two do not overlap.
+    /// `len` bytes at `arena` are mapped; `len` bytes at `into` are the caller's alone; the two do not
+    /// overlap.
     pub(in crate::arena) unsafe fn copy_out(arena: *const u8, into: *mut u8, len: usize) {
         // SAFETY: as the caller promises.
         unsafe { copy(arena, into, len) }
@@ -43,7 +46,8 @@ mod assembly {
     ///
     /// # Safety
     ///
-    /// `len` bytes at `from` are not written by anyone; `len` bytes at `arena` are mapped; the two do not overlap.
+    /// `len` bytes at `from` are not written by anyone; `len` bytes at `arena` are mapped; the two do not
+    /// overlap.
     pub(in crate::arena) unsafe fn copy_in(from: *const u8, arena: *mut u8, len: usize) {
         // SAFETY: as the caller promises.
         unsafe { copy(from, arena, len) }
@@ -63,9 +67,9 @@ mod assembly {
         };
         let lines = rest / LINE_BYTES;
         let done = before + lines * LINE_BYTES;
-        // SAFETY: the ranges are parts of those that the caller vouches for, and `movntdq` gets multiples of 16;
-        // no other memory is written. The fence makes the stores ones that others see in order, as the compiler
-        // believes of all of them. Races: see the file's head.
+        // SAFETY: the ranges are parts of those that the caller vouches for, and `movntdq` gets multiples of
+        // 16; no other memory is written. The fence makes the stores ones that others see in order, as the
+        // compiler believes of all of them. Races: see the file's head.
         unsafe {
             copy(from, arena, before);
             asm!(
@@ -116,8 +120,8 @@ mod assembly {
     }
 
     unsafe fn copy(from: *const u8, into: *mut u8, len: usize) {
-        // SAFETY: both ranges are valid and apart, as the callers promise; the direction flag is clear as Rust's
-        // calling convention demands; no other memory is written. Races: see the file's head.
+        // SAFETY: both ranges are valid and apart, as the callers promise; the direction flag is clear as
+        // Rust's calling convention demands; no other memory is written. Races: see the file's head.
         unsafe {
             asm!(
                 "rep movsb",
@@ -140,8 +144,8 @@ mod words {
     ///
     /// # Safety
     ///
-    /// The words that hold `len` bytes at `arena` are mapped; `len` bytes at `into` are the caller's alone; the two
-    /// do not overlap.
+    /// The words that hold `len` bytes at `arena` are mapped; `len` bytes at `into` are the caller's alone;
+    /// the two do not overlap.
     pub(in crate::arena) unsafe fn copy_out(arena: *const u8, into: *mut u8, len: usize) {
         for_each_word(arena.cast_mut(), len, |word, part, done| {
             // SAFETY: the word is mapped and aligned and only reached by atomic accesses of its size.
@@ -158,8 +162,8 @@ mod words {
     ///
     /// # Safety
     ///
-    /// `len` bytes at `from` are not written by anyone; the words that hold `len` bytes at `arena` are mapped; the
-    /// two do not overlap.
+    /// `len` bytes at `from` are not written by anyone; the words that hold `len` bytes at `arena` are
+    /// mapped; the two do not overlap.
     pub(in crate::arena) unsafe fn copy_in(from: *const u8, arena: *mut u8, len: usize) {
         for_each_word(arena, len, |word, part, done| {
             // SAFETY: `done + part.len() <= len`, and nobody writes those bytes.
@@ -202,7 +206,8 @@ mod words {
         }
     }
 
-    /// Calls `each` with every aligned word of a range, the part of it in the range, and the bytes done before.
+    /// Calls `each` with every aligned word of a range, the part of it in the range, and the bytes done
+    /// before.
     fn for_each_word(
         start: *mut u8,
         len: usize,

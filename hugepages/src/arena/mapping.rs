@@ -88,8 +88,8 @@ impl Mapping {
         self.file.as_ref()
     }
 
-    /// Gives whole pages back to the kernel; they read as zeros from then on. False if the kernel refused, and
-    /// then nothing may be assumed about the bytes.
+    /// Gives whole pages back to the kernel; they read as zeros from then on. False if the kernel refused,
+    /// and then nothing may be assumed about the bytes.
     pub(super) fn give_back(&self, pages: Range<usize>) -> bool {
         assert!(
             pages.start <= pages.end && pages.end <= self.len_bytes,
@@ -100,8 +100,8 @@ impl Mapping {
         } else {
             Advice::LinuxDontNeed
         };
-        // SAFETY: the range is inside this mapping, which lives as long as `self`. Dropping the contents is what
-        // the caller asks for, and no Rust reference to them exists (see the arena's invariants).
+        // SAFETY: the range is inside this mapping, which lives as long as `self`. Dropping the contents is
+        // what the caller asks for, and no Rust reference to them exists (see the arena's invariants).
         unsafe {
             let start = self.base.as_ptr().add(pages.start);
             madvise(start.cast::<c_void>(), pages.end - pages.start, advice).is_ok()
@@ -116,8 +116,9 @@ impl Mapping {
             io::Error::new(io::ErrorKind::InvalidInput, "NUMA nodes are numbered below 1024")
         })?;
         *word = 1 << (node as usize % WORD_BITS);
-        // SAFETY: `mbind` sets a policy for pages of this mapping, which this struct owns; the mask lives through
-        // the call, and the kernel reads NODE_MASK_BITS bits of it (it takes one off the number given).
+        // SAFETY: `mbind` sets a policy for pages of this mapping, which this struct owns; the mask lives
+        // through the call, and the kernel reads NODE_MASK_BITS bits of it (it takes one off the number
+        // given).
         let result = unsafe {
             libc::syscall(
                 libc::SYS_mbind,
@@ -200,8 +201,8 @@ fn map_aligned(len_bytes: usize, alignment: usize, file: Option<&OwnedFd>) -> io
     let excess_bytes = len_bytes + alignment;
     let fixed = MapFlags::FIXED;
     let protection = ProtFlags::READ | ProtFlags::WRITE;
-    // SAFETY: the first mapping is new and ours alone; the second replaces a part of it; what is unmapped are the
-    // parts before and after, which nobody has seen.
+    // SAFETY: the first mapping is new and ours alone; the second replaces a part of it; what is unmapped are
+    // the parts before and after, which nobody has seen.
     unsafe {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let start = mmap_anonymous(ptr::null_mut(), excess_bytes, ProtFlags::empty(), flags)?.cast::<u8>();

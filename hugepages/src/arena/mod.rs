@@ -3,9 +3,10 @@
 //! Invariants:
 //!
 //! - No Rust reference to the bytes of an arena ever exists; they are only reached through [`copy`], whose
-//!   accesses may race as those of a drive's DMA may. A race gives a mix of old and new bytes and nothing worse.
-//! - Every page can be touched at any time: huge pages are populated when they are mapped and never given back
-//!   while the arena lives, for a huge page that is gone when it is needed kills the process.
+//!   accesses may race as those of a drive's DMA may. A race gives a mix of old and new bytes and nothing
+//!   worse.
+//! - Every page can be touched at any time: huge pages are populated when they are mapped and never given
+//!   back while the arena lives, for a huge page that is gone when it is needed kills the process.
 
 mod copy;
 mod mapping;
@@ -37,13 +38,13 @@ const UNCACHED_COPY_BYTES: usize = 16 << 10;
 pub struct ArenaOptions {
     /// The pages to map it on. Default: [`PagePreference::Auto`].
     pub page: PagePreference,
-    /// The NUMA node to take memory from while it has some; then others are used. Default: wherever the thread
-    /// that touches the memory first runs.
+    /// The NUMA node to take memory from while it has some; then others are used. Default: wherever the
+    /// thread that touches the memory first runs.
     pub numa_node: Option<u32>,
     /// Whether [`Arena::file`] gives a file to map the same memory in another process. Default: no.
     pub shareable: bool,
-    /// Whether to commit ordinary memory at once. Huge pages always are. Default: no, pages are committed when
-    /// they are touched first.
+    /// Whether to commit ordinary memory at once. Huge pages always are. Default: no, pages are committed
+    /// when they are touched first.
     pub populate: bool,
     /// Whether ordinary pages will do when no huge pages are free. Default: yes, with one warning a process.
     pub fall_back: bool,
@@ -61,10 +62,12 @@ impl Default for ArenaOptions {
     }
 }
 
-/// A mapped region of memory, filled with zeros at first. Clones are the same memory, unmapped with the last one.
+/// A mapped region of memory, filled with zeros at first. Clones are the same memory, unmapped with the last
+/// one.
 ///
-/// Several threads may copy in and out at once, over the same bytes too: what a racing reader sees is a mix of
-/// old and new bytes, as with the DMA of a drive. Offsets beyond the end are mistakes of the caller and panic.
+/// Several threads may copy in and out at once, over the same bytes too: what a racing reader sees is a mix
+/// of old and new bytes, as with the DMA of a drive. Offsets beyond the end are mistakes of the caller and
+/// panic.
 #[derive(Clone)]
 pub struct Arena {
     mapping: Arc<Mapping>,
@@ -110,8 +113,8 @@ impl Arena {
         self.mapping.file().map(AsFd::as_fd)
     }
 
-    /// The first byte, for registering the region with the kernel or a driver. What dereferences it must not make
-    /// references of it, as others may write at any time.
+    /// The first byte, for registering the region with the kernel or a driver. What dereferences it must not
+    /// make references of it, as others may write at any time.
     #[must_use]
     pub fn base(&self) -> NonNull<u8> {
         self.mapping.base()
@@ -145,8 +148,8 @@ impl Arena {
         unsafe { copy::fill_zero(target, len) }
     }
 
-    /// Makes `len` bytes at `offset` read as zeros, and gives whole ordinary pages back to the kernel. Huge pages
-    /// are kept and filled: the kernel could give them to somebody else for good.
+    /// Makes `len` bytes at `offset` read as zeros, and gives whole ordinary pages back to the kernel. Huge
+    /// pages are kept and filled: the kernel could give them to somebody else for good.
     pub fn discard(&self, offset: usize, len: usize) {
         self.at(offset, len);
         let whole = self.whole_pages(offset, len);

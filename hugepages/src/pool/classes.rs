@@ -88,7 +88,8 @@ impl Classes {
         unit >> (u32::from(self.shifts[class]) - UNIT_SHIFT)
     }
 
-    /// For each class but the largest, the base-two logarithm of the number of its slots in one of the next class.
+    /// For each class but the largest, the base-two logarithm of the number of its slots in one of the next
+    /// class.
     pub(super) fn fanout_shifts(&self) -> impl Iterator<Item = u32> {
         self.shifts[..self.count]
             .windows(2)

@@ -9,8 +9,8 @@ use crate::page::PageKind;
 
 /// Memory that belongs to one pool, initialised with zeros, at a multiple of 4096.
 ///
-/// A mapping in here is never that of an [`Arena`](crate::Arena), whose bytes may be written behind the back of a
-/// reference.
+/// A mapping in here is never that of an [`Arena`](crate::Arena), whose bytes may be written behind the back
+/// of a reference.
 pub(super) enum Memory {
     Mapped(Mapping),
     Heap { base: NonNull<u8>, layout: Layout },

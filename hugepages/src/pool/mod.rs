@@ -2,10 +2,10 @@
 //!
 //! Invariants:
 //!
-//! - A slot is in use by the views of one buffer and its parts, or free in the [`tree`], or on its way home in the
-//!   list of slots freed by other threads; never in two of these.
-//! - On the home thread, taking and giving back a buffer takes no lock, no system call and no heap memory while
-//!   nobody waits for memory.
+//! - A slot is in use by the views of one buffer and its parts, or free in the [`tree`], or on its way home
+//!   in the list of slots freed by other threads; never in two of these.
+//! - On the home thread, taking and giving back a buffer takes no lock, no system call and no heap memory
+//!   while nobody waits for memory.
 //! - Memory moves between the size classes: what is free in one is there for all.
 
 mod classes;
@@ -43,8 +43,9 @@ const MAX_POOL_BYTES: usize = (i32::MAX as usize) * BUFFER_ALIGNMENT_BYTES;
 pub struct PoolOptions {
     /// The bound on the pool's memory, in bytes, rounded up to the page size. Default: 64 MiB.
     pub total_bytes: usize,
-    /// Sizes of the slots that buffers are cut from, ascending powers of two from 4096, each at most 64 times the
-    /// one before. A buffer takes a slot of the smallest class that holds it. Default: [`DEFAULT_CLASSES_BYTES`].
+    /// Sizes of the slots that buffers are cut from, ascending powers of two from 4096, each at most 64 times
+    /// the one before. A buffer takes a slot of the smallest class that holds it. Default:
+    /// [`DEFAULT_CLASSES_BYTES`].
     pub classes_bytes: Vec<usize>,
     /// The pages and the NUMA node of the memory. Shareable memory is refused.
     pub arena: ArenaOptions,
@@ -94,8 +95,8 @@ impl PoolStatistics {
     }
 }
 
-/// A pool of buffers that belongs to the thread that made it. Clones are the same pool. The buffers can go to other
-/// threads and be dropped there, and outlive the pool.
+/// A pool of buffers that belongs to the thread that made it. Clones are the same pool. The buffers can go to
+/// other threads and be dropped there, and outlive the pool.
 ///
 /// ```
 /// use pollux_hugepages::{BufferPool, PoolOptions};
@@ -137,8 +138,8 @@ impl BufferPool {
     ///
     /// # Errors
     ///
-    /// [`Error::SizeClass`], [`Error::PoolSize`] and [`Error::PoolShareable`] for options that make no sense, and the
-    /// errors of [`Arena::map`](crate::Arena::map).
+    /// [`Error::SizeClass`], [`Error::PoolSize`] and [`Error::PoolShareable`] for options that make no sense,
+    /// and the errors of [`Arena::map`](crate::Arena::map).
     pub fn new(options: &PoolOptions) -> Result<BufferPool, Error> {
         let (classes, bytes) = check(options)?;
         if options.arena.shareable {
@@ -165,8 +166,8 @@ impl BufferPool {
         }
     }
 
-    /// A buffer of `len_bytes` bytes, at a multiple of 4096. Its contents are initialised but unspecified: what the
-    /// memory was used for before.
+    /// A buffer of `len_bytes` bytes, at a multiple of 4096. Its contents are initialised but unspecified:
+    /// what the memory was used for before.
     ///
     /// `None` if memory is short now, and for good if `len_bytes` is above
     /// [`max_buffer_bytes`](BufferPool::max_buffer_bytes).
@@ -216,8 +217,8 @@ impl BufferPool {
         self.shared().memory().base()
     }
 
-    /// Where `bytes` are in the region that begins at [`base`](BufferPool::base); `None` if they are not of this
-    /// pool.
+    /// Where `bytes` are in the region that begins at [`base`](BufferPool::base); `None` if they are not of
+    /// this pool.
     #[must_use]
     pub fn offset_of(&self, bytes: &[u8]) -> Option<usize> {
         let offset = bytes.as_ptr().addr().checked_sub(self.base().addr().get())?;
@@ -238,9 +239,9 @@ impl BufferPool {
 
     /// Waits for a buffer of `len_bytes` bytes, as [`allocate`](BufferPool::allocate) gives it.
     ///
-    /// Memory that comes free goes to those who wait, in the order in which they came; who needs less may pass who
-    /// needs more, but memory is set aside for who waits longest, so that he is served in the end. Dropping the
-    /// future gives the place up.
+    /// Memory that comes free goes to those who wait, in the order in which they came; who needs less may
+    /// pass who needs more, but memory is set aside for who waits longest, so that he is served in the end.
+    /// Dropping the future gives the place up.
     ///
     /// # Errors
     ///
@@ -250,10 +251,11 @@ impl BufferPool {
         BufferWait::new(self.clone(), len_bytes)
     }
 
-    /// Has `waker` woken once when a buffer of `len_bytes` may be had: after [`allocate`](BufferPool::allocate) said
-    /// `None`, or at once if it would not any more. All who can be served by some slot that came free are woken, in
-    /// the order in which they registered, and the first to allocate have it: where many wait for long,
-    /// [`wait_for`](BufferPool::wait_for) is fair and wakes only who gets something.
+    /// Has `waker` woken once when a buffer of `len_bytes` may be had: after
+    /// [`allocate`](BufferPool::allocate) said `None`, or at once if it would not any more. All who can be
+    /// served by some slot that came free are woken, in the order in which they registered, and the first to
+    /// allocate have it: where many wait for long, [`wait_for`](BufferPool::wait_for) is fair and wakes only
+    /// who gets something.
     ///
     /// A waker that was registered among the last few keeps its place and is woken once. With more than
     /// [`PoolOptions::waiters_max`] of them, or a length no buffer has, the waker is woken at once.

@@ -1,16 +1,17 @@
 //! The part of a pool that its buffers share with it, and its life.
 //!
-//! A pool belongs to the thread that made it, its *home*. The home thread alone reaches [`Home`], without a lock.
-//! A slot whose last view is dropped on another thread is pushed on a lock-free list, `freed`, whose links are in
-//! the headers; the home thread takes the whole list at once, so that no slot can be pushed twice and confuse it.
+//! A pool belongs to the thread that made it, its *home*. The home thread alone reaches [`Home`], without a
+//! lock. A slot whose last view is dropped on another thread is pushed on a lock-free list, `freed`, whose
+//! links are in the headers; the home thread takes the whole list at once, so that no slot can be pushed
+//! twice and confuse it.
 //!
-//! The memory outlives the pool's handle while buffers live. Nothing is counted for that on the home thread as
-//! long as the handle lives; instead:
+//! The memory outlives the pool's handle while buffers live. Nothing is counted for that on the home thread
+//! as long as the handle lives; instead:
 //!
 //! - `claims` starts at [`OPEN`], and each slot given back by another thread takes one off, as its last act.
-//! - When the handle goes, the home thread takes off `OPEN` less the number of slots it handed out and did not
-//!   get back itself: `claims` is then the number of slots that will still be given back. `home_thread` becomes
-//!   [`NO_THREAD`], so that from then on every slot takes the way of other threads.
+//! - When the handle goes, the home thread takes off `OPEN` less the number of slots it handed out and did
+//!   not get back itself: `claims` is then the number of slots that will still be given back. `home_thread`
+//!   becomes [`NO_THREAD`], so that from then on every slot takes the way of other threads.
 //! - Whoever brings `claims` to zero frees the memory.
 
 use std::cell::UnsafeCell;
@@ -66,8 +67,8 @@ pub(super) struct Home {
 }
 
 impl Shared {
-    /// Makes the shared part of a pool whose home is this thread. It lives until [`Shared::close`] was called and all
-    /// slots were given back.
+    /// Makes the shared part of a pool whose home is this thread. It lives until [`Shared::close`] was called
+    /// and all slots were given back.
     pub(super) fn open(memory: Memory, classes: Classes, waiters_max: usize) -> NonNull<Shared> {
         let units = (memory.len_bytes() / BUFFER_ALIGNMENT_BYTES) as u32;
         let smallest = classes.slot_at(0, units);
@@ -114,7 +115,8 @@ impl Shared {
         (unsafe { self.base.add(offset) }, len)
     }
 
-    /// A view of the first `len_bytes` bytes of a free slot of a class that is large enough. For the home thread.
+    /// A view of the first `len_bytes` bytes of a free slot of a class that is large enough. For the home
+    /// thread.
     #[inline]
     pub(super) fn take(&self, class: usize, len_bytes: usize) -> Option<View> {
         self.collect();
@@ -136,7 +138,8 @@ impl Shared {
         let unit = self.classes.unit_of(class, slot);
         let header = &self.headers[unit];
         header.begin(class as u8);
-        // SAFETY: the slot was free: nobody else knows these bytes, which are inside the memory and initialised.
+        // SAFETY: the slot was free: nobody else knows these bytes, which are inside the memory and
+        // initialised.
         unsafe {
             let start = self.base.add(unit * BUFFER_ALIGNMENT_BYTES);
             View::of_slot(start, len_bytes, NonNull::from(header))
@@ -176,7 +179,8 @@ impl Shared {
         // SAFETY: the memory is there as long as a slot was not given back.
         let (this, header) = unsafe { (shared.as_ref(), slot.as_ref()) };
         if this.home_thread.load(Ordering::Relaxed) == this_thread() {
-            // SAFETY: this is the home thread (no other ever has its number); nothing in the closure calls out.
+            // SAFETY: this is the home thread (no other ever has its number); nothing in the closure calls
+            // out.
             let given = unsafe {
                 this.with_home(|home| {
                     home.unreturned -= 1;
@@ -256,8 +260,8 @@ impl Shared {
         // SAFETY: the memory is there until the claims are taken off below.
         let this = unsafe { shared.as_ref() };
         this.alarm().silence();
-        // SAFETY: on the home thread, as the caller promises; the closure reads a number. No tickets are left, as
-        // each keeps the handle.
+        // SAFETY: on the home thread, as the caller promises; the closure reads a number. No tickets are
+        // left, as each keeps the handle.
         let unreturned = unsafe { this.with_home(|home| home.unreturned) };
         this.home_thread.store(NO_THREAD, Ordering::Relaxed);
         // SAFETY: the handle's claim, OPEN less what will still be given back, is taken off this once.
@@ -287,7 +291,8 @@ impl Shared {
     ///
     /// # Safety
     ///
-    /// On the home thread, and not from within `act`: nothing in `act` may wake or drop a waker, or drop a buffer.
+    /// On the home thread, and not from within `act`: nothing in `act` may wake or drop a waker, or drop a
+    /// buffer.
     pub(super) unsafe fn with_home<R>(&self, act: impl FnOnce(&mut Home) -> R) -> R {
         // SAFETY: only the home thread comes here, and not twice at a time, as the caller promises.
         act(unsafe { &mut *self.home.get() })

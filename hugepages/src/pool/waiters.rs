@@ -1,9 +1,9 @@
 //! Who waits for memory, first come, first served.
 //!
-//! There are two ways of waiting. A *ticket* holds a place in a queue of the home thread: memory that comes free is
-//! given to the tickets in the order in which they came, before anybody else can have it, and a ticket that is
-//! handed back leaves nothing behind. A *registered waker* is merely woken, once, and has to try again; nobody can
-//! tell whether its task still cares, so all of them are woken whose size may be had.
+//! There are two ways of waiting. A *ticket* holds a place in a queue of the home thread: memory that comes
+//! free is given to the tickets in the order in which they came, before anybody else can have it, and a
+//! ticket that is handed back leaves nothing behind. A *registered waker* is merely woken, once, and has to
+//! try again; nobody can tell whether its task still cares, so all of them are woken whose size may be had.
 
 use std::collections::VecDeque;
 use std::task::Waker;
@@ -173,8 +173,8 @@ impl Registered {
         self.queue.is_empty()
     }
 
-    /// Adds a waker that wants a slot of `class`. It is handed back if it is there already, which it keeps its
-    /// place for, or if the queue is full, which the flag says.
+    /// Adds a waker that wants a slot of `class`. It is handed back if it is there already, which it keeps
+    /// its place for, or if the queue is full, which the flag says.
     pub(super) fn push(&mut self, class: usize, waker: Waker) -> Result<(), (Waker, bool)> {
         let newest = self.queue.iter_mut().rev().take(COMPARED_WAKERS);
         if let Some((wanted, _)) = newest.into_iter().find(|(_, other)| other.will_wake(&waker)) {

@@ -1,9 +1,10 @@
 //! Waiting for memory: the slow path of a pool.
 //!
-//! What keeps a wake-up from being lost: who is about to wait says so in `waiting` or in the list of registered
-//! wakers, then takes in what other threads freed; another thread first puts its slot on the list, then looks
-//! whether anybody waits. A full fence on either side sees to it that one of the two sees the other. The same goes
-//! for each change of who is to be woken: a wake-up of who has been served just then says nothing to the others.
+//! What keeps a wake-up from being lost: who is about to wait says so in `waiting` or in the list of
+//! registered wakers, then takes in what other threads freed; another thread first puts its slot on the list,
+//! then looks whether anybody waits. A full fence on either side sees to it that one of the two sees the
+//! other. The same goes for each change of who is to be woken: a wake-up of who has been served just then
+//! says nothing to the others.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -108,7 +109,8 @@ impl Shared {
         self.look_again();
     }
 
-    /// After a change of who waits: sets the alarm, and serves what other threads freed before they could see it.
+    /// After a change of who waits: sets the alarm, and serves what other threads freed before they could see
+    /// it.
     fn look_again(&self) {
         self.set_alarm();
         self.collect();
@@ -136,8 +138,8 @@ impl Shared {
         fence(Ordering::SeqCst);
     }
 
-    /// Gives free memory to those who wait. `given` is the class and index of a slot just given back, if there was
-    /// one: around it, a large slot is made whole for who waits longest.
+    /// Gives free memory to those who wait. `given` is the class and index of a slot just given back, if
+    /// there was one: around it, a large slot is made whole for who waits longest.
     #[inline]
     pub(super) fn serve(&self, given: Option<(usize, u32)>) {
         if self.anybody_waits() {
@@ -178,8 +180,8 @@ impl Shared {
         woken.into_iter().flatten().for_each(Waker::wake);
     }
 
-    /// Gives a slot to the oldest ticket that one can be had for; returns its waker. Without one, the error is the
-    /// class that the oldest ticket of all waits for, if any does.
+    /// Gives a slot to the oldest ticket that one can be had for; returns its waker. Without one, the error
+    /// is the class that the oldest ticket of all waits for, if any does.
     fn serve_ticket(&self) -> Result<Waker, Option<usize>> {
         // SAFETY: on the home thread; nothing in the closure calls out.
         unsafe {

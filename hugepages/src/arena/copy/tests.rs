@@ -84,10 +84,17 @@ fn every_way_copies_at_every_alignment() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 256 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: if cfg!(miri) { 4 } else { 256 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn every_way_copies_what_a_slice_would(offset in 0..LEN, from in prop::collection::vec(any::<u8>(), 0..LEN)) {
+    fn every_way_copies_what_a_slice_would(
+        offset in 0..LEN,
+        from in prop::collection::vec(any::<u8>(), 0..LEN),
+    ) {
         let len = from.len().min(LEN - offset);
         for way in all_ways() {
             compare(offset, &from[..len], way);
@@ -108,7 +115,8 @@ fn words_that_are_shared_keep_the_bytes_of_others() {
                 let arena = arena.load(Ordering::Relaxed);
                 for _ in 0..rounds {
                     for range in (thread * 3..768).step_by(6) {
-                        // SAFETY: inside the words, which are only reached by atomic accesses while threads run.
+                        // SAFETY: inside the words, which are only reached by atomic accesses while threads
+                        // run.
                         unsafe { words::copy_in([thread as u8 + 1; 3].as_ptr(), arena.add(range), 3) };
                     }
                 }

@@ -1,12 +1,13 @@
 //! Making a large slot whole for somebody who waits for it.
 //!
-//! Small buffers come and go all over a busy region, so that a large slot might never be free as a whole while
-//! memory is short. So when a large slot is waited for, one is chosen (the *block*), and what is free or comes free
-//! inside it is set aside, until all of it is free. Everything outside the block goes on as before.
+//! Small buffers come and go all over a busy region, so that a large slot might never be free as a whole
+//! while memory is short. So when a large slot is waited for, one is chosen (the *block*), and what is free
+//! or comes free inside it is set aside, until all of it is free. Everything outside the block goes on as
+//! before.
 //!
-//! Invariants while gathering: the parents inside the block are in no list and are no spares, their bitmaps are
-//! kept; the block is at most a quarter of the region; it is given up after [`PATIENCE`] slots were given back
-//! elsewhere, for some buffer inside may be held for long.
+//! Invariants while gathering: the parents inside the block are in no list and are no spares, their bitmaps
+//! are kept; the block is at most a quarter of the region; it is given up after [`PATIENCE`] slots were given
+//! back elsewhere, for some buffer inside may be held for long.
 
 use std::ops::Range;
 
@@ -28,8 +29,9 @@ pub(super) struct Gather {
 }
 
 impl Tree {
-    /// Begins to make that slot of `wanted` whole that holds the slot `slot` of `class`, which was just given back.
-    /// Nothing happens if a block is being made whole already, or if there is no such slot, or it is too large.
+    /// Begins to make that slot of `wanted` whole that holds the slot `slot` of `class`, which was just given
+    /// back. Nothing happens if a block is being made whole already, or if there is no such slot, or it is
+    /// too large.
     pub(in crate::pool) fn gather_around(&mut self, wanted: usize, class: usize, slot: u32) {
         if self.gather.is_some() || wanted <= class {
             return;

@@ -4,14 +4,14 @@
 //!
 //! - A cut slot (a *parent*) has a bitmap of its free children. Parents with some free children are in their
 //!   class's list; those with none are not.
-//! - A parent whose children are all free is made whole again, but for one a class, the *spare*, which is kept
-//!   so that taking and giving one slot in turn does not cut and mend each time. Spares are mended when memory
-//!   is short: no memory is stranded in a class.
-//! - The end of the region that is no whole slot of a class is given to smaller ones for good, as children of a
-//!   parent that is incomplete, and therefore never whole.
+//! - A parent whose children are all free is made whole again, but for one a class, the *spare*, which is
+//!   kept so that taking and giving one slot in turn does not cut and mend each time. Spares are mended when
+//!   memory is short: no memory is stranded in a class.
+//! - The end of the region that is no whole slot of a class is given to smaller ones for good, as children of
+//!   a parent that is incomplete, and therefore never whole.
 //!
-//! - While somebody waits for a large slot, the small ones inside one large one may be set aside until it is whole:
-//!   see [`gather`].
+//! - While somebody waits for a large slot, the small ones inside one large one may be set aside until it is
+//!   whole: see [`gather`].
 //!
 //! Taking and giving take a bounded number of steps, some for each class at most, and no memory.
 
@@ -61,9 +61,9 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// A region of `units` slots of the smallest class, all free. For each class but the largest, `fanout_shifts`
-    /// gives the base-two logarithm of the number of its slots in one of the next class: 1 and more, giving at
-    /// most [`FANOUT_MAX`].
+    /// A region of `units` slots of the smallest class, all free. For each class but the largest,
+    /// `fanout_shifts` gives the base-two logarithm of the number of its slots in one of the next class: 1
+    /// and more, giving at most [`FANOUT_MAX`].
     pub(super) fn new(units: u32, fanout_shifts: impl Iterator<Item = u32>) -> Tree {
         let mut count = units;
         let levels = fanout_shifts.map(|shift| {

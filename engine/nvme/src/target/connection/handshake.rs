@@ -1,7 +1,7 @@
 //! From the first byte to an admitted queue: ICReq and ICResp, then one Connect command.
 //!
-//! Nothing here is fast, and nothing is kept: a connection that misbehaves gets its termination request or response
-//! and is gone.
+//! Nothing here is fast, and nothing is kept: a connection that misbehaves gets its termination request or
+//! response and is gone.
 
 use std::io;
 

@@ -1,8 +1,8 @@
 //! Connections of the NVMe/TCP target: bytes to commands and back.
 //!
-//! The life of a connection: the listener accepts it on its own reactor; [`handshake`] exchanges ICReq and ICResp and
-//! waits for the Connect command, which [`Admission`] decides about; the connection then moves to the reactor of its
-//! queue and lives there as one task ([`live`]) until either side ends it.
+//! The life of a connection: the listener accepts it on its own reactor; [`handshake`] exchanges ICReq and
+//! ICResp and waits for the Connect command, which [`Admission`] decides about; the connection then moves to
+//! the reactor of its queue and lives there as one task ([`live`]) until either side ends it.
 
 mod handshake;
 mod live;
@@ -31,10 +31,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What the transport of a target offers to hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransportSettings {
-    /// Data that an I/O command capsule may carry, in bytes: a multiple of 16, at most 32 KiB. What identify reports
-    /// as IOCCSZ follows from it. Default 8192.
+    /// Data that an I/O command capsule may carry, in bytes: a multiple of 16, at most 32 KiB. What identify
+    /// reports as IOCCSZ follows from it. Default 8192.
     pub in_capsule_bytes_max: u32,
-    /// Data that an H2CData PDU may carry, in bytes (MAXH2CDATA): a multiple of 4, at least 4096. Default 1 MiB.
+    /// Data that an H2CData PDU may carry, in bytes (MAXH2CDATA): a multiple of 4, at least 4096. Default 1
+    /// MiB.
     pub host_data_bytes_max: u32,
     /// Whether hosts get a header digest when they ask for it. Default true.
     pub header_digest: bool,

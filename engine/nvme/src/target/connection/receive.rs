@@ -1,8 +1,8 @@
 //! From received bytes to commands.
 //!
-//! A command capsule is taken whole, and its data cut out of the receive buffer without copying where the device does
-//! not ask for aligned memory. The data of H2CData PDUs goes to the buffer of its command: what was received along with
-//! the header is copied, the rest is received right into it.
+//! A command capsule is taken whole, and its data cut out of the receive buffer without copying where the
+//! device does not ask for aligned memory. The data of H2CData PDUs goes to the buffer of its command: what
+//! was received along with the header is copied, the rest is received right into it.
 
 use pollux_device::Gather;
 use pollux_hugepages::Buffer;
@@ -47,8 +47,8 @@ pub(super) enum Parsed {
     ShortOfMemory { bytes: usize },
 }
 
-/// Which way the data of a command goes: bits 1:0 of the opcode, or of the command type of a fabrics command (NVMe Base,
-/// Opcode field; Fabrics Command Type).
+/// Which way the data of a command goes: bits 1:0 of the opcode, or of the command type of a fabrics command
+/// (NVMe Base, Opcode field; Fabrics Command Type).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Transfers {
     None,

@@ -1,7 +1,7 @@
 //! Commands whose data is on its way from the host, by transfer tag, and the order of fused commands.
 //!
-//! Invariants: a tag names at most one transfer; `received` bytes of `buffer` have arrived, in order and without a gap;
-//! one R2T covers the whole of a transfer.
+//! Invariants: a tag names at most one transfer; `received` bytes of `buffer` have arrived, in order and
+//! without a gap; one R2T covers the whole of a transfer.
 
 use std::collections::VecDeque;
 
@@ -56,13 +56,14 @@ impl Transfers {
         Some(transfer)
     }
 
-    /// Finds the transfer that an H2CData PDU continues (NVMe/TCP Transport, H2CData PDU: CCCID, TTAG, DATAO, DATAL).
+    /// Finds the transfer that an H2CData PDU continues (NVMe/TCP Transport, H2CData PDU: CCCID, TTAG, DATAO,
+    /// DATAL).
     ///
     /// # Errors
     ///
-    /// [`Violation::OutOfSequence`] when no R2T asked for the data, [`Violation::Field`] for a command identifier that is
-    /// not the transfer's or an offset that is not the next, [`Violation::DataOutOfRange`] past its end or with the last
-    /// flag set or missing where it should not be.
+    /// [`Violation::OutOfSequence`] when no R2T asked for the data, [`Violation::Field`] for a command
+    /// identifier that is not the transfer's or an offset that is not the next, [`Violation::DataOutOfRange`]
+    /// past its end or with the last flag set or missing where it should not be.
     pub(super) fn expect(&mut self, data: &HostDataHeader) -> Result<&mut Transfer, Violation> {
         const COMMAND_ID_OFFSET: u32 = 8;
         const DATA_OFFSET_OFFSET: u32 = 12;
@@ -111,8 +112,8 @@ pub(super) struct HostDataHeader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FusedTicket(u64);
 
-/// Fused commands leave for the queue in the order in which they arrived, however long each one's data takes: the
-/// queue pairs a first with the second that follows it (NVMe Base, Fused Operations).
+/// Fused commands leave for the queue in the order in which they arrived, however long each one's data takes:
+/// the queue pairs a first with the second that follows it (NVMe Base, Fused Operations).
 #[derive(Default)]
 pub(super) struct FusedOrder {
     waiting: VecDeque<Option<Command>>,

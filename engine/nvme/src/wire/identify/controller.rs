@@ -325,8 +325,8 @@ structure! {
         348 => ana_groups: u32,
         /// Domain identifier (DID).
         356 => domain_id: u16,
-        /// Time in ms that commands may take to end once the controller has lost its host; 0 if not reported (CQT; Base
-        /// 2.1, 5.1.13.2.1).
+        /// Time in ms that commands may take to end once the controller has lost its host; 0 if not reported
+        /// (CQT; Base 2.1, 5.1.13.2.1).
         386 => command_quiesce_ms: u16,
         /// Submission entry sizes: bits 3:0 required, 7:4 largest, as powers of two (SQES).
         512 => submission_entry_sizes: u8,
@@ -404,8 +404,8 @@ impl IdentifyController {
         ControllerType::from_wire(self.controller_type_field)
     }
 
-    /// Which run of which target this is, chosen at random when it starts: as long as a host is told the same one,
-    /// nothing that the target held in memory is lost. `None` if the target does not say.
+    /// Which run of which target this is, chosen at random when it starts: as long as a host is told the same
+    /// one, nothing that the target held in memory is lost. `None` if the target does not say.
     #[must_use]
     pub fn instance(&self) -> Option<Uuid> {
         (self.instance_mark == Self::INSTANCE_MARK && !self.instance_field.is_nil())
