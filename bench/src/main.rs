@@ -8,8 +8,10 @@
 )]
 
 mod compare;
+mod load;
 mod socket_limit;
 
+use std::error::Error;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -24,6 +26,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Put a load on devices, time it, and check the data if asked to.
+    Run(load::Options),
     /// Run the Pollux target, SPDK's nvmf_tgt and plain sockets in turns, and print ratios.
     Compare(compare::Options),
     /// Measure how fast one core answers such requests over loopback with plain sockets and no protocol.
@@ -31,9 +35,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Compare(options) => compare::run(&options),
-        Command::SocketLimit(options) => socket_limit::run(&options),
+    let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
+        Command::Run(options) => load::run(&options).map_err(Into::into),
+        Command::Compare(options) => compare::run(&options).map_err(Into::into),
+        Command::SocketLimit(options) => socket_limit::run(&options).map_err(Into::into),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
