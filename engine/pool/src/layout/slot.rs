@@ -1,0 +1,126 @@
+//! Slots: what 64 KiB of a volume consist of. 128 bytes, in leaves of maps and in records of the journal.
+//!
+//! | byte | field |
+//! | --- | --- |
+//! | 0 | 16 checksums, u32 each: CRC-32C of each block; 0 where there is none |
+//! | 64 | 4 fragments of 16 bytes: extent in 48 bits, blocks that it holds in 16 bits, birth u64 |
+//!
+//! The place of a block in an extent is its place in the slot. Masks of fragments are disjoint and not
+//! empty; a block in no mask reads as zeros. Fragments that are not used are zeros, and come last.
+
+use arrayvec::ArrayVec;
+
+use super::field::{put_u32, put_u64, u32_at, u64_at};
+use super::{EXTENT_BLOCKS, ExtentId, LayoutError};
+
+const STRUCTURE: &str = "slot";
+
+/// Fragments of a slot.
+pub const FRAGMENTS_MAX: usize = 4;
+
+/// Some blocks of a slot and the extent that holds them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fragment {
+    /// The extent.
+    pub extent: ExtentId,
+    /// Which blocks of the slot it holds, a bit each.
+    pub mask: u16,
+    /// The generation in which the extent was allocated.
+    pub birth: u64,
+}
+
+/// What 64 KiB of a volume consist of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// The checksum of each block; 0 for one that is nowhere, and for all with checksums off.
+    pub checksums: [u32; EXTENT_BLOCKS],
+    /// Where the blocks are.
+    pub fragments: ArrayVec<Fragment, FRAGMENTS_MAX>,
+}
+
+impl Slot {
+    /// Bytes of a slot.
+    pub const BYTES: usize = 128;
+
+    /// Blocks that are somewhere.
+    pub fn mask(&self) -> u16 {
+        self.fragments
+            .iter()
+            .fold(0, |mask, fragment| mask | fragment.mask)
+    }
+
+    /// Whether all of it reads as zeros.
+    pub fn is_empty(&self) -> bool {
+        self.fragments.is_empty()
+    }
+
+    /// The fragment that holds a block.
+    pub fn fragment_of(&self, block: u8) -> Option<&Fragment> {
+        self.fragments
+            .iter()
+            .find(|fragment| fragment.mask >> block & 1 == 1)
+    }
+
+    /// The fragment with an extent.
+    pub fn fragment_with(&self, extent: ExtentId) -> Option<&Fragment> {
+        self.fragments.iter().find(|fragment| fragment.extent == extent)
+    }
+
+    /// The 128 bytes.
+    pub fn encode(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        for (block, crc) in self.checksums.iter().enumerate() {
+            put_u32(&mut bytes, block * 4, *crc);
+        }
+        for (number, fragment) in self.fragments.iter().enumerate() {
+            put_u64(
+                &mut bytes,
+                64 + number * 16,
+                fragment.extent.raw() | u64::from(fragment.mask) << ExtentId::BITS,
+            );
+            put_u64(&mut bytes, 72 + number * 16, fragment.birth);
+        }
+        bytes
+    }
+
+    /// Decodes 128 bytes; missing ones count as zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Field`] when masks overlap, a fragment is empty, or an unused one is not zeros.
+    pub fn decode(bytes: &[u8]) -> Result<Self, LayoutError> {
+        let wrong = |field| {
+            Err(LayoutError::Field {
+                structure: STRUCTURE,
+                field,
+            })
+        };
+        let mut slot = Self::default();
+        let mut held = 0;
+        for number in 0..FRAGMENTS_MAX {
+            let (place, birth) = (u64_at(bytes, 64 + number * 16), u64_at(bytes, 72 + number * 16));
+            if place == 0 && birth == 0 {
+                continue;
+            }
+            let mask = (place >> ExtentId::BITS) as u16;
+            let Some(extent) = ExtentId::from_raw(place & ((1 << ExtentId::BITS) - 1)) else {
+                return wrong("extent of a fragment");
+            };
+            if mask == 0 || mask & held != 0 || number != slot.fragments.len() {
+                return wrong("blocks of a fragment");
+            }
+            if slot.fragment_with(extent).is_some() {
+                return wrong("extent of a fragment");
+            }
+            held |= mask;
+            slot.fragments.push(Fragment { extent, mask, birth });
+        }
+        for (block, checksum) in slot.checksums.iter_mut().enumerate() {
+            *checksum = u32_at(bytes, block * 4);
+            if held >> block & 1 == 0 && *checksum != 0 {
+                return wrong("checksum of a block that is nowhere");
+            }
+        }
+        Ok(slot)
+    }
+}
