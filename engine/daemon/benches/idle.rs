@@ -3,8 +3,8 @@
 //!     cargo bench -p pollux-engine --bench idle
 //!
 //! Prints the processor time of the engine as the scheduler counts it, as a share of one core, and its memory
-//! from `/proc/PID/status`. The device holds no data, so that all memory is the engine's own. Hosts keep their
-//! controllers alive as the kernel does, every few seconds.
+//! from `/proc/PID/status`. The device holds no data, so that all memory is the engine's own. Hosts keep
+//! their controllers alive as the kernel does, every few seconds.
 
 #![expect(clippy::print_stdout, reason = "a measurement is printed")]
 
@@ -43,7 +43,8 @@ fn main() {
         let share = 100.0 * (after - before).as_secs_f64() / took.as_secs_f64();
         let memory = |name| memory_kib(engine.id(), name) as f64 / 1024.0;
         println!(
-            "idle {idle:8} {:3} I/O queues: {share:7.3} % of a core, {:.1} MiB resident and {:.1} MiB of huge pages",
+            "idle {idle:8} {:3} I/O queues: {share:7.3} % of a core, {:.1} MiB resident and {:.1} MiB of huge \
+             pages",
             hosts.as_ref().map_or(0, Hosts::queues),
             memory("VmRSS:"),
             memory("HugetlbPages:"),

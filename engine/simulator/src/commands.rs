@@ -12,7 +12,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Simulates Pollux in virtual time, from seeds that replay exactly.
 #[derive(Debug, Parser)]
-#[command(name = "pollux-sim", version, long_version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("POLLUX_COMMIT"), ")"))]
+#[command(name = "pollux-sim", version)]
+#[command(long_version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("POLLUX_COMMIT"), ")"))]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -1,6 +1,7 @@
 //! `pollux-sim`: runs scenarios with many seeds, and a failed seed again.
 //!
-//! This crate stands above everything that is simulated, and only lists the scenarios: each crate defines its own.
+//! This crate stands above everything that is simulated, and only lists the scenarios: each crate defines its
+//! own.
 
 #![forbid(unsafe_code)]
 

@@ -32,6 +32,12 @@ const READS_INPUT: [&str; 9] = [
 /// Crates that see clock, randomness, network and threads only through the driver of their reactor.
 const ABOVE_SEAM: [&str; 6] = ["device", "nvme", "nbd", "pool", "volume", "sim"];
 
+/// Files of those crates that stand outside of what is simulated, and why.
+const OUTSIDE: [&str; 1] = [
+    // Runs many worlds on threads of the real machine, and tells how many it does an hour.
+    "engine/sim/src/campaign.rs",
+];
+
 /// Banned words in code, where, and what to do instead.
 const BANNED: &[(&str, Scope, &str)] = &[
     ("dbg!", Scope::Everywhere, "remove it, or log with `tracing`"),
@@ -56,7 +62,7 @@ const BANNED: &[(&str, Scope, &str)] = &[
         Scope::Input,
         "bad input is an error; for a broken invariant use `assert!` with its text",
     ),
-    ("mem::forget", Scope::Product, "let the owner drop it"),
+    ("mem::forget", Scope::Input, "let the owner drop it"),
     (
         "env::var",
         Scope::Product,
@@ -149,7 +155,8 @@ pub(crate) fn check(source: &Source, layer: &str, findings: &mut Vec<Finding>) {
         findings.push(Finding::at(&source.path, source.line_of(at), message));
     };
     let is_binary = source.path.ends_with("src/main.rs") || source.path.iter().any(|part| part == "bin");
-    let above_seam = ABOVE_SEAM.contains(&layer) && !is_binary;
+    let is_outside = OUTSIDE.iter().any(|path| source.path == Path::new(path));
+    let above_seam = ABOVE_SEAM.contains(&layer) && !is_binary && !is_outside;
     let applies = |scope: Scope, at: usize| {
         let product = source.kind == Kind::Product && !source.is_test(source.line_of(at));
         match scope {

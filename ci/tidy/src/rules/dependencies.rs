@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("control", &["api"]),
     ("engine", &["api", "volume", "nbd"]),
     ("bench", &["api", "volume", "nbd", "sim"]),
+    ("simulator", &["sim"]),
     ("sim", &["volume", "nbd"]),
     ("volume", &["pool", "nvme"]),
     ("nbd", &["device"]),
@@ -42,8 +43,9 @@ pub(crate) fn check(packages: &[Package], findings: &mut Vec<Finding>) {
         let path = package.path();
         let mut report = |message: String| findings.push(Finding::in_file(&path, message));
         let layer = package.layer();
-        // A fuzz package stands beside the crate it fuzzes and sees what that sees.
-        let subject = layer.strip_suffix("-fuzz").unwrap_or(layer);
+        // A fuzz package stands beside the crate it fuzzes, and is a test of it.
+        let fuzzed = layer.strip_suffix("-fuzz");
+        let subject = fuzzed.unwrap_or(layer);
         let Some(below) = reachable(subject) else {
             report(format!(
                 "crate `{}` has no place in the house: add it, and what is below it, to `ARROWS` in ci/tidy",
@@ -51,19 +53,19 @@ pub(crate) fn check(packages: &[Package], findings: &mut Vec<Finding>) {
             ));
             continue;
         };
-        check_table(package, "dependencies", subject, &below, &mut report);
-        check_table(package, "build-dependencies", subject, &below, &mut report);
         // Tests of a layer may run it in the simulator, which is built on that very layer.
         let mut below_tests = below.clone();
-        below_tests.insert("sim");
         below_tests.extend(reachable("sim").unwrap_or_default());
         if MAY_WAIT.contains(&subject) {
             below_tests.extend(reachable("engine").unwrap_or_default());
         }
+        let below = if fuzzed.is_some() { &below_tests } else { &below };
+        check_table(package, "dependencies", subject, below, &mut report);
+        check_table(package, "build-dependencies", subject, below, &mut report);
         check_table(package, "dev-dependencies", subject, &below_tests, &mut report);
         if package.is_member {
             check_inherited(&package.manifest, &mut report);
-        } else if !layer.ends_with("-fuzz") {
+        } else if fuzzed.is_none() {
             report("is not a member of the workspace".to_owned());
         }
     }
@@ -191,6 +193,17 @@ mod tests {
         assert!(found.is_empty(), "{found:?}");
         let found = messages("pollux-nvme", "[dependencies]\npollux-sim.workspace = true\n");
         assert_eq!(found.len(), 1);
+    }
+
+    #[test]
+    fn fuzz_targets_are_tests_of_their_crate() {
+        for (other, count) in [("nvme", 0), ("sim", 0), ("engine", 1)] {
+            let found = messages(
+                "pollux-nvme-fuzz",
+                &format!("[dependencies]\npollux-{other}.workspace = true\n"),
+            );
+            assert_eq!(found.len(), count, "{found:?}");
+        }
     }
 
     #[test]

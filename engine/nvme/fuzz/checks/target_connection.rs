@@ -8,8 +8,8 @@
 //! 1 seed of the world: how the network cuts the bytes
 //! ```
 //!
-//! The target is a whole one, with a namespace in memory. It must neither panic nor hang: the connection ends once the
-//! host ends it, and another host can still connect and read.
+//! The target is a whole one, with a namespace in memory. It must neither panic nor hang: the connection ends
+//! once the host ends it, and another host can still connect and read.
 
 use std::sync::Arc;
 

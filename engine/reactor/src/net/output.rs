@@ -239,7 +239,10 @@ mod tests {
     proptest! {
         #[test]
         fn everything_leaves_once_and_in_order(
-            pieces in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..60)), 0..600),
+            pieces in prop::collection::vec(
+                (any::<bool>(), prop::collection::vec(any::<u8>(), 0..60)),
+                0..600,
+            ),
             takes in prop::collection::vec(1usize..3000, 1..50),
         ) {
             let mut output = Output::new();

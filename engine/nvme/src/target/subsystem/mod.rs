@@ -102,8 +102,8 @@ impl Subsystem {
         }))
     }
 
-    /// Names this run of the subsystem, at random: a host that is told the same one after it was away knows that
-    /// nothing the target held in memory is lost. To be called on a reactor.
+    /// Names this run of the subsystem, at random: a host that is told the same one after it was away knows
+    /// that nothing the target held in memory is lost. To be called on a reactor.
     pub(crate) fn run(&self) -> Uuid {
         *self
             .run
