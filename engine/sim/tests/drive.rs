@@ -480,3 +480,88 @@ fn a_flipped_bit_stays_flipped() {
     image.into_drive("copy", 1).peek(5000, &mut byte);
     assert_eq!(byte, [0]);
 }
+
+#[test]
+fn silent_faults_come_with_their_probability() {
+    let silent = [
+        Faults {
+            lost_write_probability: 0.3,
+            ..Faults::default()
+        },
+        Faults {
+            misdirected_write_probability: 0.3,
+            ..Faults::default()
+        },
+        Faults {
+            write_flip_probability: 0.3,
+            ..Faults::default()
+        },
+        Faults {
+            read_flip_probability: 0.3,
+            ..Faults::default()
+        },
+        Faults {
+            misdirected_read_probability: 0.3,
+            ..Faults::default()
+        },
+    ];
+    for (seed, faults) in (0..).zip(silent) {
+        let (world, _, reactor, drive) = one_machine(seed, options());
+        drive.set_faults(faults);
+        let wrong = with_queue(&world, reactor, &drive, async |queue| {
+            let mut wrong = 0;
+            for value in 1..=200 {
+                let block = u64::from(value) % 4;
+                queue.write(block, block_of(value), false).await.unwrap();
+                wrong += u32::from(read_block(&*queue, block).await != Ok(Some(value)));
+            }
+            wrong
+        });
+        assert!((30..90).contains(&wrong), "{faults:?}: {wrong}");
+        assert_eq!(u64::from(wrong), drive.counters().faults);
+    }
+}
+
+#[test]
+fn a_failed_write_was_done_or_not_or_in_part() {
+    let mut left = BTreeSet::new();
+    for seed in 0..60 {
+        let (world, _, reactor, drive) = one_machine(
+            seed,
+            SimDriveOptions {
+                tears_within_blocks: true,
+                ..options()
+            },
+        );
+        drive.fail_nth(Operation::Write, 1, Fault::Error(IoError::MediaWrite));
+        let content = with_queue(&world, reactor, &drive, async |queue| {
+            assert_eq!(queue.write(0, block_of(1), true).await, Err(IoError::MediaWrite));
+            read_block(&*queue, 0).await.unwrap()
+        });
+        left.insert(content);
+    }
+    assert_eq!(left, BTreeSet::from([None, Some(0), Some(1)]));
+}
+
+#[test]
+fn a_process_that_dies_leaves_writes_done_or_not() {
+    let slow = SimDriveOptions {
+        write_latency: Latency::between(Duration::from_millis(10), Duration::from_millis(10)),
+        ..options()
+    };
+    let mut left = BTreeSet::new();
+    for seed in 0..30 {
+        let (world, machine, reactor, drive) = one_machine(seed, slow.clone());
+        let device = drive.clone();
+        drop(world.spawn(reactor, async move {
+            device.attach().await.unwrap().write(0, block_of(1), true).await
+        }));
+        world.run_for(Duration::from_millis(5));
+        world.crash_all(Crash::Process);
+        world.restart(machine);
+        left.insert(with_queue(&world, reactor, &drive, async |queue| {
+            read_block(&*queue, 0).await.unwrap()
+        }));
+    }
+    assert_eq!(left, BTreeSet::from([Some(0), Some(1)]));
+}

@@ -626,3 +626,63 @@ fn an_accept_that_fails_can_be_tried_again() {
     });
     assert!(pair.world.finish(&served) > 3);
 }
+
+#[test]
+fn a_listener_may_refuse_and_a_link_may_reset() {
+    let pair = pair(16);
+    pair.serve_echo();
+    let (client, server) = (pair.client.0, pair.server.0);
+    pair.world
+        .change_link(client, server, |rule| rule.refuse_probability = 0.5);
+    let address = pair.address.clone();
+    let refused = pair.world.block_on(pair.client.1, async move {
+        let mut refused = 0;
+        for _ in 0..100 {
+            match connect(&address).await {
+                Ok(_) => {}
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+                    refused += 1;
+                }
+            }
+        }
+        refused
+    });
+    assert!((30..70).contains(&refused), "{refused}");
+
+    pair.world.change_link(client, server, |rule| {
+        (rule.refuse_probability, rule.reset_probability) = (0.0, 1.0);
+    });
+    let address = pair.address.clone();
+    let result = pair.world.block_on(pair.client.1, async move {
+        let mut stream = connect(&address).await.unwrap();
+        send_all(&mut *stream, b"to be reset").await.unwrap();
+        receive(&mut *stream, &mut [0; 1])
+            .await
+            .map_err(|error| error.kind())
+    });
+    assert_eq!(result, Err(ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_sender_whose_peer_cannot_answer_gives_up() {
+    let pair = pair(17);
+    let (asked, _served) = pair.connected(
+        async |mut stream| {
+            sleep(SECOND).await;
+            send_all(&mut *stream, &[1; 1000]).await.unwrap();
+            let start = now();
+            let result = receive(&mut *stream, &mut [0; 1]).await;
+            (result.map_err(|error| error.kind()), now() - start)
+        },
+        async |mut stream| {
+            receive_exact(&mut *stream, &mut [0; 1000]).await.unwrap();
+            std::future::pending::<()>().await;
+        },
+    );
+    pair.world.run_for(Duration::from_millis(500));
+    pair.world.partition_one_way(&[pair.server.0], &[pair.client.0]);
+    let (result, waited) = pair.world.finish(&asked);
+    assert_eq!(result, Err(ErrorKind::TimedOut));
+    assert!(waited >= SECOND * 59 && waited < SECOND * 70, "{waited:?}");
+}

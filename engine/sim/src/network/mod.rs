@@ -87,13 +87,19 @@ pub(crate) enum NetworkEvent {
     /// The head of what an end has sent.
     Deliver { sender: EndpointId },
     /// The news that the peer has read bytes.
-    Credit {
-        sender: EndpointId,
-        from: MachineId,
-        bytes: usize,
-    },
+    Credit(Credit),
     /// A reset.
     Reset { to: EndpointId, from: MachineId },
+}
+
+/// The news that the peer of an end, on a machine, has read bytes of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Credit {
+    sender: EndpointId,
+    from: MachineId,
+    bytes: usize,
+    /// When it was first lost.
+    lost_since: Option<Instant>,
 }
 
 struct Host {

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::endpoint::{Endpoint, EndpointId, Phase, Segment};
-use super::{Network, NetworkEvent, State};
+use super::{Credit, Network, NetworkEvent, State};
 use crate::MachineId;
 use crate::random::hash_bytes;
 
@@ -180,11 +180,12 @@ impl Network {
         }
         let (machine, bytes) = (end.machine, std::mem::take(&mut end.uncredited));
         let arrival = state.link(machine, peer_machine).arrival(self.timeline.now(), 0);
-        let event = NetworkEvent::Credit {
+        let event = NetworkEvent::Credit(Credit {
             sender: peer,
             from: machine,
             bytes,
-        };
+            lost_since: None,
+        });
         self.schedule(arrival, event);
     }
 
@@ -221,8 +222,8 @@ impl Network {
                 None
             }
             NetworkEvent::Deliver { sender } => self.on_deliver(state, sender),
-            NetworkEvent::Credit { sender, from, bytes } => {
-                self.on_credit(state, sender, from, bytes);
+            NetworkEvent::Credit(credit) => {
+                self.on_credit(state, credit);
                 None
             }
             NetworkEvent::Reset { to, from } => {
@@ -326,16 +327,24 @@ impl Network {
         self.schedule(again, NetworkEvent::Deliver { sender });
     }
 
-    fn on_credit(&self, state: &mut State, sender: EndpointId, from: MachineId, bytes: usize) {
-        let Some(machine) = state.endpoints.get(&sender).map(|end| end.machine) else {
+    /// The peer has read bytes, and this is its acknowledgement. An end whose peer cannot acknowledge gives up too.
+    fn on_credit(&self, state: &mut State, credit: Credit) {
+        let now = self.timeline.now();
+        let Some(machine) = state.endpoints.get(&credit.sender).map(|end| end.machine) else {
             return;
         };
-        if state.is_blocked(from, Some(machine)) {
-            let again = self.timeline.now() + self.options.retransmission_min;
-            return self.schedule(again, NetworkEvent::Credit { sender, from, bytes });
+        if state.is_blocked(credit.from, Some(machine)) {
+            let since = credit.lost_since.unwrap_or(now);
+            if now >= since + self.options.stream_timeout {
+                self.timeline.note("stream timed out", credit.sender.0, 1);
+                return state.fail(credit.sender, io::ErrorKind::TimedOut);
+            }
+            let lost_since = Some(since);
+            let again = NetworkEvent::Credit(Credit { lost_since, ..credit });
+            return self.schedule(now + self.options.retransmission_min, again);
         }
-        if let Some(end) = state.endpoints.get_mut(&sender) {
-            end.unacknowledged = end.unacknowledged.saturating_sub(bytes);
+        if let Some(end) = state.endpoints.get_mut(&credit.sender) {
+            end.unacknowledged = end.unacknowledged.saturating_sub(credit.bytes);
             state.woken.extend(end.writer.take());
         }
     }

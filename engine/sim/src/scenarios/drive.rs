@@ -9,7 +9,7 @@ use pollux_device::{BlockDevice, Device, Geometry};
 use crate::drive::{Latency, SimDrive, SimDriveOptions};
 use crate::oracle::{CheckError, CheckedDevice, SharedOracle, UnderWay, Workload};
 use crate::random::Random;
-use crate::{Crash, Finished, MachineId, Run, SimTask, World, WorldOptions};
+use crate::{Crash, Finished, MachineId, MachineOptions, Run, SimTask, World, WorldOptions};
 
 pub(super) fn run(run: &Run) -> Result<Finished, String> {
     exercise_drive(run, Rc::new(|device| device))
@@ -28,7 +28,7 @@ type Wrap = Rc<dyn Fn(Rc<dyn BlockDevice>) -> Rc<dyn BlockDevice>>;
 pub fn exercise_drive(run: &Run, wrap: Wrap) -> Result<Finished, String> {
     let world = run.world(WorldOptions::default());
     let mut random = world.random("scenario", 0);
-    let machine = world.add_machine("one");
+    let machine = world.add_machine_with("one", MachineOptions::seeded(&mut random));
     for _ in 0..random.within(1..=2) {
         world.add_reactor(machine);
     }

@@ -11,7 +11,7 @@ use pollux_reactor::net::{Address, Stream, accept, attach, connect, listen, rece
 use pollux_reactor::{ReactorHandle, sleep, timeout};
 
 use crate::random::Random;
-use crate::{Control, Crash, Finished, LinkRule, MachineId, Run, SimTask, WorldOptions};
+use crate::{Control, Crash, Finished, LinkRule, MachineId, MachineOptions, Run, SimTask, WorldOptions};
 
 const PORT: u16 = 7;
 
@@ -24,7 +24,7 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(300);
 pub(super) fn run(run: &Run) -> Result<Finished, String> {
     let world = run.world(WorldOptions::default());
     let mut random = world.random("scenario", 0);
-    let server = world.add_machine("server");
+    let server = world.add_machine_with("server", MachineOptions::seeded(&mut random));
     for _ in 0..random.within(1..=3) {
         world.add_reactor(server);
     }
@@ -34,7 +34,7 @@ pub(super) fn run(run: &Run) -> Result<Finished, String> {
     let mut clients = Vec::new();
     let mut machines = vec![server];
     for number in 0..random.within(1..=4) {
-        let machine = world.add_machine("client");
+        let machine = world.add_machine_with("client", MachineOptions::seeded(&mut random));
         let reactor = world.add_reactor(machine);
         let client = Client {
             address: world.tcp(server, PORT),

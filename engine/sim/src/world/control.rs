@@ -121,6 +121,13 @@ impl Control {
         }
     }
 
+    /// Takes all machines down at once.
+    pub fn crash_all(&self, crash: Crash) {
+        for machine in self.machines() {
+            self.crash(machine, crash);
+        }
+    }
+
     /// Starts a machine again, with its reactors as new. Nothing if it runs.
     pub fn restart(&self, machine: MachineId) {
         let inner = self.inner();

@@ -14,6 +14,7 @@ use super::{Control, Inner, MachineId, SimTask};
 use crate::clock::MachineClock;
 use crate::drive::{SimDrive, SimDriveOptions};
 use crate::driver::SimDriver;
+use crate::random::Random;
 
 /// How a machine is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,6 +23,17 @@ pub struct MachineOptions {
     pub clock_offset: Duration,
     /// How much faster its clock runs, in parts per billion.
     pub clock_drift_ppb: i32,
+}
+
+impl MachineOptions {
+    /// A clock like those of real machines: anywhere within the first hour, and up to 100 parts per million off.
+    /// Whoever compares instants of two machines is found out by it.
+    pub fn seeded(random: &mut Random) -> Self {
+        Self {
+            clock_offset: random.duration(Duration::ZERO..=Duration::from_secs(3600)),
+            clock_drift_ppb: random.within(0..=200_000) as i32 - 100_000,
+        }
+    }
 }
 
 pub(super) struct Machine {
@@ -54,7 +66,7 @@ pub(super) struct ReactorSlot {
     pub(super) busy_until: Instant,
     /// A poller of it asked to be called again.
     pub(super) poller_waiting: bool,
-    pub(super) random: crate::random::Random,
+    pub(super) random: Random,
 }
 
 impl ReactorSlot {
@@ -169,6 +181,13 @@ impl Control {
                 index,
                 machine: slot.machine,
             })
+            .collect()
+    }
+
+    /// All machines, in the order in which they were added.
+    pub fn machines(&self) -> Vec<MachineId> {
+        (0..self.inner().machines.borrow().len() as u32)
+            .map(MachineId)
             .collect()
     }
 

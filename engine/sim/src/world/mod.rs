@@ -84,6 +84,8 @@ struct Inner {
     cores: Cell<u64>,
     next_drive: Cell<u64>,
     turns: Cell<u64>,
+    /// How to replay was printed.
+    failure_told: Cell<bool>,
     /// The machine whose reactor is in its turn now.
     turning: Cell<Option<MachineId>>,
     /// Machines that crashed in their own turn, cleared right after it.
@@ -118,6 +120,7 @@ impl World {
             cores: Cell::new(0),
             next_drive: Cell::new(0),
             turns: Cell::new(0),
+            failure_told: Cell::new(false),
             turning: Cell::new(None),
             crashes_due: RefCell::default(),
         });
@@ -142,6 +145,7 @@ impl Deref for World {
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            self.tell_failure();
             // Dropping the futures could panic a second time and hide the first; the test is over, so they stay.
             for slot in self.inner.reactors.take() {
                 std::mem::forget(slot.core);

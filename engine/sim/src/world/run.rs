@@ -103,6 +103,13 @@ impl World {
         }
     }
 
+    /// Prints, once, how to replay what panics now.
+    pub(super) fn tell_failure(&self) {
+        if std::thread::panicking() && !self.inner.failure_told.replace(true) {
+            print_note(&self.failure_note());
+        }
+    }
+
     /// What to tell about a failure: the seed, the time, how to run it again, and what happened last.
     pub fn failure_note(&self) -> String {
         let inner = &self.inner;
@@ -125,9 +132,7 @@ struct FailureNote<'a>(&'a World);
 
 impl Drop for FailureNote<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            print_note(&self.0.failure_note());
-        }
+        self.0.tell_failure();
     }
 }
 
