@@ -79,11 +79,6 @@ const BANNED: &[(&str, Scope, &str)] = &[
         "environment variables are no internal wiring: make it a setting",
     ),
     (
-        "std::thread::sleep",
-        Scope::AboveSeam,
-        "use `pollux_reactor::sleep`, which a simulator owns",
-    ),
-    (
         "thread::sleep",
         Scope::AboveSeam,
         "use `pollux_reactor::sleep`, which a simulator owns",

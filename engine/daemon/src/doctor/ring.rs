@@ -57,16 +57,17 @@ pub struct Operation {
 }
 
 /// Operations by name and number, and whether an engine can run without them.
-const OPERATIONS: [(&str, u8, bool); 9] = [
+const OPERATIONS: [(&str, u8, bool); 10] = [
     ("POLL_ADD", opcode::PollAdd::CODE, true),
     ("POLL_REMOVE", opcode::PollRemove::CODE, true),
     ("ASYNC_CANCEL", opcode::AsyncCancel::CODE, true),
-    ("READV", opcode::Readv::CODE, true),
+    ("READ", opcode::Read::CODE, true),
+    ("WRITE", opcode::Write::CODE, true),
     ("WRITEV", opcode::Writev::CODE, true),
     ("FSYNC", opcode::Fsync::CODE, true),
     ("FALLOCATE", opcode::Fallocate::CODE, true),
-    ("READ_FIXED", opcode::ReadFixed::CODE, false),
-    ("URING_CMD", opcode::UringCmd80::CODE, false),
+    ("FTRUNCATE", opcode::Ftruncate::CODE, false),
+    ("URING_CMD", opcode::UringCmd16::CODE, false),
 ];
 
 /// Makes an io_uring and asks it.
