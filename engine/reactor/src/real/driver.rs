@@ -12,6 +12,7 @@ use super::listener::{self, SocketListener};
 use super::ring::Ring;
 use super::socket::{Connected, SocketSettings};
 use super::stream::SocketStream;
+use super::uring::Uring;
 use crate::driver::{Driver, Progress, Wait, WakeReactor};
 use crate::net::{Address, Connecting, Detached, Listener, Stream};
 use crate::timer::Instant;
@@ -52,8 +53,13 @@ impl RealDriver {
     ///
     /// When io_uring is not available, with what to do about it.
     pub fn new(settings: &DriverSettings) -> io::Result<Self> {
+        Self::on(settings, Uring::new(settings.ring_entries)?)
+    }
+
+    /// A driver on a ring of the calling thread.
+    fn on(settings: &DriverSettings, uring: Uring) -> io::Result<Self> {
         Ok(Self {
-            ring: Ring::new(settings)?,
+            ring: Ring::new(settings, uring)?,
             random: RefCell::new(rand::make_rng()),
             settings: settings.clone(),
         })
@@ -124,5 +130,81 @@ impl Driver for RealDriver {
 
     fn ring(&self) -> Option<&Ring> {
         Some(&self.ring)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use pollux_hugepages::{Buffer, BufferPool, PoolOptions};
+
+    use super::*;
+    use crate::executor::Core;
+    use crate::file::{File, OpenOptions};
+    use crate::handle::ReactorId;
+    use crate::net;
+    use crate::real::uring::Mode;
+
+    /// Waits for a connection that has cooled, for a file, for a timer and for another thread.
+    async fn use_everything() {
+        let address = Address::Tcp(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut listener = net::listen(&address).expect("a port is free");
+        let mut near = net::connect(listener.local()).await.expect("somebody listens");
+        let mut far = net::attach(net::accept(&mut *listener).await.expect("it comes")).expect("it is ours");
+        let echo = crate::spawn(async move {
+            let mut bytes = [0; 10];
+            net::receive_exact(&mut *far, &mut bytes)
+                .await
+                .expect("it is sent");
+            net::send_all(&mut *far, &bytes).await.expect("it is received");
+        });
+        crate::sleep(Duration::from_millis(3)).await;
+        net::send_all(&mut *near, &[7; 10]).await.expect("it is received");
+        let mut back = [0; 10];
+        net::receive_exact(&mut *near, &mut back)
+            .await
+            .expect("it comes back");
+        assert_eq!(back, [7; 10]);
+        echo.await;
+        let path = std::env::current_exe().expect("this is a program");
+        let file = File::open(&path, &OpenOptions::default())
+            .await
+            .expect("it can be read");
+        let (read, _) = file.read_at(0, Buffer::from_heap(4)).await;
+        assert_eq!(read.expect("it is not empty"), 4);
+    }
+
+    #[test]
+    fn every_mode_of_the_ring_that_the_kernel_knows_works() {
+        let mut known = 0;
+        for mode in Mode::ALL {
+            let settings = DriverSettings::default();
+            let Ok(uring) = Uring::with_mode(settings.ring_entries, mode) else {
+                println!("skipped: this kernel has no {mode:?} mode");
+                continue;
+            };
+            known += 1;
+            let driver = RealDriver::on(&settings, uring).expect("there is an eventfd");
+            let options = PoolOptions {
+                total_bytes: 4 << 20,
+                ..PoolOptions::default()
+            };
+            let pool = BufferPool::on_heap(&options).expect("there is memory");
+            let core = Core::new(ReactorId(0), Box::new(driver), pool);
+            let task = Core::spawn(&core, use_everything());
+            let start = std::time::Instant::now();
+            while !task.is_finished() {
+                // Asleep whenever there is nothing to do, for as long as nothing wakes it.
+                let wait = Wait::Until(core.next_deadline());
+                Core::turn(&core, wait).expect("the ring works");
+                assert!(start.elapsed() < Duration::from_secs(60), "{mode:?}");
+            }
+            assert!(core.counters().snapshot().asleep_ns > 0);
+            Core::clear(&core);
+            assert_eq!(Rc::strong_count(&core), 1);
+        }
+        assert!(known > 0);
     }
 }

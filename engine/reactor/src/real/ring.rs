@@ -17,6 +17,10 @@ use super::uring::Uring;
 use super::{DriverSettings, clock};
 
 /// The io_uring of one reactor. Clones are the same ring.
+///
+/// Drives whose completions can be polled for (`IORING_SETUP_IOPOLL`) need a ring of their own, which takes
+/// no sockets: it would be a second `Uring` in here, that operations on such files are pushed to, and that a
+/// poller reaps.
 #[derive(Clone)]
 pub struct Ring(Rc<Shared>);
 
@@ -32,12 +36,13 @@ struct Shared {
 }
 
 impl Ring {
-    pub(super) fn new(settings: &DriverSettings) -> io::Result<Self> {
+    /// On a ring of the calling thread.
+    pub(super) fn new(settings: &DriverSettings, uring: Uring) -> io::Result<Self> {
         let ring = Self(Rc::new(Shared {
             readiness: Readiness::new(clock::now()),
             operations: Operations::new(settings.file_operations.max(1)),
             bell: Arc::new(Bell::new()?),
-            uring: Uring::new(settings.ring_entries)?,
+            uring,
         }));
         ring.watch_bell();
         Ok(ring)

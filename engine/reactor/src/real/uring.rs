@@ -44,7 +44,16 @@ impl Uring {
     ///
     /// When the kernel has no io_uring, forbids it, or has no memory for it.
     pub(super) fn new(entries: u32) -> io::Result<Self> {
-        let ring = build(entries).map_err(explain)?;
+        let [best @ .., last] = Mode::ALL;
+        let first = best
+            .into_iter()
+            .find_map(|mode| Self::with_mode(entries, mode).ok());
+        first.map_or_else(|| Self::with_mode(entries, last), Ok)
+    }
+
+    /// A ring of the calling thread in a mode that the kernel may not know.
+    pub(super) fn with_mode(entries: u32, mode: Mode) -> io::Result<Self> {
+        let ring = mode.build(entries).map_err(explain)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe).map_err(explain)?;
         // Resource tags came with 5.13, as did multishot polls, which the bell needs and no flag tells of.
@@ -167,28 +176,42 @@ impl Uring {
     }
 }
 
-/// The ring with the best flags the kernel takes: they came with 6.1, 5.19, and before.
-fn build(entries: u32) -> io::Result<IoUring> {
-    let plain = || {
+/// How completions are brought about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// In the system calls of the ring alone: since Linux 6.1.
+    Deferred,
+    /// In whatever system call comes next: since Linux 5.19.
+    Cooperative,
+    /// At any time, by interrupting the thread.
+    Interrupting,
+}
+
+impl Mode {
+    /// From the best to the one that every kernel knows.
+    pub(super) const ALL: [Self; 3] = [Self::Deferred, Self::Cooperative, Self::Interrupting];
+
+    fn build(self, entries: u32) -> io::Result<IoUring> {
         let mut builder = IoUring::builder();
         builder.setup_clamp();
-        builder
-    };
-    let mut cooperative = plain();
-    cooperative
-        .setup_submit_all()
-        .setup_coop_taskrun()
-        .setup_taskrun_flag();
-    let mut deferred = plain();
-    deferred
-        .setup_submit_all()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag();
-    deferred
-        .build(entries)
-        .or_else(|_| cooperative.build(entries))
-        .or_else(|_| plain().build(entries))
+        match self {
+            Self::Deferred => {
+                builder
+                    .setup_submit_all()
+                    .setup_single_issuer()
+                    .setup_defer_taskrun()
+                    .setup_taskrun_flag();
+            }
+            Self::Cooperative => {
+                builder
+                    .setup_submit_all()
+                    .setup_coop_taskrun()
+                    .setup_taskrun_flag();
+            }
+            Self::Interrupting => {}
+        }
+        builder.build(entries)
+    }
 }
 
 fn explain(error: io::Error) -> io::Error {

@@ -284,6 +284,39 @@ fn a_thousand_connections_are_all_served_beside_a_busy_one() {
 }
 
 #[test]
+fn a_task_that_receives_for_ever_does_not_hold_its_reactor() {
+    let server = reactor(0, SLEEPY);
+    let client = reactor(1, SLEEPY);
+    let address = server.handle().call_blocking(|| async {
+        let mut listener = listen(&any_port()).unwrap();
+        let local = listener.local().clone();
+        let swallow = async move {
+            let mut stream = attach(accept(&mut *listener).await.unwrap()).unwrap();
+            let mut buffer = [0; 100];
+            // Never gives way by itself, as long as there is something to receive.
+            while receive(&mut *stream, &mut buffer).await.unwrap() > 0 {}
+        };
+        spawn(swallow).detach();
+        local
+    });
+    let address = address.unwrap();
+    let flood = move || async move {
+        let mut stream = connect(&address).await.unwrap();
+        let bytes = vec![1; 1 << 20];
+        while send_all(&mut *stream, &bytes).await.is_ok() {}
+    };
+    client.handle().spawn(flood).unwrap();
+    let received = || server.handle().counters().snapshot().driver_events;
+    eventually("the flood comes", || received() > 1000);
+    for round in 0..100 {
+        assert_eq!(
+            server.handle().call_blocking(move || async move { round }),
+            Ok(round)
+        );
+    }
+}
+
+#[test]
 fn a_dropped_stream_is_closed_though_a_poll_for_it_was_armed() {
     let reactor = reactor(0, SLEEPY);
     reactor
