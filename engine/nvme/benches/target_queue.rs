@@ -61,14 +61,22 @@ fn run(reactor: &ReactorThread, device: &Arc<dyn Device>, write: bool, rounds: u
 }
 
 fn bench(criterion: &mut Criterion) {
-    let settings = Settings { idle: IdlePolicy::Poll, ..Settings::default() };
+    let settings = Settings {
+        idle: IdlePolicy::Poll,
+        ..Settings::default()
+    };
     let reactor = ReactorThread::spawn(settings).unwrap();
     let mut group = criterion.benchmark_group("target_queue");
     group.throughput(Throughput::Elements(DEPTH.into()));
     for kind in [Kind::Null, Kind::Malloc, Kind::MallocLater] {
         let device = device(kind);
         // Every block is there before anything is measured.
-        run(&reactor, &device, true, 20 * SIZE_BYTES / BLOCK_BYTES as u64 / u64::from(DEPTH));
+        run(
+            &reactor,
+            &device,
+            true,
+            20 * SIZE_BYTES / BLOCK_BYTES as u64 / u64::from(DEPTH),
+        );
         for write in [false, true] {
             let name = format!("{kind:?}/{}", if write { "write" } else { "read" });
             group.bench_function(name, |bencher| {

@@ -38,9 +38,15 @@ impl Host {
         let target = Target::new(TargetConfig::default(), vec![current().handle()]).unwrap();
         let name = "nqn.2026-11.io.pollux:test";
         let subsystem = target.add_subsystem(&SubsystemConfig::new(name)).unwrap();
-        subsystem.add_namespace(device, &NamespaceConfig::default()).unwrap();
+        subsystem
+            .add_namespace(device, &NamespaceConfig::default())
+            .unwrap();
         let (admin, id) = connect(&target, name, 0, DYNAMIC_CONTROLLER, 32);
-        let enable = PropertySet { size: PropertySize::Four, offset: 0x14, value: 0x0046_0001 };
+        let enable = PropertySet {
+            size: PropertySize::Four,
+            offset: 0x14,
+            value: 0x0046_0001,
+        };
         let enabled = admin.submit(Command {
             entry: enable.to_entry(1),
             data: pollux_device::Gather::new(),
@@ -48,7 +54,12 @@ impl Host {
         });
         assert!(enabled.await.entry.status().is_success());
         let (queue, _) = connect(&target, name, 1, id, depth);
-        Self { _target: target, _admin: admin, queue, in_flight: InFlight::new(depth) }
+        Self {
+            _target: target,
+            _admin: admin,
+            queue,
+            in_flight: InFlight::new(depth),
+        }
     }
 
     /// Runs a full queue of reads, or of writes of `data`, to its end.
@@ -58,10 +69,18 @@ impl Host {
                 Some(_) => (IoOpcode::Write, 0),
                 None => (IoOpcode::Read, BLOCK_BYTES as u32),
             };
-            let command = BlockCommand { starting_block: block, blocks: 1, flags: BlockFlags::empty() };
+            let command = BlockCommand {
+                starting_block: block,
+                blocks: 1,
+                flags: BlockFlags::empty(),
+            };
             let entry = command.to_entry(opcode, 1, 1, SglDescriptor::transport(bytes));
             let data = data.cloned().map(Into::into).unwrap_or_default();
-            let mut execution = self.queue.submit(Command { entry, data, transfer_bytes_max: bytes });
+            let mut execution = self.queue.submit(Command {
+                entry,
+                data,
+                transfer_bytes_max: bytes,
+            });
             if let Execution::Ready(outcome) = &mut execution {
                 check(outcome.take());
                 continue;
@@ -102,7 +121,10 @@ fn connect(target: &Target, subsystem: &str, id: u16, controller: u16, depth: u1
     });
     let admitted = admitted.map_err(|entry| entry.status()).unwrap();
     let (queue, response) = (admitted.make_queue)();
-    (queue, ConnectResult::from_result(response.result_low()).controller_id)
+    (
+        queue,
+        ConnectResult::from_result(response.result_low()).controller_id,
+    )
 }
 
 /// A device that answers at the second look, as one does that has to ask a drive.
@@ -137,7 +159,10 @@ impl BlockDevice for LaterQueue {
     }
 
     fn submit(&self, request: Request) -> Completion {
-        Completion::from_future(SecondLook { inner: self.0.submit(request), looked: false })
+        Completion::from_future(SecondLook {
+            inner: self.0.submit(request),
+            looked: false,
+        })
     }
 }
 

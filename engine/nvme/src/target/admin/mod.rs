@@ -16,7 +16,9 @@ use std::task::{Context, Poll};
 use pollux_hugepages::Buffer;
 use pollux_reactor::{Task, now, spawn};
 
-use super::controller::{Controller, Effect, EventRequest, QueueLink, Registration, watch_keep_alive};
+use super::controller::{
+    Controller, Effect, EndWatch, EventRequest, QueueLink, Registration, watch_keep_alive,
+};
 use super::io::flush_all;
 use super::placement::Lease;
 use super::queue::{Command, Execution, Outcome, Payload, Queue};
@@ -39,6 +41,7 @@ pub(crate) struct AdminQueue {
     lease: RefCell<Option<Lease>>,
     /// Ends with the connection.
     watches: RefCell<Vec<Task<()>>>,
+    end: EndWatch,
     depth: u16,
 }
 
@@ -51,6 +54,7 @@ impl AdminQueue {
             spawn(health::watch(controller)),
         ];
         Self {
+            end: EndWatch::new(registration.link.clone()),
             registration,
             lease: RefCell::new(Some(lease)),
             watches: RefCell::new(watches),
@@ -236,7 +240,7 @@ impl Queue for AdminQueue {
     }
 
     fn poll_terminated(&self, context: &mut Context<'_>) -> Poll<&'static str> {
-        self.link().poll_ended(context)
+        self.end.poll(context)
     }
 
     fn closed(&self) {

@@ -1,6 +1,7 @@
 //! What a queue shares with its controller across reactors: its end, its signs of life, its counters, and
 //! the commands that wait for something other than the device.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -69,15 +70,6 @@ impl QueueLink {
         self.ended.get().copied()
     }
 
-    /// Ready once the connection is to end.
-    pub(crate) fn poll_ended(&self, context: &mut Context<'_>) -> Poll<&'static str> {
-        if let Some(reason) = self.ended() {
-            return Poll::Ready(reason);
-        }
-        self.connection.register(context.waker());
-        self.ended().map_or(Poll::Pending, Poll::Ready)
-    }
-
     /// Makes a command known as one that can be aborted until the result is dropped; the result is ready
     /// once it was.
     pub(crate) fn abortable(self: &Arc<Self>, command_id: u16) -> Abortable {
@@ -106,6 +98,37 @@ impl QueueLink {
         drop(waiting);
         waker.into_iter().for_each(Waker::wake);
         true
+    }
+}
+
+/// Waits for the end of a queue, on the queue's own reactor. Asked in every turn of a connection, it touches
+/// nothing that is shared unless the connection's task changed.
+pub(crate) struct EndWatch {
+    link: Arc<QueueLink>,
+    /// The waker that the link has. Only the end takes it from there.
+    registered: RefCell<Option<Waker>>,
+}
+
+impl EndWatch {
+    pub(crate) fn new(link: Arc<QueueLink>) -> Self {
+        Self {
+            link,
+            registered: RefCell::new(None),
+        }
+    }
+
+    /// Ready once the connection is to end.
+    pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<&'static str> {
+        let mut registered = self.registered.borrow_mut();
+        let is_registered = registered
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(context.waker()));
+        if !is_registered {
+            self.link.connection.register(context.waker());
+            *registered = Some(context.waker().clone());
+        }
+        // Looked at after the registration: what ends the queue sets the reason first and wakes then.
+        self.link.ended().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -213,11 +236,33 @@ mod tests {
     #[test]
     fn only_the_first_reason_ends_a_queue() {
         let link = QueueLink::new(1);
+        let watch = EndWatch::new(link.clone());
         let mut context = Context::from_waker(Waker::noop());
-        assert_eq!(link.poll_ended(&mut context), Poll::Pending);
+        assert_eq!(watch.poll(&mut context), Poll::Pending);
         link.end("first");
         link.end("second");
-        assert_eq!(link.poll_ended(&mut context), Poll::Ready("first"));
+        assert_eq!(watch.poll(&mut context), Poll::Ready("first"));
+    }
+
+    struct Count(AtomicU64);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_task_that_asked_last_is_woken() {
+        let link = QueueLink::new(1);
+        let watch = EndWatch::new(link.clone());
+        let counts = [0, 1].map(|_| Arc::new(Count(AtomicU64::new(0))));
+        for count in [&counts[0], &counts[1], &counts[1]] {
+            let waker = Waker::from(count.clone());
+            assert_eq!(watch.poll(&mut Context::from_waker(&waker)), Poll::Pending);
+        }
+        link.end("now");
+        assert_eq!(counts.map(|count| count.0.load(Ordering::Relaxed)), [0, 1]);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(crate) use error_log::{ERROR_LOG_ENTRIES, ErrorLog, ErrorRecord};
 pub(crate) use events::EventKind;
 pub(crate) use features::Features;
 pub(crate) use keep_alive::{KEEP_ALIVE_GRANULARITY_100MS, KeepAlive, watch as watch_keep_alive};
-pub(crate) use link::{IoTotals, QueueLink};
+pub(crate) use link::{EndWatch, IoTotals, QueueLink};
 pub(crate) use registers::{Effect, Registers, VERSION};
 
 use super::config::TargetConfig;

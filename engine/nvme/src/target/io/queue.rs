@@ -13,7 +13,7 @@ use super::decode::{Offered, Plan, plan};
 use super::fused::Pairs;
 use super::view::{Lookup, View};
 use super::{fused, ranges, transfer};
-use crate::target::controller::{Controller, QueueLink, Registration};
+use crate::target::controller::{Controller, EndWatch, QueueLink, Registration};
 use crate::target::placement::Lease;
 use crate::target::queue::{Command, Execution, Outcome, Queue};
 use crate::target::refusal::{Refusal, field};
@@ -38,12 +38,14 @@ pub(crate) struct IoQueue {
     shared: Rc<Shared>,
     /// Counts the connection on its reactor until it is gone.
     lease: RefCell<Option<Lease>>,
+    end: EndWatch,
     depth: u16,
 }
 
 impl IoQueue {
     /// A queue on the current reactor.
     pub(crate) fn new(registration: Registration, lease: Lease, depth: u16) -> Self {
+        let end = EndWatch::new(registration.link.clone());
         let controller = &registration.controller;
         let shared = Shared {
             view: View::obtain(&controller.subsystem),
@@ -56,6 +58,7 @@ impl IoQueue {
         Self {
             shared: Rc::new(shared),
             lease: RefCell::new(Some(lease)),
+            end,
             depth,
         }
     }
@@ -187,7 +190,7 @@ impl Queue for IoQueue {
     }
 
     fn poll_terminated(&self, context: &mut Context<'_>) -> Poll<&'static str> {
-        self.shared.link().poll_ended(context)
+        self.end.poll(context)
     }
 
     fn closed(&self) {
