@@ -23,7 +23,7 @@ const HEADER_BYTES_MAX: usize = 64 * 1024;
 const HEADER_BYTES_PER_COMMAND_MAX: usize = 512;
 
 /// Bytes that may wait for the socket before no more commands are taken from the host.
-const QUEUED_BYTES_MAX: usize = 4 * 1024 * 1024;
+const QUEUED_BYTES_MAX: usize = 256 * 1024;
 
 /// Pieces handed to one vectored send.
 const PIECES_PER_SEND: usize = 256;
