@@ -1,7 +1,8 @@
-//! The limit of plain sockets: one thread answers requests of the size of an NVMe/TCP capsule with blocks, and does
-//! nothing else. No target on one core can be faster over the same sockets.
+//! The limit of plain sockets: one thread answers requests of the size of an NVMe/TCP capsule with blocks,
+//! and does nothing else. No target on one core can be faster over the same sockets.
 //!
-//! A request is 72 bytes, and 4 KiB of data for a write; a response is 24 bytes, and 4 KiB of data for a read.
+//! A request is 72 bytes, and 4 KiB of data for a write; a response is 24 bytes, and 4 KiB of data for a
+//! read.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};

@@ -1,7 +1,8 @@
 //! Pollux, SPDK's `nvmf_tgt` and plain sockets on the same cores, in turns, and the ratios of their medians.
 //!
-//! Machines are shared and noisy: a figure alone means little, and two figures of different minutes mean less. So the
-//! contestants take turns, several rounds of each, and what is reported is the ratio of medians, with the spread.
+//! Machines are shared and noisy: a figure alone means little, and two figures of different minutes mean
+//! less. So the contestants take turns, several rounds of each, and what is reported is the ratio of medians,
+//! with the spread.
 
 mod engine;
 mod perf;
@@ -23,7 +24,8 @@ pub struct Options {
     /// The `pollux-engine` to measure; by default the one beside this program.
     #[arg(long)]
     engine: Option<PathBuf>,
-    /// An SPDK build tree (with `build/bin`) or installation prefix (with `bin`) for `nvmf_tgt` and `spdk_nvme_perf`.
+    /// An SPDK build tree (with `build/bin`) or installation prefix (with `bin`) for `nvmf_tgt` and
+    /// `spdk_nvme_perf`.
     #[arg(long)]
     spdk: PathBuf,
     /// Rounds; each measures every contestant once for every load.

@@ -48,7 +48,11 @@ impl Spdk {
         let config = json!({ "subsystems": [
             { "subsystem": "bdev", "config": [{
                 "method": "bdev_malloc_create",
-                "params": { "name": "Malloc0", "num_blocks": (device_mib << 20) / BLOCK_BYTES, "block_size": BLOCK_BYTES },
+                "params": {
+                    "name": "Malloc0",
+                    "num_blocks": (device_mib << 20) / BLOCK_BYTES,
+                    "block_size": BLOCK_BYTES,
+                },
             }] },
             { "subsystem": "nvmf", "config": [
                 { "method": "nvmf_create_transport", "params": { "trtype": "TCP" } },

@@ -89,8 +89,10 @@ impl Row {
 /// The table in Markdown.
 pub fn render(rows: &[Row], rounds: usize, seconds: u32) -> String {
     let mut text = format!(
-        "{rounds} rounds of {seconds} s each, in turns. Thousands of IOPS: median (lowest-highest); mean latency in us.\n\n\
-         | load | pollux kIOPS | us | nvmf_tgt kIOPS | us | sockets kIOPS | IOPS / nvmf_tgt | IOPS / sockets | latency / nvmf_tgt |\n\
+        "{rounds} rounds of {seconds} s each, in turns. Thousands of IOPS: median (lowest-highest); \
+         mean latency in us.\n\n\
+         | load | pollux kIOPS | us | nvmf_tgt kIOPS | us | sockets kIOPS \
+         | IOPS / nvmf_tgt | IOPS / sockets | latency / nvmf_tgt |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
     );
     for row in rows {

@@ -41,7 +41,8 @@ impl Pattern {
 /// A load on one or more devices.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Devices: nvmf://HOST:PORT/NQN, uring:///PATH, malloc:///NAME?size=1GiB, ...; each job works on all of them
+    /// Devices: nvmf://HOST:PORT/NQN, uring:///PATH, malloc:///NAME?size=1GiB, ...; each job works on all of
+    /// them
     #[arg(required = true)]
     pub uris: Vec<String>,
     /// Where requests go, and what they do
@@ -80,8 +81,8 @@ pub struct Options {
     /// Flush after so many writes of a job
     #[arg(long)]
     pub flush_every: Option<u64>,
-    /// Stamp what is written and check what is read; jobs then keep to parts of their own, which must read as zeros
-    /// or be written by this run
+    /// Stamp what is written and check what is read; jobs then keep to parts of their own, which must read as
+    /// zeros or be written by this run
     #[arg(long)]
     pub verify: bool,
     /// Seed of positions and choices

@@ -1,11 +1,11 @@
 //! Blocks that say of themselves which block they are and which write they came from.
 //!
 //! ```text
-//! 0 magic   8 block number   16 generation   24 CRC-32C of the rest of the block   28 .. filled from both numbers
+//! 0 magic   8 block number   16 generation   24 CRC-32C of what follows   28 .. filled from both numbers
 //! ```
 //!
-//! A block that reads back must carry its own number, an intact checksum, and the generation that was written last;
-//! one that was never written is all zeros.
+//! A block that reads back must carry its own number, an intact checksum, and the generation that was written
+//! last; one that was never written is all zeros.
 
 use crc_fast::CrcAlgorithm::Crc32Iscsi;
 

@@ -1,6 +1,7 @@
 //! One job: keeps requests outstanding on one device, from one reactor, and times them.
 //!
-//! With verification a job never has two requests on one block at a time, so that what a read must return is known.
+//! With verification a job never has two requests on one block at a time, so that what a read must return is
+//! known.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

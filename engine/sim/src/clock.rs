@@ -1,7 +1,7 @@
 //! Clocks: the world's virtual time, and each machine's own idea of it.
 //!
-//! A machine's clock has an offset and a rate. Readings never go backwards, whatever the rate becomes; an instant of
-//! the machine's clock converts to the first world instant at which the clock reads at least that.
+//! A machine's clock has an offset and a rate. Readings never go backwards, whatever the rate becomes; an
+//! instant of the machine's clock converts to the first world instant at which the clock reads at least that.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -103,7 +103,12 @@ mod tests {
         }
 
         #[test]
-        fn never_goes_backwards(changes in proptest::collection::vec((0u64..1 << 40, -CLOCK_DRIFT_PPB_MAX..=CLOCK_DRIFT_PPB_MAX), 1..20)) {
+        fn never_goes_backwards(
+            changes in proptest::collection::vec(
+                (0u64..1 << 40, -CLOCK_DRIFT_PPB_MAX..=CLOCK_DRIFT_PPB_MAX),
+                1..20,
+            ),
+        ) {
             let clock = MachineClock::new(Duration::ZERO, 0);
             let (mut world, mut last) = (0, Instant::ORIGIN);
             for (step, drift) in changes {

@@ -1,7 +1,7 @@
 //! Simulated clock, drives and network for whole clusters on one thread.
 //!
-//! A [`World`] runs many machines in virtual time from one seed. What is built on a reactor and on devices runs in it
-//! unchanged, and every failure replays from its seed. See `docs/decisions/0003-simulation.md`.
+//! A [`World`] runs many machines in virtual time from one seed. What is built on a reactor and on devices
+//! runs in it unchanged, and every failure replays from its seed. See `docs/decisions/0003-simulation.md`.
 
 #![forbid(unsafe_code)]
 

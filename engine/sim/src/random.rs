@@ -1,8 +1,8 @@
 //! Randomness of a simulation: every stream derives from one seed and a purpose.
 //!
-//! A stream of its own for each purpose and number (this connection, that drive) means that one more fault, or one
-//! more machine, does not shift the choices made elsewhere: a seed stays close to itself while a scenario is being
-//! changed. Nothing here uses floating point functions that differ between platforms.
+//! A stream of its own for each purpose and number (this connection, that drive) means that one more fault,
+//! or one more machine, does not shift the choices made elsewhere: a seed stays close to itself while a
+//! scenario is being changed. Nothing here uses floating point functions that differ between platforms.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

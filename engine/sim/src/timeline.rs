@@ -1,7 +1,7 @@
 //! The world's time and what is to happen in it.
 //!
-//! Invariant: the clock only moves forwards, and never past an event that has not happened. Events of one instant
-//! happen in the order in which they were scheduled.
+//! Invariant: the clock only moves forwards, and never past an event that has not happened. Events of one
+//! instant happen in the order in which they were scheduled.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! The trace of a simulation: a running hash of everything that happened, and the last of it for people.
 //!
-//! Two runs of one seed have the same hash, or something in them does not derive from the seed: the order of a hash
-//! map, an address, the real clock.
+//! Two runs of one seed have the same hash, or something in them does not derive from the seed: the order of
+//! a hash map, an address, the real clock.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

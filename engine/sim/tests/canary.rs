@@ -1,4 +1,5 @@
-//! Devices with one deliberate bug each, which the checks must find: a simulator that finds nothing is broken.
+//! Devices with one deliberate bug each, which the checks must find: a simulator that finds nothing is
+//! broken.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
 

@@ -70,7 +70,12 @@ fn requests_are_checked_before_anything_is_done() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn reads_return_what_was_written(seed in any::<u64>(), used in any::<bool>(), instant in any::<bool>(), steps in 1usize..60) {
+    fn reads_return_what_was_written(
+        seed in any::<u64>(),
+        used in any::<bool>(),
+        instant in any::<bool>(),
+        steps in 1usize..60,
+    ) {
         let fill = if used { Fill::Noise(seed) } else { Fill::Zeros };
         let mut options = SimDriveOptions { fill, cache_bytes: 40 << 10, ..options() };
         if instant {

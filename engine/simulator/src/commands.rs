@@ -141,7 +141,8 @@ fn run_scenario(
         )
     };
     let mut written = Ok(());
-    let mut shown = Instant::now();
+    let started = Instant::now();
+    let mut shown = started;
     let summary = run_campaign(scenario, &options, replay, |summary, failure| {
         let due = shown.elapsed() >= PROGRESS_INTERVAL;
         if due {
@@ -190,9 +191,9 @@ fn show_summary(
         seeds.end - seeds.start,
         summary.failures.len(),
         summary.repeated,
-        summary.seeds_per_hour(),
+        summary.seeds_per_hour(started.elapsed()),
         summary.virtual_time,
-        summary.elapsed,
+        started.elapsed(),
     )?;
     output.flush()
 }

@@ -30,7 +30,8 @@ impl Operation {
 /// What goes wrong with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// It fails. A write that fails was done, not done, or done in part. A request short of resources was not done.
+    /// It fails. A write that fails was done, not done, or done in part. A request short of resources was not
+    /// done.
     Error(IoError),
     /// It succeeds and did nothing: a write that is lost, a flush that did not flush.
     Lie,
@@ -109,7 +110,8 @@ impl Faults {
         };
         let shortage = (self.shortage_probability, Fault::Error(IoError::ResourceShortage));
         let mut drawn = None;
-        // Every chance takes its number whatever the others say, so that one more fault does not shift the rest.
+        // Every chance takes its number whatever the others say, so that one more fault does not shift the
+        // rest.
         for (probability, fault) in chances.iter().chain([&shortage]) {
             if random.chance(*probability) {
                 drawn = drawn.or(Some(*fault));

@@ -1,10 +1,12 @@
 //! A simulated drive: content, a volatile write cache, latency, and everything that drives do wrong.
 //!
-//! Requests take effect when they complete, in the order in which they do; a request under way when the power is lost
-//! may have happened, not happened, or happened in part. What a power loss leaves is told by [`store`].
+//! Requests take effect when they complete, in the order in which they do; a request under way when the power
+//! is lost may have happened, not happened, or happened in part. What a power loss leaves is told by
+//! [`store`].
 //!
-//! A drive is apart from any world: it takes time from the reactor that it is attached to and choices from a seed of
-//! its own. [`Control::add_drive`](crate::Control::add_drive) puts it into a machine, whose crashes it then shares.
+//! A drive is apart from any world: it takes time from the reactor that it is attached to and choices from a
+//! seed of its own. [`Control::add_drive`](crate::Control::add_drive) puts it into a machine, whose crashes
+//! it then shares.
 
 mod faults;
 mod options;
@@ -110,7 +112,8 @@ struct State {
     fault_random: Random,
     counters: DriveCounters,
     health: Health,
-    /// Raised when the power is lost, the controller reset or the drive removed: older requests are of no more effect.
+    /// Raised when the power is lost, the controller reset or the drive removed: older requests are of no
+    /// more effect.
     generation: u64,
     present: bool,
     next_request: u64,
@@ -239,8 +242,8 @@ impl SimDrive {
         }
     }
 
-    /// Loses power and has it again: what was not durable is lost, kept, reordered or torn, requests under way never
-    /// complete, and queues that are attached are of no more use.
+    /// Loses power and has it again: what was not durable is lost, kept, reordered or torn, requests under
+    /// way never complete, and queues that are attached are of no more use.
     pub fn power_loss(&self, loss: PowerLoss) {
         self.reset(|state| {
             state.store.lose_power(loss, &mut state.random);
@@ -250,8 +253,8 @@ impl SimDrive {
         });
     }
 
-    /// The host's process died: each write under way happens or does not, the cache stays, and queues that are
-    /// attached are of no more use.
+    /// The host's process died: each write under way happens or does not, the cache stays, and queues that
+    /// are attached are of no more use.
     pub fn disconnect(&self) {
         self.reset(|state| {
             for (write, effect) in state.store.take_under_way() {
@@ -286,8 +289,8 @@ impl SimDrive {
         self.publisher.publish(DeviceEvent::Resized);
     }
 
-    /// Records every write and flush from now on, with what it holds now as the start. A power loss or a disconnect is
-    /// not recorded: end the recording before.
+    /// Records every write and flush from now on, with what it holds now as the start. A power loss or a
+    /// disconnect is not recorded: end the recording before.
     pub fn record(&self, recorder: &Arc<Recorder>) {
         let mut state = self.state();
         let drive = recorder.add_drive(state.options.clone(), state.store.clone());

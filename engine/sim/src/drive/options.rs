@@ -55,8 +55,8 @@ impl Latency {
 pub struct SimDriveOptions {
     /// What the drive says about itself. Without a volatile write cache every completed write is durable.
     pub geometry: Geometry,
-    /// Writes tear at 512 bytes whatever `atomic_write_blocks` of the geometry promises, as those of a file on a
-    /// drive with small sectors do.
+    /// Writes tear at 512 bytes whatever `atomic_write_blocks` of the geometry promises, as those of a file
+    /// on a drive with small sectors do.
     pub tears_within_blocks: bool,
     /// What it holds where nobody has written: a used drive holds noise.
     pub fill: Fill,
@@ -97,7 +97,8 @@ impl SimDriveOptions {
         })
     }
 
-    /// The same drive with every request done at once: for recording crash states, where only the order counts.
+    /// The same drive with every request done at once: for recording crash states, where only the order
+    /// counts.
     pub fn instant(self) -> Self {
         Self {
             read_latency: Latency::ZERO,

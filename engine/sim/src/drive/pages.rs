@@ -1,8 +1,9 @@
 //! The content of a drive: sparse, and cheap to copy.
 //!
-//! A tree of 64-way branches over 4 KiB pages, shared between copies until one of them is written (`Arc::make_mut`).
-//! A copy costs one reference; a write to a copy costs one page and the branches above it. Whole subtrees that were
-//! never written, or that are zeros, take no memory, so that a drive can be of any size.
+//! A tree of 64-way branches over 4 KiB pages, shared between copies until one of them is written
+//! (`Arc::make_mut`). A copy costs one reference; a write to a copy costs one page and the branches above it.
+//! Whole subtrees that were never written, or that are zeros, take no memory, so that a drive can be of any
+//! size.
 
 use std::sync::Arc;
 
@@ -159,7 +160,8 @@ struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// Applies the part of the change, which begins at `offset` of the drive, that concerns a node at `start`.
+    /// Applies the part of the change, which begins at `offset` of the drive, that concerns a node at
+    /// `start`.
     fn apply(&self, node: &mut Node, node_bytes: u64, start: u64, offset: u64) {
         let (from, to) = (offset.max(start), (offset + self.bytes).min(start + node_bytes));
         if from >= to {

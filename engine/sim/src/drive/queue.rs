@@ -167,7 +167,8 @@ impl State {
                 covers: self.store.sequence(),
             },
             Request::Write { from, .. } => {
-                // Copied, as by DMA: the caller's memory must not be held for as long as the cache holds the data.
+                // Copied, as by DMA: the caller's memory must not be held for as long as the cache holds the
+                // data.
                 let mut data = vec![0; from.len_bytes()].into_boxed_slice();
                 from.copy_to(&mut data);
                 self.note(hash_bytes(0, &data), 0);

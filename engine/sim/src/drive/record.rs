@@ -1,12 +1,13 @@
 //! Power cuts at every moment of a recorded run.
 //!
-//! A [`Recorder`] keeps, for one drive or several, every write that was submitted, completed or flushed, in one order.
-//! A [`CrashCursor`] walks through it and makes, at any place, what the drives may hold if the power is cut there.
-//! That costs a copy of two references and the writes that are not durable yet, not the run: tens of thousands of
-//! states take seconds.
+//! A [`Recorder`] keeps, for one drive or several, every write that was submitted, completed or flushed, in
+//! one order. A [`CrashCursor`] walks through it and makes, at any place, what the drives may hold if the
+//! power is cut there. That costs a copy of two references and the writes that are not durable yet, not the
+//! run: tens of thousands of states take seconds.
 //!
-//! A *position* is the number of events so far. Something that was acknowledged to a client at position `p` had been
-//! acknowledged when the power is cut at `p` or later; something submitted at `p` may have begun at a cut at `p`.
+//! A *position* is the number of events so far. Something that was acknowledged to a client at position `p`
+//! had been acknowledged when the power is cut at `p` or later; something submitted at `p` may have begun at
+//! a cut at `p`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -60,8 +61,8 @@ impl Recorder {
         self.log().events.len()
     }
 
-    /// The states that power cuts leave: at each chosen position, one for each kind of loss. `seed` decides what is
-    /// lost, for each state apart.
+    /// The states that power cuts leave: at each chosen position, one for each kind of loss. `seed` decides
+    /// what is lost, for each state apart.
     pub fn crash_states(
         &self,
         seed: u64,
@@ -139,7 +140,8 @@ impl Recorder {
 /// Where to cut the power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CutPoints {
-    /// While each write is under way, and at the end. Between two writes nothing can be lost that could not be then.
+    /// While each write is under way, and at the end. Between two writes nothing can be lost that could not
+    /// be then.
     Writes,
     /// After every event: also after each completion and each flush.
     Everywhere,

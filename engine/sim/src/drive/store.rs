@@ -2,9 +2,11 @@
 //!
 //! Invariants:
 //! - `media` holds what is durable, and nothing that a power loss could still take away.
-//! - `cached` holds the completed writes that are not durable, in the order in which they completed. The parts of a
-//!   cached write that a later durable write covers are cut out of it: they can never surface again.
-//! - `under_way` holds the writes that were submitted and have not completed; a power loss may leave any part of them.
+//! - `cached` holds the completed writes that are not durable, in the order in which they completed. The
+//!   parts of a cached write that a later durable write covers are cut out of it: they can never surface
+//!   again.
+//! - `under_way` holds the writes that were submitted and have not completed; a power loss may leave any part
+//!   of them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! One end of a connection.
 //!
-//! Invariants: bytes are in exactly one place: `outgoing` of the sender until they arrive, `received` of the receiver
-//! until they are read. `unacknowledged` is what was sent and not yet credited back by the receiver, and never more
-//! than `window_bytes`. At most one delivery is scheduled for the head of `outgoing`.
+//! Invariants: bytes are in exactly one place: `outgoing` of the sender until they arrive, `received` of the
+//! receiver until they are read. `unacknowledged` is what was sent and not yet credited back by the receiver,
+//! and never more than `window_bytes`. At most one delivery is scheduled for the head of `outgoing`.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut, Read};

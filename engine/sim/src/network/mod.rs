@@ -1,9 +1,9 @@
 //! The simulated network: ordered byte streams between machines, with everything that goes wrong with them.
 //!
-//! A connection is two ends ([`endpoint`]) and what travels between them. Bytes that are lost are sent again as TCP
-//! does it: the stream stalls, in order, until the link is open again or the sender gives up. An end that is gone
-//! answers with a reset; a machine that is down answers nothing. So a sender may know that a connection is dead while
-//! its peer does not, for as long as the peer does not send.
+//! A connection is two ends ([`endpoint`]) and what travels between them. Bytes that are lost are sent again
+//! as TCP does it: the stream stalls, in order, until the link is open again or the sender gives up. An end
+//! that is gone answers with a reset; a machine that is down answers nothing. So a sender may know that a
+//! connection is dead while its peer does not, for as long as the peer does not send.
 //!
 //! No waker is called and no foreign code runs while the state is borrowed.
 

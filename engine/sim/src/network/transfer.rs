@@ -327,7 +327,8 @@ impl Network {
         self.schedule(again, NetworkEvent::Deliver { sender });
     }
 
-    /// The peer has read bytes, and this is its acknowledgement. An end whose peer cannot acknowledge gives up too.
+    /// The peer has read bytes, and this is its acknowledgement. An end whose peer cannot acknowledge gives
+    /// up too.
     fn on_credit(&self, state: &mut State, credit: Credit) {
         let now = self.timeline.now();
         let Some(machine) = state.endpoints.get(&credit.sender).map(|end| end.machine) else {

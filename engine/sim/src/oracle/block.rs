@@ -1,12 +1,12 @@
 //! The history of one block, and what a read of it may return.
 //!
-//! A block is a register. Each write has a time at which it was started and, once it was answered, one at which it had
-//! happened; in between it takes effect at some moment, and so does each read. A history is good if such moments can
-//! be found that make every read return the write before it (linearizability).
+//! A block is a register. Each write has a time at which it was started and, once it was answered, one at
+//! which it had happened; in between it takes effect at some moment, and so does each read. A history is good
+//! if such moments can be found that make every read return the write before it (linearizability).
 //!
-//! For values that are never written twice there is a simple and exact test for that (Gibbons and Korach, "Testing
-//! Shared Memories", 1997). Take each write together with the reads that returned it. If one of them had ended
-//! before one of another write started, the first write came before the second:
+//! For values that are never written twice there is a simple and exact test for that (Gibbons and Korach,
+//! "Testing Shared Memories", 1997). Take each write together with the reads that returned it. If one of them
+//! had ended before one of another write started, the first write came before the second:
 //!
 //! ```text
 //! a comes before b    if    a.first_end < b.last_start
@@ -14,9 +14,9 @@
 //!
 //! The history is good exactly if no two writes come before each other.
 //!
-//! A write is *durable* once it was acknowledged and then covered by an acknowledged flush, or acknowledged with FUA.
-//! After a power cut a block holds a write that need not come before a durable one: the last durable one, or any later
-//! or concurrent one. What it holds then is on the medium, and stays.
+//! A write is *durable* once it was acknowledged and then covered by an acknowledged flush, or acknowledged
+//! with FUA. After a power cut a block holds a write that need not come before a durable one: the last
+//! durable one, or any later or concurrent one. What it holds then is on the medium, and stays.
 //!
 //! Invariant: every entry could still be returned by a read, be what a power cut leaves, or happen after it.
 
@@ -289,8 +289,8 @@ impl BlockHistory {
         self.prune();
     }
 
-    /// Forgets what can neither be read nor survive. A read under way may still return what has been overwritten, and
-    /// a write that was not answered may be tried again after a power cut.
+    /// Forgets what can neither be read nor survive. A read under way may still return what has been
+    /// overwritten, and a write that was not answered may be tried again after a power cut.
     fn prune(&mut self) {
         if self.reads_under_way > 0 || self.entries.len() == 1 {
             return;

@@ -1,8 +1,9 @@
 //! The oracle of a recorded run, at any place of the record.
 //!
-//! A crash test runs a workload once, with its drives recorded, and then looks at what a power cut at every write
-//! leaves. What is legal then depends on what had been acknowledged at that place. So an oracle that was told of the
-//! recorder remembers at which position it was told of what, and can be played back up to a position.
+//! A crash test runs a workload once, with its drives recorded, and then looks at what a power cut at every
+//! write leaves. What is legal then depends on what had been acknowledged at that place. So an oracle that
+//! was told of the recorder remembers at which position it was told of what, and can be played back up to a
+//! position.
 
 use std::sync::Arc;
 
@@ -64,8 +65,8 @@ pub struct OracleHistory {
 }
 
 impl OracleHistory {
-    /// The oracle as of a position of the record, which must not be before the last one asked for: everything that
-    /// was started or acknowledged by then.
+    /// The oracle as of a position of the record, which must not be before the last one asked for: everything
+    /// that was started or acknowledged by then.
     ///
     /// # Panics
     ///

@@ -1,8 +1,8 @@
 //! A model of a block volume in memory, to check a real one against.
 //!
-//! The model is told of every request when it is started and when it has ended, and says for each read whether what
-//! it returned is legal: with requests side by side, and after power cuts. The rules are in [`block`]: they are those
-//! of each block by itself, as devices make no promise across blocks.
+//! The model is told of every request when it is started and when it has ended, and says for each read
+//! whether what it returned is legal: with requests side by side, and after power cuts. The rules are in
+//! [`block`]: they are those of each block by itself, as devices make no promise across blocks.
 //!
 //! What a block is, is up to the caller: the smallest piece that is promised not to be torn.
 
@@ -48,7 +48,10 @@ impl fmt::Debug for Value {
 
 /// A read returned what it must not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("block {block} held {found:?}; legal {}: {legal:?}", if *after_power_cut { "after the power cut" } else { "now" })]
+#[error(
+    "block {block} held {found:?}; legal {}: {legal:?}",
+    if *after_power_cut { "after the power cut" } else { "now" }
+)]
 pub struct Violation {
     /// Which block.
     pub block: u64,
@@ -135,8 +138,8 @@ impl Oracle {
         Self::default()
     }
 
-    /// A volume of zeros on recorded drives: [`Oracle::history`] plays back what it is told. Power cuts are not part
-    /// of that: the record has one at its end.
+    /// A volume of zeros on recorded drives: [`Oracle::history`] plays back what it is told. Power cuts are
+    /// not part of that: the record has one at its end.
     pub fn recorded(recorder: &Arc<Recorder>) -> Self {
         Self {
             log: Some(Log::new(recorder.clone())),
@@ -299,7 +302,8 @@ impl Oracle {
             .map_or_else(|| vec![Value::ZERO], BlockHistory::survivors)
     }
 
-    /// Checks what a block holds after a power cut now, without changing the model: for many cuts of one history.
+    /// Checks what a block holds after a power cut now, without changing the model: for many cuts of one
+    /// history.
     ///
     /// # Errors
     ///

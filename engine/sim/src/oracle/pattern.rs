@@ -1,8 +1,8 @@
 //! What test data looks like on a block: recognisable, different everywhere, and ruined by any change.
 //!
-//! Each 512-byte sector (or the whole block, if it is smaller) begins with the number of the block and the value; the
-//! rest follows from these and the place of the sector. So a read tells which write it returns, and whether it is
-//! torn, from another place, or damaged.
+//! Each 512-byte sector (or the whole block, if it is smaller) begins with the number of the block and the
+//! value; the rest follows from these and the place of the sector. So a read tells which write it returns,
+//! and whether it is torn, from another place, or damaged.
 
 use super::Value;
 use crate::drive::SECTOR_BYTES;

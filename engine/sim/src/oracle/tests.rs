@@ -42,8 +42,8 @@ impl Operation {
     }
 }
 
-/// Tries every order of effects of what has ended or may have happened. Calls back with the values that the block
-/// held, in turn, and where the last durable one is.
+/// Tries every order of effects of what has ended or may have happened. Calls back with the values that the
+/// block held, in turn, and where the last durable one is.
 struct BruteForce<'a> {
     operations: &'a [Operation],
     done: Vec<bool>,

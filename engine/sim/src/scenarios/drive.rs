@@ -20,7 +20,8 @@ type Wrap = Rc<dyn Fn(Rc<dyn BlockDevice>) -> Rc<dyn BlockDevice>>;
 
 /// Has clients use a drive, through what `wrap` makes of it, while its machine crashes; checks every read.
 ///
-/// With a wrapper that does something wrong this must fail for most seeds: that is how the checks are checked.
+/// With a wrapper that does something wrong this must fail for most seeds: that is how the checks are
+/// checked.
 ///
 /// # Errors
 ///

@@ -17,8 +17,8 @@ use crate::trace::TraceEntry;
 /// How a machine goes down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Crash {
-    /// Its processes are killed. The kernel closes their connections, so that peers learn of it; drives keep their
-    /// power and what is in their caches.
+    /// Its processes are killed. The kernel closes their connections, so that peers learn of it; drives keep
+    /// their power and what is in their caches.
     Process,
     /// Its power is cut: peers learn nothing, and drives lose what they had not flushed.
     Power,
@@ -91,7 +91,8 @@ impl Control {
         Address::Tcp(SocketAddr::new(self.address(machine), port))
     }
 
-    /// Takes a machine down. A machine that crashes itself does so at the end of the turn. Nothing if it is down.
+    /// Takes a machine down. A machine that crashes itself does so at the end of the turn. Nothing if it is
+    /// down.
     pub fn crash(&self, machine: MachineId, crash: Crash) {
         let inner = self.inner();
         let was_up = self.with_machine(machine, |entry| std::mem::replace(&mut entry.up, false));
@@ -103,7 +104,8 @@ impl Control {
             Crash::Power => "power cut",
         };
         inner.timeline.note(name, u64::from(machine.0), 0);
-        // First of all nothing gets out any more: not by the network, not to a drive. Then the tasks are dropped.
+        // First of all nothing gets out any more: not by the network, not to a drive. Then the tasks are
+        // dropped.
         match crash {
             Crash::Process => inner.network.kill_processes(machine),
             Crash::Power => inner.network.power_off(machine),

@@ -26,8 +26,8 @@ pub struct MachineOptions {
 }
 
 impl MachineOptions {
-    /// A clock like those of real machines: anywhere within the first hour, and up to 100 parts per million off.
-    /// Whoever compares instants of two machines is found out by it.
+    /// A clock like those of real machines: anywhere within the first hour, and up to 100 parts per million
+    /// off. Whoever compares instants of two machines is found out by it.
     pub fn seeded(random: &mut Random) -> Self {
         Self {
             clock_offset: random.duration(Duration::ZERO..=Duration::from_secs(3600)),
@@ -104,7 +104,8 @@ impl Inner {
 }
 
 impl Control {
-    /// Adds a machine with a perfect clock. It has the address that [`Control::address`] tells, and no reactor yet.
+    /// Adds a machine with a perfect clock. It has the address that [`Control::address`] tells, and no
+    /// reactor yet.
     pub fn add_machine(&self, name: &str) -> MachineId {
         self.add_machine_with(name, MachineOptions::default())
     }
@@ -144,7 +145,8 @@ impl Control {
         SimReactor { index, machine }
     }
 
-    /// Puts a new drive into a machine. It shares the machine's crashes, and stays what it is through its restarts.
+    /// Puts a new drive into a machine. It shares the machine's crashes, and stays what it is through its
+    /// restarts.
     pub fn add_drive(&self, machine: MachineId, name: &str, options: SimDriveOptions) -> Arc<SimDrive> {
         let inner = self.inner();
         let number = inner.next_drive.get();

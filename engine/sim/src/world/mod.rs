@@ -1,14 +1,16 @@
 //! A world: many machines on one thread, in virtual time, from one seed.
 //!
-//! Machines have reactors, which are real [`Core`](pollux_reactor::Core)s over simulated drivers. Reactors run side by
-//! side: each turn keeps its reactor busy for a little virtual time, and all that are ready at one instant run in an
-//! order that the seed picks. When nobody can run, the clock jumps to the next event, timer or end of a turn.
+//! Machines have reactors, which are real [`Core`](pollux_reactor::Core)s over simulated drivers. Reactors
+//! run side by side: each turn keeps its reactor busy for a little virtual time, and all that are ready at
+//! one instant run in an order that the seed picks. When nobody can run, the clock jumps to the next event,
+//! timer or end of a turn.
 //!
-//! [`World`] owns everything and runs it. [`Control`] is the part that simulated tasks may hold too: it adds, crashes
-//! and restarts machines, and breaks and heals the network.
+//! [`World`] owns everything and runs it. [`Control`] is the part that simulated tasks may hold too: it adds,
+//! crashes and restarts machines, and breaks and heals the network.
 //!
-//! Two runs of one seed are the same, event by event ([`Control::trace_hash`]), as long as what runs takes time and
-//! randomness from its reactor only. The usual culprit otherwise is the iteration order of a standard hash map.
+//! Two runs of one seed are the same, event by event ([`Control::trace_hash`]), as long as what runs takes
+//! time and randomness from its reactor only. The usual culprit otherwise is the iteration order of a
+//! standard hash map.
 
 mod control;
 mod machine;
@@ -146,9 +148,10 @@ impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.tell_failure();
-            // Dropping the futures could panic a second time and hide the first; the test is over, so they stay.
+            // Dropping the futures could panic a second time and hide the first; the test is over, so they
+            // stay.
             for slot in self.inner.reactors.take() {
-                std::mem::forget(slot.core);
+                drop(ManuallyDrop::new(slot.core));
             }
             return;
         }

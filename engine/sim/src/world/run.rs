@@ -49,8 +49,8 @@ impl World {
     ///
     /// # Panics
     ///
-    /// When it cannot end, because nothing is ready, no timer is set and no event is to come; when its machine
-    /// crashes; and after [`WorldOptions::block_on_limit`](super::WorldOptions::block_on_limit).
+    /// When it cannot end, because nothing is ready, no timer is set and no event is to come; when its
+    /// machine crashes; and after [`WorldOptions::block_on_limit`](super::WorldOptions::block_on_limit).
     pub fn block_on<F>(&self, reactor: SimReactor, future: F) -> F::Output
     where
         F: Future + 'static,
