@@ -44,8 +44,7 @@ fn main() {
         let memory = |name| memory_kib(engine.id(), name) as f64 / 1024.0;
         println!(
             "idle {idle:8} {:3} I/O queues: {share:7.3} % of a core, {:.1} MiB resident and {:.1} MiB of \
-             huge \
-             pages",
+             huge pages",
             hosts.as_ref().map_or(0, Hosts::queues),
             memory("VmRSS:"),
             memory("HugetlbPages:"),

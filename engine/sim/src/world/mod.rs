@@ -18,6 +18,7 @@ mod run;
 mod task;
 
 use std::cell::{Cell, RefCell};
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, RangeInclusive};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -151,7 +152,7 @@ impl Drop for World {
             // Dropping the futures could panic a second time and hide the first; the test is over, so they
             // stay.
             for slot in self.inner.reactors.take() {
-                drop(ManuallyDrop::new(slot.core));
+                let _kept = ManuallyDrop::new(slot.core);
             }
             return;
         }
