@@ -1,7 +1,8 @@
-//! Commands through an I/O queue of the target, without a connection: checked, looked up, submitted to the device,
-//! answered. 4 KiB, depth 128.
+//! Commands through an I/O queue of the target, without a connection: checked, looked up, submitted to the
+//! device, answered. 4 KiB, depth 128.
 //!
-//! `cargo bench -p pollux-nvme --bench target_queue`; the throughput that criterion prints is in commands a second.
+//! `cargo bench -p pollux-nvme --bench target_queue`; the throughput that criterion prints is in commands a
+//! second.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may fail by a panic")]
 

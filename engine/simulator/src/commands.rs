@@ -150,7 +150,7 @@ fn run_scenario(
         }
         let result = failure.map_or(Ok(()), |failure| show_failure(scenario, failure, output));
         let progress = if due {
-            show_summary(scenario, summary, &seeds, output)
+            show_summary(scenario, (summary, started.elapsed()), &seeds, output)
         } else {
             Ok(())
         };
@@ -159,7 +159,7 @@ fn run_scenario(
         }
     });
     written?;
-    show_summary(scenario, &summary, &seeds, output)?;
+    show_summary(scenario, (&summary, started.elapsed()), &seeds, output)?;
     Ok(summary)
 }
 
@@ -179,7 +179,7 @@ fn show_failure(scenario: &Scenario, failure: &Failure, output: &mut dyn Write) 
 
 fn show_summary(
     scenario: &Scenario,
-    summary: &Summary,
+    (summary, elapsed): (&Summary, Duration),
     seeds: &Range<u64>,
     output: &mut dyn Write,
 ) -> io::Result<()> {
@@ -191,9 +191,9 @@ fn show_summary(
         seeds.end - seeds.start,
         summary.failures.len(),
         summary.repeated,
-        summary.seeds_per_hour(started.elapsed()),
+        summary.seeds_per_hour(elapsed),
         summary.virtual_time,
-        started.elapsed(),
+        elapsed,
     )?;
     output.flush()
 }
