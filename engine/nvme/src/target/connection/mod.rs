@@ -1,6 +1,6 @@
 //! Connections of the NVMe/TCP target: bytes to commands and back.
 //!
-//! The life of a connection: the listener accepts it on its own reactor; [`handshake`] exchanges ICReq and
+//! The life of a connection: the listener accepts it on its own reactor; `handshake` exchanges ICReq and
 //! ICResp and waits for the Connect command, which [`Admission`] decides about; the connection then moves to
 //! the reactor of its queue and lives there as one task ([`live`]) until either side ends it.
 
