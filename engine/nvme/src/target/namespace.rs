@@ -115,6 +115,17 @@ impl Namespace {
         self.blocks.swap(blocks, Ordering::Relaxed) != blocks
     }
 
+    /// Whether a queue pair with this geometry is one of this namespace: only the size, and what is best
+    /// for the device, may differ. Hosts have been told the rest, and would lose data to a difference.
+    pub(crate) fn fits(&self, geometry: &Geometry) -> bool {
+        let told = Geometry {
+            blocks: geometry.blocks,
+            optimal_blocks: geometry.optimal_blocks,
+            ..self.geometry
+        };
+        told == *geometry
+    }
+
     /// How often the device came back.
     pub(crate) fn returns(&self) -> u64 {
         self.returns.load(Ordering::Acquire)

@@ -297,5 +297,6 @@ fn set_host_behavior(controller: &Controller, command: &Command) -> Result<(), R
         return Err(Refusal::at(Status::INVALID_FIELD, field::DATA));
     }
     controller.with(|state| state.features.host_behavior = asked);
+    controller.set_delays_retries(behavior.advanced_command_retry == 1);
     Ok(())
 }

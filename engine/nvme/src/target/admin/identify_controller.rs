@@ -2,7 +2,7 @@
 
 use super::super::config::PAGE_BYTES;
 use super::super::controller::{
-    ASYNC_EVENTS_MAX, Controller, ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_100MS, VERSION,
+    ASYNC_EVENTS_MAX, Controller, ERROR_LOG_ENTRIES, KEEP_ALIVE_GRANULARITY_100MS, RETRY_DELAY_100MS, VERSION,
 };
 use super::super::io::FUSED_BLOCKS_MAX;
 use super::ABORTS_MAX;
@@ -104,6 +104,7 @@ fn io(controller: &Controller, common: IdentifyController) -> IdentifyController
         multipath: MultipathCapabilities::PORTS | MultipathCapabilities::CONTROLLERS,
         controller_type_field: ControllerType::Io.to_wire(),
         total_capacity_bytes: capacity_bytes,
+        retry_delays_100ms: [RETRY_DELAY_100MS, 0, 0],
         submission_entry_sizes: IdentifyController::SUBMISSION_ENTRY_SIZES,
         completion_entry_sizes: IdentifyController::COMPLETION_ENTRY_SIZES,
         namespaces_max: config.namespaces_max,

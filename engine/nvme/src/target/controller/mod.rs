@@ -42,6 +42,11 @@ use events::Events;
 /// Asynchronous event requests that a host may have outstanding (AERL + 1).
 pub(crate) const ASYNC_EVENTS_MAX: u8 = 8;
 
+/// Which of the retry delays of Identify is told with what is to be tried again (CRD), and how long that
+/// one is (CRDT1).
+const RETRY_DELAY_INDEX: u8 = 1;
+pub(crate) const RETRY_DELAY_100MS: u16 = 10;
+
 /// Namespaces in the Changed Attached Namespace List; with more, the list says that it overflowed (NVMe
 /// Base 2.0, 5.16.1.5).
 pub(crate) const CHANGED_NAMESPACES_MAX: usize = 1024;
@@ -102,6 +107,8 @@ pub(crate) struct Controller {
     pub(crate) write_cache_reported: bool,
     /// The host disabled the volatile write cache: every write goes with FUA.
     write_through: AtomicBool,
+    /// The host waits before it tries again when it is told to (ACRE).
+    delays_retries: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -134,6 +141,7 @@ impl Controller {
             subsystem,
             write_cache_reported,
             write_through: AtomicBool::new(false),
+            delays_retries: AtomicBool::new(false),
             state: Mutex::new(state),
         })
     }
@@ -163,6 +171,21 @@ impl Controller {
     /// Whether the host has the volatile write cache enabled.
     pub(crate) fn has_write_cache_enabled(&self) -> bool {
         !self.write_through.load(Ordering::Relaxed)
+    }
+
+    /// The host waits, or not, before it tries again when it is told to.
+    pub(crate) fn set_delays_retries(&self, delays: bool) {
+        self.delays_retries.store(delays, Ordering::Relaxed);
+    }
+
+    /// The status as this host is told: where it is to try again, after the delay that Identify tells, if
+    /// it knows of delays (CRD; NVMe Base 2.0, 3.3.3.2.1).
+    pub(crate) fn told(&self, status: Status) -> Status {
+        let later = status.is(Status::COMMAND_INTERRUPTED) || status.is(Status::NAMESPACE_NOT_READY);
+        if later && !status.do_not_retry() && self.delays_retries.load(Ordering::Relaxed) {
+            return status.with_retry_delay_index(RETRY_DELAY_INDEX);
+        }
+        status
     }
 
     /// The queue identifiers that the host may connect: up to this one.
@@ -282,6 +305,7 @@ impl Controller {
         })?;
         if effect == Effect::Reset {
             self.set_write_cache(true);
+            self.set_delays_retries(false);
         }
         for link in queues {
             link.end("the controller was reset");

@@ -120,6 +120,7 @@ impl Attached {
     /// # Errors
     ///
     /// That of the attach; the next attempt is made no sooner than [`ATTACH_PAUSE`] later.
+    /// [`IoError::Gone`] for a device that came back as another one.
     pub(crate) async fn ready(self: &Rc<Self>) -> Result<Rc<dyn BlockDevice>, IoError> {
         let expired = matches!(&*self.state.borrow(), State::Failed { again_at, .. } if *again_at <= now());
         if expired {
@@ -158,6 +159,13 @@ impl Attached {
             let Some(attached) = weak.upgrade() else {
                 return;
             };
+            let result = result.and_then(|device| {
+                if attached.namespace.fits(&device.geometry()) {
+                    Ok(device)
+                } else {
+                    Err(IoError::Gone)
+                }
+            });
             let state = match result {
                 Ok(device) => State::Ready(device),
                 Err(error) => {

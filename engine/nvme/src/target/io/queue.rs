@@ -93,7 +93,7 @@ impl Shared {
         };
         self.controller()
             .record_failure(self.link().id, entry, &refusal, block);
-        Outcome::failed(entry.command_id.get(), refusal.status)
+        Outcome::failed(entry.command_id.get(), self.controller().told(refusal.status))
     }
 
     fn start(self: &Rc<Self>, command: Command) -> Execution {

@@ -3,6 +3,7 @@
 
 mod admin;
 mod connect;
+mod devices;
 mod discovery;
 mod events;
 mod fused;
