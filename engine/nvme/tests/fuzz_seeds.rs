@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+#[path = "../fuzz/checks/initiator_connection.rs"]
+mod initiator_connection;
 #[path = "../fuzz/checks/pdu_decoder.rs"]
 mod pdu_decoder;
 #[path = "../fuzz/checks/target_connection.rs"]
@@ -31,4 +33,9 @@ fn pdu_decoder_seeds() {
 #[test]
 fn target_connection_seeds() {
     replay("target_connection", target_connection::check);
+}
+
+#[test]
+fn initiator_connection_seeds() {
+    replay("initiator_connection", initiator_connection::check);
 }

@@ -11,8 +11,12 @@
 //! The target is a whole one, with a namespace in memory. It must neither panic nor hang: the connection ends
 //! once the host ends it, and another host can still connect and read.
 
+#[path = "mend.rs"]
+mod mend;
+
 use std::sync::Arc;
 
+use mend::mend_header_digests;
 use pollux_device::{MallocDevice, MallocOptions};
 use pollux_nvme::target::connection::{TransportSettings, listen};
 use pollux_nvme::target::{NamespaceConfig, SubsystemConfig, Target, TargetConfig};
@@ -23,7 +27,7 @@ use pollux_nvme::wire::command::{
 use pollux_nvme::wire::digest::{DIGEST_BYTES, crc32c};
 use pollux_nvme::wire::nqn::Nqn;
 use pollux_nvme::wire::pdu::{
-    DataAlignment, Digests, Framing, HEADER_BYTES_MAX, PduFlags, encode_command, encode_initialize_request,
+    DataAlignment, Digests, Framing, HEADER_BYTES_MAX, encode_command, encode_initialize_request,
 };
 use pollux_reactor::net::{self, Address, Stream};
 use pollux_sim::World;
@@ -198,24 +202,4 @@ async fn drain(stream: &mut dyn Stream) {
         .await
         .is_ok_and(|received| received > 0)
     {}
-}
-
-/// Puts the right digest behind the header of each PDU that is there whole.
-fn mend_header_digests(bytes: &mut [u8]) {
-    let mut rest = bytes;
-    while let Some(&[_, flags, header_bytes, _, a, b, c, d]) = rest.first_chunk::<8>() {
-        let header_bytes = usize::from(header_bytes);
-        let digested = PduFlags::from_bits_truncate(flags).contains(PduFlags::HEADER_DIGEST);
-        if digested && let Some((header, behind)) = rest.split_at_mut_checked(header_bytes) {
-            let digest = crc32c(header).to_le_bytes();
-            if let Some(place) = behind.first_chunk_mut::<DIGEST_BYTES>() {
-                *place = digest;
-            }
-        }
-        let pdu_bytes = u32::from_le_bytes([a, b, c, d]) as usize;
-        match rest.split_at_mut_checked(pdu_bytes.max(8)) {
-            Some((_, behind)) => rest = behind,
-            None => return,
-        }
-    }
 }
