@@ -4,6 +4,8 @@ use std::path::Path;
 
 #[path = "../fuzz/checks/initiator_connection.rs"]
 mod initiator_connection;
+#[path = "../fuzz/checks/mend.rs"]
+mod mend;
 #[path = "../fuzz/checks/pdu_decoder.rs"]
 mod pdu_decoder;
 #[path = "../fuzz/checks/target_connection.rs"]

@@ -3,7 +3,7 @@
 //! An input is two bytes of settings, then what a target sends:
 //!
 //! ```text
-//! 0 bits 1:0 what the bytes answer: ICReq, the commands of a queue pair, those of a controller being set up (2, 3)
+//! 0 bits 1:0 what they answer: ICReq, commands of a queue pair, those of a controller being set up (2, 3)
 //!   bit 2 header digests, 3 data digests, 4 mend header digests of PDUs that are there whole
 //! 1 seed of the world: how the network cuts the bytes
 //! ```
@@ -12,12 +12,8 @@
 //! command is settled twice, and the memory of each comes back as large as it was; what was to be sent is as
 //! it was.
 
-#[path = "mend.rs"]
-mod mend;
-
 use std::time::Duration;
 
-use mend::mend_header_digests;
 use pollux_hugepages::{Buffer, Slice};
 use pollux_nvme::initiator::connection::{ConnectionOptions, Finished, QueuePair, Submission, Transfer};
 use pollux_nvme::initiator::controller::{Controller, ControllerOptions};
@@ -26,6 +22,8 @@ use pollux_nvme::wire::command::{IoOpcode, SubmissionEntry};
 use pollux_nvme::wire::pdu::{DataAlignment, Digests, HEADER_BYTES_MAX, encode_initialize_response};
 use pollux_reactor::net::{self, Address, Stream};
 use pollux_sim::World;
+
+use crate::mend::mend_header_digests;
 
 const SETTINGS_BYTES: usize = 2;
 const REQUEST_BYTES: usize = 128;

@@ -11,12 +11,8 @@
 //! The target is a whole one, with a namespace in memory. It must neither panic nor hang: the connection ends
 //! once the host ends it, and another host can still connect and read.
 
-#[path = "mend.rs"]
-mod mend;
-
 use std::sync::Arc;
 
-use mend::mend_header_digests;
 use pollux_device::{MallocDevice, MallocOptions};
 use pollux_nvme::target::connection::{TransportSettings, listen};
 use pollux_nvme::target::{NamespaceConfig, SubsystemConfig, Target, TargetConfig};
@@ -32,6 +28,8 @@ use pollux_nvme::wire::pdu::{
 use pollux_reactor::net::{self, Address, Stream};
 use pollux_sim::World;
 use zerocopy::IntoBytes;
+
+use crate::mend::mend_header_digests;
 
 const SETTINGS_BYTES: usize = 2;
 const SUBSYSTEM: &str = "nqn.2026-11.io.pollux:fuzz";

@@ -2,6 +2,8 @@
 
 #![no_main]
 
+#[path = "../checks/mend.rs"]
+mod mend;
 #[path = "../checks/target_connection.rs"]
 mod target_connection;
 
