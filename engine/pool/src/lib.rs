@@ -1,9 +1,12 @@
 //! Pools on drives: thin volumes, snapshots and clones of them, checksums, one journal.
 //!
 //! - [`layout`] is every byte on a drive, encoded and decoded.
+//! - [`tree`] is the copy-on-write structure that maps, the allocation state and the table of volumes are
+//!   kept in.
 //!
 //! The mechanism, and why it keeps the promises, is in `docs/decisions/pool.md`.
 
 #![forbid(unsafe_code)]
 
 pub mod layout;
+pub mod tree;
