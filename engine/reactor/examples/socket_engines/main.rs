@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use pollux_reactor::real::SocketSettings;
+use pollux_reactor::real::{IdlePolicy, SocketSettings};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use session::{Direction, Pattern};
 
@@ -38,12 +38,15 @@ enum Engine {
     Plain,
     /// With socket buffers of this size; the kernel's own choice if 0.
     Reactor(usize),
+    /// On a reactor that sleeps when there is nothing to do.
+    Adaptive,
     Uring(uring::Options),
 }
 
-const ENGINES: [(&str, Engine); 7] = [
+const ENGINES: [(&str, Engine); 8] = [
     ("plain non-blocking sockets", Engine::Plain),
     ("the reactor's streams", Engine::Reactor(0)),
+    ("the reactor's streams, adaptive", Engine::Adaptive),
     ("io_uring: recv, sendmsg", Engine::Uring(uring::Options::SINGLE)),
     (
         "io_uring: multishot recv, sendmsg",
@@ -88,14 +91,19 @@ fn pin(core: usize) -> io::Result<()> {
 
 /// Requests a second of one engine.
 fn measure(engine: Engine, pattern: Pattern, span: Duration) -> io::Result<f64> {
-    if let Engine::Reactor(buffer_bytes) = engine {
+    let reactor = match engine {
+        Engine::Reactor(buffer_bytes) => Some((buffer_bytes, IdlePolicy::Poll)),
+        Engine::Adaptive => Some((0, IdlePolicy::default())),
+        Engine::Plain | Engine::Uring(_) => None,
+    };
+    if let Some((buffer_bytes, idle)) = reactor {
         let bytes = (buffer_bytes > 0).then_some(buffer_bytes);
         let sockets = SocketSettings {
             receive_buffer_bytes: bytes,
             send_buffer_bytes: bytes,
             ..SocketSettings::default()
         };
-        let server = reactor::Server::start(pattern, sockets)?;
+        let server = reactor::Server::start(pattern, sockets, idle)?;
         return client::drive(server.address, pattern, span);
     }
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
@@ -108,7 +116,7 @@ fn measure(engine: Engine, pattern: Pattern, span: Duration) -> io::Result<f64> 
             match engine {
                 Engine::Plain => plain::serve(&listener, pattern, &stop),
                 Engine::Uring(options) => uring::serve(&listener, pattern, options, &stop),
-                Engine::Reactor(_) => Ok(()),
+                Engine::Reactor(_) | Engine::Adaptive => Ok(()),
             }
         })
     };

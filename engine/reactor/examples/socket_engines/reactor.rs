@@ -18,10 +18,10 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(pattern: Pattern, sockets: SocketSettings) -> io::Result<Self> {
+    pub fn start(pattern: Pattern, sockets: SocketSettings, idle: IdlePolicy) -> io::Result<Self> {
         let thread = ReactorThread::spawn(Settings {
             core: Some(SERVER_CORE),
-            idle: IdlePolicy::Poll,
+            idle,
             driver: DriverSettings {
                 sockets,
                 ..DriverSettings::default()
