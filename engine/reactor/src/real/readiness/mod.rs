@@ -322,3 +322,6 @@ impl Readiness {
         self.progress.take()
     }
 }
+
+#[cfg(test)]
+mod tests;
