@@ -3,12 +3,14 @@
 //! - [`layout`] is every byte on a drive, encoded and decoded.
 //! - [`tree`] is the copy-on-write structure that maps, the allocation state and the table of volumes are
 //!   kept in.
+//! - [`allocator`] knows which extents and pages are free, and when freed ones may be used again.
 //! - [`map`] decides, without any I/O, what a write or a deallocation does to 64 KiB of a volume.
 //!
 //! The mechanism, and why it keeps the promises, is in `docs/decisions/pool.md`.
 
 #![forbid(unsafe_code)]
 
+pub mod allocator;
 pub mod layout;
 pub mod map;
 pub mod tree;

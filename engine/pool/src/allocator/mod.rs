@@ -1,0 +1,355 @@
+//! Which extents are free, and which pages.
+//!
+//! Invariants:
+//! - An extent is *free*, *data* (all of it is used), or holds *pages* (a bit for each that is used, at
+//!   least one).
+//! - What is freed is not free: it is *pending*, then *closing* while the checkpoint is written in which it
+//!   is free, and free once that is durable. So what a crash goes back to is never overwritten. The state
+//!   that goes to the drive, as [`DeviceSpace::image`] gives it, has neither.
+//! - Data never takes the last extents: so many as `reserve_extents` says stay for pages, so that deleting
+//!   in a full pool finds room for the pages that it changes.
+//! - The two copies of a page are in two extents, so that no damage of one extent takes both.
+//!
+//! Memory: a bit for each extent, 2 MiB per TiB, and entries for extents with pages and for what was freed
+//! since the last checkpoint.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::layout::page::ALLOCATION_LEAF_EXTENTS;
+use crate::layout::{BlockAddress, EXTENT_BLOCKS, ExtentId};
+
+/// The mask of an extent that is used as a whole.
+const WHOLE: u16 = u16::MAX;
+
+/// No space for what was asked. Freeing, and a checkpoint after it, help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no extent is free; delete something, and wait for the next checkpoint")]
+pub struct NoSpace;
+
+/// Something was to be marked or freed that is not in that state: damage of the metadata, or a mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// It is past the end of the device.
+    #[error("extent {0} is past the end of the device")]
+    OutOfRange(u64),
+    /// Two things claim it.
+    #[error("extent {0} is used for something else already")]
+    Used(u64),
+    /// It is not used, or was freed before.
+    #[error("extent {0} is not used so")]
+    NotUsed(u64),
+}
+
+/// How much of a device is used, in extents.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpaceCounts {
+    /// Can be taken now, the reserve included.
+    pub free: u64,
+    /// Will be free after one or two checkpoints.
+    pub freeing: u64,
+    /// Hold pages, in use or being freed.
+    pub pages: u64,
+}
+
+/// What was freed and is not free yet: blocks by extent.
+type Freed = BTreeMap<u64, u16>;
+
+/// The space of one device.
+#[derive(Debug, Clone)]
+pub struct DeviceSpace {
+    device: u8,
+    extents: u64,
+    /// A bit for each extent that is not free: used, pending or closing.
+    taken: Vec<u64>,
+    free: u64,
+    /// Extents with pages: blocks that are taken.
+    pages: BTreeMap<u64, u16>,
+    /// Extents with pages that have free blocks.
+    partial: BTreeSet<u64>,
+    pending: Freed,
+    closing: Freed,
+    reserve_extents: u64,
+    /// Where to look for a free extent next.
+    cursor: u64,
+    /// Leaves of the allocation state that changed since the last checkpoint closed.
+    dirty: BTreeSet<u64>,
+}
+
+impl DeviceSpace {
+    /// A device on which nothing is used.
+    pub fn new(device: u8, extents: u64, reserve_extents: u64) -> Self {
+        let words = usize::try_from(extents.div_ceil(64)).unwrap_or(usize::MAX);
+        Self {
+            device,
+            extents,
+            taken: vec![0; words],
+            free: extents,
+            pages: BTreeMap::new(),
+            partial: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            closing: BTreeMap::new(),
+            reserve_extents,
+            cursor: 0,
+            dirty: BTreeSet::new(),
+        }
+    }
+
+    /// How much is used.
+    pub fn counts(&self) -> SpaceCounts {
+        let whole = |freed: &Freed| freed.iter().filter(|(_, mask)| **mask == WHOLE).count() as u64;
+        SpaceCounts {
+            free: self.free,
+            freeing: whole(&self.pending) + whole(&self.closing),
+            pages: self.pages.len() as u64,
+        }
+    }
+
+    fn is_taken(&self, number: u64) -> bool {
+        let word = self
+            .taken
+            .get((number / 64) as usize)
+            .copied()
+            .unwrap_or(u64::MAX);
+        word >> (number % 64) & 1 == 1
+    }
+
+    fn set_taken(&mut self, number: u64, taken: bool) {
+        let Some(word) = self.taken.get_mut((number / 64) as usize) else {
+            return;
+        };
+        let bit = 1 << (number % 64);
+        if taken {
+            *word |= bit;
+            self.free -= 1;
+        } else {
+            *word &= !bit;
+            self.free += 1;
+        }
+    }
+
+    fn touch(&mut self, number: u64) {
+        self.dirty.insert(number / ALLOCATION_LEAF_EXTENTS);
+    }
+
+    /// A free extent from the cursor on, and around.
+    fn find(&self) -> Option<u64> {
+        let words = self.taken.len() as u64;
+        let start = self.cursor / 64;
+        // The word of the cursor twice: from the cursor on first, and all of it at the end.
+        (0..=words).find_map(|step| {
+            let at = (start + step) % words;
+            let mut free = !self.taken.get(at as usize)?;
+            if step == 0 {
+                free &= u64::MAX << (self.cursor % 64);
+            }
+            let number = at * 64 + u64::from(free.trailing_zeros());
+            (free != 0 && number < self.extents).then_some(number)
+        })
+    }
+
+    fn take(&mut self) -> Option<u64> {
+        let number = self.find()?;
+        self.set_taken(number, true);
+        self.cursor = (number + 1) % self.extents;
+        self.touch(number);
+        Some(number)
+    }
+
+    /// Takes an extent for data.
+    ///
+    /// # Errors
+    ///
+    /// [`NoSpace`] when only the reserve is left.
+    pub fn take_extent(&mut self) -> Result<ExtentId, NoSpace> {
+        if self.free <= self.reserve_extents {
+            return Err(NoSpace);
+        }
+        self.take()
+            .map(|number| ExtentId::new(self.device, number))
+            .ok_or(NoSpace)
+    }
+
+    /// Takes a block for a page, not in the extent `apart`.
+    ///
+    /// # Errors
+    ///
+    /// [`NoSpace`] when there is none, the reserve included.
+    pub fn take_page(&mut self, apart: Option<ExtentId>) -> Result<BlockAddress, NoSpace> {
+        let apart = apart
+            .filter(|extent| extent.device() == self.device)
+            .map(ExtentId::number);
+        let partial = self.partial.iter().copied().find(|number| Some(*number) != apart);
+        let number = match partial {
+            Some(number) => number,
+            None => self.take().ok_or(NoSpace)?,
+        };
+        let mask = self.pages.entry(number).or_insert(0);
+        let index = mask.trailing_ones() as u8;
+        *mask |= 1 << index;
+        if *mask == WHOLE {
+            self.partial.remove(&number);
+        } else {
+            self.partial.insert(number);
+        }
+        self.touch(number);
+        Ok(ExtentId::new(self.device, number).block(index))
+    }
+
+    /// Pages that can still be taken, each of two copies counting for one.
+    pub fn free_pages(&self) -> u64 {
+        let partial = self.partial.iter().filter_map(|number| self.pages.get(number));
+        let in_partial: u64 = partial.map(|mask| u64::from(mask.count_zeros())).sum();
+        self.free * EXTENT_BLOCKS as u64 + in_partial
+    }
+
+    /// Frees an extent of data: it can be taken after the next checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; nothing is changed.
+    pub fn free_extent(&mut self, extent: ExtentId) -> Result<(), StateError> {
+        let number = self.check(extent)?;
+        let freed = self.pending.contains_key(&number) || self.closing.contains_key(&number);
+        if !self.is_taken(number) || self.pages.contains_key(&number) || freed {
+            return Err(StateError::NotUsed(number));
+        }
+        self.pending.insert(number, WHOLE);
+        self.touch(number);
+        Ok(())
+    }
+
+    /// Frees a page: it can be taken after the next checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; nothing is changed.
+    pub fn free_page(&mut self, page: BlockAddress) -> Result<(), StateError> {
+        let number = self.check(page.extent())?;
+        let bit = 1 << page.index();
+        if self.used_mask(number) & bit == 0 || !self.pages.contains_key(&number) {
+            return Err(StateError::NotUsed(number));
+        }
+        *self.pending.entry(number).or_insert(0) |= bit;
+        self.touch(number);
+        Ok(())
+    }
+
+    fn check(&self, extent: ExtentId) -> Result<u64, StateError> {
+        let number = extent.number();
+        if extent.device() == self.device && number < self.extents {
+            Ok(number)
+        } else {
+            Err(StateError::OutOfRange(number))
+        }
+    }
+
+    /// Blocks of an extent that are used, without those being freed.
+    fn used_mask(&self, number: u64) -> u16 {
+        if !self.is_taken(number) {
+            return 0;
+        }
+        let taken = self.pages.get(&number).copied().unwrap_or(WHOLE);
+        let freed = |from: &Freed| from.get(&number).copied().unwrap_or(0);
+        taken & !freed(&self.pending) & !freed(&self.closing)
+    }
+
+    /// Marks an extent as used by data or by something that never goes, at import or creation. Marking data
+    /// twice is no error with `again`: several records may name one extent.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; nothing is changed.
+    pub fn mark_extent(&mut self, extent: ExtentId, again: bool) -> Result<(), StateError> {
+        let number = self.check(extent)?;
+        if !self.is_taken(number) {
+            self.set_taken(number, true);
+            self.touch(number);
+            return Ok(());
+        }
+        if again && !self.pages.contains_key(&number) {
+            Ok(())
+        } else {
+            Err(StateError::Used(number))
+        }
+    }
+
+    /// Takes the used blocks of an extent as a checkpoint has them. Which of the extents used as a whole
+    /// hold pages is not in the mask, and told later by [`DeviceSpace::adopt_page`].
+    ///
+    /// # Errors
+    ///
+    /// [`StateError`]; nothing is changed.
+    pub fn load(&mut self, number: u64, mask: u16) -> Result<(), StateError> {
+        if mask == 0 {
+            return Ok(());
+        }
+        if number >= self.extents {
+            return Err(StateError::OutOfRange(number));
+        }
+        if self.is_taken(number) {
+            return Err(StateError::Used(number));
+        }
+        self.set_taken(number, true);
+        if mask != WHOLE {
+            self.pages.insert(number, mask);
+            self.partial.insert(number);
+        }
+        Ok(())
+    }
+
+    /// Says that a used block is a page: of an extent that [`DeviceSpace::load`] found used as a whole, all
+    /// blocks are pages then. To be called before a page of a checkpoint is freed.
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NotUsed`].
+    pub fn adopt_page(&mut self, page: BlockAddress) -> Result<(), StateError> {
+        let number = self.check(page.extent())?;
+        if self.used_mask(number) >> page.index() & 1 == 0 {
+            return Err(StateError::NotUsed(number));
+        }
+        self.pages.entry(number).or_insert(WHOLE);
+        Ok(())
+    }
+
+    /// The used blocks of an extent as they go to the drive: what is being freed is free.
+    pub fn image(&self, number: u64) -> u16 {
+        if number < self.extents {
+            self.used_mask(number)
+        } else {
+            0
+        }
+    }
+
+    /// Leaves of the allocation state that have changed since the last checkpoint closed.
+    pub fn dirty_leaves(&self) -> impl Iterator<Item = u64> {
+        self.dirty.iter().copied()
+    }
+
+    /// Closes a checkpoint: its images have been taken, and what was freed before is free in it. One at a
+    /// time.
+    pub fn close_checkpoint(&mut self) {
+        for (number, mask) in std::mem::take(&mut self.pending) {
+            *self.closing.entry(number).or_insert(0) |= mask;
+        }
+        self.dirty.clear();
+    }
+
+    /// The checkpoint that was closed is durable: what is free in it can be taken.
+    pub fn checkpoint_durable(&mut self) {
+        for (number, freed) in std::mem::take(&mut self.closing) {
+            let left = self.pages.get(&number).map_or(0, |mask| mask & !freed);
+            if left == 0 {
+                self.pages.remove(&number);
+                self.partial.remove(&number);
+                self.set_taken(number, false);
+            } else {
+                self.pages.insert(number, left);
+                self.partial.insert(number);
+            }
+        }
+    }
+}
