@@ -47,7 +47,7 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) fn note(&self, at: Instant, what: &'static str, who: u64, detail: u64) {
-        tracing::trace!(who, detail, "{what}");
+        tracing::trace!(?at, who, detail, "{what}");
         let hash = mix(
             mix(self.hash.get(), at.as_nanos()),
             hash_bytes(who, what.as_bytes()),

@@ -47,6 +47,9 @@ struct RunArguments {
     /// Failures of one scenario after which it is given up.
     #[arg(long, default_value_t = 10)]
     failures_max: u64,
+    /// Shows what the machines log: error, warn, info, debug or trace. For one seed, with one job.
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<tracing::Level>,
 }
 
 /// An argument that makes no sense, or output that cannot be written.
@@ -112,6 +115,9 @@ fn run_scenarios(arguments: &RunArguments, output: &mut dyn Write) -> Result<boo
     chosen.retain(|known| {
         arguments.scenario.is_empty() || arguments.scenario.iter().any(|name| name == known.name)
     });
+    if let Some(level) = arguments.log {
+        crate::logs::show(level);
+    }
     let mut right = true;
     for scenario in &chosen {
         right &= run_scenario(scenario, arguments, output)?.failures.is_empty();

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod logs;
 
 use std::io::Write as _;
 use std::process::ExitCode;
