@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pollux_hugepages::{BufferPool, PoolOptions};
+use pollux_hugepages::{ArenaOptions, BufferPool, PagePreference, PoolOptions};
 use pollux_reactor::{Core, Instant, ReactorHandle, ReactorId};
 
 use super::{Control, Inner, MachineId, SimTask};
@@ -93,12 +93,16 @@ impl Inner {
             network: self.network.clone(),
             random: RefCell::new(self.seed.stream("reactor", number)),
         };
+        // Mapped and not allocated: what is never touched costs nothing, and worlds are made by the thousand.
         let options = PoolOptions {
             total_bytes: self.options.buffer_bytes,
+            arena: ArenaOptions {
+                page: PagePreference::Ordinary,
+                ..ArenaOptions::default()
+            },
             ..PoolOptions::default()
         };
-        let buffers =
-            BufferPool::on_heap(&options).expect("the buffer size of the world's options makes sense");
+        let buffers = BufferPool::new(&options).expect("the pool of the world's options can be mapped");
         Core::new(id, Box::new(driver), buffers)
     }
 }

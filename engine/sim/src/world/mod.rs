@@ -50,7 +50,7 @@ pub struct WorldOptions {
     pub block_on_limit: Duration,
     /// Turns of all reactors after which the world gives up: something spins.
     pub turns_max: u64,
-    /// Buffers of each reactor, in bytes.
+    /// Buffers of each reactor, in bytes. What is never touched costs nothing.
     pub buffer_bytes: usize,
     /// The network.
     pub network: NetworkOptions,
@@ -66,7 +66,7 @@ impl Default for WorldOptions {
             stall: Duration::from_millis(1)..=Duration::from_millis(50),
             block_on_limit: Duration::from_secs(3600),
             turns_max: 50_000_000,
-            buffer_bytes: 4 << 20,
+            buffer_bytes: 16 << 20,
             network: NetworkOptions::default(),
             replay: None,
         }
