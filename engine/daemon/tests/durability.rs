@@ -251,6 +251,26 @@ fn one_file_has_one_engine() {
 }
 
 #[test]
+fn an_engine_serves_what_another_serves() {
+    let disk = Disk::new();
+    let mut storage = EngineProcess::start(&["malloc:///scratch?size=1MiB", &disk.uri()]);
+    let listener = storage.listener();
+    let uri = |id| format!("nvmf://{listener}/nqn.2026-11.io.pollux:serve?nsid={id}");
+    let mut relay = EngineProcess::start(&[&uri(2), &uri(1)]);
+    let host = Host::connect(relay.listener(), "?nsid=1&reconnect=off&timeout=5s").expect("it connects");
+    host.run(|device| async move {
+        assert_eq!(device.geometry().blocks, BLOCKS);
+        write(&device, 5, 77).await.expect("written");
+        device.flush().await.expect("flushed");
+        assert_eq!(read(&device, 5).await, Ok(77));
+    });
+    assert_eq!(disk.versions()[5], 77);
+    drop(host);
+    relay.stop();
+    storage.stop();
+}
+
+#[test]
 fn hosts_see_a_namespace_grow() {
     let disk = Disk::new();
     let mut engine = EngineProcess::start(&[&disk.uri()]);

@@ -34,6 +34,7 @@ use pollux_device::{Device, DeviceUri, Geometry, Health, OpenError, Opener, Open
 use pollux_reactor::spawn;
 
 use super::error::InitiatorError;
+use super::namespace::NamespaceSelector;
 pub use endpoint::Endpoint;
 pub use options::{DeallocateBy, LossOptions, NvmfOptions, PORT, QUEUES_MAX, Resubmit, Unflushed};
 use plan::Limits;
@@ -64,7 +65,13 @@ impl NvmfDevice {
             &connected.namespace,
             options.deallocate,
         );
-        let name = options.subsystem.to_string();
+        let subsystem = &options.subsystem;
+        // Two namespaces of one subsystem are two devices, which whoever serves them tells apart by their names.
+        let name = match options.namespace {
+            NamespaceSelector::Only => subsystem.to_string(),
+            NamespaceSelector::Id(id) => format!("{subsystem}:{id}"),
+            NamespaceSelector::Uuid(uuid) => format!("{subsystem}:{uuid}"),
+        };
         let association = connected.association(0, 0);
         let shared = Arc::new(Shared::new(name, options, geometry, limits, association));
         spawn(Supervisor::new(shared.clone(), connected).run()).detach();
