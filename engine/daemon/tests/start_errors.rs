@@ -43,6 +43,19 @@ fn uris_that_make_no_sense() {
 }
 
 #[test]
+fn files_that_cannot_be_opened() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| format!("uring://{}", directory.path().join(name).display());
+    let small = write(directory.path(), "small", "x");
+    let gone = at("gone");
+    expect(&[&gone], &["gone", "does not exist", "size"]);
+    let nowhere = format!("{}?size=1MiB", at("no/where"));
+    expect(&[&nowhere], &["no/where", "directory"]);
+    expect(&[&at("small")], &[&small, "4096"]);
+    expect(&["uring:///proc/self"], &["/proc/self", "neither a file nor a block device"]);
+}
+
+#[test]
 fn names_that_hosts_could_not_tell_apart() {
     expect(&[DEVICE, "malloc:///a?size=1MiB"], &["\"a\"", "namespace 1"]);
 }

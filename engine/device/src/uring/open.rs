@@ -148,7 +148,7 @@ pub enum UringError {
         path: PathBuf,
     },
     /// Any other error of the operating system.
-    #[error("cannot {action} {}: {source}", .path.display())]
+    #[error("cannot {action} {}: {source}; {}", .path.display(), mend(.source))]
     System {
         /// What was tried.
         action: &'static str,
@@ -160,6 +160,17 @@ pub enum UringError {
     /// No thread to open it on.
     #[error("no thread could be started to open the file; raise the limit on threads")]
     NoThread,
+}
+
+/// What to do about an error of the operating system.
+fn mend(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => "make its directory first",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free space, or choose a smaller size",
+        io::ErrorKind::ReadOnlyFilesystem => "choose a path that can be written, or give readonly=true",
+        io::ErrorKind::FileTooLarge => "choose a smaller size, or a file system that takes larger files",
+        _ => "check the path and the file system",
+    }
 }
 
 /// A file that is open, and what is known about it.
