@@ -52,7 +52,10 @@ fn files_that_cannot_be_opened() {
     let nowhere = format!("{}?size=1MiB", at("no/where"));
     expect(&[&nowhere], &["no/where", "directory"]);
     expect(&[&at("small")], &[&small, "4096"]);
-    expect(&["uring:///proc/self"], &["/proc/self", "neither a file nor a block device"]);
+    expect(
+        &["uring:///proc/self"],
+        &["/proc/self", "neither a file nor a block device"],
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! There is no authentication yet: whoever reaches it may change what is served. A Unix socket is for its
 //! owner alone; TCP is refused anywhere but on the loopback interface ([`ControlAddress`]).
 
+mod accept;
 mod service;
 
 use std::io;
@@ -15,7 +16,6 @@ use pollux_api::engine::v1::engine_server::EngineServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::Server;
 
 use crate::engine::Engine;
@@ -139,11 +139,11 @@ impl ControlServer {
             let stopped = async { drop(stopped.await) };
             match listener {
                 ControlListener::Unix(listener, _file) => {
-                    let incoming = UnixListenerStream::new(listener);
+                    let incoming = accept::connections(listener);
                     router.serve_with_incoming_shutdown(incoming, stopped).await
                 }
                 ControlListener::Tcp(listener) => {
-                    let incoming = TcpListenerStream::new(listener);
+                    let incoming = accept::connections(listener);
                     router.serve_with_incoming_shutdown(incoming, stopped).await
                 }
             }
