@@ -14,7 +14,7 @@ use std::time::Duration;
 use pollux_device::{BlockDevice, IoError};
 use pollux_reactor::{Instant, Reactor, ReactorId, now, spawn};
 
-use super::gate::{Gate, Hold};
+use super::gate::{BlockRange, Gate, Hold};
 use crate::target::namespace::Namespace;
 
 /// After a failed attach, commands fail for so long before the next attempt.
@@ -106,6 +106,19 @@ impl Attached {
         }
     }
 
+    /// Whether a command on this range may go to the device now. A hold that has ended, and whose release
+    /// has not arrived here yet, keeps nobody out.
+    #[inline]
+    pub(crate) fn admits(&self, range: BlockRange) -> bool {
+        self.gate.admits(range) || self.admits_after_all(range)
+    }
+
+    #[cold]
+    fn admits_after_all(&self, range: BlockRange) -> bool {
+        self.gate.retain(|hold| self.namespace.fused.is_held(hold.number));
+        self.gate.admits(range)
+    }
+
     /// The queue pair, if there is one now.
     #[inline]
     pub(crate) fn device(&self) -> Option<Rc<dyn BlockDevice>> {
@@ -194,6 +207,34 @@ impl Drop for Attached {
             if let Ok(mut map) = map.try_borrow_mut() {
                 map.remove(&(self.namespace.instance, self.reactor));
             }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::io::guard::Exclusive;
+    use crate::target::tests::Fixture;
+
+    #[test]
+    fn a_hold_keeps_others_out_until_it_ends_and_no_longer() {
+        let (fixture, _drive) = Fixture::with_drive();
+        let namespace = fixture.subsystem.namespace(1).unwrap();
+        let reactor = fixture.reactor();
+        fixture.world.block_on(reactor, async move {
+            let attached = Attached::obtain(&namespace);
+            let (held, free) = (BlockRange::new(4, 4), BlockRange::new(8, 4));
+            let wait_max = Duration::from_secs(1);
+            let exclusive = Exclusive::acquire(namespace.clone(), held, wait_max)
+                .await
+                .unwrap();
+            assert!(!attached.admits(held) && attached.admits(free));
+            drop(exclusive);
+            // The message that releases it has not arrived yet.
+            assert!(!attached.gate.admits(held));
+            assert!(attached.admits(held));
+            assert!(attached.gate.admits(held));
         });
     }
 }

@@ -86,11 +86,20 @@ impl Gate {
 
     /// Ends a hold.
     pub(crate) fn release(&self, number: u64) {
+        self.retain(|hold| hold.number != number);
+    }
+
+    /// Ends the holds that are not to be kept.
+    pub(crate) fn retain(&self, keep: impl Fn(&Hold) -> bool) {
         let mut holds = self.holds.borrow_mut();
-        holds.retain(|hold| hold.number != number);
+        let before = holds.len();
+        holds.retain(keep);
+        let ended = holds.len() < before;
         self.held.set(!holds.is_empty());
         drop(holds);
-        self.wake();
+        if ended {
+            self.wake();
+        }
     }
 
     async fn wait_until(&self, condition: impl Fn() -> bool) {

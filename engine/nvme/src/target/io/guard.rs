@@ -25,8 +25,11 @@ use crate::target::sync::{all, lock};
 /// Fused commands that may wait for their turn; one more is to be tried again.
 const WAITING_MAX: usize = 1024;
 
-/// The pause before a release is sent again to a reactor whose mailbox was full.
+/// The pause before a release is sent again to a reactor whose mailbox was full, and how often it is sent.
+/// It only wakes commands that wait: a gate that never gets it sees at the next command that the hold has
+/// ended.
 const RELEASE_PAUSE: Duration = Duration::from_millis(1);
+const RELEASES_MAX: u32 = 10_000;
 
 #[derive(Default)]
 struct State {
@@ -55,6 +58,11 @@ impl FusedGuard {
         if let Some(index) = state.members.iter().position(|member| member.id() == reactor) {
             state.members.swap_remove(index);
         }
+    }
+
+    /// Whether a hold has not ended yet.
+    pub(crate) fn is_held(&self, number: u64) -> bool {
+        lock(&self.0).hold.is_some_and(|hold| hold.number == number)
     }
 
     fn members(&self) -> Vec<ReactorHandle> {
@@ -176,8 +184,11 @@ impl Drop for Exclusive {
             let release = move || async move { Attached::release(instance, number) };
             if member.spawn(release).is_err() && pollux_reactor::Reactor::try_current().is_some() {
                 spawn(async move {
-                    while member.spawn(release).is_err() {
+                    for _ in 0..RELEASES_MAX {
                         sleep(RELEASE_PAUSE).await;
+                        if member.spawn(release).is_ok() {
+                            break;
+                        }
                     }
                 })
                 .detach();

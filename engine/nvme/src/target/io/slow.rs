@@ -218,7 +218,7 @@ impl<'a> Patience<'a> {
         range: BlockRange,
     ) -> Result<(Rc<dyn BlockDevice>, Entered), IoError> {
         let device = self.device(attached).await?;
-        if !attached.gate.admits(range) {
+        if !attached.admits(range) {
             self.wait(attached.gate.admitted(range), IoError::ResourceShortage)
                 .await?;
         }

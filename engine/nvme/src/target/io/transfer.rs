@@ -29,7 +29,7 @@ pub(super) fn start(
     }
     let simple = !slow::needs_flush_before(&transfer)
         && transfer.blocks <= attached.transfer_blocks_max
-        && attached.gate.admits(transfer.range())
+        && attached.admits(transfer.range())
         && (attached.memory_align_bytes == 1 || data.is_aligned(attached.memory_align_bytes as usize));
     let Some(device) = attached.device().filter(|_| simple) else {
         return slow::start(queue, entry, transfer, data);
