@@ -109,7 +109,8 @@ pub trait Queue {
     /// shutdown, host no longer allowed, the other queues' loss. The reason is for the log.
     fn poll_terminated(&self, context: &mut Context<'_>) -> Poll<&'static str>;
 
-    /// The connection is gone; nothing more will be submitted. Outstanding executions have been dropped.
+    /// The connection is gone; nothing more will be submitted. Outstanding executions have been dropped, and the
+    /// queue is dropped next.
     fn closed(&self);
 }
 

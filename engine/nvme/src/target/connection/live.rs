@@ -145,6 +145,8 @@ impl Live {
         // What executes is abandoned; the devices keep the buffers until they are done with them.
         drop((executing, transfers));
         queue.closed();
+        // Before the peer is waited for: the host may connect the same queue again.
+        drop(queue);
         match end {
             End::Violation(violation) => {
                 if violation.deserves_answer() {
