@@ -95,6 +95,10 @@ pub trait Queue {
     /// opcode, namespace, range, transfer size against the limits. `None` when it may go on.
     fn refuse_early(&self, entry: &SubmissionEntry, transfer_bytes: u32) -> Option<CompletionEntry>;
 
+    /// A command that is not fused, or one that the connection refused, came right after the last fused command that
+    /// was submitted, where the second half of a pair should have come.
+    fn fused_interrupted(&self) {}
+
     /// Alignment of the memory that the data of this command should be received into, in bytes; 1 when any
     /// will do.
     fn data_align_bytes(&self, entry: &SubmissionEntry) -> usize;

@@ -186,6 +186,7 @@ impl Live {
     fn fail(&mut self, capsule: &Capsule, status: Status) -> Parsed {
         self.input.consume(capsule.pdu_bytes);
         self.advance_head();
+        self.interrupt_fused();
         let command_id = capsule.entry.command_id.get();
         self.push_response(&CompletionEntry::new(command_id, status.without_retry(), 0));
         Parsed::One
@@ -262,6 +263,7 @@ impl Live {
             if entry.fuse() == Fuse::None {
                 self.input.consume(capsule.pdu_bytes);
                 self.advance_head();
+                self.interrupt_fused();
                 self.push_response(&refusal);
                 return Ok(Parsed::One);
             }
@@ -405,7 +407,20 @@ impl Live {
     }
 
     fn enter_fused(&mut self, entry: &SubmissionEntry) -> Option<FusedTicket> {
-        (entry.fuse() != Fuse::None).then(|| self.fused.enter())
+        match entry.fuse() {
+            Fuse::None => {
+                self.interrupt_fused();
+                None
+            }
+            fuse => Some(self.fused.enter(fuse == Fuse::First)),
+        }
+    }
+
+    /// A command arrived that is none of a pair, or never gets to the queue.
+    fn interrupt_fused(&mut self) {
+        if self.fused.interrupt() {
+            self.queue.fused_interrupted();
+        }
     }
 
     /// A command has all its data: it starts, unless a fused command before it has to start first.
@@ -414,8 +429,11 @@ impl Live {
             return self.dispatch(command);
         };
         self.fused.complete(ticket, command);
-        while let Some(command) = self.fused.next() {
+        while let Some((command, interrupted)) = self.fused.next() {
             self.dispatch(command)?;
+            if interrupted {
+                self.queue.fused_interrupted();
+            }
         }
         Ok(())
     }

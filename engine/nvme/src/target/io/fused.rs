@@ -2,7 +2,7 @@
 //! queue and are one to everybody else.
 //!
 //! Fused commands come here in the order in which the host queued them, each with its data. Invariants:
-//! - At most one first half waits for its second. It is given up when another first half comes instead.
+//! - At most one first half waits for its second. It is given up when anything else comes instead.
 //! - Both halves of a pair are answered when the pair is done: the first with the result of the compare,
 //!   the second with that of the write, or as aborted when the compare failed.
 //! - The pair runs as a task of its own, so that it releases what it holds even when the connection is lost.
@@ -94,7 +94,18 @@ pub(super) fn start(queue: &Rc<Shared>, command: Command) -> Execution {
             spawn(run(queue.clone(), first, command, answer.clone())).detach();
             answer.execution()
         }
-        Fuse::None | Fuse::Reserved => queue.fail(&entry, Refusal::invalid_field(field::FLAGS)).into(),
+        Fuse::None | Fuse::Reserved => {
+            interrupt(queue);
+            queue.fail(&entry, Refusal::invalid_field(field::FLAGS)).into()
+        }
+    }
+}
+
+/// What comes after the first half is not its second.
+pub(super) fn interrupt(queue: &Shared) {
+    let first = queue.pairs.borrow_mut().first.take();
+    if let Some(first) = first {
+        give_up(queue, &first);
     }
 }
 

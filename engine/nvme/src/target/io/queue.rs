@@ -172,6 +172,10 @@ impl Queue for IoQueue {
         Some(CompletionEntry::new(entry.command_id.get(), refusal.status, 0))
     }
 
+    fn fused_interrupted(&self) {
+        fused::interrupt(&self.shared);
+    }
+
     fn data_align_bytes(&self, entry: &SubmissionEntry) -> usize {
         match self.shared.view.find(entry.namespace_id.get()) {
             Lookup::Active(attached) if entry.opcode != OPCODE_FABRICS => {

@@ -142,10 +142,30 @@ fn a_half_without_the_other_is_aborted() {
         outcome.entry.status(),
         Status::ABORTED_MISSING_FUSED.without_retry()
     );
+    let lonely = fixture.start(&io, first(0, 1, 1));
+    fixture.run_for(Duration::from_millis(1));
+    io.queue.fused_interrupted();
+    let outcome = fixture.world.finish(&lonely);
+    assert_eq!(
+        outcome.entry.status(),
+        Status::ABORTED_MISSING_FUSED.without_retry()
+    );
+    io.queue.fused_interrupted();
+    assert_eq!(
+        fixture.status(&io, second(0, 1, 1)),
+        Status::ABORTED_MISSING_FUSED
+    );
+    let lonely = fixture.start(&io, first(0, 1, 1));
+    fixture.run_for(Duration::from_millis(1));
     let reserved = block_entry(IoOpcode::Write, 0, 1).with_fuse(Fuse::Reserved);
     assert_eq!(
         fixture.status(&io, writing(reserved, &[0; BLOCK])),
         Status::INVALID_FIELD
+    );
+    let outcome = fixture.world.finish(&lonely);
+    assert_eq!(
+        outcome.entry.status(),
+        Status::ABORTED_MISSING_FUSED.without_retry()
     );
 }
 
