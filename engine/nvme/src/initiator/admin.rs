@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use pollux_hugepages::Buffer;
+use pollux_hugepages::{Buffer, Slice};
 use pollux_reactor::{sleep, timeout};
 
 use super::connection::{CommandError, QueuePair, Transfer};
@@ -157,6 +157,24 @@ impl AdminQueue {
         let entry = SetFeatures::new(feature, value).to_entry(0, 0, SglDescriptor::transport(0));
         let (completion, _) = self.succeed(what, &entry, || Transfer::None).await?;
         Ok(completion.result_low())
+    }
+
+    /// Sets a feature that is a structure (NVMe Base 2.0, 5.27).
+    ///
+    /// # Errors
+    ///
+    /// As [`AdminQueue::succeed`].
+    pub async fn set_feature_data(
+        &self,
+        what: &'static str,
+        feature: FeatureId,
+        data: &[u8],
+    ) -> Result<(), InitiatorError> {
+        let entry = SetFeatures::new(feature, 0).to_entry(0, 0, SglDescriptor::transport(0));
+        let data = Slice::copy_from(data);
+        self.succeed(what, &entry, || Transfer::Send(data.clone().into()))
+            .await?;
+        Ok(())
     }
 
     /// Reads a property (NVMe Base 2.0, 6.5).

@@ -20,7 +20,7 @@ use super::host::HostIdentity;
 use crate::wire::command::{
     Connect, ConnectAttributes, ConnectData, ConnectResult, DYNAMIC_CONTROLLER, Identify,
 };
-use crate::wire::features::{AsyncEventConfiguration, FeatureId, QueueCounts};
+use crate::wire::features::{AsyncEventConfiguration, FeatureId, HostBehavior, QueueCounts};
 use crate::wire::identify::{
     ControllerAttributes, ControllerType, IdentifyController, IdentifyStructure, IoCommandSupport,
     NvmController, VolatileWriteCache,
@@ -56,7 +56,7 @@ const READY_TIMEOUT_UNIT: Duration = Duration::from_millis(500);
 /// The unit of the retry delays of Identify Controller.
 const RETRY_DELAY_UNIT: Duration = Duration::from_millis(100);
 
-/// How many controllers can be told apart by the events they send.
+/// The events that this host acts on, or whose log page it reads so that others can come.
 const EVENTS_WANTED: AsyncEventConfiguration =
     AsyncEventConfiguration::NAMESPACE_ATTRIBUTES.union(AsyncEventConfiguration::ANA_CHANGE);
 
@@ -250,6 +250,17 @@ impl Controller {
         let granted = granted.submission_minus_one.min(granted.completion_minus_one);
         self.description.queues = granted.saturating_add(1).min(self.options.queues.max(1));
 
+        // Controllers with retry delays tell them to hosts that say they honour them.
+        if identify.retry_delays_100ms != [0; 3] {
+            let behavior = HostBehavior {
+                advanced_command_retry: 1,
+                ..HostBehavior::default()
+            };
+            let what = "to set the host's behavior";
+            self.admin
+                .set_feature_data(what, FeatureId::HostBehavior, &behavior.to_bytes())
+                .await?;
+        }
         let events = EVENTS_WANTED.intersection(identify.async_events);
         if !events.is_empty() {
             let what = "to configure asynchronous events";

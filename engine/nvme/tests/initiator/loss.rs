@@ -378,6 +378,21 @@ fn a_command_that_takes_too_long_is_given_up() {
 }
 
 #[test]
+fn a_write_given_up_for_its_time_cannot_overtake_a_later_one() {
+    let lab = Lab::with(17, durable());
+    lab.drive.fail_nth(Operation::Write, 1, Fault::Delay(ms(8_000)));
+    lab.run("&timeout=1s", |_, queue| async move {
+        let start = now();
+        let result = queue.write(7, buffer(&pattern(1, BLOCK)), false).await;
+        assert!(matches!(result, Err(IoError::TimedOut) | Ok(())), "{result:?}");
+        assert!(now().saturating_since(start) < ms(20_000));
+        queue.write(7, buffer(&pattern(2, BLOCK)), false).await.unwrap();
+        sleep(ms(20_000)).await;
+        assert_eq!(read(&*queue, 7, BLOCK).await.unwrap(), pattern(2, BLOCK));
+    });
+}
+
+#[test]
 fn more_than_fits_waits_and_far_more_fails() {
     let lab = Lab::with(14, durable());
     lab.run("&depth=2", |_, queue| async move {

@@ -117,7 +117,23 @@ impl Input {
         context: &mut Context<'_>,
         direct: &mut [u8],
     ) -> Poll<io::Result<Received>> {
-        let room = &mut self.buffer[self.filled..];
+        self.poll_receive_at_most(stream, context, direct, usize::MAX)
+    }
+
+    /// As [`Input::poll_receive`], with at most so many bytes behind what has arrived: when large data is
+    /// expected, the rest of it is left in the socket until it can be received where it belongs.
+    pub fn poll_receive_at_most(
+        &mut self,
+        stream: &mut dyn Stream,
+        context: &mut Context<'_>,
+        direct: &mut [u8],
+        buffered_bytes_max: usize,
+    ) -> Poll<io::Result<Received>> {
+        let end = self
+            .buffer
+            .len()
+            .min(self.filled.saturating_add(buffered_bytes_max));
+        let room = &mut self.buffer[self.filled..end];
         let received = if direct.is_empty() {
             std::task::ready!(stream.poll_receive(context, &mut [IoSliceMut::new(room)]))?
         } else {

@@ -324,8 +324,13 @@ impl State {
             link.pool.register_waiter(RECEIVE_BYTES, context.waker());
             return Ok(false);
         }
+        let buffered_bytes_max = self.protocol.buffered_bytes_max();
         let direct = self.protocol.direct();
-        let received = match link.input.poll_receive(&mut *link.stream, context, direct) {
+        let stream = &mut *link.stream;
+        let received = match link
+            .input
+            .poll_receive_at_most(stream, context, direct, buffered_bytes_max)
+        {
             Poll::Pending => {
                 link.input.rest();
                 return Ok(false);

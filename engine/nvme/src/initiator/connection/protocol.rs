@@ -79,6 +79,8 @@ pub(super) struct Protocol {
     pub(super) slots: Slots,
     pub(super) output: Output,
     pub(super) receiving: Receiving,
+    /// The data PDU that came last was a large one, so the next one is likely to be.
+    pub(super) large_data: bool,
     pub(super) terms: Terms,
     /// Data that an I/O command capsule may carry, in bytes (IOCCSZ).
     pub(super) in_capsule_bytes_max: u32,
@@ -97,6 +99,7 @@ impl Protocol {
             slots,
             output: Output::new(),
             receiving: Receiving::Header,
+            large_data: false,
             terms,
             in_capsule_bytes_max: 0,
             waiting: VecDeque::with_capacity(depth * (1 + usize::from(READY_TO_TRANSFERS_MAX))),

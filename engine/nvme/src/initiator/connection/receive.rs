@@ -15,6 +15,12 @@ use crate::wire::pdu::{
 };
 use crate::wire::status::Status;
 
+/// Data of a PDU that is better not copied: what follows its header is received where it belongs.
+const LARGE_DATA_BYTES: u32 = 16 * 1024;
+
+/// Bytes received at a time while large data is expected: headers and completions, and little of the data.
+const BUFFERED_BYTES_WITH_LARGE_DATA: usize = 2048;
+
 /// What the next received bytes are.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Receiving {
@@ -45,6 +51,15 @@ impl Protocol {
             return &mut [];
         };
         self.buffer_of(&data)
+    }
+
+    /// How many bytes to receive at a time that are not known to be data.
+    pub(super) fn buffered_bytes_max(&self) -> usize {
+        if self.large_data {
+            BUFFERED_BYTES_WITH_LARGE_DATA
+        } else {
+            usize::MAX
+        }
     }
 
     /// The part of a command's buffer that a PDU under way has yet to fill.
@@ -164,6 +179,7 @@ impl Protocol {
         let flags = PduFlags::from_bits_truncate(header.common.flags);
         slot.moved_bytes = end_bytes;
         slot.last_data_seen = flags.contains(PduFlags::LAST);
+        self.large_data = header.length_bytes.get() >= LARGE_DATA_BYTES;
         self.receiving = Receiving::Data(Data {
             command,
             offset: offset_bytes as usize,
