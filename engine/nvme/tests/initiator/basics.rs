@@ -55,7 +55,7 @@ fn it_is_opened_by_its_uri() {
     let uri = lab.uri("&nsid=1&queues=2");
     lab.world.block_on(lab.host_reactors[0], async move {
         let device = registry.open(&uri).await.unwrap();
-        assert_eq!(device.name(), SUBSYSTEM);
+        assert_eq!(device.name(), format!("{SUBSYSTEM}:1"));
         let first = device.clone().attach().await.unwrap();
         let second = device.clone().attach().await.unwrap();
         assert!(
