@@ -192,8 +192,8 @@ impl Target {
     }
 
     /// Disconnects every host, admits no more, waits until nothing is at a device, and flushes every
-    /// namespace. Returns whether every flush succeeded. To be called on a reactor. It takes as long as the devices
-    /// do: a caller that cannot wait gives it a timeout.
+    /// namespace. Returns whether every flush succeeded. To be called on a reactor. It takes as long as the
+    /// devices do: a caller that cannot wait gives it a timeout.
     pub async fn shut_down(&self) -> bool {
         const REASON: &str = "the target shuts down";
         const PAUSE: Duration = Duration::from_millis(5);

@@ -95,8 +95,8 @@ pub trait Queue {
     /// opcode, namespace, range, transfer size against the limits. `None` when it may go on.
     fn refuse_early(&self, entry: &SubmissionEntry, transfer_bytes: u32) -> Option<CompletionEntry>;
 
-    /// A command that is not fused, or one that the connection refused, came right after the last fused command that
-    /// was submitted, where the second half of a pair should have come.
+    /// A command that is not fused, or one that the connection refused, came right after the last fused
+    /// command that was submitted, where the second half of a pair should have come.
     fn fused_interrupted(&self) {}
 
     /// Alignment of the memory that the data of this command should be received into, in bytes; 1 when any
@@ -113,8 +113,8 @@ pub trait Queue {
     /// shutdown, host no longer allowed, the other queues' loss. The reason is for the log.
     fn poll_terminated(&self, context: &mut Context<'_>) -> Poll<&'static str>;
 
-    /// The connection is gone; nothing more will be submitted. Outstanding executions have been dropped, and the
-    /// queue is dropped next.
+    /// The connection is gone; nothing more will be submitted. Outstanding executions have been dropped,
+    /// and the queue is dropped next.
     fn closed(&self);
 }
 

@@ -66,7 +66,8 @@ impl NvmfDevice {
             options.deallocate,
         );
         let subsystem = &options.subsystem;
-        // Two namespaces of one subsystem are two devices, which whoever serves them tells apart by their names.
+        // Two namespaces of one subsystem are two devices, which whoever serves them tells apart by their
+        // names.
         let name = match options.namespace {
             NamespaceSelector::Only => subsystem.to_string(),
             NamespaceSelector::Id(id) => format!("{subsystem}:{id}"),

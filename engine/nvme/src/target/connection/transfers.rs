@@ -112,9 +112,9 @@ pub(super) struct HostDataHeader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FusedTicket(u64);
 
-/// Fused commands leave for the queue in the order in which they arrived, however long each one's data takes:
-/// the queue pairs a first with the second that follows it (NVMe Base, Fused Operations). What interrupts a pair
-/// keeps its place in that order too.
+/// Fused commands leave for the queue in the order in which they arrived, however long each one's data
+/// takes: the queue pairs a first with the second that follows it (NVMe Base, Fused Operations). What
+/// interrupts a pair keeps its place in that order too.
 #[derive(Default)]
 pub(super) struct FusedOrder {
     waiting: VecDeque<Place>,
@@ -138,8 +138,8 @@ impl FusedOrder {
         FusedTicket(self.first_ticket + self.waiting.len() as u64 - 1)
     }
 
-    /// A command arrived that is not fused. Says whether the queue is to hear now that it interrupts a pair; when the
-    /// first half has not left yet, the queue hears after it.
+    /// A command arrived that is not fused. Says whether the queue is to hear now that it interrupts a
+    /// pair; when the first half has not left yet, the queue hears after it.
     #[inline]
     pub(super) fn interrupt(&mut self) -> bool {
         if !std::mem::replace(&mut self.open, false) {
