@@ -46,8 +46,6 @@ pub(crate) enum NegotiateError {
     UnknownExport(String),
     #[error("the client sent {OPTIONS_MAX} options and chose no export")]
     TooManyOptions,
-    #[error("no memory for a receive buffer")]
-    NoMemory,
     #[error("a reply does not fit the output")]
     ReplyTooLong,
 }
@@ -355,9 +353,7 @@ impl<'a> Negotiation<'a> {
     }
 
     async fn receive(&mut self) -> Result<(), NegotiateError> {
-        if !self.input.make_room(&self.pool) {
-            return Err(NegotiateError::NoMemory);
-        }
+        self.input.make_room(&self.pool);
         let Self { stream, input, .. } = self;
         let received =
             std::future::poll_fn(|context| input.poll_receive(&mut **stream, context, &mut [])).await?;

@@ -21,7 +21,7 @@ use std::task::{Context, Poll};
 use pollux_device::{BlockDevice, Completion, Gather, IoError, Reply, Request, ZeroOptions};
 use pollux_hugepages::{Buffer, BufferPool};
 use pollux_reactor::InFlight;
-use pollux_reactor::net::{Input, Output, RECEIVE_BYTES, Stream};
+use pollux_reactor::net::{Input, Output, Stream};
 
 use crate::reply::{Replies, StatusRun};
 use crate::request::{self, Accepted, STEP_BYTES_MAX, TRANSFER_BYTES_MAX, piece_bytes};
@@ -228,10 +228,7 @@ impl Session {
         if self.disconnecting {
             return Ok(true);
         }
-        if !self.input.make_room(&self.pool) {
-            self.pool.register_waiter(RECEIVE_BYTES, context.waker());
-            return Ok(false);
-        }
+        self.input.make_room(&self.pool);
         let direct: &mut [u8] = match &mut self.receiving {
             Receiving::Data {
                 piece: Some((buffer, filled)),
@@ -241,7 +238,7 @@ impl Session {
         };
         let received = match self.input.poll_receive(&mut *self.stream, context, direct) {
             Poll::Pending => {
-                self.input.rest();
+                self.input.rest(&self.pool);
                 return Ok(false);
             }
             Poll::Ready(received) => received?,

@@ -29,6 +29,17 @@ pub struct Command {
     pub transfer_bytes_max: u32,
 }
 
+impl Command {
+    /// A command that the host sent no data with.
+    pub fn without_data(entry: SubmissionEntry, transfer_bytes_max: u32) -> Self {
+        Self {
+            entry,
+            data: Gather::new(),
+            transfer_bytes_max,
+        }
+    }
+}
+
 /// Data for the host.
 #[derive(Debug, Default)]
 pub enum Payload {

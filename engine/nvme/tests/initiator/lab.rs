@@ -22,6 +22,8 @@ pub const BLOCK: usize = 4096;
 pub struct LabOptions {
     pub drive: SimDriveOptions,
     pub target: TargetConfig,
+    /// Buffers of each reactor, in bytes.
+    pub buffer_bytes: usize,
     pub host_reactors: usize,
 }
 
@@ -30,6 +32,7 @@ impl Default for LabOptions {
         Self {
             drive: SimDriveOptions::new(32 << 20, BLOCK as u32).unwrap(),
             target: TargetConfig::default(),
+            buffer_bytes: 32 << 20,
             host_reactors: 1,
         }
     }
@@ -65,7 +68,7 @@ impl Lab {
         let world = World::with_options(
             seed,
             WorldOptions {
-                buffer_bytes: 32 << 20,
+                buffer_bytes: options.buffer_bytes,
                 ..WorldOptions::default()
             },
         );

@@ -6,3 +6,4 @@ mod basics;
 mod fake;
 mod lab;
 mod loss;
+mod shortage;

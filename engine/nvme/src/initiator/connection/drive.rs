@@ -22,7 +22,7 @@ use super::handshake::push_terminate;
 use super::protocol::{Protocol, Refused, RefusedReason, Terms};
 use super::room::Room;
 use super::slots::{CommandId, Finished, Transfer};
-use crate::transport::{Input, Output, RECEIVE_BYTES, finish};
+use crate::transport::{Input, Output, finish};
 use crate::wire::command::SubmissionEntry;
 
 /// Receives and sends in one turn of the task, so that others get theirs.
@@ -320,10 +320,7 @@ impl State {
         let Some(link) = &mut self.link else {
             return Ok(false);
         };
-        if !link.input.make_room(&link.pool) {
-            link.pool.register_waiter(RECEIVE_BYTES, context.waker());
-            return Ok(false);
-        }
+        link.input.make_room(&link.pool);
         let buffered_bytes_max = self.protocol.buffered_bytes_max();
         let direct = self.protocol.direct();
         let stream = &mut *link.stream;
@@ -332,7 +329,7 @@ impl State {
             .poll_receive_at_most(stream, context, direct, buffered_bytes_max)
         {
             Poll::Pending => {
-                link.input.rest();
+                link.input.rest(&link.pool);
                 return Ok(false);
             }
             Poll::Ready(Err(error)) => return Err(ConnectionError::from_io(&error)),

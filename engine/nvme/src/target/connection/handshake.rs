@@ -36,8 +36,6 @@ pub(super) enum NotAdmitted {
     Violation(#[from] Violation),
     #[error("the Connect command was refused: {0}")]
     Refused(Status),
-    #[error("no memory for a receive buffer")]
-    NoMemory,
 }
 
 /// Everything that an admitted connection takes along to the reactor of its queue.
@@ -268,9 +266,7 @@ impl Handshake<'_> {
     }
 
     async fn receive(&mut self) -> Result<(), NotAdmitted> {
-        if !self.input.make_room(&self.pool) {
-            return Err(NotAdmitted::NoMemory);
-        }
+        self.input.make_room(&self.pool);
         let Self { stream, input, .. } = self;
         let received =
             std::future::poll_fn(|context| input.poll_receive(&mut **stream, context, &mut [])).await?;

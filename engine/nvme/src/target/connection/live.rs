@@ -1,8 +1,11 @@
 //! A connection that is bound to a queue: one task, which settles, receives and sends until nothing moves.
 //!
 //! Invariants:
-//! - Every command is in exactly one place: a transfer that waits for data, the order of fused commands,
-//!   executing, or done; together they are never more than the queue is deep.
+//! - Every command is in exactly one place: it waits for its data or to be asked for it, in the order of
+//!   fused commands, for memory for what it reads, it executes, or is done; together they are never more
+//!   than the queue is deep.
+//! - Bytes that arrive are parsed whether or not there is memory, so that commands whose data is on its way
+//!   always end, and give theirs back.
 //! - Commands that execute are polled whether or not the host takes responses: what they hold, such as a
 //!   place at a namespace that a fused command of another host waits for, they give back when they are
 //!   done.
@@ -22,16 +25,24 @@ use pollux_reactor::{InFlight, Started, buffers};
 
 use super::super::queue::{Command, Execution, Outcome, Payload, Queue};
 use super::Transport;
+use super::fused_order::FusedOrder;
 use super::handshake::{Handover, push_terminate};
+use super::reads::Reads;
 use super::receive::{Parsed, Receiving};
-use super::transfers::{FusedOrder, Transfers};
-use crate::transport::{Input, Output, RECEIVE_BYTES, finish};
+use super::transfers::{Awaiting, Grant, Transfers};
+use crate::transport::{Input, Output, finish};
 use crate::wire::command::{CompletionEntry, Connect, ConnectAttributes};
 use crate::wire::digest::Digest;
-use crate::wire::pdu::{DataEnd, DataRange, Violation, encode_controller_data, encode_response};
+use crate::wire::pdu::{
+    DataEnd, DataRange, Violation, encode_controller_data, encode_ready_to_transfer, encode_response,
+};
+use crate::wire::status::Status;
 
 /// Vectored sends in one turn of the task, so that other connections get theirs.
 const SENDS_PER_TURN: usize = 8;
+
+/// Bytes received at a time while large data is expected: headers and capsules, and little of the data.
+const BUFFERED_BYTES_WITH_LARGE_DATA: usize = 2048;
 
 /// The queue head in responses of a queue without flow control (NVMe Base, Connect Response: SQHD).
 const NO_FLOW_CONTROL: u16 = 0xffff;
@@ -64,8 +75,9 @@ pub(super) struct Live {
     pub(super) queue: Rc<dyn Queue>,
     pub(super) pool: BufferPool,
     pub(super) executing: InFlight<Execution>,
-    /// Commands that are done while the output is full.
-    done: VecDeque<Outcome>,
+    /// Commands that are done while the output is full, and what to release of `reads` when it is not.
+    done: VecDeque<(Outcome, u32)>,
+    pub(super) reads: Reads,
     pub(super) transfers: Transfers,
     pub(super) fused: FusedOrder,
     pub(super) receiving: Receiving,
@@ -74,7 +86,9 @@ pub(super) struct Live {
     flow_control: bool,
     /// The connection ends when the output is empty.
     disconnecting: bool,
-    /// Input may hold something that was left because of a shortage.
+    /// The data PDU that came last was a large one, so the next one is likely to be.
+    pub(super) large_data: bool,
+    /// Input may hold something that was left because the output was full.
     unparsed: bool,
     peer: Address,
 }
@@ -93,9 +107,7 @@ impl Live {
         let stream = net::attach(stream)?;
         let pool = buffers();
         let mut input = Input::new();
-        if !input.preload(&received, &pool) {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
+        input.preload(&received, &pool);
         let (queue, response) = make_queue();
         let depth = queue.depth().max(1);
         let connect = Connect::from_entry(&connect);
@@ -108,6 +120,7 @@ impl Live {
             pool,
             executing: InFlight::new(depth),
             done: VecDeque::new(),
+            reads: Reads::new(depth),
             transfers: Transfers::new(depth),
             fused: FusedOrder::default(),
             receiving: Receiving::Header,
@@ -117,6 +130,7 @@ impl Live {
                 .attributes
                 .contains(ConnectAttributes::DISABLE_QUEUE_FLOW_CONTROL),
             disconnecting: false,
+            large_data: false,
             unparsed: true,
             peer,
         };
@@ -175,9 +189,10 @@ impl Live {
         if let Poll::Ready(reason) = self.queue.poll_terminated(context) {
             return Err(End::TerminatedByController(reason));
         }
-        let mut moved = self.settle(context);
+        let mut moved = self.settle(context)?;
         if !self.disconnecting {
             moved |= self.receive(context)?;
+            moved |= self.grant(context)?;
         }
         moved |= self.send(context)?;
         if self.disconnecting && self.output.is_empty() {
@@ -186,24 +201,33 @@ impl Live {
         Ok(moved)
     }
 
-    /// Queues the responses of commands that are done.
-    fn settle(&mut self, context: &mut Context<'_>) -> bool {
+    /// Queues the responses of commands that are done, and starts those that their memory was waited for.
+    fn settle(&mut self, context: &mut Context<'_>) -> Result<bool, End> {
         let mut settled = false;
         while !self.output.is_full()
-            && let Some(outcome) = self.done.pop_front()
+            && let Some((outcome, read_bytes)) = self.done.pop_front()
         {
+            self.reads.release(read_bytes);
             self.respond(outcome);
             settled = true;
         }
-        while let Poll::Ready((_, outcome)) = self.executing.poll_next(context) {
+        while let Poll::Ready((slot, outcome)) = self.executing.poll_next(context) {
+            let read_bytes = self.reads.end(slot);
             if self.output.is_full() {
-                self.done.push_back(outcome);
+                self.done.push_back((outcome, read_bytes));
             } else {
+                self.reads.release(read_bytes);
                 self.respond(outcome);
                 settled = true;
             }
         }
-        settled
+        while !self.output.is_full()
+            && let Some(command) = self.reads.next()
+        {
+            self.dispatch(command)?;
+            settled = true;
+        }
+        Ok(settled)
     }
 
     fn receive(&mut self, context: &mut Context<'_>) -> Result<bool, End> {
@@ -212,19 +236,25 @@ impl Live {
             return Ok(false);
         }
         if self.unparsed {
-            self.parse(context)?;
+            self.parse()?;
         }
-        if !self.input.make_room(&self.pool) {
-            self.pool.register_waiter(RECEIVE_BYTES, context.waker());
-            return Ok(false);
-        }
+        self.input.make_room(&self.pool);
         let direct = match &mut self.receiving {
             Receiving::Data { sink, .. } => &mut sink.buffer[sink.filled..sink.end],
             Receiving::Header => &mut [],
         };
-        match self.input.poll_receive(&mut *self.stream, context, direct) {
+        let buffered_bytes_max = if self.large_data {
+            BUFFERED_BYTES_WITH_LARGE_DATA
+        } else {
+            usize::MAX
+        };
+        let stream = &mut *self.stream;
+        match self
+            .input
+            .poll_receive_at_most(stream, context, direct, buffered_bytes_max)
+        {
             Poll::Pending => {
-                self.input.rest();
+                self.input.rest(&self.pool);
                 return Ok(false);
             }
             Poll::Ready(Err(error)) => return Err(error.into()),
@@ -236,11 +266,11 @@ impl Live {
             }
         }
         self.queue.touch();
-        self.parse(context)?;
+        self.parse()?;
         Ok(true)
     }
 
-    fn parse(&mut self, context: &mut Context<'_>) -> Result<(), End> {
+    fn parse(&mut self) -> Result<(), End> {
         self.unparsed = false;
         while !self.disconnecting {
             if self.output.is_full() {
@@ -250,14 +280,40 @@ impl Live {
             match self.parse_one()? {
                 Parsed::One => {}
                 Parsed::NeedMore => break,
-                Parsed::ShortOfMemory { bytes } => {
-                    self.unparsed = true;
-                    self.pool.register_waiter(bytes, context.waker());
-                    break;
-                }
             }
         }
         Ok(())
+    }
+
+    /// Asks for the data of commands, as far as there is memory for it.
+    fn grant(&mut self, context: &mut Context<'_>) -> Result<bool, End> {
+        let mut granted = false;
+        while !self.output.is_full()
+            && let Poll::Ready(grant) = self.transfers.poll_grant(&self.pool, context)
+        {
+            granted = true;
+            match grant {
+                Grant::Ready { tag, range } => {
+                    let framing = self.transport.framing;
+                    let encoded = self
+                        .output
+                        .encode(|room| encode_ready_to_transfer(range, tag, &framing, room));
+                    debug_assert!(encoded, "nothing is granted while the output is full");
+                }
+                Grant::Refused(Awaiting {
+                    entry, fused: None, ..
+                }) => {
+                    let command_id = entry.command_id.get();
+                    self.push_response(&CompletionEntry::new(command_id, Status::COMMAND_INTERRUPTED, 0));
+                }
+                // Without its data, it makes the queue fail the pair.
+                Grant::Refused(Awaiting { entry, fused, .. }) => {
+                    let command = Command::without_data(entry, 0);
+                    self.complete(command, fused)?;
+                }
+            }
+        }
+        Ok(granted)
     }
 
     fn send(&mut self, context: &mut Context<'_>) -> Result<bool, End> {
@@ -279,6 +335,7 @@ impl Live {
 
     /// Starts a complete command.
     pub(super) fn dispatch(&mut self, command: Command) -> Result<(), End> {
+        let read_bytes = command.transfer_bytes_max;
         let mut execution = self.queue.submit(command);
         if let Execution::Ready(outcome) = &mut execution
             && let Some(outcome) = outcome.take()
@@ -288,7 +345,7 @@ impl Live {
         }
         match self.executing.start(execution) {
             Ok(Started::Ready(outcome)) => self.respond(outcome),
-            Ok(Started::Pending(_)) => {}
+            Ok(Started::Pending(slot)) => self.reads.begin(slot, read_bytes),
             Err(_) => return Err(End::Overrun),
         }
         Ok(())
@@ -296,7 +353,11 @@ impl Live {
 
     /// Commands that the host may not reuse the identifier of yet.
     pub(super) fn outstanding(&self) -> usize {
-        self.executing.len() + self.done.len() + self.transfers.len() + self.fused.complete_and_waiting()
+        self.executing.len()
+            + self.done.len()
+            + self.reads.waiting()
+            + self.transfers.len()
+            + self.fused.complete_and_waiting()
     }
 
     /// Queues what a command returned: data if there is any, and a response capsule unless the data stands

@@ -4,8 +4,10 @@
 //! ICResp and waits for the Connect command, which [`Admission`] decides about; the connection then moves to
 //! the reactor of its queue and lives there as one task ([`live`]) until either side ends it.
 
+mod fused_order;
 mod handshake;
 mod live;
+mod reads;
 mod receive;
 mod transfers;
 

@@ -8,17 +8,18 @@ use pollux_device::Gather;
 use pollux_hugepages::Buffer;
 
 use super::super::queue::Command;
+use super::fused_order::FusedTicket;
 use super::live::{End, Live};
-use super::transfers::{FusedTicket, HostDataHeader, Transfer};
+use super::transfers::{Awaiting, HostDataHeader, Transfer};
 use crate::wire::command::{
     CompletionEntry, DataPointer, FabricsCommandType, Fuse, OPCODE_FABRICS, SubmissionEntry,
 };
 use crate::wire::digest::{DIGEST_BYTES, crc32c};
-use crate::wire::pdu::{
-    DataRange, Decoded, Direction, Header, Pdu, PduFlags, PduType, Violation, decode_header,
-    encode_ready_to_transfer,
-};
+use crate::wire::pdu::{Decoded, Direction, Header, Pdu, PduFlags, PduType, Violation, decode_header};
 use crate::wire::status::Status;
+
+/// Data of a PDU that is better not copied: what follows its header is received where it belongs.
+const LARGE_DATA_BYTES: usize = 16 * 1024;
 
 /// Payload that is received straight into the buffer it is meant for.
 #[derive(Debug)]
@@ -43,8 +44,6 @@ pub(super) enum Parsed {
     One,
     /// The rest has not arrived.
     NeedMore,
-    /// A buffer of this size could not be had; nothing was consumed.
-    ShortOfMemory { bytes: usize },
 }
 
 /// Which way the data of a command goes: bits 1:0 of the opcode, or of the command type of a fabrics command
@@ -196,16 +195,17 @@ impl Live {
         self.input.consume(capsule.pdu_bytes);
         self.advance_head();
         let ticket = self.enter_fused(&capsule.entry);
-        let command = Command {
-            entry: capsule.entry,
-            data: Gather::new(),
-            transfer_bytes_max,
-        };
-        self.complete(command, ticket)?;
+        let command = Command::without_data(capsule.entry, transfer_bytes_max);
+        if ticket.is_some() || transfer_bytes_max == 0 {
+            self.complete(command, ticket)?;
+        } else if let Some(command) = self.reads.admit(command) {
+            self.dispatch(command)?;
+        }
         Ok(Parsed::One)
     }
 
     fn in_capsule(&mut self, capsule: &Capsule, offset: u64, length: usize) -> Result<Parsed, End> {
+        self.large_data = false;
         let entry = capsule.entry;
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         if offset
@@ -220,14 +220,6 @@ impl Live {
             || self.input.bytes().get(start..).is_some_and(|data| {
                 (data.as_ptr() as usize).is_multiple_of(align_bytes) && length.is_multiple_of(align_bytes)
             });
-        let bounce = if aligned || length == 0 {
-            None
-        } else {
-            let Some(bounce) = self.pool.allocate(length) else {
-                return Ok(Parsed::ShortOfMemory { bytes: length });
-            };
-            Some(bounce)
-        };
         let mut pdu = self.input.take(capsule.pdu_bytes);
         self.advance_head();
         if capsule.data_digest && !digest_matches(&pdu, capsule.data_offset, capsule.data_bytes) {
@@ -237,12 +229,10 @@ impl Live {
         }
         pdu.advance(start);
         pdu.truncate(length);
-        let data = match bounce {
-            Some(mut bounce) => {
-                bounce.copy_from_slice(&pdu);
-                bounce.into()
-            }
-            None => Gather::from(pdu),
+        let data = if aligned || length == 0 {
+            Gather::from(pdu)
+        } else {
+            self.copy(&pdu).into()
         };
         let ticket = self.enter_fused(&entry);
         self.complete(
@@ -256,7 +246,19 @@ impl Live {
         Ok(Parsed::One)
     }
 
-    /// Asks for the data of a command with one R2T.
+    /// A copy that begins where the pages of the memory do.
+    #[cold]
+    fn copy(&self, data: &[u8]) -> Buffer {
+        // On the heap at worst, as this command is about to execute: at most a queue's depth of capsules.
+        let mut copy = self
+            .pool
+            .allocate(data.len())
+            .unwrap_or_else(|| Buffer::from_heap(data.len()));
+        copy.copy_from_slice(data);
+        copy
+    }
+
+    /// Takes a command whose data is to be asked for.
     fn begin_transfer(&mut self, capsule: &Capsule, length_bytes: u32) -> Result<Parsed, End> {
         let entry = capsule.entry;
         if let Some(refusal) = self.queue.refuse_early(&entry, length_bytes) {
@@ -270,36 +272,17 @@ impl Live {
             // The queue fails both halves of a fused pair when one of them comes without its data.
             return self.without_data(capsule, 0);
         }
-        let Some(buffer) = self.pool.allocate(length_bytes as usize) else {
-            if length_bytes as usize > self.pool.max_buffer_bytes() {
-                return Ok(self.fail(capsule, Status::INVALID_FIELD));
-            }
-            return Ok(Parsed::ShortOfMemory {
-                bytes: length_bytes as usize,
-            });
-        };
+        if length_bytes as usize > self.pool.max_buffer_bytes() {
+            return Ok(self.fail(capsule, Status::INVALID_FIELD));
+        }
         self.input.consume(capsule.pdu_bytes);
         self.advance_head();
         let fused = self.enter_fused(&entry);
-        let transfer = Transfer {
+        self.transfers.push(Awaiting {
             entry,
-            buffer,
-            received: 0,
-            fused,
-            damaged: false,
-        };
-        // There is a slot: commands outstanding are fewer than the queue is deep.
-        let tag = self.transfers.insert(transfer).ok_or(End::Overrun)?;
-        let range = DataRange {
-            command_id: entry.command_id.get(),
-            offset_bytes: 0,
             length_bytes,
-        };
-        let framing = self.transport.framing;
-        let encoded = self
-            .output
-            .encode(|room| encode_ready_to_transfer(range, tag, &framing, room));
-        debug_assert!(encoded, "nothing is parsed while the output is full");
+            fused,
+        });
         Ok(Parsed::One)
     }
 
@@ -320,6 +303,7 @@ impl Live {
             filled: header.offset_bytes,
             end: header.offset_bytes + header.length_bytes,
         };
+        self.large_data = header.length_bytes >= LARGE_DATA_BYTES;
         self.receiving = Receiving::Data {
             tag: header.transfer_tag,
             sink,
@@ -375,7 +359,7 @@ impl Live {
         transfer.damaged |= expected.is_some_and(|expected| crc32c(received) != expected);
         transfer.received = sink.end;
         transfer.buffer = sink.buffer;
-        if transfer.received < transfer.buffer.len() {
+        if transfer.received < transfer.length_bytes {
             return Ok(Parsed::One);
         }
         let Some(transfer) = self.transfers.remove(tag) else {
@@ -424,7 +408,7 @@ impl Live {
     }
 
     /// A command has all its data: it starts, unless a fused command before it has to start first.
-    fn complete(&mut self, command: Command, ticket: Option<FusedTicket>) -> Result<(), End> {
+    pub(super) fn complete(&mut self, command: Command, ticket: Option<FusedTicket>) -> Result<(), End> {
         let Some(ticket) = ticket else {
             return self.dispatch(command);
         };

@@ -1,22 +1,57 @@
-//! Commands whose data is on its way from the host, by transfer tag, and the order of fused commands.
+//! Commands whose data the host has yet to send: those that wait to be asked for it, and those that were, by
+//! transfer tag.
 //!
-//! Invariants: a tag names at most one transfer; `received` bytes of `buffer` have arrived, in order and
-//! without a gap; one R2T covers the whole of a transfer.
+//! A command is taken off the connection before there is memory for its data, so that what follows it is read
+//! in any case: among that is the data of the transfers that hold memory.
+//!
+//! Invariants:
+//! - A tag names at most one transfer; `received` bytes of `buffer` have arrived, in order and without a gap;
+//!   one R2T covers the whole of a transfer.
+//! - Commands are asked for their data in the order in which they arrived.
+//! - `granted_bytes` is the length of all transfers with a tag, and above [`GRANTED_BYTES_MAX`] only with a
+//!   single one.
+//! - `memory` waits for the buffer of the first command of `awaiting`, and for no other.
 
 use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
-use pollux_hugepages::Buffer;
+use pollux_hugepages::{Buffer, BufferPool, BufferWait};
 
-use super::super::queue::Command;
+use super::fused_order::FusedTicket;
 use crate::wire::command::SubmissionEntry;
-use crate::wire::pdu::{PduType, Violation};
+use crate::wire::pdu::{DataRange, PduType, Violation};
+
+/// Data that a host may have been asked for on one connection, in bytes. Enough to keep a fast network busy;
+/// more would take memory from other connections, and out of the processor's cache.
+const GRANTED_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// A command that waits to be asked for its data.
+#[derive(Debug)]
+pub(super) struct Awaiting {
+    pub(super) entry: SubmissionEntry,
+    pub(super) length_bytes: u32,
+    /// Its place among the fused commands, if it is one.
+    pub(super) fused: Option<FusedTicket>,
+}
+
+/// What came of the first command that waits.
+#[derive(Debug)]
+pub(super) enum Grant {
+    /// The host may send this data, naming this tag.
+    Ready { tag: u16, range: DataRange },
+    /// There will be no memory: too many wait for it.
+    Refused(Awaiting),
+}
 
 /// A command that waits for its data.
 #[derive(Debug)]
 pub(super) struct Transfer {
     pub(super) entry: SubmissionEntry,
-    /// As long as the whole of the data.
+    /// As long as the whole of the data; away while a PDU is received into it.
     pub(super) buffer: Buffer,
+    pub(super) length_bytes: usize,
     pub(super) received: usize,
     /// Its place among the fused commands, if it is one.
     pub(super) fused: Option<FusedTicket>,
@@ -24,10 +59,13 @@ pub(super) struct Transfer {
     pub(super) damaged: bool,
 }
 
-/// Transfers under way, by tag.
+/// Commands whose data the host has yet to send. See the module.
 pub(super) struct Transfers {
     slots: Box<[Option<Transfer>]>,
     free: Vec<u16>,
+    granted_bytes: usize,
+    awaiting: VecDeque<Awaiting>,
+    memory: Option<BufferWait>,
 }
 
 impl Transfers {
@@ -35,24 +73,67 @@ impl Transfers {
         Self {
             slots: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
+            granted_bytes: 0,
+            awaiting: VecDeque::new(),
+            memory: None,
         }
     }
 
+    /// Commands without all of their data.
     pub(super) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() + self.awaiting.len()
     }
 
-    /// Adds a transfer and names it.
-    pub(super) fn insert(&mut self, transfer: Transfer) -> Option<u16> {
-        let tag = self.free.pop()?;
-        self.slots[usize::from(tag)] = Some(transfer);
-        Some(tag)
+    /// Adds a command, behind all others.
+    pub(super) fn push(&mut self, command: Awaiting) {
+        self.awaiting.push_back(command);
+    }
+
+    /// Takes the first command that waits, once the host may be asked for its data. The task is woken when
+    /// there is memory; data that arrives is what makes room otherwise.
+    pub(super) fn poll_grant(&mut self, pool: &BufferPool, context: &mut Context<'_>) -> Poll<Grant> {
+        let Some(first) = self.awaiting.front() else {
+            return Poll::Pending;
+        };
+        let length_bytes = first.length_bytes as usize;
+        if self.granted_bytes > 0 && self.granted_bytes + length_bytes > GRANTED_BYTES_MAX {
+            return Poll::Pending;
+        }
+        let memory = self.memory.get_or_insert_with(|| pool.wait_for(length_bytes));
+        let Poll::Ready(buffer) = Pin::new(memory).poll(context) else {
+            return Poll::Pending;
+        };
+        self.memory = None;
+        // There is a slot: the commands outstanding are fewer than the queue is deep.
+        let (Some(first), Some(&tag)) = (self.awaiting.pop_front(), self.free.last()) else {
+            return Poll::Pending;
+        };
+        let Ok(buffer) = buffer else {
+            return Poll::Ready(Grant::Refused(first));
+        };
+        self.free.pop();
+        self.granted_bytes += length_bytes;
+        let range = DataRange {
+            command_id: first.entry.command_id.get(),
+            offset_bytes: 0,
+            length_bytes: first.length_bytes,
+        };
+        self.slots[usize::from(tag)] = Some(Transfer {
+            entry: first.entry,
+            buffer,
+            length_bytes,
+            received: 0,
+            fused: first.fused,
+            damaged: false,
+        });
+        Poll::Ready(Grant::Ready { tag, range })
     }
 
     /// Takes a transfer out.
     pub(super) fn remove(&mut self, tag: u16) -> Option<Transfer> {
         let transfer = self.slots.get_mut(usize::from(tag))?.take()?;
         self.free.push(tag);
+        self.granted_bytes -= transfer.length_bytes;
         Some(transfer)
     }
 
@@ -86,7 +167,7 @@ impl Transfers {
             });
         }
         let end = data.offset_bytes.saturating_add(data.length_bytes);
-        if end > transfer.buffer.len() || data.last != (end == transfer.buffer.len()) {
+        if end > transfer.length_bytes || data.last != (end == transfer.length_bytes) {
             return Err(Violation::DataOutOfRange { pdu_type });
         }
         Ok(transfer)
@@ -108,144 +189,99 @@ pub(super) struct HostDataHeader {
     pub(super) last: bool,
 }
 
-/// The place of a fused command in the order of arrival.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct FusedTicket(u64);
-
-/// Fused commands leave for the queue in the order in which they arrived, however long each one's data
-/// takes: the queue pairs a first with the second that follows it (NVMe Base, Fused Operations). What
-/// interrupts a pair keeps its place in that order too.
-#[derive(Default)]
-pub(super) struct FusedOrder {
-    waiting: VecDeque<Place>,
-    first_ticket: u64,
-    /// The last command that arrived is a first half.
-    open: bool,
-}
-
-#[derive(Default)]
-struct Place {
-    command: Option<Command>,
-    /// Another command followed where the second half should have.
-    interrupted: bool,
-}
-
-impl FusedOrder {
-    /// A place behind all fused commands so far, for a first half or for another fused command.
-    pub(super) fn enter(&mut self, first_half: bool) -> FusedTicket {
-        self.open = first_half;
-        self.waiting.push_back(Place::default());
-        FusedTicket(self.first_ticket + self.waiting.len() as u64 - 1)
-    }
-
-    /// A command arrived that is not fused. Says whether the queue is to hear now that it interrupts a
-    /// pair; when the first half has not left yet, the queue hears after it.
-    #[inline]
-    pub(super) fn interrupt(&mut self) -> bool {
-        if !std::mem::replace(&mut self.open, false) {
-            return false;
-        }
-        match self.waiting.back_mut() {
-            Some(first_half) => {
-                first_half.interrupted = true;
-                false
-            }
-            None => true,
-        }
-    }
-
-    /// The command of a place is complete.
-    pub(super) fn complete(&mut self, ticket: FusedTicket, command: Command) {
-        let place = ticket
-            .0
-            .checked_sub(self.first_ticket)
-            .and_then(|index| usize::try_from(index).ok());
-        if let Some(place) = place.and_then(|index| self.waiting.get_mut(index)) {
-            place.command = Some(command);
-        }
-    }
-
-    /// Takes the first command if it is complete, and whether its pair was interrupted.
-    pub(super) fn next(&mut self) -> Option<(Command, bool)> {
-        let first = self.waiting.front_mut()?;
-        let taken = (first.command.take()?, first.interrupted);
-        self.waiting.pop_front();
-        self.first_ticket += 1;
-        Some(taken)
-    }
-
-    /// Commands that wait for one before them, or for their own data.
-    pub(super) fn complete_and_waiting(&self) -> usize {
-        self.waiting
-            .iter()
-            .filter(|place| place.command.is_some())
-            .count()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pollux_device::Gather;
+    use pollux_hugepages::PoolOptions;
+    use std::task::Waker;
 
-    fn command(id: u16) -> Command {
-        Command {
-            entry: SubmissionEntry::new(0, id, 1),
-            data: Gather::new(),
-            transfer_bytes_max: 0,
+    const POOL_BYTES: usize = 2 << 20;
+
+    fn pool() -> BufferPool {
+        BufferPool::on_heap(&PoolOptions {
+            total_bytes: POOL_BYTES,
+            ..PoolOptions::default()
+        })
+        .expect("there is memory")
+    }
+
+    fn push(transfers: &mut Transfers, id: u16, length_bytes: u32) {
+        transfers.push(Awaiting {
+            entry: SubmissionEntry::new(1, id, 1),
+            length_bytes,
+            fused: None,
+        });
+    }
+
+    /// The tags that are granted now, with the identifiers of their commands.
+    fn granted(transfers: &mut Transfers, pool: &BufferPool) -> Vec<(u16, u16)> {
+        let mut context = Context::from_waker(Waker::noop());
+        let mut granted = Vec::new();
+        while let Poll::Ready(Grant::Ready { tag, range }) = transfers.poll_grant(pool, &mut context) {
+            granted.push((tag, range.command_id));
         }
+        granted
     }
 
     #[test]
-    fn fused_commands_keep_their_order() {
-        let mut order = FusedOrder::default();
-        let tickets: Vec<_> = (0..3).map(|_| order.enter(false)).collect();
-        order.complete(tickets[1], command(1));
-        assert!(order.next().is_none());
-        order.complete(tickets[0], command(0));
-        let ids: Vec<_> = std::iter::from_fn(|| order.next())
-            .map(|(command, _)| command.entry.command_id.get())
+    fn a_host_is_asked_for_so_much_at_a_time() {
+        let pools = [pool(), pool(), pool()];
+        let mut transfers = Transfers::new(16);
+        const EACH_BYTES: u32 = 700 * 1024;
+        for id in 0..5 {
+            push(&mut transfers, id, EACH_BYTES);
+        }
+        // A slot of 1 MiB each, of which a pool has two.
+        let first = granted(&mut transfers, &pools[0]);
+        assert_eq!(first.iter().map(|grant| grant.1).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(transfers.len(), 5);
+        assert!(transfers.remove(first[1].0).is_some());
+        assert_eq!(granted(&mut transfers, &pools[0]).len(), 1);
+        push(&mut transfers, 9, u32::MAX);
+        let mut context = Context::from_waker(Waker::noop());
+        for tag in 0..16 {
+            transfers.remove(tag);
+        }
+        assert_eq!(granted(&mut transfers, &pools[1]).len(), 2);
+        for tag in 0..16 {
+            transfers.remove(tag);
+        }
+        let refused = transfers.poll_grant(&pools[2], &mut context);
+        assert!(
+            matches!(
+                refused,
+                Poll::Ready(Grant::Refused(Awaiting {
+                    length_bytes: u32::MAX,
+                    ..
+                }))
+            ),
+            "{refused:?}"
+        );
+        assert_eq!(transfers.len(), 0);
+    }
+
+    #[test]
+    fn memory_is_waited_for_in_the_order_of_arrival() {
+        let pool = pool();
+        let mut transfers = Transfers::new(4);
+        let taken = pool.allocate(POOL_BYTES).expect("the pool is empty");
+        push(&mut transfers, 0, 1 << 20);
+        push(&mut transfers, 1, 4096);
+        assert_eq!(granted(&mut transfers, &pool), []);
+        drop(taken);
+        let ids: Vec<_> = granted(&mut transfers, &pool)
+            .into_iter()
+            .map(|grant| grant.1)
             .collect();
         assert_eq!(ids, [0, 1]);
-        order.complete(tickets[2], command(2));
-        assert_eq!(
-            order.next().map(|(command, _)| command.entry.command_id.get()),
-            Some(2)
-        );
-        assert!(order.next().is_none());
-    }
-
-    #[test]
-    fn an_interruption_keeps_its_place() {
-        let mut order = FusedOrder::default();
-        assert!(!order.interrupt(), "there is no pair");
-        let first = order.enter(true);
-        assert!(!order.interrupt() && !order.interrupt());
-        let second = order.enter(false);
-        assert!(!order.interrupt(), "the pair is whole");
-        order.complete(second, command(2));
-        order.complete(first, command(1));
-        assert!(order.next().is_some_and(|(_, interrupted)| interrupted));
-        assert!(order.next().is_some_and(|(_, interrupted)| !interrupted));
-        let first = order.enter(true);
-        order.complete(first, command(3));
-        assert!(order.next().is_some_and(|(_, interrupted)| !interrupted));
-        assert!(order.interrupt(), "the first half has left already");
-        assert!(!order.interrupt());
     }
 
     #[test]
     fn data_must_be_what_was_asked_for() {
         let mut transfers = Transfers::new(2);
-        let tag = transfers
-            .insert(Transfer {
-                entry: SubmissionEntry::new(1, 7, 1),
-                buffer: Buffer::from_heap(8192),
-                received: 4096,
-                fused: None,
-                damaged: false,
-            })
-            .unwrap();
+        push(&mut transfers, 7, 8192);
+        let (tag, _) = granted(&mut transfers, &pool())[0];
+        transfers.get_mut(tag).expect("it was granted").received = 4096;
         let good = HostDataHeader {
             command_id: 7,
             transfer_tag: tag,

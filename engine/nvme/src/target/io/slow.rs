@@ -7,7 +7,6 @@
 
 use std::future::Future;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
 use pollux_device::{BlockDevice, Gather, IoError, Request};
@@ -176,18 +175,9 @@ impl<'a> Patience<'a> {
 
     /// A buffer, once there is one.
     pub(super) async fn buffer(&self, bytes: usize) -> Result<Buffer, IoError> {
-        let pool = &self.queue.pool;
-        if bytes > pool.max_buffer_bytes() {
-            return Err(IoError::ResourceShortage);
-        }
-        let allocate = std::future::poll_fn(|context| match pool.allocate(bytes) {
-            Some(buffer) => Poll::Ready(buffer),
-            None => {
-                pool.register_waiter(bytes, context.waker());
-                Poll::Pending
-            }
-        });
-        self.wait(allocate, IoError::ResourceShortage).await
+        let memory = self.queue.pool.wait_for(bytes);
+        let buffer = self.wait(memory, IoError::ResourceShortage).await?;
+        buffer.map_err(|_| IoError::ResourceShortage)
     }
 
     /// The data in memory that the device can take.
