@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod allocation;
 pub mod blocking;
 mod completion;
 #[cfg(feature = "conformance")]
@@ -31,6 +32,7 @@ mod request;
 pub mod uri;
 mod uring;
 
+pub use allocation::{AllocationQuery, AllocationRun, AllocationRuns};
 pub use completion::Completion;
 pub use error::{IoError, NvmeStatus};
 pub use faulty::{Faults, FaultyDevice, FaultyOpener};
@@ -93,6 +95,20 @@ pub trait BlockDevice {
     /// Requests under way at one time may be done in any order, and one that is split may be done in part
     /// when it fails. Concurrent writes of one block leave one of the two.
     fn submit(&self, request: Request) -> Completion;
+
+    /// Asks which blocks of a range are allocated: runs from `block` on, one at least if there are blocks,
+    /// and at most `runs_max` (taken as 1 if it is 0), so that they may end before the range does. Off the
+    /// data path: it allocates memory, and may take as long as a request.
+    ///
+    /// Blocks that are not allocated read as zeros. Of blocks that were written, and not deallocated since,
+    /// the answer is always that they are allocated; of what changes meanwhile it is one or the other. A
+    /// device that does not know says that everything is allocated.
+    ///
+    /// The error of a range past the end is [`IoError::OutOfRange`].
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        let _ = runs_max;
+        allocation::all(&self.geometry(), block, blocks, true)
+    }
 }
 
 /// What a drive knows about its own wear, in the units of the NVMe SMART / Health log (NVMe Base, Get Log

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::allocation::{self, AllocationQuery};
 use crate::completion::Completion;
 use crate::error::IoError;
 use crate::events::{DeviceEvent, Publisher, Subscription};
@@ -118,6 +119,10 @@ impl BlockDevice for NullQueue {
             | Request::Deallocate { .. }
             | Request::WriteZeroes { .. } => Completion::done(),
         }
+    }
+
+    fn allocation(&self, block: u64, blocks: u64, _runs_max: usize) -> AllocationQuery {
+        allocation::all(&self.device.geometry(), block, blocks, false)
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Export {
 
 impl Export {
     /// The transmission flags of the device as it is.
-    pub(crate) fn transmission_flags(&self) -> u16 {
+    pub(crate) fn transmission_flags(&self, allow_resize: bool) -> u16 {
         let geometry = self.device.geometry();
         let mut flags = flag::HAS_FLAGS
             | flag::SEND_FLUSH
@@ -32,6 +32,8 @@ impl Export {
             | flag::CAN_MULTI_CONN;
         if geometry.read_only {
             flags |= flag::READ_ONLY;
+        } else if allow_resize {
+            flags |= flag::SEND_RESIZE;
         }
         flags
     }

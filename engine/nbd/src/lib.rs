@@ -5,6 +5,10 @@
 //! block status of `base:allocation`, several connections to one export. FLUSH and FUA go to the device as
 //! they are.
 //!
+//! The protocol has no way to tell a client that its export has grown: a new connection is told the new size,
+//! and on those there are the new blocks can be used at once. With [`NbdSettings::allow_resize`] clients may
+//! make it grow themselves, by the RESIZE extension (branch `extension-resize` of `doc/proto.md`).
+//!
 //! A connection lives on one reactor as one task ([`session`]). Requests are executed as they come and
 //! answered as they are done; those larger than [`PIECE_BYTES_MAX`] in pieces, so that what a connection
 //! holds is bounded.

@@ -64,6 +64,7 @@ pub(crate) struct Negotiation<'a> {
     pub(crate) output: Output,
     pool: BufferPool,
     exports: &'a Exports,
+    allow_resize: bool,
     style: ReplyStyle,
     /// The export whose metadata context was set.
     context_of: Option<String>,
@@ -72,13 +73,19 @@ pub(crate) struct Negotiation<'a> {
 }
 
 impl<'a> Negotiation<'a> {
-    pub(crate) fn new(stream: Box<dyn Stream>, pool: BufferPool, exports: &'a Exports) -> Self {
+    pub(crate) fn new(
+        stream: Box<dyn Stream>,
+        pool: BufferPool,
+        exports: &'a Exports,
+        allow_resize: bool,
+    ) -> Self {
         Self {
             stream,
             input: Input::new(),
             output: Output::new(),
             pool,
             exports,
+            allow_resize,
             style: ReplyStyle::Simple,
             context_of: None,
             zeroes: true,
@@ -223,7 +230,10 @@ impl<'a> Negotiation<'a> {
             return Err(NegotiateError::UnknownExport(name));
         };
         let size = export.device.geometry().bytes();
-        self.push(&[&size.to_be_bytes(), &export.transmission_flags().to_be_bytes()])?;
+        self.push(&[
+            &size.to_be_bytes(),
+            &export.transmission_flags(self.allow_resize).to_be_bytes(),
+        ])?;
         if self.zeroes {
             self.push(&[&[0; EXPORT_NAME_ZEROES]])?;
         }
@@ -241,7 +251,7 @@ impl<'a> Negotiation<'a> {
             return Ok(None);
         };
         let size = export.device.geometry().bytes();
-        let flags = export.transmission_flags();
+        let flags = export.transmission_flags(self.allow_resize);
         self.reply(
             kind,
             OptionReply::Info,

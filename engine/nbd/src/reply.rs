@@ -1,18 +1,11 @@
 //! Replies, in the style that was negotiated.
 
-use pollux_device::Reply;
+use pollux_device::{AllocationRun, Reply};
+use pollux_hugepages::Slice;
 use pollux_reactor::net::Output;
 
 use crate::negotiate::BASE_ALLOCATION_ID;
 use crate::wire::{Chunk, ChunkKind, NbdError, ReplyStyle, RequestHeader, Writer, encode_simple};
-
-/// A run of blocks that are alike, for block status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct StatusRun {
-    pub(crate) bytes: u64,
-    /// Nothing is allocated there, and it reads as zeros.
-    pub(crate) hole: bool,
-}
 
 /// Status flags of `base:allocation`: a hole that reads as zeros (proto, "base:allocation metadata context").
 const HOLE_AND_ZERO: u32 = 0b11;
@@ -76,8 +69,8 @@ impl Replies<'_> {
         }
     }
 
-    /// The answer to a block status request.
-    pub(crate) fn status(&mut self, header: &RequestHeader, runs: &[StatusRun]) {
+    /// The answer to a block status request: runs of so many bytes a block.
+    pub(crate) fn status(&mut self, header: &RequestHeader, runs: &[AllocationRun], block_bytes: u64) {
         let mut payload = Vec::with_capacity(8 + runs.len() * 16);
         payload.extend_from_slice(&BASE_ALLOCATION_ID.to_be_bytes());
         let extended = self.style == ReplyStyle::Extended;
@@ -85,12 +78,13 @@ impl Replies<'_> {
             payload.extend_from_slice(&(runs.len() as u32).to_be_bytes());
         }
         for run in runs {
-            let flags = if run.hole { HOLE_AND_ZERO } else { 0 };
+            let bytes = run.blocks * block_bytes;
+            let flags = if run.allocated { 0 } else { HOLE_AND_ZERO };
             if extended {
-                payload.extend_from_slice(&run.bytes.to_be_bytes());
+                payload.extend_from_slice(&bytes.to_be_bytes());
                 payload.extend_from_slice(&u64::from(flags).to_be_bytes());
             } else {
-                payload.extend_from_slice(&(run.bytes as u32).to_be_bytes());
+                payload.extend_from_slice(&(bytes as u32).to_be_bytes());
                 payload.extend_from_slice(&flags.to_be_bytes());
             }
         }
@@ -99,7 +93,16 @@ impl Replies<'_> {
         } else {
             ChunkKind::BlockStatus
         };
-        self.chunk(header, kind, true, &payload);
+        let chunk = Chunk {
+            cookie: header.cookie,
+            offset: header.offset,
+            kind,
+            done: true,
+            payload_bytes: payload.len() as u64,
+        };
+        let style = self.style;
+        self.push(|room| chunk.encode(style, room));
+        self.output.push_slice(Slice::copy_from(&payload));
     }
 
     fn chunk(&mut self, header: &RequestHeader, kind: ChunkKind, done: bool, payload: &[u8]) {

@@ -49,6 +49,7 @@ pub(crate) fn check(
     header: &RequestHeader,
     geometry: &Geometry,
     block_status: bool,
+    allow_resize: bool,
 ) -> Result<Accepted, NbdError> {
     let RequestHeader {
         flags,
@@ -66,7 +67,8 @@ pub(crate) fn check(
     }
     match kind {
         CommandKind::Flush if (offset, length) != (0, 0) => return Err(NbdError::Invalid),
-        CommandKind::Flush | CommandKind::Disconnect => {
+        CommandKind::Resize if !allow_resize || geometry.read_only => return Err(NbdError::NotPermitted),
+        CommandKind::Flush | CommandKind::Disconnect | CommandKind::Resize => {
             return Ok(Accepted {
                 header: *header,
                 block: 0,
@@ -159,7 +161,7 @@ mod tests {
 
     #[test]
     fn refuses_with_the_error_of_the_protocol() {
-        use CommandKind::{BlockStatus, Cache, Flush, Read, Trim, Unknown, Write, WriteZeroes};
+        use CommandKind::{BlockStatus, Cache, Flush, Read, Resize, Trim, Unknown, Write, WriteZeroes};
         let geometry = Geometry::new(64 << 20, 4096).unwrap();
         let end = geometry.bytes();
         let cases = [
@@ -193,19 +195,29 @@ mod tests {
             (header(BlockStatus, 0, 0, 0), Some(NbdError::Invalid)),
             (header(BlockStatus, command_flag::REQ_ONE, 0, 4096), None),
             (header(Unknown, 0, 0, 0), Some(NbdError::Invalid)),
+            (header(Resize, 0, 2 * end, 0), Some(NbdError::NotPermitted)),
         ];
         for (header, expected) in cases {
-            assert_eq!(check(&header, &geometry, true).err(), expected, "{header:?}");
+            assert_eq!(
+                check(&header, &geometry, true, false).err(),
+                expected,
+                "{header:?}"
+            );
         }
         let status = header(BlockStatus, 0, 0, 4096);
-        assert_eq!(check(&status, &geometry, false).err(), Some(NbdError::Invalid));
+        assert_eq!(
+            check(&status, &geometry, false, false).err(),
+            Some(NbdError::Invalid)
+        );
+        let resize = header(Resize, 0, 2 * end, 0);
+        assert_eq!(check(&resize, &geometry, false, true).err(), None);
         let read_only = Geometry {
             read_only: true,
             ..geometry
         };
         let write = header(Write, 0, 0, 4096);
         assert_eq!(
-            check(&write, &read_only, false).err(),
+            check(&write, &read_only, false, false).err(),
             Some(NbdError::NotPermitted)
         );
     }

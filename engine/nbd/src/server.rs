@@ -24,6 +24,11 @@ pub struct NbdSettings {
     pub negotiation_timeout: Duration,
     /// Connections at a time; one more is closed at once. Default 1024.
     pub connections_max: usize,
+    /// How long a client in the middle of a request, or with replies to take, may move nothing before it is
+    /// disconnected; up to twice that in fact. Idle clients stay. Default 60 s.
+    pub stall_timeout: Duration,
+    /// Clients may make devices larger by the RESIZE extension of the protocol. Default no.
+    pub allow_resize: bool,
 }
 
 impl Default for NbdSettings {
@@ -31,6 +36,8 @@ impl Default for NbdSettings {
         Self {
             negotiation_timeout: Duration::from_secs(10),
             connections_max: 1024,
+            stall_timeout: Duration::from_secs(60),
+            allow_resize: false,
         }
     }
 }
@@ -113,7 +120,7 @@ async fn serve(accepted: Detached, exports: Exports, settings: NbdSettings, _ope
     };
     let peer = stream.peer().clone();
     let pool = buffers();
-    let mut negotiation = Negotiation::new(stream, pool.clone(), &exports);
+    let mut negotiation = Negotiation::new(stream, pool.clone(), &exports, settings.allow_resize);
     let agreed = match timeout(settings.negotiation_timeout, negotiation.run()).await {
         Ok(Ok(agreed)) => agreed,
         Ok(Err(reason)) => {
@@ -122,10 +129,11 @@ async fn serve(accepted: Detached, exports: Exports, settings: NbdSettings, _ope
         }
         Err(_) => return tracing::debug!(%peer, "NBD client chose no export in time"),
     };
-    let device = match agreed.export.device.clone().attach().await {
+    let whole_device = agreed.export.device;
+    let device = match whole_device.clone().attach().await {
         Ok(device) => device,
         Err(error) => {
-            let export = agreed.export.device.name();
+            let export = whole_device.name();
             return tracing::warn!(%peer, export, %error, "could not attach the device of an NBD export");
         }
     };
@@ -141,8 +149,11 @@ async fn serve(accepted: Detached, exports: Exports, settings: NbdSettings, _ope
         output,
         pool,
         device,
+        whole_device,
         style: agreed.style,
         block_status: agreed.block_status,
+        allow_resize: settings.allow_resize,
+        stall_timeout: settings.stall_timeout,
     });
     let (end, stream, output) = session.run().await;
     match end {

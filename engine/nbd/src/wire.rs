@@ -102,6 +102,7 @@ pub(crate) mod transmission {
     pub(crate) const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub(crate) const SEND_DF: u16 = 1 << 7;
     pub(crate) const CAN_MULTI_CONN: u16 = 1 << 8;
+    pub(crate) const SEND_RESIZE: u16 = 1 << 9;
     pub(crate) const SEND_CACHE: u16 = 1 << 10;
 }
 
@@ -126,6 +127,8 @@ pub(crate) enum CommandKind {
     Cache,
     WriteZeroes,
     BlockStatus,
+    /// Of the RESIZE extension: the offset is the size in bytes that the export is to have.
+    Resize,
     Unknown,
 }
 
@@ -140,6 +143,7 @@ impl CommandKind {
             5 => Self::Cache,
             6 => Self::WriteZeroes,
             7 => Self::BlockStatus,
+            8 => Self::Resize,
             _ => Self::Unknown,
         }
     }

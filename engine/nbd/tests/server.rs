@@ -67,6 +67,32 @@ fn the_largest_transfers_go_in_pieces() {
     }
 }
 
+/// A simple reply has no place for anything else between its pieces.
+#[test]
+fn large_simple_reads_are_not_mixed_up() {
+    for (seed, export) in [(25, "disk"), (26, "drive"), (27, "drive")] {
+        run(seed, move |address| async move {
+            let mut client = Client::open(&address, export, Style::Simple).await;
+            let data = pattern(12 << 20, 3);
+            assert_eq!(client.call(WRITE, 0, 0, 12 << 20, &data).await.error, 0);
+            let reads: Vec<(u64, u64)> = (0..8)
+                .map(|number: u64| {
+                    let length = if number.is_multiple_of(2) { 3 << 20 } else { 8192 };
+                    (number << 20, length)
+                })
+                .collect();
+            for (cookie, (offset, length)) in (0..).zip(&reads) {
+                client.request(READ, 0, cookie, *offset, *length).await;
+            }
+            for _ in &reads {
+                let answer = client.simple_read(&reads).await;
+                let (offset, length) = reads[answer.cookie as usize];
+                assert!(answer.data == data[offset as usize..(offset + length) as usize]);
+            }
+        });
+    }
+}
+
 #[test]
 fn many_requests_at_once_are_all_answered() {
     run(30, |address| async move {
@@ -125,7 +151,7 @@ fn options_are_answered_one_by_one() {
     run(50, |address| async move {
         let mut client = Client::greet(&address, 3).await;
         let list = client.option(3, &[]).await;
-        assert_eq!(list.len(), 3);
+        assert_eq!(list.len(), 4);
         assert_eq!((list[0].0, &list[0].1[4..8]), (2, &b"disk"[..]));
         assert_eq!(client.option(3, &[1]).await[0].0, INVALID);
         assert_eq!(client.option(5, &[]).await[0].0, UNSUPPORTED);

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pollux_nbd::Exports;
 use pollux_nvme::target::connection::{self, TransportSettings};
@@ -68,6 +69,8 @@ impl Listeners {
     ) -> Result<(), StartError> {
         let settings = pollux_nbd::NbdSettings {
             connections_max: nbd.connections_max,
+            stall_timeout: Duration::from_millis(nbd.stall_timeout_ms),
+            allow_resize: nbd.allow_resize,
             ..pollux_nbd::NbdSettings::default()
         };
         for (ListenAddress(wanted), reactor) in nbd.listen.iter().zip(reactors.iter().cycle()) {

@@ -133,6 +133,11 @@ pub struct NbdSettings {
     pub listen: Vec<ListenAddress>,
     /// Connections at a time, for each address; one more is closed at once. Default: 1024.
     pub connections_max: usize,
+    /// How long a client in the middle of a request or reply may move nothing before it is disconnected, in
+    /// milliseconds; idle clients stay. Default: 60,000.
+    pub stall_timeout_ms: u64,
+    /// Whether clients may make devices larger, by the RESIZE extension. Default: no.
+    pub allow_resize: bool,
 }
 
 impl Default for NbdSettings {
@@ -140,6 +145,8 @@ impl Default for NbdSettings {
         Self {
             listen: Vec::new(),
             connections_max: 1_024,
+            stall_timeout_ms: 60_000,
+            allow_resize: false,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! first thing that is wrong, with the name of the device and of the check. Random checks print the seed they
 //! began with, and [`check_with_seed`] repeats them.
 
+mod allocation;
 mod concurrent;
 mod history;
 mod limits;
@@ -83,6 +84,7 @@ pub async fn check_with_seed(device: Arc<dyn Device>, expectations: Expectations
     suite.errors_at_the_limits().await;
     suite.requests_of_no_blocks().await;
     suite.flush_on_its_own().await;
+    suite.allocation_at_the_limits().await;
     if suite.geometry.read_only {
         suite.nothing_can_be_written().await;
         return;
@@ -99,6 +101,7 @@ pub async fn check_with_seed(device: Arc<dyn Device>, expectations: Expectations
     suite.zeros_and_neighbours().await;
     suite.large_zeros().await;
     suite.random_histories().await;
+    suite.allocation_follows_a_history().await;
     suite.depth().await;
     suite.one_block_by_many_writers().await;
     suite.dropped_completions().await;

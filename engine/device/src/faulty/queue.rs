@@ -12,6 +12,7 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::faults::{Fault, Faults, Operation, Plan, Release, count};
+use crate::allocation::AllocationQuery;
 use crate::completion::Completion;
 use crate::error::IoError;
 use crate::geometry::Geometry;
@@ -166,6 +167,10 @@ impl BlockDevice for FaultyQueue {
             decision,
         };
         Completion::from_future(struck.run(request))
+    }
+
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        self.inner.allocation(block, blocks, runs_max)
     }
 }
 

@@ -5,11 +5,12 @@
 //! Nothing survives the process, so there is no write cache to flush: a write is on the only medium there is
 //! when it completes.
 //!
-//! Deallocated memory goes back to the system where it is on ordinary pages. It grows live, by one more arena
-//! each time.
+//! Deallocated memory goes back to the system where it is on ordinary pages. Which pages were written is
+//! kept, a bit each, so that holes can be told. It grows live, by one more arena each time.
 
 mod space;
 mod stripes;
+mod written;
 
 use std::future::ready;
 use std::ops::Range;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use pollux_hugepages::{ArenaOptions, Buffer};
 
+use crate::allocation::{AllocationQuery, AllocationRun, AllocationRuns};
 use crate::blocking;
 use crate::completion::Completion;
 use crate::error::IoError;
@@ -29,7 +31,7 @@ use crate::registry::{OpenError, Opener, Opening, Registry};
 use crate::request::{Gather, Reply, Request};
 use crate::uri::{ByteSize, DeviceUri};
 use crate::{Attaching, BlockDevice, Device};
-use space::{EXTENTS_MAX, Space};
+use space::{EXTENTS_MAX, Extent, Space};
 use stripes::{GRANULE_BYTES, Stripes};
 
 /// The largest transfer in bytes: a copy of it occupies a reactor for about a millisecond.
@@ -161,13 +163,13 @@ impl MallocDevice {
         let mut at = bytes.start;
         while at < bytes.end {
             // The range was checked against the geometry, so this is a mistake of this module.
-            let (arena, offset, arena_left) = self.space.locate(at).ok_or(IoError::Internal)?;
+            let (extent, offset, extent_left) = self.space.locate(at).ok_or(IoError::Internal)?;
             let granule_left = GRANULE_BYTES - at % GRANULE_BYTES;
-            let len = granule_left.min(arena_left).min(bytes.end - at);
+            let len = granule_left.min(extent_left).min(bytes.end - at);
             let from = (at - bytes.start) as usize;
             each(Piece {
                 granule: at / GRANULE_BYTES,
-                arena,
+                extent,
                 offset,
                 part: from..from + len as usize,
             })?;
@@ -181,7 +183,7 @@ impl MallocDevice {
         self.for_each_piece(bytes, |piece| {
             let into = into.get_mut(piece.part).ok_or(IoError::Internal)?;
             self.stripes
-                .read(piece.granule, || piece.arena.copy_out(piece.offset, into));
+                .read(piece.granule, || piece.extent.arena.copy_out(piece.offset, into));
             Ok(())
         })
     }
@@ -191,8 +193,10 @@ impl MallocDevice {
         self.for_each_piece(bytes, |piece| {
             self.stripes.write(piece.granule, || {
                 let mut offset = piece.offset;
+                let end = offset + piece.part.len();
+                piece.extent.written.set(offset as u64..end as u64);
                 cursor.take(piece.part.len(), |data| {
-                    piece.arena.copy_in(offset, data);
+                    piece.extent.arena.copy_in(offset, data);
                     offset += data.len();
                     Ok(())
                 })
@@ -208,7 +212,7 @@ impl MallocDevice {
                 cursor = start;
                 let mut offset = piece.offset;
                 cursor.take(piece.part.len(), |data| {
-                    if piece.arena.compare(offset, data).is_some() {
+                    if piece.extent.arena.compare(offset, data).is_some() {
                         return Err(IoError::CompareFailed);
                     }
                     offset += data.len();
@@ -224,17 +228,42 @@ impl MallocDevice {
         self.stripes.write_all(granules, || {
             let mut at = bytes.start;
             while at < bytes.end {
-                let (arena, offset, arena_left) = self.space.locate(at).ok_or(IoError::Internal)?;
-                let len = arena_left.min(bytes.end - at);
+                let (extent, offset, extent_left) = self.space.locate(at).ok_or(IoError::Internal)?;
+                let len = extent_left.min(bytes.end - at);
+                let range = offset as u64..offset as u64 + len;
                 if free {
-                    arena.discard(offset, len as usize);
+                    extent.arena.discard(offset, len as usize);
+                    extent.written.clear(range);
                 } else {
-                    arena.fill_zero(offset, len as usize);
+                    extent.written.set(range);
+                    extent.arena.fill_zero(offset, len as usize);
                 }
                 at += len;
             }
             Ok(())
         })
+    }
+
+    /// Runs of pages that were written, and of others. A block smaller than a page counts as written with it.
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> Result<Vec<AllocationRun>, IoError> {
+        let geometry = self.geometry();
+        geometry.check_range(block, blocks)?;
+        let block_bytes = u64::from(geometry.block_bytes);
+        let end = (block + blocks) * block_bytes;
+        let mut at = block * block_bytes;
+        let mut runs = AllocationRuns::new(blocks, runs_max);
+        while at < end {
+            let (extent, offset, extent_left) = self.space.locate(at).ok_or(IoError::Internal)?;
+            let extent_end = offset as u64 + extent_left.min(end - at);
+            let (written, run_end) = extent.written.run(offset as u64, extent_end);
+            let bytes = run_end - offset as u64;
+            // Pages and arenas are whole blocks, so their runs are.
+            if !runs.push(bytes / block_bytes, written) {
+                break;
+            }
+            at += bytes;
+        }
+        Ok(runs.into_runs())
     }
 
     async fn zero(self: Arc<Self>, bytes: Range<u64>, free: bool) -> Result<Reply, IoError> {
@@ -262,7 +291,7 @@ impl std::fmt::Debug for MallocDevice {
 /// A part of a transfer in one granule and one arena.
 struct Piece<'a> {
     granule: u64,
-    arena: &'a pollux_hugepages::Arena,
+    extent: &'a Extent,
     offset: usize,
     part: Range<usize>,
 }
@@ -381,6 +410,10 @@ impl BlockDevice for MallocQueue {
             Request::WriteZeroes { options, .. } => return zero(device, bytes, options.may_deallocate),
         };
         Completion::ready(result.map(|()| Reply::Done))
+    }
+
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        Box::pin(ready(self.device.allocation(block, blocks, runs_max)))
     }
 }
 

@@ -9,14 +9,17 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use pollux_hugepages::{Arena, ArenaOptions};
 
 use super::MallocError;
+use super::written::Written;
 
 /// Arenas of a device: one to begin with, and one more each time it grows.
 pub(super) const EXTENTS_MAX: usize = 64;
 
-struct Extent {
+/// One arena, and what was written of it.
+pub(super) struct Extent {
     start: u64,
     end: u64,
-    arena: Arena,
+    pub(super) arena: Arena,
+    pub(super) written: Written,
 }
 
 /// Bytes that can be reached by several threads at once and grow at their end.
@@ -65,20 +68,21 @@ impl Space {
             start,
             end: bytes,
             arena,
+            written: Written::new(bytes - start),
         });
         self.bytes.store(bytes, Ordering::Release);
         Ok(())
     }
 
-    /// The arena that holds the byte at `offset`, the place in it, and how many bytes from there on it has.
+    /// The extent that holds the byte at `offset`, the place in it, and how many bytes from there on it has.
     /// `None` past the end.
     #[inline]
-    pub(super) fn locate(&self, offset: u64) -> Option<(&Arena, usize, u64)> {
+    pub(super) fn locate(&self, offset: u64) -> Option<(&Extent, usize, u64)> {
         for extent in &self.extents {
             let extent = extent.get()?;
             if offset < extent.end {
                 let from = offset - extent.start;
-                return Some((&extent.arena, from as usize, extent.end - offset));
+                return Some((extent, from as usize, extent.end - offset));
             }
         }
         None

@@ -9,7 +9,7 @@
 //!   `flush`).
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::io;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
@@ -22,6 +22,7 @@ use pollux_reactor::file::{Allocate, File};
 
 use super::errors::{Direction, io_error, is_refused, is_transient};
 use super::{RETRIES_MAX, UringDevice, Way};
+use crate::allocation::{AllocationQuery, AllocationRun, AllocationRuns};
 use crate::completion::Completion;
 use crate::error::IoError;
 use crate::geometry::Geometry;
@@ -317,6 +318,37 @@ impl Queue {
     }
 }
 
+impl Queue {
+    /// What the file system says is data, widened to whole blocks.
+    async fn allocation(
+        &self,
+        block: u64,
+        blocks: u64,
+        runs_max: usize,
+    ) -> Result<Vec<AllocationRun>, IoError> {
+        let block_bytes = u64::from(self.device.geometry.block_bytes);
+        let range = block * block_bytes..(block + blocks) * block_bytes;
+        let found = self.file.data_ranges(range, runs_max.max(1)).await;
+        let (data, until) = match found {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                return Err(IoError::ResourceShortage);
+            }
+            Err(error) => return Err(self.media_error(&error, Direction::Read)),
+        };
+        let mut runs = AllocationRuns::new(blocks, runs_max);
+        let mut at = block;
+        for piece in data {
+            let (start, end) = (piece.start / block_bytes, piece.end.div_ceil(block_bytes));
+            runs.push(start.saturating_sub(at), false);
+            runs.push(end.saturating_sub(start.max(at)), true);
+            at = end.max(at);
+        }
+        runs.push((until / block_bytes).saturating_sub(at), false);
+        Ok(runs.into_runs())
+    }
+}
+
 /// What a reactor is given. The queue lives on while requests do.
 struct UringQueue(Rc<Queue>);
 
@@ -377,5 +409,17 @@ impl BlockDevice for UringQueue {
                 queue.zero(offset, len, free, durable).await
             }),
         }
+    }
+
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        let geometry = self.geometry();
+        if let Err(error) = geometry.check_range(block, blocks) {
+            return Box::pin(ready(Err(error)));
+        }
+        if blocks == 0 {
+            return Box::pin(ready(Ok(Vec::new())));
+        }
+        let queue = self.0.clone();
+        Box::pin(async move { queue.allocation(block, blocks, runs_max).await })
     }
 }

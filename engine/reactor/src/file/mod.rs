@@ -12,6 +12,7 @@ mod open;
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -203,6 +204,23 @@ impl File {
     /// Those of the kernel.
     pub fn len_bytes(&self) -> io::Result<u64> {
         self.shared.len_bytes()
+    }
+
+    /// Where a range holds data, in order, at most `ranges_max` of them, and where the search ended: what is
+    /// before that and in none of them are holes, which read as zeros. A file system that does not tell, and
+    /// a block device, have data everywhere. Asked on another thread: it may take long.
+    ///
+    /// # Errors
+    ///
+    /// Those of the kernel.
+    pub async fn data_ranges(
+        &self,
+        range: Range<u64>,
+        ranges_max: usize,
+    ) -> io::Result<(Vec<Range<u64>>, u64)> {
+        check(range.end)?;
+        let shared = self.shared.clone();
+        blocking::run(move || shared.data_ranges(range, ranges_max)).await
     }
 
     async fn act(&self, action: Action) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -145,6 +146,37 @@ impl SharedFile {
             // The position is used by nobody: all reads and writes say where.
             FileKind::BlockDevice => Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))?),
         }
+    }
+
+    /// See [`File::data_ranges`](super::File::data_ranges).
+    pub(super) fn data_ranges(
+        &self,
+        range: Range<u64>,
+        ranges_max: usize,
+    ) -> io::Result<(Vec<Range<u64>>, u64)> {
+        let mut found = Vec::new();
+        let mut at = range.start;
+        while at < range.end && found.len() < ranges_max {
+            // The position that this sets is used by nobody: all reads and writes say where.
+            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(rustix::io::Errno::NXIO) => return Ok((found, range.end)),
+                // Not told here.
+                Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => at,
+                Err(error) => return Err(error.into()),
+            };
+            if start >= range.end {
+                return Ok((found, range.end));
+            }
+            let end = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
+                Ok(end) => end.min(range.end),
+                // The file was cut meanwhile, or this is not told: nothing is called a hole.
+                Err(_) => range.end,
+            };
+            found.push(start.max(at)..end);
+            at = end;
+        }
+        Ok((found, at))
     }
 
     pub(super) fn set_len(&self, len_bytes: u64) -> io::Result<()> {

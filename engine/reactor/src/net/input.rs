@@ -47,6 +47,8 @@ impl Received {
 pub struct Input {
     buffer: Buffer,
     filled: usize,
+    /// The buffer is that of a retreat.
+    has_retreated: bool,
 }
 
 impl Default for Input {
@@ -61,6 +63,7 @@ impl Input {
         Self {
             buffer: Buffer::empty(),
             filled: 0,
+            has_retreated: false,
         }
     }
 
@@ -126,6 +129,18 @@ impl Input {
         }
     }
 
+    /// Gives all memory of the pool back, though something has arrived that is not consumed: it goes to the
+    /// heap. For a connection that waits for memory before it can consume more, and would else keep what
+    /// others wait for, as they may do to it.
+    pub fn retreat(&mut self) {
+        if self.filled == 0 {
+            self.buffer = Buffer::empty();
+        } else if !self.has_retreated {
+            self.move_to(Buffer::from_heap(self.filled));
+            self.has_retreated = true;
+        }
+    }
+
     /// Takes the whole of the buffer back if nobody holds a part of it; says whether that is so.
     fn reclaim(&mut self) -> bool {
         let reclaimed = std::mem::replace(&mut self.buffer, Buffer::empty()).reclaim();
@@ -148,6 +163,7 @@ impl Input {
     fn move_to(&mut self, mut fresh: Buffer) {
         fresh[..self.filled].copy_from_slice(&self.buffer[..self.filled]);
         self.buffer = fresh;
+        self.has_retreated = false;
     }
 
     /// Receives once: into `direct` first, which may be empty, then behind what has arrived.
@@ -222,6 +238,23 @@ mod tests {
         assert_eq!(input.bytes(), b"abcdef");
         input.consume(6);
         input.rest(&pool);
+        assert_eq!(pool.statistics().in_use_bytes(), 0);
+    }
+
+    #[test]
+    fn one_that_waits_for_memory_holds_none() {
+        let pool = pool();
+        let mut input = Input::new();
+        arrive(&mut input, &pool, &[7; 100_000]);
+        input.retreat();
+        input.retreat();
+        assert_eq!(pool.statistics().in_use_bytes(), 0);
+        arrive(&mut input, &pool, &[7; 100_000]);
+        assert!(input.bytes() == [7; 200_000]);
+        // What is full to the last byte is held as well.
+        let len_bytes = input.buffer.len() - input.filled;
+        arrive(&mut input, &pool, &vec![7; len_bytes]);
+        input.retreat();
         assert_eq!(pool.statistics().in_use_bytes(), 0);
     }
 
