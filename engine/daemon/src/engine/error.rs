@@ -93,7 +93,12 @@ impl ChangeError {
             Self::Draining | Self::Subsystem(SubsystemError::Removed { .. }) => Reason::Draining,
             Self::Flush { .. } => Reason::FlushFailed,
             Self::Subsystem(
-                SubsystemError::Name(_) | SubsystemError::Text { .. } | SubsystemError::Reactor { .. },
+                SubsystemError::Name(_)
+                | SubsystemError::Text { .. }
+                | SubsystemError::ControllerIds { .. }
+                | SubsystemError::AccessLog { .. }
+                | SubsystemError::NoAccessStates { .. }
+                | SubsystemError::Reactor { .. },
             )
             | Self::Reactor(_)
             | Self::NoReactor => Reason::Internal,

@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::wire::log::AnaState;
+
 /// Bytes of a page as the controller's capabilities tell it (CAP.MPSMIN = 0); the unit of MDTS.
 pub(crate) const PAGE_BYTES: u32 = 4096;
 
@@ -163,6 +165,42 @@ pub struct SubsystemConfig {
     /// Who may connect. Default: any host.
     #[serde(default)]
     pub hosts: Hosts,
+    /// Whether hosts are told how well each namespace is reached by this engine (asymmetric namespace
+    /// access), as it has to be where several engines serve the subsystem. Default false.
+    #[serde(default)]
+    pub asymmetric_access: bool,
+    /// The controller identifiers that are given out here, from 1 to 65519. Engines that serve the same
+    /// subsystem need ranges that do not overlap. Default: all.
+    #[serde(default)]
+    pub controller_ids: ControllerIds,
+}
+
+/// A range of controller identifiers, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControllerIds {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+impl ControllerIds {
+    /// The highest controller identifier there is (NVMe Base 2.0, 6.3: FFF0h to FFFFh are reserved).
+    pub const MAX: u16 = 0xffef;
+
+    pub(crate) fn is_valid(self) -> bool {
+        1 <= self.first && self.first <= self.last && self.last <= Self::MAX
+    }
+}
+
+impl Default for ControllerIds {
+    fn default() -> Self {
+        Self {
+            first: 1,
+            last: Self::MAX,
+        }
+    }
 }
 
 impl SubsystemConfig {
@@ -174,6 +212,8 @@ impl SubsystemConfig {
             serial: None,
             model: None,
             hosts: Hosts::default(),
+            asymmetric_access: false,
+            controller_ids: ControllerIds::default(),
         }
     }
 }
@@ -210,6 +250,9 @@ pub struct NamespaceConfig {
     pub nguid: Option<[u8; 16]>,
     /// Its IEEE extended unique identifier, 8 bytes.
     pub eui64: Option<[u8; 8]>,
+    /// How this engine reaches it at first; anything but optimized needs `asymmetric_access`. Default
+    /// optimized.
+    pub access: Option<AnaState>,
 }
 
 /// Where hosts reach the target, as the discovery log tells it.

@@ -27,7 +27,8 @@ mod watch;
 mod tests;
 
 pub use config::{
-    ConfigError, Hosts, NamespaceConfig, PortConfig, ReferralConfig, SubsystemConfig, TargetConfig,
+    ConfigError, ControllerIds, Hosts, NamespaceConfig, PortConfig, ReferralConfig, SubsystemConfig,
+    TargetConfig,
 };
 pub use discovery::DirectoryError;
 pub use placement::ReactorLoad;

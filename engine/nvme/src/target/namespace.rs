@@ -4,13 +4,14 @@
 //! with another geometry is another namespace.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use pollux_device::{Device, Geometry};
 use uuid::Uuid;
 
 use super::config::NamespaceConfig;
 use super::io::FusedGuard;
+use crate::wire::log::{AnaGroup, AnaState};
 use crate::wire::nqn::Nqn;
 
 /// The name space of the UUIDs that are derived here: a random UUID, frozen.
@@ -77,12 +78,15 @@ pub(crate) struct Namespace {
     pub(crate) fused: FusedGuard,
     geometry: Geometry,
     blocks: AtomicU64,
+    /// An [`AnaState`] as it travels; changed under the lock of the subsystem.
+    access: AtomicU8,
+    access_changes: AtomicU64,
     /// Counts how often the device came back; reactors attach again when it changed.
     returns: AtomicU64,
 }
 
 impl Namespace {
-    pub(crate) fn new(id: u32, device: Arc<dyn Device>, identity: Identity) -> Self {
+    pub(crate) fn new(id: u32, device: Arc<dyn Device>, identity: Identity, access: AnaState) -> Self {
         let geometry = device.geometry();
         Self {
             instance: NEXT_INSTANCE.fetch_add(1, Ordering::Relaxed),
@@ -92,6 +96,8 @@ impl Namespace {
             fused: FusedGuard::default(),
             geometry,
             blocks: AtomicU64::new(geometry.blocks),
+            access: AtomicU8::new(access.to_wire()),
+            access_changes: AtomicU64::new(0),
             returns: AtomicU64::new(0),
         }
     }
@@ -124,6 +130,34 @@ impl Namespace {
             ..self.geometry
         };
         told == *geometry
+    }
+
+    /// How this engine reaches it.
+    #[inline]
+    pub(crate) fn access(&self) -> AnaState {
+        // Nothing else is ever stored.
+        AnaState::from_wire(self.access.load(Ordering::Relaxed)).unwrap_or(AnaState::Inaccessible)
+    }
+
+    /// Changes how this engine reaches it; says whether it did.
+    pub(crate) fn set_access(&self, access: AnaState) -> bool {
+        let before = self.access.swap(access.to_wire(), Ordering::Relaxed);
+        let changed = before != access.to_wire();
+        if changed {
+            self.access_changes.fetch_add(1, Ordering::Relaxed);
+        }
+        changed
+    }
+
+    /// The group of the access log that is this namespace: each has one of its own, of the same number, as
+    /// each moves between engines alone.
+    pub(crate) fn access_group(&self) -> AnaGroup {
+        AnaGroup {
+            group_id: self.id,
+            change_count: self.access_changes.load(Ordering::Relaxed),
+            state: self.access(),
+            namespaces: vec![self.id],
+        }
     }
 
     /// How often the device came back.
@@ -174,6 +208,7 @@ mod tests {
             uuid: Some(Uuid::from_u128(7)),
             nguid: Some([3; 16]),
             eui64: Some([5; 8]),
+            ..NamespaceConfig::default()
         };
         let identity = Identity::new(&"nqn.2026-11.io.pollux:serve".parse().unwrap(), "disk0", &config);
         assert_eq!(

@@ -37,7 +37,7 @@ pub(super) fn execute(controller: &Controller, command: &Command) -> Result<Outc
         IdentifyStructure::Namespace | IdentifyStructure::AllocatedNamespace => {
             let namespace = find(controller, id)?;
             let bytes = namespace
-                .map_or_else(IdentifyNamespace::default, |found| describe(&found))
+                .map_or_else(IdentifyNamespace::default, |found| describe(controller, &found))
                 .to_bytes();
             data(command, &bytes)
         }
@@ -145,7 +145,16 @@ fn controller_list(controller: &Controller, command: &Command, from: u16) -> Res
     data(command, &bytes)
 }
 
-fn describe(namespace: &Namespace) -> IdentifyNamespace {
+/// The group of access states that a namespace is in (ANAGRPID).
+fn access_group(controller: &Controller, namespace: &Namespace) -> u32 {
+    if controller.subsystem.asymmetric_access {
+        namespace.id
+    } else {
+        0
+    }
+}
+
+fn describe(controller: &Controller, namespace: &Namespace) -> IdentifyNamespace {
     let geometry = namespace.geometry();
     let optimal = u16::try_from(geometry.optimal_blocks.saturating_sub(1)).unwrap_or(u16::MAX);
     let features = if optimal > 0 {
@@ -176,6 +185,7 @@ fn describe(namespace: &Namespace) -> IdentifyNamespace {
         preferred_deallocate_alignment_blocks_minus_one: deallocate_optimal,
         optimal_write_blocks_minus_one: optimal,
         attributes: write_protection(namespace),
+        ana_group_id: access_group(controller, namespace),
         nguid: namespace.identity.nguid,
         eui64: namespace.identity.eui64,
         lba_formats,
@@ -194,6 +204,7 @@ fn describe_independent(controller: &Controller, namespace: &Namespace) -> Indep
     IndependentNamespace {
         features,
         sharing: NamespaceSharing::SHARED,
+        ana_group_id: access_group(controller, namespace),
         attributes: write_protection(namespace),
         status: NamespaceStatus::READY,
         ..IndependentNamespace::default()

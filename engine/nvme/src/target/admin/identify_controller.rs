@@ -8,8 +8,9 @@ use super::super::io::FUSED_BLOCKS_MAX;
 use super::ABORTS_MAX;
 use crate::wire::features::AsyncEventConfiguration;
 use crate::wire::identify::{
-    ControllerAttributes, ControllerType, FabricsCommands, FusedOperations, IdentifyController,
-    IoCommandSupport, LogPageAttributes, MultipathCapabilities, SglSupport, VolatileWriteCache,
+    AnaCapabilities, ControllerAttributes, ControllerType, FabricsCommands, FusedOperations,
+    IdentifyController, IoCommandSupport, LogPageAttributes, MultipathCapabilities, SglSupport,
+    VolatileWriteCache,
 };
 use crate::wire::nqn::NqnField;
 use crate::wire::text::AsciiField;
@@ -28,6 +29,14 @@ const LOG_PAGES: LogPageAttributes = LogPageAttributes::COMMAND_EFFECTS
     .union(LogPageAttributes::EXTENDED)
     .union(LogPageAttributes::SUPPORTED_PAGES);
 
+/// A subsystem can have several ports and controllers.
+const MULTIPATH: MultipathCapabilities =
+    MultipathCapabilities::PORTS.union(MultipathCapabilities::CONTROLLERS);
+
+/// How long hosts are to bear with a change of access (ANATT): a namespace is between two engines for far
+/// less, unless one of them was lost.
+const ACCESS_TRANSITION_SECONDS: u8 = 30;
+
 /// A direct discovery controller (DCTYPE).
 const DISCOVERY_DIRECT: u8 = 1;
 
@@ -35,6 +44,8 @@ const DISCOVERY_DIRECT: u8 = 1;
 pub(super) fn optional_events(controller: &Controller) -> AsyncEventConfiguration {
     if controller.is_discovery() {
         AsyncEventConfiguration::DISCOVERY_LOG_CHANGE
+    } else if controller.subsystem.asymmetric_access {
+        AsyncEventConfiguration::NAMESPACE_ATTRIBUTES | AsyncEventConfiguration::ANA_CHANGE
     } else {
         AsyncEventConfiguration::NAMESPACE_ATTRIBUTES
     }
@@ -86,6 +97,27 @@ fn discovery(common: IdentifyController) -> IdentifyController {
     }
 }
 
+/// What is told of access states, where they are.
+fn asymmetric_access(controller: &Controller, common: IdentifyController) -> IdentifyController {
+    if !controller.subsystem.asymmetric_access {
+        return common;
+    }
+    // Each namespace is a group of its own.
+    let groups = controller.config.namespaces_max;
+    IdentifyController {
+        ana_transition_seconds: ACCESS_TRANSITION_SECONDS,
+        ana_capabilities: AnaCapabilities::OPTIMIZED
+            | AnaCapabilities::NON_OPTIMIZED
+            | AnaCapabilities::INACCESSIBLE
+            | AnaCapabilities::PERSISTENT_LOSS
+            | AnaCapabilities::CHANGE
+            | AnaCapabilities::FIXED_GROUPS,
+        ana_group_id_max: groups,
+        ana_groups: groups,
+        ..common
+    }
+}
+
 fn io(controller: &Controller, common: IdentifyController) -> IdentifyController {
     let config = &controller.config;
     let write_cache = if controller.write_cache_reported {
@@ -101,7 +133,11 @@ fn io(controller: &Controller, common: IdentifyController) -> IdentifyController
         .map(|namespace| u128::from(namespace.geometry().bytes()))
         .sum();
     IdentifyController {
-        multipath: MultipathCapabilities::PORTS | MultipathCapabilities::CONTROLLERS,
+        multipath: if controller.subsystem.asymmetric_access {
+            MULTIPATH | MultipathCapabilities::ANA_REPORTING
+        } else {
+            MULTIPATH
+        },
         controller_type_field: ControllerType::Io.to_wire(),
         total_capacity_bytes: capacity_bytes,
         retry_delays_100ms: [RETRY_DELAY_100MS, 0, 0],
@@ -124,6 +160,6 @@ fn io(controller: &Controller, common: IdentifyController) -> IdentifyController
         response_capsule_16_bytes: 1,
         sgl_descriptors_max: 1,
         fabrics_commands: FabricsCommands::DISCONNECT,
-        ..common
+        ..asymmetric_access(controller, common)
     }
 }

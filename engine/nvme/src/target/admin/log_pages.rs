@@ -12,8 +12,8 @@ use crate::wire::command::{AdminOpcode, GetLogPage, IoOpcode};
 use crate::wire::features::FeatureId;
 use crate::wire::identify::{CommandSetId, IDENTIFY_BYTES, NAMESPACE_ALL};
 use crate::wire::log::{
-    CommandEffects, CommandEffectsLog, ErrorEntry, FirmwareLog, LogPageId, SupportedLogPages, TransportType,
-    changed_namespaces,
+    AnaLog, CommandEffects, CommandEffectsLog, ErrorEntry, FirmwareLog, LogPageId, SupportedLogPages,
+    TransportType, changed_namespaces,
 };
 use crate::wire::status::Status;
 use crate::wire::structure::Field;
@@ -27,6 +27,19 @@ const IO_PAGES: &[LogPageId] = &[
     LogPageId::Firmware,
     LogPageId::ChangedNamespaces,
     LogPageId::CommandEffects,
+    LogPageId::FeatureEffects,
+    LogPageId::ManagementInterfaceEffects,
+];
+
+/// The same, where hosts are told of access states.
+const IO_PAGES_WITH_ACCESS: &[LogPageId] = &[
+    LogPageId::Supported,
+    LogPageId::Error,
+    LogPageId::Health,
+    LogPageId::Firmware,
+    LogPageId::ChangedNamespaces,
+    LogPageId::CommandEffects,
+    LogPageId::Ana,
     LogPageId::FeatureEffects,
     LogPageId::ManagementInterfaceEffects,
 ];
@@ -55,11 +68,7 @@ const ACTIVE_SLOT: u8 = 1;
 /// Executes the command.
 pub(super) fn execute(controller: &Controller, command: &Command) -> Result<Outcome, Refusal> {
     let get = GetLogPage::from_entry(&command.entry);
-    let pages = if controller.is_discovery() {
-        DISCOVERY_PAGES
-    } else {
-        IO_PAGES
-    };
+    let pages = pages(controller);
     let page = get.page().filter(|page| pages.contains(page));
     let page = page.ok_or(Refusal::at(Status::INVALID_LOG_PAGE, field::DWORD_10))?;
     let bytes_max = controller.config.transfer_bytes_max;
@@ -95,6 +104,14 @@ pub(super) fn execute(controller: &Controller, command: &Command) -> Result<Outc
     data(command, &part)
 }
 
+fn pages(controller: &Controller) -> &'static [LogPageId] {
+    match (controller.is_discovery(), controller.subsystem.asymmetric_access) {
+        (true, _) => DISCOVERY_PAGES,
+        (false, true) => IO_PAGES_WITH_ACCESS,
+        (false, false) => IO_PAGES,
+    }
+}
+
 /// These pages are about the controller, or the whole subsystem (LPA bit 0 is clear).
 fn check_namespace(page: LogPageId, id: u32, controller: &Controller) -> Result<(), Refusal> {
     match id {
@@ -112,14 +129,8 @@ fn check_namespace(page: LogPageId, id: u32, controller: &Controller) -> Result<
 
 fn make(controller: &Controller, page: LogPageId, get: &GetLogPage) -> Result<Vec<u8>, Refusal> {
     Ok(match page {
-        LogPageId::Supported => {
-            let pages = if controller.is_discovery() {
-                DISCOVERY_PAGES
-            } else {
-                IO_PAGES
-            };
-            SupportedLogPages::of(pages).to_bytes().to_vec()
-        }
+        LogPageId::Supported => SupportedLogPages::of(pages(controller)).to_bytes().to_vec(),
+        LogPageId::Ana => access_states(controller, get.specific_parameter & AnaLog::GROUPS_ONLY != 0),
         LogPageId::Error => errors(controller),
         LogPageId::Health => health::log(controller).to_bytes().to_vec(),
         LogPageId::Firmware => firmware().to_bytes().to_vec(),
@@ -141,6 +152,14 @@ fn make(controller: &Controller, page: LogPageId, get: &GetLogPage) -> Result<Ve
         },
         _ => return Err(Refusal::at(Status::INVALID_LOG_PAGE, field::DWORD_10)),
     })
+}
+
+fn access_states(controller: &Controller, groups_only: bool) -> Vec<u8> {
+    let mut log = controller.subsystem.access_log();
+    if groups_only {
+        log.groups.iter_mut().for_each(|group| group.namespaces.clear());
+    }
+    log.to_bytes()
 }
 
 fn errors(controller: &Controller) -> Vec<u8> {

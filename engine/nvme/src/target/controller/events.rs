@@ -19,6 +19,8 @@ pub(crate) enum EventKind {
     NamespaceAttributes,
     /// The discovery log changed.
     DiscoveryLog,
+    /// The access state of a namespace changed.
+    AccessState,
     /// The spare of a drive fell below its threshold.
     Spare,
     /// A temperature crossed a threshold.
@@ -30,8 +32,9 @@ pub(crate) enum EventKind {
 }
 
 impl EventKind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::NamespaceAttributes,
+        Self::AccessState,
         Self::DiscoveryLog,
         Self::Spare,
         Self::Temperature,
@@ -46,6 +49,7 @@ impl EventKind {
     const fn event(self) -> AsyncEvent {
         match self {
             Self::NamespaceAttributes => AsyncEvent::NAMESPACE_ATTRIBUTES_CHANGED,
+            Self::AccessState => AsyncEvent::ANA_CHANGED,
             Self::DiscoveryLog => AsyncEvent::DISCOVERY_LOG_CHANGED,
             Self::Spare => AsyncEvent::SPARE,
             Self::Temperature => AsyncEvent::TEMPERATURE,
@@ -56,6 +60,7 @@ impl EventKind {
     const fn enabled_by(self) -> AsyncEventConfiguration {
         match self {
             Self::NamespaceAttributes => AsyncEventConfiguration::NAMESPACE_ATTRIBUTES,
+            Self::AccessState => AsyncEventConfiguration::ANA_CHANGE,
             Self::DiscoveryLog => AsyncEventConfiguration::DISCOVERY_LOG_CHANGE,
             Self::Spare => AsyncEventConfiguration::SPARE,
             Self::Temperature => AsyncEventConfiguration::TEMPERATURE,

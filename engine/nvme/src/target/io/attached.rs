@@ -119,6 +119,18 @@ impl Attached {
         self.gate.admits(range)
     }
 
+    /// Says once more, after a wait, whether commands may go to the device.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Fenced`] if the access state says that they may not.
+    pub(crate) fn check_access(&self) -> Result<(), IoError> {
+        match self.namespace.access().refusal() {
+            None => Ok(()),
+            Some(_) => Err(IoError::Fenced),
+        }
+    }
+
     /// The queue pair, if there is one now.
     #[inline]
     pub(crate) fn device(&self) -> Option<Rc<dyn BlockDevice>> {

@@ -139,7 +139,10 @@ pub(super) fn plan(
 /// The namespace of a command that has to name one.
 fn namespace(view: &View, id: u32) -> Result<Rc<Attached>, Refusal> {
     match view.find(id) {
-        Lookup::Active(attached) => Ok(attached),
+        Lookup::Active(attached) => match attached.namespace.access().refusal() {
+            None => Ok(attached),
+            Some(status) => Err(Refusal::for_now(status)),
+        },
         // NVMe Base 2.0, 3.2.1.4 and 3.2.1.5.
         Lookup::Inactive => Err(Refusal::invalid_field(field::NAMESPACE)),
         Lookup::Invalid => Err(Refusal::at(Status::INVALID_NAMESPACE_OR_FORMAT, field::NAMESPACE)),

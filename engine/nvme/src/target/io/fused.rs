@@ -225,6 +225,7 @@ async fn transfer(
     patience
         .retry(async || {
             let device = patience.device(attached).await?;
+            attached.check_access()?;
             let entered = Entered::new(attached);
             let (mut block, mut left) = (transfer.block, transfer.blocks);
             while left > 0 {

@@ -17,7 +17,8 @@ mod slow;
 mod transfer;
 mod view;
 
-pub(crate) use guard::FusedGuard;
+pub(crate) use gate::BlockRange;
+pub(crate) use guard::{Exclusive, FusedGuard};
 pub(crate) use queue::IoQueue;
 pub(crate) use ranges::flush_all;
 pub(crate) use view::View;

@@ -223,6 +223,10 @@ pub(crate) async fn flush_all(subsystem: &Arc<Subsystem>) -> bool {
     let view = View::obtain(subsystem);
     let mut flushed = true;
     for attached in view.all() {
+        if attached.check_access().is_err() {
+            // Whoever has access flushes it.
+            continue;
+        }
         let mut attempts = 0;
         let result = loop {
             attempts += 1;

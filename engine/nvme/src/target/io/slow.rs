@@ -207,11 +207,14 @@ impl<'a> Patience<'a> {
         attached: &Rc<Attached>,
         range: BlockRange,
     ) -> Result<(Rc<dyn BlockDevice>, Entered), IoError> {
+        // A namespace that other engines serve may have no device here.
+        attached.check_access()?;
         let device = self.device(attached).await?;
         if !attached.admits(range) {
             self.wait(attached.gate.admitted(range), IoError::ResourceShortage)
                 .await?;
         }
+        attached.check_access()?;
         Ok((device, Entered::new(attached)))
     }
 }

@@ -82,6 +82,35 @@ pub enum SubsystemError {
         /// The reactor.
         reactor: ReactorId,
     },
+    /// The controller identifiers are no range within bounds.
+    #[error("controller identifiers {first} to {last} of subsystem {nqn}: use a range within 1 to 65519")]
+    ControllerIds {
+        /// The lowest.
+        first: u16,
+        /// The highest.
+        last: u16,
+        /// The subsystem.
+        nqn: Nqn,
+    },
+    /// Hosts could not read the access log of so many namespaces at once.
+    #[error(
+        "subsystem {nqn} can have {namespaces_max} namespaces, whose access log is longer than the \
+         {transfer_bytes_max} bytes of a transfer: lower namespaces_max"
+    )]
+    AccessLog {
+        /// The subsystem.
+        nqn: Nqn,
+        /// Namespaces it can have.
+        namespaces_max: u32,
+        /// The largest transfer.
+        transfer_bytes_max: u32,
+    },
+    /// The hosts of the subsystem are not told of access states.
+    #[error("subsystem {nqn} does not report access states: create it with asymmetric_access")]
+    NoAccessStates {
+        /// The subsystem.
+        nqn: Nqn,
+    },
     /// The subsystem was removed from its target.
     #[error("subsystem {nqn} was removed")]
     Removed {

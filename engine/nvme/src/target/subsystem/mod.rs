@@ -5,6 +5,7 @@
 //!   namespace up compares it first.
 //! - Locks are taken in the order subsystem, controller; neither is held while a reactor is called.
 
+mod access;
 mod error;
 mod hosts;
 
@@ -16,19 +17,17 @@ use pollux_device::Device;
 use pollux_reactor::{ReactorHandle, ReactorId, random_u64};
 use uuid::Uuid;
 
-use super::config::{NamespaceConfig, SubsystemConfig, TargetConfig};
+use super::config::{ControllerIds, NamespaceConfig, SubsystemConfig, TargetConfig};
 use super::controller::{Controller, EventKind};
 use super::discovery::Directory;
 use super::io::View;
 use super::namespace::{Identity, Namespace};
 use super::sync::lock;
 use super::watch;
+use crate::wire::log::AnaState;
 use crate::wire::nqn::Nqn;
 pub use error::SubsystemError;
 use hosts::parse_names;
-
-/// The highest controller identifier that is given out (NVMe Base 2.0, 6.3: FFF0h to FFFFh are reserved).
-const CONTROLLER_ID_MAX: u16 = 0xffef;
 
 const SERIAL_BYTES_MAX: usize = 20;
 const MODEL_BYTES_MAX: usize = 40;
@@ -60,6 +59,10 @@ pub struct Subsystem {
     pub(crate) serial: String,
     pub(crate) model: String,
     pub(crate) config: Arc<TargetConfig>,
+    /// Whether hosts are told how this engine reaches each namespace.
+    pub(crate) asymmetric_access: bool,
+    controller_ids: ControllerIds,
+    access_changes: AtomicU64,
     reactors: Vec<ReactorHandle>,
     directory: Weak<Directory>,
     generation: AtomicU64,
@@ -81,7 +84,19 @@ impl Subsystem {
         let model = config.model.clone().unwrap_or_else(|| "Pollux".to_owned());
         check_text("serial", &serial, SERIAL_BYTES_MAX, &nqn)?;
         check_text("model", &model, MODEL_BYTES_MAX, &nqn)?;
+        let ids = config.controller_ids;
+        if !ids.is_valid() {
+            return Err(SubsystemError::ControllerIds {
+                first: ids.first,
+                last: ids.last,
+                nqn,
+            });
+        }
+        if config.asymmetric_access {
+            access::check_log_fits(&nqn, &target)?;
+        }
         let state = State {
+            last_controller: ids.first - 1,
             allow_any_host: config.hosts.allow_any,
             allowed_hosts: parse_names(&config.hosts.allowed)?,
             ..State::default()
@@ -92,6 +107,9 @@ impl Subsystem {
             serial,
             model,
             config: target,
+            asymmetric_access: config.asymmetric_access,
+            controller_ids: ids,
+            access_changes: AtomicU64::new(0),
             reactors,
             directory,
             generation: AtomicU64::new(1),
@@ -133,12 +151,16 @@ impl Subsystem {
                 block_bytes: geometry.block_bytes,
             });
         }
+        let access = config.access.unwrap_or(AnaState::Optimized);
+        if access != AnaState::Optimized {
+            self.check_reports_access()?;
+        }
         let events = device.subscribe();
         let identity = Identity::new(&self.nqn, &name, config);
         let id = {
             let mut state = lock(&self.state);
             let id = self.free_id(&state, config.id, &name, &identity)?;
-            let namespace = Arc::new(Namespace::new(id, device, identity));
+            let namespace = Arc::new(Namespace::new(id, device, identity, access));
             let reactor = self.reactors.get(id as usize % self.reactors.len().max(1));
             let watch =
                 watch::start(reactor, self, &namespace, events).map_err(|error| SubsystemError::Reactor {
@@ -272,13 +294,15 @@ impl Subsystem {
         make: impl FnOnce(u16) -> Arc<Controller>,
     ) -> Option<Arc<Controller>> {
         let mut state = lock(&self.state);
-        if state.removed || state.controllers.len() >= usize::from(self.config.controllers_max) {
+        let ids = self.controller_ids;
+        let controllers_max = self.config.controllers_max.min(ids.last - ids.first + 1);
+        if state.removed || state.controllers.len() >= usize::from(controllers_max) {
             return None;
         }
         let mut id = state.last_controller;
         // Fewer controllers than identifiers: the loop ends.
         loop {
-            id = if id >= CONTROLLER_ID_MAX { 1 } else { id + 1 };
+            id = if id >= ids.last { ids.first } else { id + 1 };
             if !state.controllers.contains_key(&id) {
                 break;
             }

@@ -1,6 +1,7 @@
 //! Tests of the target's controller side: a fake host calls the seam, on simulated reactors, clock and
 //! drives.
 
+mod access;
 mod admin;
 mod connect;
 mod devices;
@@ -66,6 +67,10 @@ impl Fixture {
     }
 
     pub(super) fn with(reactors: usize, config: TargetConfig) -> Self {
+        Self::with_subsystem(reactors, config, &SubsystemConfig::new(SUBSYSTEM))
+    }
+
+    pub(super) fn with_subsystem(reactors: usize, config: TargetConfig, subsystem: &SubsystemConfig) -> Self {
         let world = World::with_options(
             7,
             WorldOptions {
@@ -85,7 +90,7 @@ impl Fixture {
             .map(|(_, reactor)| world.handle(*reactor).unwrap())
             .collect();
         let target = Target::new(config, handles).unwrap();
-        let subsystem = target.add_subsystem(&SubsystemConfig::new(SUBSYSTEM)).unwrap();
+        let subsystem = target.add_subsystem(subsystem).unwrap();
         Self {
             world,
             reactors,

@@ -6,13 +6,17 @@
 //!     32 namespace identifiers (4 each), ascending
 //! ```
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::wire::status::Status;
 use crate::wire::structure::structure;
 use crate::wire::wire_enum::wire_enum;
 
 wire_enum! {
     /// Asymmetric namespace access states (Base 2.0, 8.1.3).
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
     pub enum AnaState: u8 {
         /// Access is at its best.
         Optimized = 0x01,
@@ -42,6 +46,19 @@ structure! {
         4 => namespaces: u32,
         8 => change_count: u64,
         16 => state: u8,
+    }
+}
+
+impl AnaState {
+    /// What a command on a namespace in this state fails with, if it does (Base 2.0, 8.1.3.3 to 8.1.3.5).
+    #[must_use]
+    pub const fn refusal(self) -> Option<Status> {
+        match self {
+            Self::Optimized | Self::NonOptimized => None,
+            Self::Inaccessible => Some(Status::ANA_INACCESSIBLE),
+            Self::PersistentLoss => Some(Status::ANA_PERSISTENT_LOSS),
+            Self::Change => Some(Status::ANA_TRANSITION),
+        }
     }
 }
 
@@ -91,6 +108,13 @@ pub enum AnaLogError {
 impl AnaLog {
     /// Bit of the Log Specific Parameter of Get Log Page: return groups without their namespaces (RGO).
     pub const GROUPS_ONLY: u8 = 1 << 0;
+
+    /// The most bytes that a log of so many groups of one namespace each has.
+    #[must_use]
+    pub const fn bytes_max(groups: u32) -> u64 {
+        let group_bytes = GroupHeader::BYTES + Self::NAMESPACE_ID_BYTES;
+        Header::BYTES as u64 + groups as u64 * group_bytes as u64
+    }
 
     const STATE_MASK: u8 = 0x0f;
     const NAMESPACE_ID_BYTES: usize = 4;
