@@ -8,7 +8,9 @@
 )]
 
 mod compare;
+mod compare_nbd;
 mod load;
+mod samples;
 mod socket_limit;
 
 use std::error::Error;
@@ -30,6 +32,8 @@ enum Command {
     Run(load::Options),
     /// Run the Pollux target, SPDK's nvmf_tgt and plain sockets in turns, and print ratios.
     Compare(compare::Options),
+    /// Run Pollux, qemu-nbd and nbdkit serving memory over NBD in turns, with fio, and print ratios.
+    CompareNbd(compare_nbd::Options),
     /// Measure how fast one core answers such requests over loopback with plain sockets and no protocol.
     SocketLimit(socket_limit::Options),
 }
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
     let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
         Command::Run(options) => load::run(&options).map_err(Into::into),
         Command::Compare(options) => compare::run(&options).map_err(Into::into),
+        Command::CompareNbd(options) => compare_nbd::run(&options).map_err(Into::into),
         Command::SocketLimit(options) => socket_limit::run(&options).map_err(Into::into),
     };
     match result {

@@ -14,9 +14,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::samples::{Figures, Samples};
 use crate::socket_limit;
 use perf::{Load, Pattern};
-use table::{Row, Samples};
+use table::Row;
 
 /// What to compare.
 #[derive(Debug, Args)]
@@ -193,7 +194,7 @@ fn compare(options: &Options, spdk: &spdk::Spdk, load: &Load) -> Result<Row, Err
                 core: perf::TARGET_CORES[0],
                 first_client_core: perf::CLIENT_CORES[0],
             })?;
-            row.limit.push(perf::Figures {
+            row.limit.push(Figures {
                 iops: figures.iops,
                 mean_us: figures.mean_us,
             });

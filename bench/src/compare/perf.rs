@@ -5,6 +5,7 @@ use std::process::Command;
 
 use super::Error;
 use super::spdk::{Spdk, last_lines};
+use crate::samples::Figures;
 
 /// Where targets run; the first one alone with one reactor.
 pub const TARGET_CORES: [usize; 2] = [1, 0];
@@ -58,15 +59,6 @@ pub struct TargetAddress {
     pub socket: SocketAddr,
     /// Its subsystem.
     pub subsystem: &'static str,
-}
-
-/// What was measured.
-#[derive(Debug, Clone, Copy)]
-pub struct Figures {
-    /// Requests per second.
-    pub iops: f64,
-    /// Mean latency in microseconds.
-    pub mean_us: f64,
 }
 
 /// Runs the load once.

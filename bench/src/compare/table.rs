@@ -2,56 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::perf::{Figures, Load};
-
-/// The measurements of one contestant under one load.
-#[derive(Debug, Default)]
-pub struct Samples(Vec<Figures>);
-
-impl Samples {
-    /// One more round.
-    pub fn push(&mut self, figures: Figures) {
-        self.0.push(figures);
-    }
-
-    fn sorted(&self, of: impl Fn(&Figures) -> f64) -> Vec<f64> {
-        let mut values: Vec<f64> = self.0.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values
-    }
-
-    fn median(&self, of: impl Fn(&Figures) -> f64) -> Option<f64> {
-        let values = self.sorted(of);
-        let middle = values.len() / 2;
-        match values.len() {
-            0 => None,
-            count if count % 2 == 1 => values.get(middle).copied(),
-            _ => Some((values[middle - 1] + values[middle]) / 2.0),
-        }
-    }
-
-    fn iops(&self) -> Option<f64> {
-        self.median(|figures| figures.iops)
-    }
-
-    fn latency_us(&self) -> Option<f64> {
-        self.median(|figures| figures.mean_us)
-    }
-
-    /// `median (lowest-highest)` in thousands of requests per second.
-    fn iops_text(&self) -> String {
-        let values = self.sorted(|figures| figures.iops / 1e3);
-        match (self.iops(), values.first(), values.last()) {
-            (Some(median), Some(low), Some(high)) => format!("{:.1} ({low:.1}-{high:.1})", median / 1e3),
-            _ => "-".to_owned(),
-        }
-    }
-
-    fn latency_text(&self) -> String {
-        self.latency_us()
-            .map_or_else(|| "-".to_owned(), |latency| format!("{latency:.1}"))
-    }
-}
+use super::perf::Load;
+use crate::samples::{Samples, ratio};
 
 /// One load and everybody's measurements.
 #[derive(Debug)]
@@ -64,13 +16,6 @@ pub struct Row {
     pub spdk: Samples,
     /// Plain sockets.
     pub limit: Samples,
-}
-
-fn ratio(one: Option<f64>, other: Option<f64>) -> String {
-    match (one, other) {
-        (Some(one), Some(other)) if other > 0.0 => format!("{:.2}", one / other),
-        _ => "-".to_owned(),
-    }
 }
 
 impl Row {
@@ -112,27 +57,4 @@ pub fn render(rows: &[Row], rounds: usize, seconds: u32) -> String {
         );
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn medians_of_odd_and_even_counts() {
-        let mut samples = Samples::default();
-        assert_eq!(samples.iops(), None);
-        for iops in [3.0, 1.0, 2.0] {
-            samples.push(Figures {
-                iops,
-                mean_us: 10.0 * iops,
-            });
-        }
-        assert_eq!((samples.iops(), samples.latency_us()), (Some(2.0), Some(20.0)));
-        samples.push(Figures {
-            iops: 4.0,
-            mean_us: 40.0,
-        });
-        assert_eq!(samples.iops(), Some(2.5));
-    }
 }
