@@ -13,11 +13,16 @@ mod install;
 
 #[cfg(feature = "spdk")]
 fn main() {
-    for path in ["build.rs", "build", "wrapper.h"] {
+    for path in ["build.rs", "build", "wrapper.h", "log.c", "log.h"] {
         println!("cargo::rerun-if-changed={path}");
     }
     if let Err(problem) = install::find().and_then(|install| {
         bindings::generate(&install)?;
+        cc::Build::new()
+            .file("log.c")
+            .includes(&install.include_directories)
+            .try_compile("pollux_spdk_log")
+            .map_err(|error| format!("log.c cannot be compiled: {error}"))?;
         install.link();
         Ok(())
     }) {

@@ -3,3 +3,5 @@
 #include <spdk/log.h>
 #include <spdk/nvme.h>
 #include <spdk/version.h>
+
+#include "log.h"

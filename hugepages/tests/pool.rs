@@ -338,3 +338,28 @@ fn options_that_make_no_sense_are_refused() {
     shareable.arena.shareable = true;
     assert!(matches!(BufferPool::new(&shareable), Err(Error::PoolShareable)));
 }
+
+/// What was registered is unregistered after the last use of the memory, wherever that ends.
+#[test]
+fn guards_are_kept_until_the_memory_goes() {
+    struct Guard(std::sync::Arc<std::sync::atomic::AtomicUsize>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    let dropped = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let count = || dropped.load(std::sync::atomic::Ordering::Relaxed);
+    let options = PoolOptions {
+        total_bytes: 4 << 20,
+        ..PoolOptions::default()
+    };
+    let pool = BufferPool::on_heap(&options).expect("there is memory");
+    pool.keep_while_mapped(Box::new(Guard(dropped.clone())));
+    pool.keep_while_mapped(Box::new(Guard(dropped.clone())));
+    let buffer = pool.allocate(4096).expect("the pool is empty");
+    drop(pool);
+    assert_eq!(count(), 0, "a buffer is in use");
+    std::thread::spawn(move || drop(buffer)).join().expect("no panic");
+    assert_eq!(count(), 2);
+}

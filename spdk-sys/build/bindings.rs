@@ -6,6 +6,7 @@ use crate::install::Install;
 
 /// Functions that are used.
 const FUNCTIONS: [&str; 58] = [
+    "pollux_spdk_log_to",
     "spdk_dma_free",
     "spdk_dma_zmalloc",
     "spdk_env_init",
@@ -13,7 +14,6 @@ const FUNCTIONS: [&str; 58] = [
     "spdk_get_ticks",
     "spdk_get_ticks_hz",
     "spdk_iommu_is_enabled",
-    "spdk_log_open",
     "spdk_log_set_level",
     "spdk_log_set_print_level",
     "spdk_mem_register",
@@ -34,12 +34,12 @@ const FUNCTIONS: [&str; 58] = [
     "spdk_nvme_ctrlr_get_max_sges",
     "spdk_nvme_ctrlr_get_next_active_ns",
     "spdk_nvme_ctrlr_get_ns",
+    "spdk_nvme_ctrlr_get_pci_device",
     "spdk_nvme_ctrlr_is_active_ns",
     "spdk_nvme_ctrlr_is_failed",
     "spdk_nvme_ctrlr_process_admin_completions",
     "spdk_nvme_ctrlr_reconnect_async",
     "spdk_nvme_ctrlr_reconnect_poll_async",
-    "spdk_nvme_ctrlr_set_remove_cb",
     "spdk_nvme_detach",
     "spdk_nvme_ns_cmd_compare",
     "spdk_nvme_ns_cmd_comparev",
@@ -57,25 +57,20 @@ const FUNCTIONS: [&str; 58] = [
     "spdk_nvme_ns_get_optimal_io_boundary",
     "spdk_nvme_ns_get_sector_size",
     "spdk_nvme_ns_is_active",
-    "spdk_nvme_probe",
     "spdk_nvme_qpair_add_cmd_error_injection",
     "spdk_nvme_qpair_is_connected",
     "spdk_nvme_qpair_process_completions",
     "spdk_nvme_qpair_remove_cmd_error_injection",
     "spdk_nvme_transport_available_by_name",
     "spdk_nvme_transport_id_parse",
+    "spdk_pci_device_is_removed",
 ];
 
 /// Types that are used in the places where functions take or return pointers to no particular type.
 const TYPES: [&str; 3] = ["spdk_nvme_ns_flags", "spdk_nvme_ctrlr_flags", "spdk_log_level"];
 
 /// Constants that are used.
-const CONSTANTS: [&str; 4] = [
-    "SPDK_NVME_IO_FLAGS_.*",
-    "SPDK_NVME_GLOBAL_NS_TAG",
-    "SPDK_NVME_LOG_HEALTH_INFORMATION",
-    "SPDK_VERSION_.*",
-];
+const CONSTANTS: [&str; 2] = ["SPDK_NVME_IO_FLAGS_.*", "SPDK_VERSION_.*"];
 
 /// Types that nobody looks into; the pages that a drive returns are read by the layout of the specification.
 const OPAQUE: [&str; 9] = [

@@ -13,7 +13,8 @@
 //! - A request is checked against the geometry before anything is done; a bad one is an error, never a panic.
 //! - Short of memory or descriptors is [`IoError::ResourceShortage`], never a fault of the device.
 
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "spdk"), forbid(unsafe_code))]
+#![deny(unsafe_code)]
 
 pub mod allocation;
 pub mod blocking;
@@ -29,6 +30,8 @@ mod malloc;
 mod null;
 mod registry;
 mod request;
+#[cfg(feature = "spdk")]
+pub mod spdk;
 pub mod uri;
 mod uring;
 

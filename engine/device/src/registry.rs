@@ -67,13 +67,15 @@ impl Registry {
         Self::default()
     }
 
-    /// The schemes of this crate: `null`, `malloc`, `uring` and `faulty`.
+    /// The schemes of this crate: `null`, `malloc`, `uring` and `faulty`, and with the feature `spdk` `pcie`.
     pub fn standard() -> Self {
         let mut registry = Self::empty();
         registry.register("null", Arc::new(NullOpener));
         registry.register("malloc", Arc::new(MallocOpener));
         registry.register("uring", Arc::new(UringOpener));
         registry.register("faulty", Arc::new(FaultyOpener));
+        #[cfg(feature = "spdk")]
+        registry.register(crate::spdk::SCHEME, Arc::new(crate::spdk::SpdkOpener));
         registry
     }
 

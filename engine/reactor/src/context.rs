@@ -8,7 +8,7 @@ use async_task::Task;
 use pollux_hugepages::BufferPool;
 
 use crate::driver::Driver;
-use crate::executor::Core;
+use crate::executor::{Core, Poller};
 use crate::handle::{ReactorHandle, ReactorId};
 use crate::timer::Instant;
 
@@ -62,6 +62,11 @@ impl Reactor {
     /// The clock as of the start of this turn.
     pub fn now(&self) -> Instant {
         self.0.now()
+    }
+
+    /// Has a poller asked every turn until its owner drops it.
+    pub fn add_poller(&self, poller: std::rc::Weak<dyn Poller>) {
+        self.0.add_poller(poller);
     }
 
     /// Runs a future as a task of its own. Dropping the [`Task`] cancels it; [`Task::detach`] lets it run.

@@ -217,6 +217,12 @@ impl BufferPool {
         self.shared().memory().base()
     }
 
+    /// Keeps `guard` until right before the memory is unmapped, which may be after the pool is gone, and on
+    /// any thread: for whoever has registered the region somewhere, and must undo it in time.
+    pub fn keep_while_mapped(&self, guard: Box<dyn Send + Sync>) {
+        self.shared().guard(guard);
+    }
+
     /// Where `bytes` are in the region that begins at [`base`](BufferPool::base); `None` if they are not of
     /// this pool.
     #[must_use]

@@ -17,6 +17,7 @@
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Mutex, PoisonError};
 
 use super::classes::{Classes, MAX_CLASSES};
 use super::memory::Memory;
@@ -34,10 +35,15 @@ const NO_THREAD: u64 = 0;
 /// More than the slots ever given back by other threads: at one a nanosecond, 146 years' worth.
 const OPEN: i64 = 1 << 62;
 
+/// Something that holds for as long as the memory is mapped.
+pub(super) type Guard = Box<dyn Send + Sync>;
+
 /// What a pool's handle and its buffers share.
 pub(crate) struct Shared {
     /// The first byte of `memory`.
     base: NonNull<u8>,
+    /// Dropped before the memory: declared before it.
+    guards: Mutex<Vec<Guard>>,
     memory: Memory,
     /// One for each unit of 4096 bytes, used if a slot starts there.
     headers: Box<[Header]>,
@@ -77,6 +83,7 @@ impl Shared {
         let shared = Shared {
             headers: (0..units).map(|unit| Header::of_pool(owner, unit)).collect(),
             base: memory.base(),
+            guards: Mutex::default(),
             memory,
             home_thread: AtomicU64::new(this_thread()),
             home: UnsafeCell::new(Home {
@@ -99,6 +106,12 @@ impl Shared {
 
     pub(super) fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// Keeps something until right before the memory is unmapped.
+    pub(super) fn guard(&self, guard: Guard) {
+        let mut guards = self.guards.lock().unwrap_or_else(PoisonError::into_inner);
+        guards.push(guard);
     }
 
     pub(super) fn classes(&self) -> &Classes {

@@ -1,0 +1,108 @@
+//! Requests that take too long, and targets that go away.
+
+use std::time::Duration;
+
+use pollux_device::{BlockDeviceExt, Device, IoError};
+use pollux_hugepages::Buffer;
+
+use crate::common::TestReactors;
+use crate::support::{Ground, connect, memory, on};
+
+#[test]
+fn a_request_that_takes_too_long_is_aborted_and_nothing_else() {
+    let ground = Ground::with("faulty:///malloc:///ground?inner.size=32MiB&read.stuck=true;nth=3");
+    let reactors = TestReactors::start(1);
+    let reactor = reactors.handles()[0].clone();
+    let mut options = ground.options(None);
+    options.timeout = Duration::from_millis(300);
+    let device = connect(&reactor, options);
+    let queue_of = device.clone();
+    on(&reactor, move || async move {
+        let queue = queue_of.attach().await.expect("attached");
+        let read = |block| queue.read(block, Buffer::from_heap(4096));
+        let (first, second, stuck) = (read(0), read(1), read(2));
+        assert!(first.await.is_ok() && second.await.is_ok());
+        assert_eq!(stuck.await.map(drop), Err(IoError::TimedOut));
+        for block in 0..10 {
+            read(block).await.expect("the queue works");
+        }
+    });
+    drop(device);
+    reactors.run(|| async {});
+}
+
+/// What is under way when the target goes waits until it is back, and is done then.
+#[test]
+fn requests_wait_for_a_target_that_comes_back() {
+    let mut ground = Ground::new();
+    let medium = memory(&ground);
+    ground.serve(medium.clone());
+    let reactors = TestReactors::start(2);
+    let device = connect(&reactors.handles()[0], ground.options(None));
+    let writers: Vec<_> = (0..2_u64)
+        .map(|number| {
+            let (device, reactor) = (device.clone(), reactors.handles()[number as usize].clone());
+            std::thread::spawn(move || {
+                on(&reactor, move || async move {
+                    let queue = device.attach().await.expect("attached");
+                    let end = pollux_reactor::now() + Duration::from_millis(1500);
+                    let mut rounds = 0_u64;
+                    while pollux_reactor::now() < end {
+                        let mut data = Buffer::from_heap(8192);
+                        data.fill(rounds as u8);
+                        let block = number * 1000 + rounds % 500;
+                        queue.write(block, data, false).await.expect("written in the end");
+                        let read = queue.read(block, Buffer::from_heap(8192)).await.expect("read");
+                        assert!(read.iter().all(|&byte| byte == rounds as u8));
+                        rounds += 1;
+                    }
+                    rounds
+                })
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(200));
+        ground.stop();
+        std::thread::sleep(Duration::from_millis(50));
+        ground.start_again(medium.clone());
+    }
+    for writer in writers {
+        assert!(writer.join().expect("no panic") > 0);
+    }
+    drop(device);
+    reactors.run(|| async {});
+}
+
+#[test]
+fn a_target_that_stays_away_is_gone() {
+    let mut ground = Ground::new();
+    ground.serve(memory(&ground));
+    let reactors = TestReactors::start(1);
+    let reactor = reactors.handles()[0].clone();
+    let mut options = ground.options(None);
+    options.loss_timeout = Duration::from_millis(500);
+    let device = connect(&reactor, options);
+    let queue_of = device.clone();
+    let (attached, is_attached) = std::sync::mpsc::channel();
+    let reading = std::thread::spawn({
+        let reactor = reactor.clone();
+        move || {
+            on(&reactor, move || async move {
+                let queue = queue_of.attach().await.expect("attached");
+                attached.send(()).expect("the test waits");
+                loop {
+                    if let Err(error) = queue.read(0, Buffer::from_heap(4096)).await {
+                        return (error, queue.write(0, Buffer::from_heap(4096), true).await);
+                    }
+                }
+            })
+        }
+    });
+    is_attached.recv().expect("attached");
+    ground.stop();
+    let (read, written) = reading.join().expect("no panic");
+    assert_eq!((read, written), (IoError::Gone, Err(IoError::Gone)));
+    drop(device);
+    reactors.run(|| async {});
+}
