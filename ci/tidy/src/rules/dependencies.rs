@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hugepages", &[]),
     ("spdk-sys", &[]),
     ("api", &[]),
+    ("lab", &[]),
     ("tidy", &[]),
 ];
 

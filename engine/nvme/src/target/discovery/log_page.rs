@@ -11,8 +11,9 @@ use crate::wire::log::{
 use crate::wire::nqn::{Nqn, NqnField};
 use crate::wire::text::AsciiField;
 
-/// A secure channel is not required (TREQ bits 1:0), and queue flow control can be disabled.
-const REQUIREMENTS: u8 = 0b10 | DiscoveryEntry::FLOW_CONTROL_OPTIONAL;
+/// Queue flow control can be disabled, and nothing is said of a secure channel (TREQ bits 1:0 are 0): hosts take
+/// "not required" for a wish to have one.
+const REQUIREMENTS: u8 = DiscoveryEntry::FLOW_CONTROL_OPTIONAL;
 
 /// The page for a host that reached this target by an address: the discovery service itself, every
 /// subsystem that the host may connect to on every port, and the referrals.

@@ -72,7 +72,7 @@ fn a_host_is_told_where_everything_is() {
             (entry.controller_id, entry.admin_queue_entries),
             (DYNAMIC_CONTROLLER, 256)
         );
-        assert_eq!((entry.requirements & 0b11, entry.security_type), (2, 0));
+        assert_eq!((entry.requirements & 0b11, entry.security_type), (0, 0));
     }
     let own = DiscoveryEntryFlags::PERSISTENT_CONNECTIONS | DiscoveryEntryFlags::DUPLICATE;
     assert_eq!(entries[0].flags, own);

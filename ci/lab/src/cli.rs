@@ -1,0 +1,207 @@
+//! The command line.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Context, Error, output_of};
+use crate::records;
+use crate::run::{self, Options, Report, Verdict};
+use crate::scenario::Scenario;
+
+/// The exit code when scenarios could not be run here at all.
+const SKIPPED: u8 = 77;
+
+/// How much of the console is shown of a scenario that failed.
+const CONSOLE_LINES: usize = 60;
+
+/// Runs scenarios with a real kernel, in a virtual machine, as the host of an engine.
+#[derive(Debug, Parser)]
+#[command(name = "lab", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Boot a guest and run scenarios in it, one after the other. The exit code is 0 if all passed, 1 if one
+    /// failed, 77 if this machine cannot run them.
+    Run {
+        /// Their names.
+        #[arg(value_name = "SCENARIO", required_unless_present = "all")]
+        names: Vec<String>,
+        /// Run every scenario there is.
+        #[arg(long, conflicts_with = "names")]
+        all: bool,
+        /// The engine [default: the one of this checkout, which is built first].
+        #[arg(long, value_name = "FILE")]
+        engine: Option<PathBuf>,
+        /// Show the guest's console while it runs.
+        #[arg(long)]
+        console: bool,
+    },
+    /// Tell which scenarios there are.
+    List,
+    /// Write and verify numbered records: what guests call.
+    #[command(subcommand)]
+    Records(records::Command),
+}
+
+/// The program.
+pub fn run() -> ExitCode {
+    let mut output = std::io::stdout();
+    match execute(&Cli::parse().command, &mut output) {
+        Ok(code) => code,
+        Err(Error::Missing(why)) => {
+            // Nobody is left to be told if this fails.
+            let _ = writeln!(output, "SKIPPED: the guest lab: {why}");
+            ExitCode::from(SKIPPED)
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error> {
+    match command {
+        Command::Run {
+            names,
+            engine,
+            console,
+            ..
+        } => {
+            let all = scenarios()?;
+            let chosen = choose(&all, names)?;
+            let itself = std::env::current_exe().context("find", Path::new("this program"))?;
+            let engine = match engine {
+                Some(path) => path.canonicalize().context("find", path)?,
+                None => build_engine(&itself)?,
+            };
+            let options = Options {
+                engine: &engine,
+                directory: &directory(&itself),
+                show_console: *console,
+            };
+            let report = run::run(&chosen, &options)?;
+            print(&report, output).context("write to", Path::new("standard output"))?;
+            let has_failed = report.verdicts.iter().any(|verdict| !verdict.failures.is_empty());
+            Ok(ExitCode::from(u8::from(has_failed)))
+        }
+        Command::List => {
+            for scenario in scenarios()? {
+                writeln!(output, "{:14} {}", scenario.name, scenario.about)
+                    .context("write to", Path::new("standard output"))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Records(command) => {
+            let outcome = records::run(command)?;
+            writeln!(output, "{outcome}").context("write to", Path::new("standard output"))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn scenarios() -> Result<Vec<Scenario>, Error> {
+    Scenario::read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios"))
+}
+
+/// The scenarios of these names, each once; all of them if there are no names.
+fn choose<'a>(all: &'a [Scenario], names: &[String]) -> Result<Vec<&'a Scenario>, Error> {
+    if let Some(unknown) = names
+        .iter()
+        .find(|name| !all.iter().any(|scenario| scenario.name == **name))
+    {
+        return Err(Error::Request(format!(
+            "there is no scenario `{unknown}`; `lab list` tells which there are"
+        )));
+    }
+    Ok(all
+        .iter()
+        .filter(|scenario| names.is_empty() || names.contains(&scenario.name))
+        .collect())
+}
+
+/// Where the lab keeps its files: `lab` in the target directory that this program was built in.
+fn directory(itself: &Path) -> PathBuf {
+    let target = itself.parent().and_then(Path::parent);
+    target.unwrap_or(Path::new("target")).join("lab")
+}
+
+/// Builds the engine with the profile that this program was built with.
+fn build_engine(itself: &Path) -> Result<PathBuf, Error> {
+    let directory = itself.parent().unwrap_or(Path::new("."));
+    let mut command = Process::new("cargo");
+    command.args(["build", "--quiet", "--package", "pollux-engine"]);
+    if directory.ends_with("release") {
+        command.arg("--release");
+    }
+    output_of(command.current_dir(env!("CARGO_MANIFEST_DIR")))?;
+    Ok(directory.join("pollux-engine"))
+}
+
+fn print(report: &Report, output: &mut impl Write) -> std::io::Result<()> {
+    if let Some(boot) = report.boot {
+        writeln!(output, "the guest was up after {:.1} s", boot.as_secs_f64())?;
+    }
+    for Verdict { name, time, failures } in &report.verdicts {
+        let seconds = time.as_secs_f64();
+        if failures.is_empty() {
+            writeln!(output, "passed {name:14} {seconds:6.1} s")?;
+            continue;
+        }
+        writeln!(output, "FAILED {name:14} {seconds:6.1} s")?;
+        for failure in failures {
+            writeln!(output, "       {failure}")?;
+        }
+        let console = std::fs::read(&report.console).unwrap_or_default();
+        for line in console_of(&String::from_utf8_lossy(&console), name) {
+            writeln!(output, "    | {line}")?;
+        }
+    }
+    writeln!(output, "the console is in {}", report.console.display())
+}
+
+/// The last lines that a scenario left on the console, or the last lines there are.
+fn console_of<'a>(console: &'a str, name: &str) -> Vec<&'a str> {
+    let mark = format!("== {name}\n");
+    let own = console.split_once(&mark).map_or(console, |(_, own)| own);
+    let own = own.split("\n== ").next().unwrap_or(own);
+    let lines: Vec<&str> = own.lines().collect();
+    let first = lines.len().saturating_sub(CONSOLE_LINES);
+    lines.into_iter().skip(first).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_makes_sense() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_console_of_a_scenario_is_found() {
+        let console = "boot\n== one\na\nb\n== two\nc\n";
+        assert_eq!(console_of(console, "one"), ["a", "b"]);
+        assert_eq!(console_of(console, "two"), ["c"]);
+        assert_eq!(console_of("boot\npanic\n", "one"), ["boot", "panic"]);
+    }
+
+    #[test]
+    fn unknown_scenarios_are_an_error() {
+        let all = scenarios().expect("they can be read");
+        assert_eq!(choose(&all, &[]).expect("all").len(), all.len());
+        let one = vec![all[0].name.clone()];
+        assert_eq!(choose(&all, &one).expect("one").len(), 1);
+        assert!(choose(&all, &["no-such".to_owned()]).is_err());
+    }
+}

@@ -1,0 +1,171 @@
+//! Debian packages, downloaded once and unpacked into a directory; nothing is installed on this machine.
+//!
+//! `target/lab/root` holds the files of all packages and `packages` a line each with the versions, which is
+//! written last: without it the directory is made anew.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{Context, Error, output_of};
+
+/// What scenarios and the init need; what these depend on comes with them.
+const PROGRAMS: [&str; 5] = [
+    "busybox-static",
+    "e2fsprogs",
+    "nvme-cli",
+    "util-linux",
+    "xfsprogs",
+];
+
+/// The kernel: a package without files that depends on that of the newest version.
+const KERNEL: &str = "linux-image-amd64";
+
+/// Beginnings of names of packages that programs depend on for parts that are not used here.
+const UNUSED: [&str; 10] = [
+    "adduser",
+    "cdebconf",
+    "debconf",
+    "gcc-",
+    "libperl",
+    "libpython",
+    "mailcap",
+    "perl",
+    "python",
+    "usrmerge",
+];
+
+/// Unpacked packages.
+#[derive(Debug)]
+pub(crate) struct Packages {
+    /// Where their files are.
+    pub(crate) root: PathBuf,
+    /// The version of the kernel, as its modules name it.
+    pub(crate) kernel_release: String,
+}
+
+impl Packages {
+    /// The packages below `cache`, downloaded if they are not there.
+    pub(crate) fn obtain(cache: &Path) -> Result<Self, Error> {
+        let root = cache.join("root");
+        let list = cache.join("packages");
+        if !list.exists() {
+            download(cache, &root, &list)?;
+        }
+        let modules = root.join("lib/modules");
+        let mut releases = Vec::new();
+        for entry in std::fs::read_dir(&modules).context("read", &modules)? {
+            let entry = entry.context("read", &modules)?;
+            releases.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        let kernel_release = releases.into_iter().max().ok_or_else(|| Error::NotInPackages {
+            name: "kernel modules".to_owned(),
+            root: root.clone(),
+        })?;
+        Ok(Self { root, kernel_release })
+    }
+
+    /// The kernel.
+    pub(crate) fn kernel(&self) -> PathBuf {
+        self.root.join(format!("boot/vmlinuz-{}", self.kernel_release))
+    }
+
+    /// Its modules.
+    pub(crate) fn modules(&self) -> PathBuf {
+        self.root.join("lib/modules").join(&self.kernel_release)
+    }
+
+    /// Where shared libraries are.
+    pub(crate) fn library_directories(&self) -> [PathBuf; 2] {
+        ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"].map(|path| self.root.join(path))
+    }
+
+    /// The file of a program.
+    pub(crate) fn program(&self, name: &str) -> Result<PathBuf, Error> {
+        ["usr/sbin", "usr/bin", "sbin", "bin"]
+            .iter()
+            .map(|directory| self.root.join(directory).join(name))
+            .find(|path| path.is_file())
+            .ok_or_else(|| self.lacks(name))
+    }
+
+    /// The error for something that is not there.
+    pub(crate) fn lacks(&self, name: &str) -> Error {
+        Error::NotInPackages {
+            name: name.to_owned(),
+            root: self.root.clone(),
+        }
+    }
+}
+
+fn download(cache: &Path, root: &Path, list: &Path) -> Result<(), Error> {
+    let archives = cache.join("archives");
+    for directory in [&archives, &root.to_owned()] {
+        if directory.exists() {
+            std::fs::remove_dir_all(directory).context("remove", directory)?;
+        }
+        std::fs::create_dir_all(directory).context("make", directory)?;
+    }
+    let mut names = closure(&PROGRAMS, true)?;
+    let kernel = closure(&[KERNEL], false)?;
+    let image = kernel
+        .into_iter()
+        .find(|name| name.starts_with("linux-image-") && name != KERNEL);
+    names.extend(image);
+    output_of(
+        Command::new("apt-get")
+            .args(["download", "-q", "-o", "APT::Sandbox::User=root"])
+            .args(&names)
+            .current_dir(&archives),
+    )
+    .map_err(|error| Error::Missing(format!("{error}; `apt-get update` may help")))?;
+    let mut versions = BTreeSet::new();
+    for entry in std::fs::read_dir(&archives).context("read", &archives)? {
+        let path = entry.context("read", &archives)?.path();
+        output_of(Command::new("dpkg-deb").arg("-x").arg(&path).arg(root))?;
+        versions.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
+    }
+    std::fs::remove_dir_all(&archives).context("remove", &archives)?;
+    let lines: Vec<String> = versions.into_iter().collect();
+    std::fs::write(list, lines.join("\n") + "\n").context("write", list)
+}
+
+/// These packages and, if asked for, all that they depend on.
+fn closure(names: &[&str], recurse: bool) -> Result<BTreeSet<String>, Error> {
+    let mut command = Command::new("apt-cache");
+    command.args(["depends", "--no-recommends", "--no-suggests", "--no-conflicts"]);
+    command.args(["--no-breaks", "--no-replaces", "--no-enhances"]);
+    if recurse {
+        command.arg("--recurse");
+    }
+    let text = output_of(command.args(names))?;
+    Ok(named(&text))
+}
+
+/// The packages that an answer of `apt-cache depends` names; those in angle brackets are not real ones.
+fn named(text: &str) -> BTreeSet<String> {
+    text.lines()
+        .filter_map(|line| match line.trim().split_once(": ") {
+            Some((kind, name)) if kind.ends_with("Depends") => Some(name),
+            Some(_) => None,
+            None => Some(line.trim()),
+        })
+        .map(|name| name.trim_end_matches(":any"))
+        .filter(|name| !name.is_empty() && !name.starts_with('<'))
+        .filter(|name| !UNUSED.iter().any(|unused| name.starts_with(unused)))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_found_in_what_apt_says() {
+        let text = "nvme-cli\n  Depends: libc6\n |Depends: uuid-runtime\n  PreDepends: dpkg\n  \
+                    Depends: <debconf-2.0>\n    cdebconf\n  Depends: python3:any\nlibc6\n";
+        let found: Vec<String> = named(text).into_iter().collect();
+        assert_eq!(found, ["dpkg", "libc6", "nvme-cli", "uuid-runtime"]);
+    }
+}
