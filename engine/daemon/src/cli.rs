@@ -38,6 +38,8 @@ pub enum Command {
     Serve(ServeArguments),
     /// Tell what this machine offers to an engine, and the command that mends each problem.
     Doctor(DoctorArguments),
+    /// List the NVMe drives of this machine, and move them between the kernel and the engine.
+    Drives(DrivesArguments),
     /// List and change the namespaces of a running engine.
     Namespace(NamespaceArguments),
     /// Print the version.
@@ -51,6 +53,7 @@ Devices:
   null:///NAME?size=1TiB            swallows writes, reads zeros
   malloc:///NAME?size=1GiB          memory
   uring:///PATH?size=10GiB          file or block device
+  pcie:///0000:5e:00.0/1            namespace of an NVMe drive, by SPDK (see `drives`)
   nvmf://HOST:4420/NQN              namespace of another NVMe/TCP target
   faulty:///URI?...                 another device, with faults
 
@@ -155,6 +158,41 @@ pub struct DoctorArguments {
     /// How to print it.
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: Output,
+}
+
+/// `drives`.
+#[derive(Debug, Args)]
+pub struct DrivesArguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: DrivesCommand,
+}
+
+/// What to do with drives.
+#[derive(Debug, Subcommand)]
+pub enum DrivesCommand {
+    /// List the drives, whose they are, what they hold, and what to do next.
+    List {
+        /// How to print it.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+    /// Give a drive to the engine, for pcie:///ADDRESS/1.
+    Bind {
+        /// Its PCI address, such as 0000:5e:00.0.
+        #[arg(value_name = "ADDRESS")]
+        address: String,
+        /// A block device of the drive whose content may be lost, such as nvme0n1; may be given more than
+        /// once.
+        #[arg(long, value_name = "NAME")]
+        give_up: Vec<String>,
+    },
+    /// Give a drive back to the kernel.
+    Unbind {
+        /// Its PCI address, such as 0000:5e:00.0.
+        #[arg(value_name = "ADDRESS")]
+        address: String,
+    },
 }
 
 /// How answers are printed.

@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod client;
 pub mod doctor;
+pub mod drives;
 pub mod engine;
 pub mod grpc;
 pub mod logging;
@@ -20,7 +21,7 @@ use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use cli::{Cli, Command, DoctorArguments, NamespaceArguments, Output};
+use cli::{Cli, Command, DoctorArguments, DrivesCommand, NamespaceArguments, Output};
 use doctor::Verdict;
 
 /// Does what the command line says.
@@ -28,6 +29,7 @@ pub fn run(cli: &Cli) -> ExitCode {
     match &cli.command {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Doctor(arguments) => doctor(arguments),
+        Command::Drives(arguments) => drives(&arguments.command),
         Command::Namespace(arguments) => namespace(arguments),
         Command::Version => version(),
     }
@@ -50,6 +52,13 @@ fn doctor(arguments: &DoctorArguments) -> ExitCode {
     match report.verdict {
         Verdict::Fine | Verdict::Warnings => ExitCode::SUCCESS,
         Verdict::CannotRun => ExitCode::FAILURE,
+    }
+}
+
+fn drives(command: &DrivesCommand) -> ExitCode {
+    match drives::run(command, &doctor::Roots::default(), &mut io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
     }
 }
 

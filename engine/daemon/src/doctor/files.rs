@@ -3,23 +3,23 @@
 use std::path::{Path, PathBuf};
 
 /// The text of a file.
-pub(super) fn text(path: &Path) -> Option<String> {
+pub(crate) fn text(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
 /// The text of a file of one line, without white space around it; nothing for an empty one.
-pub(super) fn line(path: &Path) -> Option<String> {
+pub(crate) fn line(path: &Path) -> Option<String> {
     let text = text(path)?.trim().to_owned();
     (!text.is_empty()).then_some(text)
 }
 
 /// The number in a file.
-pub(super) fn number(path: &Path) -> Option<u64> {
+pub(crate) fn number(path: &Path) -> Option<u64> {
     line(path)?.parse().ok()
 }
 
 /// What is in a directory, sorted by name.
-pub(super) fn entries(directory: &Path) -> Vec<PathBuf> {
+pub(crate) fn entries(directory: &Path) -> Vec<PathBuf> {
     let mut entries: Vec<PathBuf> = std::fs::read_dir(directory)
         .into_iter()
         .flatten()
@@ -31,13 +31,13 @@ pub(super) fn entries(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// The last part of a path.
-pub(super) fn name(path: &Path) -> String {
+pub(crate) fn name(path: &Path) -> String {
     path.file_name()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default()
 }
 
 /// The last part of where a symbolic link leads.
-pub(super) fn link_name(path: &Path) -> Option<String> {
+pub(crate) fn link_name(path: &Path) -> Option<String> {
     std::fs::read_link(path).ok().map(|target| name(&target))
 }

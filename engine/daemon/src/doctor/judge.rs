@@ -84,6 +84,7 @@ pub(super) fn judge(report: &Report) -> Vec<Problem> {
     judge_cores(report, &mut problems);
     judge_limits(report, &mut problems);
     judge_hosts(report, &mut problems);
+    judge_drives(report, &mut problems);
     problems
 }
 
@@ -232,6 +233,32 @@ fn judge_limits(report: &Report, problems: &mut Vec<Problem>) {
             "ulimit -l unlimited    (systemd: LimitMEMLOCK=infinity)",
         ));
     }
+}
+
+fn judge_drives(report: &Report, problems: &mut Vec<Problem>) {
+    for drive in report.drives.iter().filter(|drive| drive.transport == "pcie") {
+        let address = &drive.address;
+        let is_for_programs = drive.driver.as_deref().is_some_and(is_program_driver);
+        if is_for_programs && !report.spdk.built_in {
+            problems.push(Problem::new(
+                Severity::Hint,
+                format!("the drive {address} is left to a program, and this engine has no driver for it"),
+                format!("build the engine with --features spdk, or: pollux-engine drives unbind {address}"),
+            ));
+        }
+        if !is_for_programs && report.spdk.built_in && !drive.is_used() {
+            problems.push(Problem::new(
+                Severity::Hint,
+                format!("the drive {address} is the kernel's, and nothing uses it"),
+                format!("to give it to the engine: pollux-engine drives bind {address}"),
+            ));
+        }
+    }
+}
+
+/// Whether a driver leaves the drive to a program.
+fn is_program_driver(name: &str) -> bool {
+    matches!(name, "vfio-pci" | "uio_pci_generic" | "igb_uio")
 }
 
 fn judge_hosts(report: &Report, problems: &mut Vec<Problem>) {

@@ -6,7 +6,7 @@
 
 mod cores;
 mod drives;
-mod files;
+pub(crate) mod files;
 mod judge;
 mod limits;
 mod print;
@@ -33,6 +33,8 @@ pub struct Roots {
     pub proc: PathBuf,
     /// `/lib/modules`.
     pub modules: PathBuf,
+    /// `/dev`.
+    pub dev: PathBuf,
 }
 
 impl Default for Roots {
@@ -41,6 +43,7 @@ impl Default for Roots {
             sysfs: PathBuf::from(pollux_hugepages::SYSFS_ROOT),
             proc: PathBuf::from("/proc"),
             modules: PathBuf::from("/lib/modules"),
+            dev: PathBuf::from("/dev"),
         }
     }
 }
@@ -131,6 +134,11 @@ pub struct Spdk {
     pub built_in: bool,
 }
 
+/// The NVMe drives of the machine, and those connected over fabrics.
+pub fn drives(roots: &Roots) -> Vec<Drive> {
+    drives::read(&roots.sysfs, &roots.proc)
+}
+
 /// Reads what the machine offers, and judges it. What cannot be read becomes a problem of the report.
 pub fn examine(roots: &Roots) -> Report {
     examine_with(roots, ring::probe(&roots.proc))
@@ -156,10 +164,12 @@ pub fn examine_with(roots: &Roots, io_uring: IoUring) -> Report {
         huge_pages: pages(&topology.huge_pages),
         transparent_huge_pages: transparent(topology.transparent),
         io_uring,
-        drives: drives::read(&roots.sysfs, &roots.proc),
+        drives: drives(roots),
         limits: limits::read(&roots.proc),
         nvme_tcp_module: ModuleState::Missing,
-        spdk: Spdk { built_in: false },
+        spdk: Spdk {
+            built_in: cfg!(feature = "spdk"),
+        },
     };
     report.nvme_tcp_module = module_state(roots, &report.kernel, "nvme_tcp");
     problems.extend(judge::judge(&report));

@@ -73,6 +73,7 @@ impl Machine {
             sysfs: self.path("sys"),
             proc: self.path("proc"),
             modules: self.path("modules"),
+            dev: self.path("dev"),
         }
     }
 

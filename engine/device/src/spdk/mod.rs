@@ -52,7 +52,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use error::SpdkError;
-pub use open::close_all;
 pub use options::{DEPTH_MAX, FabricsAddress, PciAddress, SpdkOptions, Transport};
 
 use crate::events::Subscription;

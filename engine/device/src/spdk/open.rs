@@ -161,21 +161,8 @@ fn describe(controller: &Controller, wanted: Option<u32>) -> Result<Namespace, S
     Ok(Namespace::new(id, description))
 }
 
-/// Waits until all controllers that nobody uses any more are detached, so that drives know that this was a
-/// regular end. To be called when the devices are dropped and the reactors have ended. Blocks.
-pub fn close_all() {
-    let ending: Vec<InUse> = {
-        let mut controllers = CONTROLLERS.lock().unwrap_or_else(PoisonError::into_inner);
-        let unused = controllers.extract_if(.., |_, in_use| in_use.lease.strong_count() == 0);
-        unused.map(|(_, in_use)| in_use).collect()
-    };
-    for in_use in ending {
-        let _ended = in_use.supervisor.join();
-    }
-}
-
-/// The process exits, whoever still uses a controller: nothing may call SPDK from then on, which takes its
-/// memory apart next.
+/// The process exits: controllers that nobody uses are detached, so that drives know that this is a regular
+/// end, and no reactor that still runs calls SPDK from then on, which takes its memory apart next.
 pub(super) fn leave_all() {
     let in_use = match CONTROLLERS.try_lock() {
         Ok(mut controllers) => std::mem::take(&mut *controllers),

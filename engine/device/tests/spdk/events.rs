@@ -110,7 +110,6 @@ fn one_controller_serves_several_namespaces_and_is_detached_with_the_last() {
         assert!(error.contains("other settings"), "{error}");
         drop((first, second));
     }
-    pollux_device::spdk::close_all();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let mut options = ground.options(None);
     if let pollux_device::spdk::Transport::Tcp(address) = &mut options.transport {

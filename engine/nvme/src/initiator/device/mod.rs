@@ -12,6 +12,7 @@
 //! | [`queue`] | the I/O queue of a reactor |
 //! | [`execute`] | a command to its end |
 //! | [`supervisor`] | the controller, and its loss |
+//! | `rdma` | RDMA, by SPDK |
 //! | [`follow`] | events, aborts and health |
 //! | [`shared`] | what all reactors know |
 //! | [`ledger`] | what may be in a volatile cache |
@@ -24,6 +25,8 @@ mod options;
 mod plan;
 mod queue;
 mod race;
+#[cfg(feature = "spdk")]
+mod rdma;
 mod shared;
 mod supervisor;
 
@@ -36,6 +39,7 @@ use pollux_reactor::spawn;
 use super::error::InitiatorError;
 use super::namespace::NamespaceSelector;
 pub use endpoint::Endpoint;
+use options::TransportKind;
 pub use options::{DeallocateBy, LossOptions, NvmfOptions, PORT, QUEUES_MAX, Resubmit, Unflushed};
 use plan::Limits;
 pub use queue::WAITING_MAX;
@@ -133,6 +137,16 @@ impl NvmfOpener {
 impl Opener for NvmfOpener {
     fn open<'a>(&'a self, _: &'a Registry, uri: &'a DeviceUri) -> Opening<'a> {
         Box::pin(async move {
+            match TransportKind::of(uri)? {
+                TransportKind::Tcp => {}
+                #[cfg(feature = "spdk")]
+                TransportKind::Rdma => return rdma::open(uri).await,
+                #[cfg(not(feature = "spdk"))]
+                TransportKind::Rdma => {
+                    let missing = "RDMA needs an engine that was built with the feature `spdk`";
+                    return Err(OpenError::failed(uri, missing));
+                }
+            }
             let options = NvmfOptions::from_uri(uri)?;
             let device = NvmfDevice::open(options)
                 .await

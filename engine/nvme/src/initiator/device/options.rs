@@ -6,6 +6,7 @@
 //!
 //! | parameter | what | default |
 //! | --- | --- | --- |
+//! | `transport` | `tcp`, or `rdma` in an engine with the feature `spdk` | `tcp` |
 //! | `nsid` | number of the namespace | the only one |
 //! | `uuid` | UUID (or NGUID) of the namespace, in place of `nsid` | |
 //! | `hostnqn`, `hostid` | who this host is; one follows from the other | this machine |
@@ -124,7 +125,63 @@ pub struct NvmfOptions {
     pub deallocate: DeallocateBy,
 }
 
-const TIMEOUT_EXPECTED: &str = "a time from 1s to 600s";
+pub(super) const NAMESPACE_EXPECTED: &str = "a number from 1 to 4294967294";
+
+/// The number of a namespace.
+pub(super) fn read_namespace_id(text: &str) -> Option<u32> {
+    u32::read(text).filter(|id| (1..=0xffff_fffe).contains(id))
+}
+
+const TRANSPORT_EXPECTED: &str = "`tcp` or `rdma`";
+
+/// How a remote namespace is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TransportKind {
+    /// By Pollux's own initiator.
+    Tcp,
+    /// By SPDK's.
+    Rdma,
+}
+
+impl TransportKind {
+    /// What a URI asks for.
+    ///
+    /// # Errors
+    ///
+    /// [`UriError::Value`] for what is neither.
+    pub(super) fn of(uri: &DeviceUri) -> Result<Self, UriError> {
+        let mut parameters = uri.parameters();
+        let kind = parameters.take_with("transport", TRANSPORT_EXPECTED, |text| match text {
+            "tcp" => Some(Self::Tcp),
+            "rdma" => Some(Self::Rdma),
+            _ => None,
+        })?;
+        Ok(kind.unwrap_or(Self::Tcp))
+    }
+}
+
+/// Where the target is, and its subsystem.
+pub(super) fn read_place(uri: &DeviceUri) -> Result<(Endpoint, Nqn), UriError> {
+    let wrong = |reason| UriError::Name {
+        uri: uri.to_string(),
+        reason,
+    };
+    let host = uri
+        .host()
+        .ok_or_else(|| wrong("the target is missing: write nvmf://HOST:4420/NQN"))?;
+    let endpoint = Endpoint::new(host, uri.port().unwrap_or(PORT));
+    let subsystem: Nqn = uri.path().parse().map_err(|_| {
+        wrong("the path is no NVMe Qualified Name: write nvmf://HOST:4420/nqn.2026-11.com.example:disk")
+    })?;
+    if subsystem.is_discovery() {
+        return Err(wrong(
+            "the discovery subsystem has no namespaces: name the subsystem of the namespace",
+        ));
+    }
+    Ok((endpoint, subsystem))
+}
+
+pub(super) const TIMEOUT_EXPECTED: &str = "a time from 1s to 600s";
 
 fn within(range: std::ops::RangeInclusive<u64>, text: &str) -> Option<Duration> {
     let span = Duration::read(text)?;
@@ -132,7 +189,7 @@ fn within(range: std::ops::RangeInclusive<u64>, text: &str) -> Option<Duration> 
 }
 
 /// A time of one second to ten minutes.
-fn timeout(text: &str) -> Option<Duration> {
+pub(super) fn timeout(text: &str) -> Option<Duration> {
     within(1_000..=600_000, text)
 }
 
@@ -160,22 +217,7 @@ impl NvmfOptions {
     ///
     /// [`UriError`] tells which part cannot be, and what could.
     pub fn from_uri(uri: &DeviceUri) -> Result<Self, UriError> {
-        let wrong = |reason| UriError::Name {
-            uri: uri.to_string(),
-            reason,
-        };
-        let host = uri
-            .host()
-            .ok_or_else(|| wrong("the target is missing: write nvmf://HOST:4420/NQN"))?;
-        let endpoint = Endpoint::new(host, uri.port().unwrap_or(PORT));
-        let subsystem: Nqn = uri.path().parse().map_err(|_| {
-            wrong("the path is no NVMe Qualified Name: write nvmf://HOST:4420/nqn.2026-11.com.example:disk")
-        })?;
-        if subsystem.is_discovery() {
-            return Err(wrong(
-                "the discovery subsystem has no namespaces: name the subsystem of the namespace",
-            ));
-        }
+        let (endpoint, subsystem) = read_place(uri)?;
         let mut parameters = uri.parameters();
         let host = read_host(&mut parameters)?;
         let mut options = Self {
@@ -183,6 +225,10 @@ impl NvmfOptions {
             ..Self::new(endpoint, subsystem)
         };
         options.read_namespace(uri, &mut parameters)?;
+        // What is read here is about TCP; the other transport has its own.
+        parameters.take_with("transport", TRANSPORT_EXPECTED, |text| {
+            (text == "tcp").then_some(())
+        })?;
         options.read_connection(&mut parameters)?;
         options.loss = read_loss(&mut parameters)?;
         if let Some(by) = parameters.take_with("deallocate", "`zeroes` or `dataset`", |text| match text {
@@ -197,11 +243,7 @@ impl NvmfOptions {
     }
 
     fn read_namespace(&mut self, uri: &DeviceUri, parameters: &mut Parameters<'_>) -> Result<(), UriError> {
-        const NSID_MAX: u32 = 0xffff_fffe;
-        let expected = "a number from 1 to 4294967294";
-        let id = parameters.take_with("nsid", expected, |text| {
-            u32::read(text).filter(|id| (1..=NSID_MAX).contains(id))
-        })?;
+        let id = parameters.take_with("nsid", NAMESPACE_EXPECTED, read_namespace_id)?;
         let uuid = parameters.take_with("uuid", "a UUID of 36 characters", |text| {
             Uuid::try_parse(text).ok()
         })?;
@@ -246,7 +288,7 @@ impl NvmfOptions {
     }
 }
 
-fn read_host(parameters: &mut Parameters<'_>) -> Result<HostIdentity, UriError> {
+pub(super) fn read_host(parameters: &mut Parameters<'_>) -> Result<HostIdentity, UriError> {
     let name: Option<Nqn> =
         parameters.take_with("hostnqn", "an NVMe Qualified Name", |text| text.parse().ok())?;
     let id = parameters.take_with("hostid", "a UUID that is not zero", |text| {
