@@ -1,4 +1,5 @@
-# Commands that file systems do not send: compare, write zeroes, verify, deallocate, flush, and those that must fail.
+# Commands that file systems do not send: compare, write zeroes, verify, deallocate, flush, and those that
+# must fail.
 
 port="$(ask engine start 'uring://@/disk?size=64MiB&block=4096')"
 connect
@@ -13,7 +14,9 @@ nvme verify "$device" -s 0 -c 15
 nvme flush "$device"
 
 # zeros FIRST COUNT: blocks that read as zeros.
-zeros() { dd if="$device" bs=4096 skip="$1" count="$2" iflag=direct 2> /dev/null | cmp -n $(($2 * 4096)) - /dev/zero; }
+zeros() {
+    dd if="$device" bs=4096 skip="$1" count="$2" iflag=direct 2> /dev/null | cmp -n $(($2 * 4096)) - /dev/zero
+}
 
 nvme write-zeroes "$device" -s 2 -c 3
 zeros 2 4

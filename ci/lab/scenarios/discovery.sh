@@ -1,5 +1,5 @@
-# The discovery service tells of the subsystem at the address that reaches it, `connect-all` connects to what it
-# tells, and an unknown subsystem or port is refused.
+# The discovery service tells of the subsystem at the address that reaches it, `connect-all` connects to
+# what it tells, and an unknown subsystem or port is refused.
 #
 # kernel may say: Connect Invalid Data Parameter
 # kernel may say: failed to connect socket

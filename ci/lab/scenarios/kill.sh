@@ -1,5 +1,5 @@
-# The engine is killed in the middle of writing, twice, and started again: the kernel reconnects, the writer never
-# sees an error, and every record that was made durable is on the device, at once and in the end.
+# The engine is killed in the middle of writing, twice, and started again: the kernel reconnects, the writer
+# never sees an error, and every record that was made durable is on the device, at once and in the end.
 #
 # time limit: 240 s
 # kernel may say: starting error recovery

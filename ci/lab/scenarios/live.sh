@@ -1,4 +1,5 @@
-# Namespaces grow, come and go while the kernel uses the subsystem, and a file system grows with its namespace.
+# Namespaces grow, come and go while the kernel uses the subsystem, and a file system grows with its
+# namespace.
 #
 # kernel may say: detected capacity change
 

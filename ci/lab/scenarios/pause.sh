@@ -1,5 +1,5 @@
-# An idle connection stays; an engine that stands still for longer than the keep alive timeout is given up, and
-# found again when it goes on, without an error for who writes.
+# An idle connection stays; an engine that stands still for longer than the keep alive timeout is given up,
+# and found again when it goes on, without an error for who writes.
 #
 # time limit: 180 s
 # kernel may say: starting error recovery

@@ -1,5 +1,5 @@
-# xfs is made, filled, unmounted and checked; after a new connection its content is what was written, and what is
-# discarded gives its space back on the host.
+# xfs is made, filled, unmounted and checked; after a new connection its content is what was written, and
+# what is discarded gives its space back on the host.
 #
 # time limit: 240 s
 

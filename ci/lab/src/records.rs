@@ -107,7 +107,7 @@ pub(crate) fn verify(path: &Path, slots: u64, durable: u64) -> Result<String, Er
         one_more |= in_flight && found == Some(durable + 1);
         if found != Some(expected) && !in_flight {
             return Err(Error::Request(format!(
-                "slot {slot} of {} holds {}, but record {expected} was made durable (the last one is {durable})",
+                "slot {slot} of {} holds {}, but record {expected} was made durable, and {durable} last",
                 path.display(),
                 found.map_or("no record".to_owned(), |number| format!("record {number}")),
             )));

@@ -51,21 +51,26 @@ impl Archive {
     fn member(&mut self, path: &str, mode: u32, device: (u32, u32), data: &[u8]) {
         self.members += 1;
         let name_bytes = path.len() + 1;
-        let head = format!(
-            "070701{:08x}{mode:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{name_bytes:08x}{:08x}",
-            self.members,
+        let (inode, links, data_bytes) = (self.members, 1, data.len() as u32);
+        let numbers = [
+            inode,
+            mode,
             0,
             0,
-            1,
+            links,
             0,
-            data.len(),
+            data_bytes,
             0,
             0,
             device.0,
             device.1,
+            name_bytes as u32,
             0,
-        );
-        self.bytes.extend(head.as_bytes());
+        ];
+        self.bytes.extend(b"070701");
+        for number in numbers {
+            self.bytes.extend(format!("{number:08x}").as_bytes());
+        }
         self.bytes.extend(path.as_bytes());
         self.bytes.push(0);
         self.fill();

@@ -11,8 +11,8 @@ use crate::wire::log::{
 use crate::wire::nqn::{Nqn, NqnField};
 use crate::wire::text::AsciiField;
 
-/// Queue flow control can be disabled, and nothing is said of a secure channel (TREQ bits 1:0 are 0): hosts take
-/// "not required" for a wish to have one.
+/// Queue flow control can be disabled, and nothing is said of a secure channel (TREQ bits 1:0 are 0): hosts
+/// take "not required" for a wish to have one.
 const REQUIREMENTS: u8 = DiscoveryEntry::FLOW_CONTROL_OPTIONAL;
 
 /// The page for a host that reached this target by an address: the discovery service itself, every
