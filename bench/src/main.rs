@@ -10,6 +10,7 @@
 mod compare;
 mod compare_nbd;
 mod load;
+mod report;
 mod samples;
 mod socket_limit;
 
@@ -30,6 +31,8 @@ struct Arguments {
 enum Command {
     /// Put a load on devices, time it, and check the data if asked to.
     Run(load::Options),
+    /// Measure devices under the loads of storage reviews, and draw five charts on one page.
+    Report(report::Options),
     /// Run the Pollux target, SPDK's nvmf_tgt and plain sockets in turns, and print ratios.
     Compare(compare::Options),
     /// Run Pollux, qemu-nbd and nbdkit serving memory over NBD in turns, with fio, and print ratios.
@@ -41,6 +44,7 @@ enum Command {
 fn main() -> ExitCode {
     let result: Result<(), Box<dyn Error>> = match Arguments::parse().command {
         Command::Run(options) => load::run(&options).map_err(Into::into),
+        Command::Report(options) => report::run(&options).map_err(Into::into),
         Command::Compare(options) => compare::run(&options).map_err(Into::into),
         Command::CompareNbd(options) => compare_nbd::run(&options).map_err(Into::into),
         Command::SocketLimit(options) => socket_limit::run(&options).map_err(Into::into),

@@ -3,15 +3,17 @@
 use std::fmt::Write as _;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::options::Load;
 use super::worker::Measured;
 
 /// The percentiles that are told.
 const PERCENTILES: [f64; 6] = [50.0, 90.0, 99.0, 99.9, 99.99, 100.0];
 
 /// One direction of a run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Side {
     /// Requests done in the measured time.
     pub requests: u64,
@@ -26,10 +28,15 @@ pub struct Side {
 }
 
 /// A whole run.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Results {
-    /// The command's arguments, for the record.
-    pub load: String,
+    /// What was done.
+    pub load: Load,
+    /// Jobs, each with a thread and a connection of its own.
+    pub jobs: u64,
+    /// Devices, each with the whole load.
+    pub devices: usize,
     /// Seconds measured.
     pub seconds: f64,
     /// Reads.
@@ -63,11 +70,32 @@ fn side(histogram: &Histogram<u64>, seconds: f64, block_bytes: u64) -> Side {
     }
 }
 
+impl Side {
+    /// Latency in microseconds at this percentile, if it was kept.
+    pub fn percentile_us(&self, wanted: f64) -> Option<f64> {
+        let (_, latency_us) = self
+            .percentiles_us
+            .iter()
+            .find(|(percentile, _)| *percentile == wanted)?;
+        Some(*latency_us)
+    }
+}
+
 impl Results {
+    /// Requests a second of both directions.
+    pub fn iops(&self) -> f64 {
+        self.read.iops + self.write.iops
+    }
+
+    /// Bytes a second of both directions.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.read.bytes_per_second + self.write.bytes_per_second
+    }
+
     /// Puts the jobs' measurements together. `None` when there are none.
-    pub fn merge(load: String, block_bytes: u64, mut jobs: Vec<Measured>) -> Option<Self> {
-        let mut all = jobs.pop()?;
-        for job in jobs {
+    pub fn merge(load: &Load, jobs: u64, devices: usize, mut measured: Vec<Measured>) -> Option<Self> {
+        let mut all = measured.pop()?;
+        for job in measured {
             all.reads.add(&job.reads).ok()?;
             all.writes.add(&job.writes).ok()?;
             all.flushes += job.flushes;
@@ -75,9 +103,11 @@ impl Results {
             all.told.extend(job.told);
             all.elapsed = all.elapsed.max(job.elapsed);
         }
-        let seconds = all.elapsed.as_secs_f64();
+        let (seconds, block_bytes) = (all.elapsed.as_secs_f64(), load.block.0);
         Some(Self {
-            load,
+            load: load.clone(),
+            jobs,
+            devices,
             seconds,
             read: side(&all.reads, seconds, block_bytes),
             write: side(&all.writes, seconds, block_bytes),
@@ -89,7 +119,7 @@ impl Results {
 
     /// The table for people.
     pub fn table(&self) -> String {
-        let mut text = format!("{}\n{:.1} s measured\n\n", self.load, self.seconds);
+        let mut text = format!("{:.1} s measured\n\n", self.seconds);
         text.push_str("        kIOPS     MiB/s   mean us");
         for percentile in PERCENTILES {
             let name = if percentile >= 100.0 {

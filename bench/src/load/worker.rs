@@ -17,7 +17,7 @@ use pollux_device::{BlockDevice, Completion, Gather, IoError, Reply, Request};
 use pollux_hugepages::{Buffer, Slice};
 use pollux_reactor::{InFlight, Started, buffers};
 
-use super::options::{Options, Pattern};
+use super::options::Load;
 use super::stamp;
 
 /// The longest latency that is told apart from longer ones, in nanoseconds.
@@ -41,14 +41,16 @@ pub struct Progress {
 /// What a job is to do.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// The options of the run.
-    pub options: Options,
-    /// Its number, from 0.
-    pub number: u16,
+    /// The load.
+    pub load: Load,
+    /// Seed of its positions and choices.
+    pub seed: u64,
     /// First request-sized block of its part, and how many.
     pub first: u64,
     /// How many request-sized blocks its part has.
     pub count: u64,
+    /// Where in its part it begins, if it goes through it.
+    pub start: u64,
 }
 
 /// What a job measured.
@@ -114,6 +116,8 @@ struct Worker {
     measuring: Option<Instant>,
     begun: Instant,
     issued: u64,
+    /// Done in this turn.
+    settled: u64,
     stopping: bool,
 }
 
@@ -131,16 +135,16 @@ pub async fn run(
     device: Rc<dyn BlockDevice>,
     progress: Arc<Progress>,
 ) -> Result<Measured, IoError> {
-    let bytes = usize::try_from(job.options.block.0).map_err(|_| IoError::InvalidField)?;
+    let bytes = usize::try_from(job.load.block.0).map_err(|_| IoError::InvalidField)?;
     let mut content = buffers().allocate(bytes).ok_or(IoError::ResourceShortage)?;
     stamp::write(&mut content, u64::MAX, 0);
     let now = Instant::now();
     let mut worker = Worker {
-        in_flight: InFlight::new(job.options.depth),
-        ledger: job.options.verify.then(Ledger::default),
+        in_flight: InFlight::new(job.load.depth),
+        ledger: job.load.verify.then(Ledger::default),
         content: content.freeze(),
-        random: job.options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(job.number) << 32 | 1,
-        next: 0,
+        random: job.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        next: job.start,
         writes_since_flush: 0,
         measured: Measured {
             reads: histogram()?,
@@ -153,6 +157,7 @@ pub async fn run(
         measuring: None,
         begun: now,
         issued: 0,
+        settled: 0,
         stopping: false,
         job,
         device,
@@ -176,44 +181,66 @@ impl Worker {
     fn turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let mut moved = false;
         let mut now = Instant::now();
+        if self.measuring.is_none() {
+            self.keep_time(now);
+        }
         while let Poll::Ready((_, outcome)) = self.in_flight.poll_next(context) {
             now = Instant::now();
             self.settle(outcome, now);
-            if !self.stopping {
+            if self.may_issue() {
                 self.issue(now);
             }
             moved = true;
         }
         self.keep_time(now);
         // As many as the depth and no more: on a device that answers at once the queue would never fill.
-        for _ in 0..self.job.options.depth {
-            if self.stopping || self.in_flight.is_full() || !self.issue(now) {
+        for _ in 0..self.job.load.depth {
+            if !self.may_issue() || self.in_flight.is_full() || !self.issue(now) {
                 break;
             }
             moved = true;
             now = Instant::now();
         }
+        if self.settled > 0 {
+            self.progress.done.fetch_add(self.settled, Ordering::Relaxed);
+            self.settled = 0;
+        }
+        if self.job.load.count.is_some() {
+            self.keep_time(now);
+        }
         if self.stopping && self.in_flight.is_empty() {
             return Poll::Ready(());
         }
-        if moved || self.in_flight.is_empty() || self.job.options.rate.is_some() {
+        if moved || self.in_flight.is_empty() || self.job.load.rate.is_some() {
             context.waker().wake_by_ref();
         }
         Poll::Pending
     }
 
+    fn may_issue(&self) -> bool {
+        !self.stopping && self.job.load.count.is_none_or(|count| self.issued < count)
+    }
+
     fn keep_time(&mut self, now: Instant) {
-        let options = &self.job.options;
-        match self.measuring {
-            None if now.duration_since(self.begun).as_secs_f64() >= options.warm_up => {
-                self.measuring = Some(now);
-            }
-            Some(begun) if !self.stopping => {
+        let load = &self.job.load;
+        match (self.measuring, load.count) {
+            (None, None) if now.duration_since(self.begun).as_secs_f64() < load.warm_up => {}
+            (None, _) => self.measuring = Some(now),
+            (Some(begun), None) if !self.stopping => {
                 self.measured.elapsed = now.duration_since(begun);
-                self.stopping = self.measured.elapsed.as_secs_f64() >= options.time;
+                self.stopping = self.measured.elapsed.as_secs_f64() >= load.time;
+            }
+            (Some(begun), Some(count)) => {
+                self.measured.elapsed = now.duration_since(begun);
+                self.stopping = self.issued >= count;
             }
             _ => {}
         }
+    }
+
+    /// Whether what is done now counts: a load of so many requests counts all of them.
+    fn is_counted(&self) -> bool {
+        self.measuring.is_some() && (!self.stopping || self.job.load.count.is_some())
     }
 
     fn draw(&mut self) -> u64 {
@@ -226,24 +253,20 @@ impl Worker {
     /// Starts one request, if one is due and a block for it is free.
     fn issue(&mut self, now: Instant) -> bool {
         let mut due = now;
-        if let Some(rate) = self.job.options.rate.filter(|&rate| rate > 0) {
+        if let Some(rate) = self.job.load.rate.filter(|&rate| rate > 0) {
             due = self.begun + Duration::from_secs_f64(self.issued as f64 / rate as f64);
             if due > now {
                 return false;
             }
         }
-        let flush_every = self.job.options.flush_every.unwrap_or(u64::MAX);
+        let flush_every = self.job.load.flush_every.unwrap_or(u64::MAX);
         let (kind, block, generation, request) = if self.writes_since_flush >= flush_every {
             self.writes_since_flush = 0;
             (Kind::Flush, 0, 0, Request::Flush)
         } else {
             let Some(block) = self.pick() else { return false };
-            let reads = self
-                .job
-                .options
-                .pattern
-                .read_percent(self.job.options.read_percent);
-            if self.draw() % 100 < u64::from(reads) {
+            let reads = u64::from(self.job.load.reads_percent());
+            if reads == 100 || (reads > 0 && self.draw() % 100 < reads) {
                 let Some(into) = buffers().allocate(self.content.len()) else {
                     return false;
                 };
@@ -265,7 +288,7 @@ impl Worker {
                 let request = Request::Write {
                     block: self.device_block(block),
                     from: data,
-                    force_unit_access: self.job.options.fua,
+                    force_unit_access: self.job.load.fua,
                 };
                 (Kind::Write, block, generation, request)
             }
@@ -308,7 +331,7 @@ impl Worker {
     /// The next block of the job's part that no verified request is on.
     fn pick(&mut self) -> Option<u64> {
         for _ in 0..PICKS_MAX {
-            let block = if self.job.options.pattern.is_random() {
+            let block = if self.job.load.pattern.is_random() {
                 self.draw() % self.job.count
             } else {
                 let block = self.next;
@@ -333,7 +356,7 @@ impl Worker {
 
     fn settle(&mut self, outcome: <Issued as Future>::Output, now: Instant) {
         let (kind, block, generation, due, result) = outcome;
-        self.progress.done.fetch_add(1, Ordering::Relaxed);
+        self.settled += 1;
         if kind != Kind::Flush
             && let Some(ledger) = &mut self.ledger
         {
@@ -355,7 +378,7 @@ impl Worker {
             },
             Ok(_) => {}
         }
-        if self.measuring.is_some() && !self.stopping {
+        if self.is_counted() {
             let latency_ns = now.saturating_duration_since(due).as_nanos() as u64;
             match kind {
                 Kind::Read => self.measured.reads.saturating_record(latency_ns),
@@ -378,9 +401,4 @@ impl Ledger {
     fn known(&self, block: u64) -> u64 {
         self.generations.get(&block).copied().unwrap_or(0)
     }
-}
-
-/// Whether a pattern writes at all.
-pub fn writes(pattern: Pattern, read_percent: u8) -> bool {
-    pattern.read_percent(read_percent) < 100
 }
