@@ -5,7 +5,9 @@ use pollux_hugepages::Slice;
 use pollux_reactor::net::Output;
 
 use crate::negotiate::BASE_ALLOCATION_ID;
-use crate::wire::{Chunk, ChunkKind, NbdError, ReplyStyle, RequestHeader, Writer, encode_simple};
+use crate::wire::{
+    Chunk, ChunkKind, CommandKind, NbdError, ReplyStyle, RequestHeader, Writer, encode_simple,
+};
 
 /// Status flags of `base:allocation`: a hole that reads as zeros (proto, "base:allocation metadata context").
 const HOLE_AND_ZERO: u32 = 0b11;
@@ -20,12 +22,14 @@ pub(crate) struct Replies<'a> {
 }
 
 impl Replies<'_> {
-    /// The end of a request that returns nothing, or of one that failed.
+    /// The end of a request that returns nothing, or of one that failed. Where structured replies were
+    /// negotiated, only requests that may return data need them (proto, "Structured reply chunk message"):
+    /// the others get a simple one, which clients receive at once.
     pub(crate) fn end(&mut self, header: &RequestHeader, result: Result<(), NbdError>) {
+        let returns_data = matches!(header.kind, CommandKind::Read | CommandKind::BlockStatus);
         match (self.style, result) {
-            (ReplyStyle::Simple, result) => {
-                self.push(|room| encode_simple(header.cookie, result.err(), room));
-            }
+            (ReplyStyle::Structured, result) if !returns_data => self.simple(header, result),
+            (ReplyStyle::Simple, result) => self.simple(header, result),
             (_, Ok(())) => self.chunk(header, ChunkKind::None, true, &[]),
             (_, Err(error)) => {
                 let mut payload = [0; ERROR_BYTES];
@@ -33,6 +37,10 @@ impl Replies<'_> {
                 self.chunk(header, ChunkKind::Error, true, &payload);
             }
         }
+    }
+
+    fn simple(&mut self, header: &RequestHeader, result: Result<(), NbdError>) {
+        self.push(|room| encode_simple(header.cookie, result.err(), room));
     }
 
     /// A piece of what was read, `done` bytes into the request.

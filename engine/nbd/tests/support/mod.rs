@@ -220,7 +220,7 @@ impl Client {
     pub async fn answer(&mut self, kind: u16, offset: u64, length: u64) -> Answer {
         match self.style {
             Style::Simple => self.simple_answer(kind, length).await,
-            Style::Structured | Style::Extended => self.chunked_answer(offset, length).await,
+            Style::Structured | Style::Extended => self.chunked_answer(kind, offset, length).await,
         }
     }
 
@@ -256,7 +256,7 @@ impl Client {
         }
     }
 
-    async fn chunked_answer(&mut self, offset: u64, length: u64) -> Answer {
+    async fn chunked_answer(&mut self, kind: u16, offset: u64, length: u64) -> Answer {
         let extended = self.style == Style::Extended;
         let mut answer = Answer {
             cookie: 0,
@@ -265,7 +265,15 @@ impl Client {
             status: Vec::new(),
         };
         loop {
-            let header = self.take(if extended { 32 } else { 20 }).await;
+            let mut header = self.take(16).await;
+            if !extended && header[..4] == [0x67, 0x44, 0x66, 0x98] {
+                // Allowed for all that never returns data.
+                assert!(kind != READ && kind != BLOCK_STATUS && answer.data.is_empty());
+                answer.error = u32::from_be_bytes(header[4..8].try_into().unwrap());
+                answer.cookie = u64::from_be_bytes(header[8..16].try_into().unwrap());
+                return answer;
+            }
+            header.extend(self.take(if extended { 16 } else { 4 }).await);
             let magic = if extended {
                 [0x6e, 0x8a, 0x27, 0x8c]
             } else {
