@@ -8,11 +8,15 @@
 )]
 
 mod compare;
+#[cfg(feature = "spdk")]
+mod compare_driver;
 mod compare_nbd;
 mod load;
 mod report;
 mod samples;
 mod socket_limit;
+#[cfg(feature = "spdk")]
+mod spdk_tcp;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -35,6 +39,9 @@ enum Command {
     Report(report::Options),
     /// Run the Pollux target, SPDK's nvmf_tgt and plain sockets in turns, and print ratios.
     Compare(compare::Options),
+    /// Run the device that SPDK drives, spdk_nvme_perf and bdevperf on one target in turns, and print ratios.
+    #[cfg(feature = "spdk")]
+    CompareDriver(compare_driver::Options),
     /// Run Pollux, qemu-nbd and nbdkit serving memory over NBD in turns, with fio, and print ratios.
     CompareNbd(compare_nbd::Options),
     /// Measure how fast one core answers such requests over loopback with plain sockets and no protocol.
@@ -46,6 +53,8 @@ fn main() -> ExitCode {
         Command::Run(options) => load::run(&options).map_err(Into::into),
         Command::Report(options) => report::run(&options).map_err(Into::into),
         Command::Compare(options) => compare::run(&options).map_err(Into::into),
+        #[cfg(feature = "spdk")]
+        Command::CompareDriver(options) => compare_driver::run(&options).map_err(Into::into),
         Command::CompareNbd(options) => compare_nbd::run(&options).map_err(Into::into),
         Command::SocketLimit(options) => socket_limit::run(&options).map_err(Into::into),
     };

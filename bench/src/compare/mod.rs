@@ -5,8 +5,8 @@
 //! with the spread.
 
 mod engine;
-mod perf;
-mod spdk;
+pub(crate) mod perf;
+pub(crate) mod spdk;
 mod table;
 
 use std::io;

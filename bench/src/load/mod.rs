@@ -199,6 +199,8 @@ fn open(thread: &ReactorThread, uri: &str) -> Result<Arc<dyn Device>, LoadError>
     let opened = thread.handle().call_blocking(move || async move {
         let mut registry = Registry::standard();
         NvmfOpener::register(&mut registry);
+        #[cfg(feature = "spdk")]
+        crate::spdk_tcp::register(&mut registry);
         registry.open(&parsed).await.map_err(|error| error.to_string())
     });
     match opened {

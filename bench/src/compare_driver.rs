@@ -1,0 +1,288 @@
+//! The device that SPDK drives, beside SPDK's own `spdk_nvme_perf` and `bdevperf`, on one target in turns.
+//!
+//! All three are SPDK's NVMe driver with something around it, on one core, over SPDK's TCP transport to
+//! SPDK's target: what differs is what is around it.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::compare::Error;
+use crate::compare::perf::{self, CLIENT_CORES, Load, Pattern, TargetAddress};
+use crate::compare::spdk::{Spdk, last_lines};
+use crate::samples::{Figures, Samples, ratio};
+use crate::spdk_tcp;
+
+/// What to compare.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// An SPDK build tree, with `build/bin` and `build/examples`.
+    #[arg(long)]
+    spdk: PathBuf,
+    /// Rounds; each measures every contestant once for every load.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2)]
+    seconds: u32,
+    /// Measure only loads whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+    /// Size of the memory device, in MiB.
+    #[arg(long, default_value_t = 256)]
+    device_mib: u64,
+}
+
+/// Who takes turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contestant {
+    Pollux,
+    Perf,
+    Bdevperf,
+}
+
+#[derive(Debug, Default)]
+struct Row {
+    name: String,
+    pollux: Samples,
+    perf: Samples,
+    bdevperf: Samples,
+}
+
+/// Compares and prints a table in Markdown.
+pub fn run(options: &Options) -> Result<(), Error> {
+    let have = std::thread::available_parallelism()?.get();
+    if have < 4 {
+        return Err(Error::Cores { needed: 4, have });
+    }
+    let spdk = Spdk::find(&options.spdk)?;
+    let bdevperf = options.spdk.join("build/examples/bdevperf");
+    let mut table = format!(
+        "{} rounds of {} s each, in turns, one core. Thousands of IOPS: median (lowest-highest); \
+         mean latency in us.\n\n| load | pollux kIOPS | us | perf kIOPS | us | bdevperf kIOPS | us | IOPS / perf \
+         | latency / perf | IOPS / bdevperf | latency / bdevperf |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+        options.rounds, options.seconds
+    );
+    for (pattern, block_bytes, depth) in [
+        (Pattern::Read, 4096, 128),
+        (Pattern::Write, 4096, 128),
+        (Pattern::Read, 4096, 1),
+        (Pattern::Write, 4096, 1),
+        (Pattern::Read, 131_072, 32),
+    ] {
+        let load = Load {
+            pattern,
+            block_bytes,
+            depth,
+            reactors: 1,
+            connections: 1,
+        };
+        let name = load.name();
+        if options
+            .only
+            .as_ref()
+            .is_some_and(|only| !name.contains(only.as_str()))
+        {
+            continue;
+        }
+        let row = compare(options, &spdk, &bdevperf, &load)?;
+        eprintln!("{name}: {} of perf", ratio(row.pollux.iops(), row.perf.iops()));
+        row.write(&mut table);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+impl Row {
+    fn write(&self, table: &mut String) {
+        let Self {
+            name,
+            pollux,
+            perf,
+            bdevperf,
+        } = self;
+        // Writing to a string cannot fail.
+        let _ = write!(table, "| {name} |");
+        for samples in [pollux, perf, bdevperf] {
+            let _ = write!(table, " {} | {} |", samples.iops_text(), samples.latency_text());
+        }
+        for peer in [perf, bdevperf] {
+            let _ = write!(
+                table,
+                " {} | {} |",
+                ratio(pollux.iops(), peer.iops()),
+                ratio(pollux.latency_us(), peer.latency_us())
+            );
+        }
+        table.push('\n');
+    }
+}
+
+fn compare(options: &Options, spdk: &Spdk, bdevperf: &Path, load: &Load) -> Result<Row, Error> {
+    let mut row = Row {
+        name: load.name(),
+        ..Row::default()
+    };
+    let target = spdk.start_target(options.device_mib, load)?;
+    let address = target.address();
+    let mut order = [Contestant::Pollux, Contestant::Perf, Contestant::Bdevperf];
+    for _ in 0..options.rounds {
+        for contestant in order {
+            match contestant {
+                Contestant::Pollux => row.pollux.push(run_pollux(&address, load, options.seconds)?),
+                Contestant::Perf => row.perf.push(perf::run(spdk, &address, load, options.seconds)?),
+                Contestant::Bdevperf => {
+                    row.bdevperf
+                        .push(run_bdevperf(bdevperf, &address, load, options.seconds)?);
+                }
+            }
+        }
+        // Whoever comes first may find the machine in another mood.
+        order.rotate_left(1);
+    }
+    Ok(row)
+}
+
+fn output_of(mut command: Command, program: &Path) -> Result<String, Error> {
+    let output = command.output().map_err(|error| Error::Run {
+        program: program.display().to_string(),
+        error,
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(text);
+    }
+    Err(Error::Failed {
+        program: program.display().to_string(),
+        output: last_lines(&format!("{text}{}", String::from_utf8_lossy(&output.stderr))),
+    })
+}
+
+fn pattern(load: &Load) -> &'static str {
+    match load.pattern {
+        Pattern::Read => "randread",
+        Pattern::Write => "randwrite",
+    }
+}
+
+/// This program's own load generator, in a process of its own as the others are.
+fn run_pollux(address: &TargetAddress, load: &Load, seconds: u32) -> Result<Figures, Error> {
+    let program = std::env::current_exe()?;
+    let folder = tempfile::tempdir()?;
+    let results = folder.path().join("results.json");
+    let mut command = Command::new(&program);
+    command
+        .arg("run")
+        .arg(format!(
+            "{}://{}/{}",
+            spdk_tcp::SCHEME,
+            address.socket,
+            address.subsystem
+        ))
+        .args([
+            "--pattern",
+            pattern(load),
+            "--block",
+            &format!("{}B", load.block_bytes),
+        ])
+        .args([
+            "--depth",
+            &load.depth.to_string(),
+            "--cores",
+            &CLIENT_CORES[0].to_string(),
+        ])
+        .args([
+            "--warm-up",
+            "1",
+            "--time",
+            &seconds.to_string(),
+            "--quiet",
+            "--json",
+        ])
+        .arg(&results);
+    let text = output_of(command, &program)?;
+    let read = std::fs::read(&results)?;
+    let side = match load.pattern {
+        Pattern::Read => "read",
+        Pattern::Write => "write",
+    };
+    let parsed: Option<Figures> = serde_json::from_slice(&read).ok().and_then(|value: Value| {
+        Some(Figures {
+            iops: value[side]["iops"].as_f64()?,
+            mean_us: value[side]["mean_us"].as_f64()?,
+        })
+    });
+    parsed.ok_or_else(|| Error::Failed {
+        program: program.display().to_string(),
+        output: last_lines(&text),
+    })
+}
+
+fn run_bdevperf(
+    program: &Path,
+    address: &TargetAddress,
+    load: &Load,
+    seconds: u32,
+) -> Result<Figures, Error> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("bdevperf.json");
+    let config = json!({ "subsystems": [{ "subsystem": "bdev", "config": [{
+        "method": "bdev_nvme_attach_controller",
+        "params": {
+            "name": "Remote", "trtype": "TCP", "adrfam": "IPv4",
+            "traddr": address.socket.ip().to_string(), "trsvcid": address.socket.port().to_string(),
+            "subnqn": address.subsystem,
+        },
+    }] }] });
+    std::fs::write(&path, config.to_string())?;
+    let mut command = Command::new(program);
+    command
+        .args(["-m", &format!("[{}]", CLIENT_CORES[0]), "-s", "512", "--no-pci"])
+        .args(["--iova-mode", "va", "--huge-unlink", "-w", pattern(load)])
+        .args(["-q", &load.depth.to_string(), "-o", &load.block_bytes.to_string()])
+        .args(["-t", &seconds.to_string(), "-c"])
+        .arg(&path)
+        .arg("-r")
+        .arg(folder.path().join("rpc.sock"));
+    let text = output_of(command, program)?;
+    parse_bdevperf(&text).ok_or_else(|| Error::Failed {
+        program: program.display().to_string(),
+        output: last_lines(&text),
+    })
+}
+
+/// Finds the line `Total : IOPS MiB/s Fail/s TO/s average min max`.
+fn parse_bdevperf(text: &str) -> Option<Figures> {
+    let total = text
+        .split(['\n', '\r'])
+        .rev()
+        .find(|line| line.trim_start().starts_with("Total"))?;
+    let numbers: Vec<f64> = total
+        .split(':')
+        .nth(1)?
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    Some(Figures {
+        iops: *numbers.first()?,
+        mean_us: *numbers.get(4)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_totals_of_bdevperf() {
+        let text = "\r Remote0n1 : 2.00 81234.50 317.32 0.00 0.00 12.20 9.10 310.00\n\
+                    \r ==========\n\r Total       : 81234.50 317.32 0.00 0.00 12.20 9.10 310.00\n";
+        let figures = parse_bdevperf(text).unwrap();
+        assert_eq!((figures.iops, figures.mean_us), (81_234.5, 12.2));
+        assert!(parse_bdevperf("no totals").is_none());
+    }
+}
