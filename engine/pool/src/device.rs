@@ -1,0 +1,116 @@
+//! A device of a pool, in blocks of 4 KiB whatever the blocks of the device are.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use pollux_device::{BlockDevice, BlockDeviceExt, Gather, Geometry, IoError};
+use pollux_hugepages::Buffer;
+use pollux_reactor::{buffers, sleep};
+
+use crate::layout::BLOCK_BYTES;
+
+/// The pause before a device that is short of resources is asked again, and how often it is: a minute in all.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(10);
+const SHORTAGES_MAX: u32 = 6_000;
+
+/// Blocks of a device that a pool cannot use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the device has blocks of {0} bytes, and a pool needs 512, 1024, 2048 or 4096: use another device")]
+pub struct BlockSizeError(pub u32);
+
+/// See the module.
+#[derive(Clone)]
+pub struct PoolDevice {
+    device: Rc<dyn BlockDevice>,
+    /// Blocks of the device in one of 4 KiB.
+    ratio: u64,
+}
+
+impl PoolDevice {
+    /// A device as this reactor sees it.
+    ///
+    /// # Errors
+    ///
+    /// [`BlockSizeError`].
+    pub fn new(device: Rc<dyn BlockDevice>) -> Result<Self, BlockSizeError> {
+        let block_bytes = device.geometry().block_bytes;
+        let ratio = (BLOCK_BYTES as u64).checked_div(block_bytes.into()).unwrap_or(0);
+        if block_bytes < 512 || ratio * u64::from(block_bytes) != BLOCK_BYTES as u64 {
+            return Err(BlockSizeError(block_bytes));
+        }
+        Ok(Self { device, ratio })
+    }
+
+    /// The geometry, in blocks of the device.
+    pub fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    /// Blocks of 4 KiB.
+    pub fn blocks(&self) -> u64 {
+        self.geometry().blocks / self.ratio
+    }
+
+    /// Whether writes are durable only after a flush.
+    pub fn has_volatile_cache(&self) -> bool {
+        self.geometry().volatile_write_cache
+    }
+
+    /// Whether both are the same device.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.device, &other.device)
+    }
+
+    /// Reads blocks.
+    ///
+    /// # Errors
+    ///
+    /// Those of the device.
+    pub async fn read(&self, block: u64, blocks: u64) -> Result<Buffer, IoError> {
+        let bytes = usize::try_from(blocks).map_or(usize::MAX, |blocks| blocks.saturating_mul(BLOCK_BYTES));
+        retried(async || {
+            let into = memory(bytes);
+            self.device.read(block * self.ratio, into).await
+        })
+        .await
+    }
+
+    /// Writes blocks; with `durable` they are on the medium when it returns.
+    ///
+    /// # Errors
+    ///
+    /// Those of the device.
+    pub async fn write(&self, block: u64, from: Gather, durable: bool) -> Result<(), IoError> {
+        retried(async || self.device.write(block * self.ratio, from.clone(), durable).await).await
+    }
+
+    /// Brings every completed write to the medium; nothing to do where there is no volatile cache.
+    ///
+    /// # Errors
+    ///
+    /// Those of the device.
+    pub async fn flush(&self) -> Result<(), IoError> {
+        if !self.has_volatile_cache() {
+            return Ok(());
+        }
+        retried(async || self.device.flush().await).await
+    }
+}
+
+/// Memory for metadata. It never waits for the pool of buffers: those who hold these may wait for metadata.
+pub(crate) fn memory(bytes: usize) -> Buffer {
+    buffers()
+        .allocate(bytes)
+        .unwrap_or_else(|| Buffer::from_heap(bytes))
+}
+
+/// Short of resources is not broken.
+async fn retried<T>(mut act: impl AsyncFnMut() -> Result<T, IoError>) -> Result<T, IoError> {
+    for _ in 0..SHORTAGES_MAX {
+        match act().await {
+            Err(IoError::ResourceShortage) => sleep(SHORTAGE_PAUSE).await,
+            result => return result,
+        }
+    }
+    Err(IoError::ResourceShortage)
+}
