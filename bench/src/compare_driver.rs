@@ -61,9 +61,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let spdk = Spdk::find(&options.spdk)?;
     let bdevperf = options.spdk.join("build/examples/bdevperf");
     let mut table = format!(
-        "{} rounds of {} s each, in turns, one core. Thousands of IOPS: median (lowest-highest); \
-         mean latency in us.\n\n| load | pollux kIOPS | us | perf kIOPS | us | bdevperf kIOPS | us | IOPS / perf \
-         | latency / perf | IOPS / bdevperf | latency / bdevperf |\n\
+        "{} rounds of {} s each, in turns, one core. Thousands of IOPS: median (lowest-highest);\n\
+         mean latency in us.\n\n\
+         | load | pollux kIOPS | us | perf kIOPS | us | bdevperf kIOPS | us \
+         | IOPS / perf | latency / perf | IOPS / bdevperf | latency / bdevperf |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         options.rounds, options.seconds
     );
@@ -241,7 +242,7 @@ fn run_bdevperf(
     std::fs::write(&path, config.to_string())?;
     let mut command = Command::new(program);
     command
-        .args(["-m", &format!("[{}]", CLIENT_CORES[0]), "-s", "512", "--no-pci"])
+        .args(["-m", &format!("[{}]", CLIENT_CORES[0]), "-s", "256", "--no-pci"])
         .args(["--iova-mode", "va", "--huge-unlink", "-w", pattern(load)])
         .args(["-q", &load.depth.to_string(), "-o", &load.block_bytes.to_string()])
         .args(["-t", &seconds.to_string(), "-c"])

@@ -9,6 +9,7 @@
 //! | `null:///NAME` | `size`, `block` |
 //! | `malloc:///NAME` | `size`, `block`, `node` |
 //! | `uring:///PATH` | `size`, `block`, `direct`, `readonly` |
+//! | `pcie:///ADDRESS/NAMESPACE` | `depth`, `timeout`, `abort_timeout` |
 //! | `faulty:///URI` | its [faults](crate::faulty); those of the inner device with `inner.` in front |
 //!
 //! Characters that mean something in a URI are percent-encoded in paths and values:
