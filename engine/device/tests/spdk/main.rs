@@ -5,10 +5,15 @@
 //! Needs the feature `spdk`; without it these tests say that they are not run.
 
 #[cfg(feature = "spdk")]
+mod allocations;
+#[cfg(feature = "spdk")]
 #[path = "../common/mod.rs"]
 mod common;
 #[cfg(feature = "spdk")]
 mod conformance;
+#[cfg(feature = "spdk")]
+#[path = "../common/counting.rs"]
+mod counting;
 #[cfg(feature = "spdk")]
 mod durability;
 #[cfg(feature = "spdk")]
