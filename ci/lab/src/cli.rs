@@ -6,6 +6,7 @@ use std::process::{Command as Process, ExitCode};
 
 use clap::{Parser, Subcommand};
 
+use crate::drive;
 use crate::error::{Context, Error, output_of};
 use crate::records;
 use crate::run::{self, Options, Report, Verdict};
@@ -39,6 +40,16 @@ enum Command {
         /// The engine [default: the one of this checkout, which is built first].
         #[arg(long, value_name = "FILE")]
         engine: Option<PathBuf>,
+        /// Show the guest's console while it runs.
+        #[arg(long)]
+        console: bool,
+    },
+    /// Boot a guest with an emulated NVMe drive that the engine in the guest drives by SPDK. The exit codes
+    /// are those of `run`.
+    Drive {
+        /// An engine with the feature `spdk`, whose SPDK was built for a processor that QEMU emulates.
+        #[arg(long, value_name = "FILE")]
+        engine: PathBuf,
         /// Show the guest's console while it runs.
         #[arg(long)]
         console: bool,
@@ -91,6 +102,16 @@ fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error
             print(&report, output).context("write to", Path::new("standard output"))?;
             let has_failed = report.verdicts.iter().any(|verdict| !verdict.failures.is_empty());
             Ok(ExitCode::from(u8::from(has_failed)))
+        }
+        Command::Drive { engine, console } => {
+            let itself = std::env::current_exe().context("find", Path::new("this program"))?;
+            let engine = engine.canonicalize().context("find", engine)?;
+            let failure = drive::run(&engine, &directory(&itself), *console)?;
+            let verdict = failure.as_deref().map_or("passed drive".to_owned(), |why| {
+                format!("FAILED drive\n       {why}")
+            });
+            writeln!(output, "{verdict}").context("write to", Path::new("standard output"))?;
+            Ok(ExitCode::from(u8::from(failure.is_some())))
         }
         Command::List => {
             for scenario in scenarios()? {

@@ -9,6 +9,7 @@
 //! - `packages` takes Debian packages from where `apt-get` is configured to, into `target/lab`.
 //! - `image` makes the first file system in memory of them.
 //! - `machine` is QEMU.
+//! - `drive` is a guest of another kind: an engine in it drives an emulated NVMe drive by SPDK.
 //! - `engine` is an engine as a process.
 //! - `scenario` reads the scripts in `ci/lab/scenarios`.
 //! - `kernel_log` decides which messages of the guest's kernel a scenario may cause.
@@ -18,6 +19,7 @@
 
 mod cli;
 mod control;
+mod drive;
 mod engine;
 mod error;
 mod image;

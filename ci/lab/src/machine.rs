@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use crate::error::{Context, Error};
 
 /// The emulator.
-const PROGRAM: &str = "qemu-system-x86_64";
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 
 /// Memory of the guest, in MiB.
 const MEMORY_MIB: u32 = 1024;

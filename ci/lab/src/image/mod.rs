@@ -1,7 +1,7 @@
 //! The guest's first and only file system, in memory.
 
-mod archive;
-mod modules;
+pub(crate) mod archive;
+pub(crate) mod modules;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -87,7 +87,7 @@ pub(crate) fn build(
     archive.link(&format!("lib64/{LOADER}"), &format!("/lib/{LOADER}"));
 
     let mut order = String::new();
-    for module in modules::in_order(packages)? {
+    for module in modules::in_order(packages, &modules::WANTED)? {
         archive.file(&format!("lib/modules/{}.ko", module.name), &module.data);
         order += &format!("{}\n", module.name);
     }

@@ -11,7 +11,7 @@ use crate::error::{Context, Error, output_of};
 use crate::packages::Packages;
 
 /// What the guest needs: its network, NVMe/TCP, file systems, and what they look for by name while they run.
-const WANTED: [&str; 7] = [
+pub(crate) const WANTED: [&str; 7] = [
     "virtio_pci",
     "virtio_net",
     "crc32c_generic",
@@ -34,7 +34,7 @@ pub(crate) struct Module {
 }
 
 /// The wanted modules and all that they depend on, those that others depend on first.
-pub(crate) fn in_order(packages: &Packages) -> Result<Vec<Module>, Error> {
+pub(crate) fn in_order(packages: &Packages, wanted: &[&str]) -> Result<Vec<Module>, Error> {
     let directory = packages.modules();
     let mut files = BTreeMap::new();
     find(&directory.join("kernel"), &mut files)?;
@@ -51,7 +51,7 @@ pub(crate) fn in_order(packages: &Packages) -> Result<Vec<Module>, Error> {
         loaded: BTreeSet::new(),
         modules: Vec::new(),
     };
-    for name in WANTED {
+    for name in wanted {
         order.add(name, 0)?;
     }
     Ok(order.modules)

@@ -1,0 +1,281 @@
+//! A guest with an emulated NVMe drive behind an emulated IOMMU, which the engine inside the guest drives by
+//! SPDK: `lab drive`.
+//!
+//! The guest's init (`guest/drive-init`) is the whole scenario. Lines of its console that begin with `ASK`
+//! are done here: the drive is removed or added through QEMU's monitor, and the flushes that the drive sees
+//! are counted.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::error::{Context, Error, output_of};
+use crate::image::archive::Archive;
+use crate::image::modules;
+use crate::machine;
+use crate::packages::Packages;
+
+/// How long the guest may take.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
+
+/// Bytes of the drive.
+const DRIVE_BYTES: u64 = 256 << 20;
+
+/// Modules of the guest: vfio for the engine, NVMe/TCP for its host.
+const MODULES: [&str; 4] = ["crc32c_generic", "nvme_tcp", "vfio_iommu_type1", "vfio_pci"];
+
+/// Directories of the guest.
+const DIRECTORIES: [&str; 14] = [
+    "bin",
+    "dev",
+    "etc",
+    "lab",
+    "lib",
+    "lib/modules",
+    "lib64",
+    "proc",
+    "sys",
+    "tmp",
+    "usr",
+    "usr/lib",
+    "usr/lib/ssl",
+    "var",
+];
+
+/// What QEMU says for each flush that its drive is asked for.
+const FLUSH_TRACE: &str = "pci_nvme_flush_ns";
+
+/// Boots the guest with an engine; says what failed, if something did.
+pub(crate) fn run(engine: &Path, directory: &Path, is_shown: bool) -> Result<Option<String>, Error> {
+    machine::check()?;
+    std::fs::create_dir_all(directory).context("make", directory)?;
+    let packages = Packages::obtain(directory)?;
+    let image = directory.join("drive-image");
+    build_image(&packages, engine, &image)?;
+    let mut guest = Guest::boot(&packages.kernel(), &image, directory)?;
+    let outcome = guest.follow(&directory.join("drive-console.log"), is_shown);
+    // It has powered off, or is of no use any more.
+    let _ = guest.child.kill();
+    let _ = guest.child.wait();
+    outcome
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).context("read", path)
+}
+
+fn build_image(packages: &Packages, engine: &Path, path: &Path) -> Result<(), Error> {
+    let mut archive = Archive::default();
+    for name in DIRECTORIES {
+        archive.directory(name);
+    }
+    archive.character_device("dev/console", 5, 1);
+    archive.file("init", include_bytes!("../guest/drive-init"));
+    archive.file("bin/busybox", &read(&packages.program("busybox")?)?);
+    archive.file("bin/pollux-engine", &read(engine)?);
+    // OpenSSL, which SPDK brings, wants to see its settings.
+    archive.file("usr/lib/ssl/openssl.cnf", b"");
+    for library in libraries(&output_of(Command::new("ldd").arg(engine))?) {
+        let name = library.strip_prefix("/").unwrap_or(&library);
+        let mut parents: Vec<&Path> = name.ancestors().skip(1).collect();
+        parents.pop();
+        for parent in parents.iter().rev() {
+            archive.directory(&parent.display().to_string());
+        }
+        archive.file(&name.display().to_string(), &read(&library)?);
+    }
+    let mut order = String::new();
+    for module in modules::in_order(packages, &MODULES)? {
+        archive.file(&format!("lib/modules/{}.ko", module.name), &module.data);
+        order += &format!("{}\n", module.name);
+    }
+    archive.file("lab/modules", order.as_bytes());
+    std::fs::write(path, archive.finish()).context("write", path)
+}
+
+/// The files of libraries in what `ldd` prints, the loader too.
+fn libraries(list: &str) -> Vec<PathBuf> {
+    list.lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// What QEMU has said.
+#[derive(Default)]
+struct Heard {
+    flushes: AtomicUsize,
+    complaint: Mutex<String>,
+}
+
+impl Heard {
+    fn line(&self, line: String) {
+        if line.contains(FLUSH_TRACE) {
+            self.flushes.fetch_add(1, Ordering::Relaxed);
+        } else if let Ok(mut complaint) = self.complaint.lock() {
+            *complaint = line;
+        }
+    }
+
+    fn complaint(&self) -> String {
+        self.complaint.lock().map(|line| line.clone()).unwrap_or_default()
+    }
+}
+
+struct Guest {
+    child: Child,
+    console: Receiver<String>,
+    heard: Arc<Heard>,
+    counted_from: usize,
+    monitor: PathBuf,
+}
+
+impl Guest {
+    fn boot(kernel: &Path, image: &Path, directory: &Path) -> Result<Self, Error> {
+        let drive = directory.join("drive.img");
+        std::fs::File::create(&drive)
+            .and_then(|file| file.set_len(DRIVE_BYTES))
+            .context("make", &drive)?;
+        let monitor = directory.join("monitor");
+        let _left_by_an_earlier_run = std::fs::remove_file(&monitor);
+        let file = format!("file={},format=raw,if=none,id=image", drive.display());
+        let mut child = Command::new(machine::PROGRAM)
+            .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
+            .args(["-m", "2048", "-smp", "2", "-nodefaults", "-no-reboot"])
+            .args(["-display", "none", "-serial", "stdio"])
+            .args(["-device", "intel-iommu,intremap=on,aw-bits=48"])
+            .args(["-device", "pcie-root-port,id=port1,bus=pcie.0,chassis=1,slot=1"])
+            .args(["-drive", &file])
+            .args(["-device", "nvme,id=disk,serial=POLLUX,drive=image,bus=port1"])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())])
+            .args(["-trace", FLUSH_TRACE, "-kernel"])
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(image)
+            .args(["-append", "console=ttyS0 panic=-1 loglevel=4 intel_iommu=on"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start", Path::new(machine::PROGRAM))?;
+        let (sender, console) = mpsc::channel();
+        let heard = Arc::new(Heard::default());
+        if let Some(output) = child.stdout.take() {
+            // Nobody listens any more when the run is over.
+            read_lines(output, move |line| drop(sender.send(line)));
+        }
+        if let Some(errors) = child.stderr.take() {
+            let heard = Arc::clone(&heard);
+            read_lines(errors, move |line| heard.line(line));
+        }
+        Ok(Self {
+            child,
+            console,
+            heard,
+            counted_from: 0,
+            monitor,
+        })
+    }
+
+    /// Does what the guest asks for until it says how it ended.
+    fn follow(&mut self, log: &Path, is_shown: bool) -> Result<Option<String>, Error> {
+        let mut file = std::fs::File::create(log).context("make", log)?;
+        let deadline = Instant::now() + TIME_LIMIT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.console.recv_timeout(left) else {
+                let (log, complaint) = (log.display(), self.heard.complaint());
+                return Ok(Some(format!(
+                    "the guest hung or ended early; see {log} {complaint}"
+                )));
+            };
+            writeln!(file, "{line}").context("write to", log)?;
+            if is_shown {
+                // A console that cannot be shown is no reason to stop.
+                let _ = writeln!(std::io::stdout(), "{line}");
+            }
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["ASK", "remove"] => self.command("device_del", json!({ "id": "disk" }))?,
+                ["ASK", "add"] => {
+                    let drive = json!({
+                        "driver": "nvme", "id": "disk", "serial": "POLLUX", "drive": "image", "bus": "port1",
+                    });
+                    self.command("device_add", drive)?;
+                }
+                ["ASK", "count"] => self.counted_from = self.heard.flushes.load(Ordering::Relaxed),
+                ["ASK", "counted", expected] => {
+                    let seen = self.heard.flushes.load(Ordering::Relaxed) - self.counted_from;
+                    if expected.parse() != Ok(seen) {
+                        return Ok(Some(format!("the drive saw {seen} flushes and not {expected}")));
+                    }
+                }
+                ["PASSED"] => return Ok(None),
+                ["SKIPPED", ..] => return Err(Error::Missing(line)),
+                ["FAILED", ..] => return Ok(Some(format!("{line}; see {}", log.display()))),
+                _ => {}
+            }
+        }
+    }
+
+    /// Has QEMU do something (QEMU Machine Protocol).
+    fn command(&self, name: &str, arguments: Value) -> Result<(), Error> {
+        let stream = UnixStream::connect(&self.monitor).context("connect to", &self.monitor)?;
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .context("set up", &self.monitor)?;
+        let mut answers = BufReader::new(stream.try_clone().context("share", &self.monitor)?).lines();
+        let capabilities = json!({ "execute": "qmp_capabilities" });
+        for command in [capabilities, json!({ "execute": name, "arguments": arguments })] {
+            writeln!(&stream, "{command}").context("write to", &self.monitor)?;
+            loop {
+                let line = answers
+                    .next()
+                    .unwrap_or(Err(std::io::ErrorKind::UnexpectedEof.into()));
+                let line = line.context("read", &self.monitor)?;
+                let answer: Value = serde_json::from_str(&line).unwrap_or_default();
+                if !answer["error"].is_null() {
+                    return Err(Error::Request(format!(
+                        "QEMU refuses {name}: {}",
+                        answer["error"]
+                    )));
+                }
+                if !answer["return"].is_null() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands each line of a stream to `each`, on a thread of its own.
+fn read_lines(stream: impl Read + Send + 'static, each: impl Fn(String) + Send + 'static) {
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(stream);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+            each(String::from_utf8_lossy(&line).trim_end().to_owned());
+            line.clear();
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_and_the_loader_are_found() {
+        let list = "\tlinux-vdso.so.1 (0x1)\n\tlibssl.so.3 => /lib/a/libssl.so.3 (0x2)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x3)\n";
+        let expected = ["/lib/a/libssl.so.3", "/lib64/ld-linux-x86-64.so.2"];
+        assert_eq!(libraries(list), expected.map(PathBuf::from));
+    }
+}
