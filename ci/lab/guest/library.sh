@@ -16,6 +16,9 @@ ask() { echo "$*" | send; }
 # fail WHY: ends the scenario, also from within `$(...)`, where only standard error is seen.
 fail() { echo "FAILED: $*" >&2; exit 1; }
 
+# tell TEXT: something that the lab prints with the verdict.
+tell() { echo "TOLD $*"; }
+
 # until_true SECONDS COMMAND...: waits until a command succeeds.
 until_true() {
     local seconds="$1" tries

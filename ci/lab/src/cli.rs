@@ -37,7 +37,8 @@ enum Command {
         /// Run every scenario there is.
         #[arg(long, conflicts_with = "names")]
         all: bool,
-        /// The engine [default: the one of this checkout, which is built first].
+        /// The engine; `pollux-bench` is to be beside it [default: those of this checkout, which are built
+        /// first].
         #[arg(long, value_name = "FILE")]
         engine: Option<PathBuf>,
         /// Show the guest's console while it runs.
@@ -91,7 +92,7 @@ fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error
             let itself = std::env::current_exe().context("find", Path::new("this program"))?;
             let engine = match engine {
                 Some(path) => path.canonicalize().context("find", path)?,
-                None => build_engine(&itself)?,
+                None => build_programs(&itself)?,
             };
             let options = Options {
                 engine: &engine,
@@ -154,11 +155,18 @@ fn directory(itself: &Path) -> PathBuf {
     target.unwrap_or(Path::new("target")).join("lab")
 }
 
-/// Builds the engine with the profile that this program was built with.
-fn build_engine(itself: &Path) -> Result<PathBuf, Error> {
+/// Builds the engine and the load generator with the profile that this program was built with; the engine.
+fn build_programs(itself: &Path) -> Result<PathBuf, Error> {
     let directory = itself.parent().unwrap_or(Path::new("."));
     let mut command = Process::new("cargo");
-    command.args(["build", "--quiet", "--package", "pollux-engine"]);
+    command.args([
+        "build",
+        "--quiet",
+        "--package",
+        "pollux-engine",
+        "--package",
+        "pollux-bench",
+    ]);
     if directory.ends_with("release") {
         command.arg("--release");
     }
@@ -172,30 +180,33 @@ fn print(report: &Report, output: &mut impl Write) -> std::io::Result<()> {
     }
     for Verdict { name, time, failures } in &report.verdicts {
         let seconds = time.as_secs_f64();
+        let console = std::fs::read(&report.console).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
         if failures.is_empty() {
             writeln!(output, "passed {name:14} {seconds:6.1} s")?;
+            for told in console_of(&console, name).filter_map(|line| line.strip_prefix("TOLD ")) {
+                writeln!(output, "       {told}")?;
+            }
             continue;
         }
         writeln!(output, "FAILED {name:14} {seconds:6.1} s")?;
         for failure in failures {
             writeln!(output, "       {failure}")?;
         }
-        let console = std::fs::read(&report.console).unwrap_or_default();
-        for line in console_of(&String::from_utf8_lossy(&console), name) {
+        let lines: Vec<&str> = console_of(&console, name).collect();
+        for line in lines.iter().skip(lines.len().saturating_sub(CONSOLE_LINES)) {
             writeln!(output, "    | {line}")?;
         }
     }
     writeln!(output, "the console is in {}", report.console.display())
 }
 
-/// The last lines that a scenario left on the console, or the last lines there are.
-fn console_of<'a>(console: &'a str, name: &str) -> Vec<&'a str> {
+/// What a scenario left on the console, or all there is.
+fn console_of<'a>(console: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
     let mark = format!("== {name}\n");
     let own = console.split_once(&mark).map_or(console, |(_, own)| own);
     let own = own.split("\n== ").next().unwrap_or(own);
-    let lines: Vec<&str> = own.lines().collect();
-    let first = lines.len().saturating_sub(CONSOLE_LINES);
-    lines.into_iter().skip(first).collect()
+    own.lines()
 }
 
 #[cfg(test)]
@@ -212,9 +223,10 @@ mod tests {
     #[test]
     fn the_console_of_a_scenario_is_found() {
         let console = "boot\n== one\na\nb\n== two\nc\n";
-        assert_eq!(console_of(console, "one"), ["a", "b"]);
-        assert_eq!(console_of(console, "two"), ["c"]);
-        assert_eq!(console_of("boot\npanic\n", "one"), ["boot", "panic"]);
+        let of = |console, name| console_of(console, name).collect::<Vec<_>>();
+        assert_eq!(of(console, "one"), ["a", "b"]);
+        assert_eq!(of(console, "two"), ["c"]);
+        assert_eq!(of("boot\npanic\n", "one"), ["boot", "panic"]);
     }
 
     #[test]

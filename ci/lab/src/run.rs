@@ -62,7 +62,8 @@ pub(crate) fn run(scenarios: &[&Scenario], options: &Options<'_>) -> Result<Repo
     std::fs::create_dir_all(&runs).context("make", &runs)?;
     let mut control = Control::listen(options.engine, &runs)?;
     let file = options.directory.join("image");
-    image::build(&packages, scenarios, control.port()?, &file)?;
+    let beside_engine = options.engine.parent().unwrap_or(Path::new("."));
+    image::build(&packages, beside_engine, scenarios, control.port()?, &file)?;
     let console = options.directory.join("console.log");
     let mut machine = Machine::boot(&packages.kernel(), &file, &console, options.show_console)?;
     let mut report = Report {
@@ -141,6 +142,7 @@ mod tests {
             about: "One.".to_owned(),
             time_limit: Duration::from_secs(1),
             kernel_may_say: vec!["expected".to_owned()],
+            programs: Vec::new(),
             script: String::new(),
         };
         let outcome = Outcome {

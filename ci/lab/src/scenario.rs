@@ -1,8 +1,9 @@
 //! Scenarios: shell scripts that run in a guest.
 //!
 //! A script opens with a head of comment lines. The first paragraph says what the scenario shows; after it,
-//! lines `# time limit: 60 s` and `# kernel may say: TEXT` set how long it may take, and what messages of the
-//! kernel, warnings and worse, it may cause. Another key is an error.
+//! lines `# time limit: 60 s` and `# kernel may say: TEXT` set how long it may take, and what messages of
+//! the kernel, warnings and worse, it may cause; `# programs: NAME...` names programs of this checkout that
+//! it runs in the guest. Another key is an error.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +12,9 @@ use crate::error::{Context, Error};
 
 /// How long a scenario may take unless its head tells.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
+
+/// Programs of this checkout that scenarios can run in the guest.
+const PROGRAMS: [&str; 2] = ["pollux-bench", "pollux-engine"];
 
 /// The longest time a scenario may ask for.
 const TIME_LIMIT_MAX: Duration = Duration::from_secs(900);
@@ -26,6 +30,8 @@ pub(crate) struct Scenario {
     pub(crate) time_limit: Duration,
     /// Parts of messages that the kernel may log.
     pub(crate) kernel_may_say: Vec<String>,
+    /// Programs of this checkout that the guest needs.
+    pub(crate) programs: Vec<String>,
     /// All of it.
     pub(crate) script: String,
 }
@@ -60,6 +66,7 @@ impl Scenario {
         let mut about: Vec<&str> = Vec::new();
         let mut time_limit = TIME_LIMIT;
         let mut kernel_may_say = Vec::new();
+        let mut programs: Vec<String> = Vec::new();
         let mut in_about = true;
         for line in head {
             if line.is_empty() {
@@ -79,8 +86,16 @@ impl Scenario {
                     return Err("`kernel may say:` without a text would allow everything".to_owned());
                 }
                 kernel_may_say.push(value.to_owned());
+            } else if let Some(value) = line.strip_prefix("programs:") {
+                programs.extend(value.split_whitespace().map(str::to_owned));
+                let unknown = programs.iter().find(|name| !PROGRAMS.contains(&name.as_str()));
+                if let Some(unknown) = unknown {
+                    return Err(format!("`{unknown}` is none of {}", PROGRAMS.join(", ")));
+                }
             } else {
-                return Err(format!("`{line}` is neither `time limit:` nor `kernel may say:`"));
+                return Err(format!(
+                    "`{line}` is none of `time limit:`, `kernel may say:` and `programs:`"
+                ));
             }
         }
         if about.is_empty() {
@@ -91,6 +106,7 @@ impl Scenario {
             about: about.join(" "),
             time_limit,
             kernel_may_say,
+            programs,
             script,
         })
     }
@@ -117,6 +133,8 @@ mod tests {
         assert_eq!(scenario.time_limit, Duration::from_secs(7));
         assert_eq!(scenario.kernel_may_say, ["I/O error"]);
         assert_eq!(scenario.script, text);
+        let text = "# One.\n#\n# programs: pollux-bench pollux-engine\n";
+        assert_eq!(parse(text).expect("a head").programs, PROGRAMS);
         assert_eq!(parse("# One.\n").expect("a head").time_limit, TIME_LIMIT);
     }
 
@@ -128,7 +146,11 @@ mod tests {
             ("# One\n#\n# time limit: 0 s\n", "whole seconds"),
             ("# One\n#\n# time limit: 7000 s\n", "whole seconds"),
             ("# One\n#\n# kernel may say:\n", "allow everything"),
-            ("# One\n#\n# kernel might say: x\n", "neither"),
+            ("# One\n#\n# kernel might say: x\n", "none of"),
+            (
+                "# One\n#\n# programs: pollux-engine cargo\n",
+                "`cargo` is none of",
+            ),
         ] {
             let error = parse(text).expect_err(text);
             assert!(error.contains(part), "{text}: {error}");

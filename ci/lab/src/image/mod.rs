@@ -3,7 +3,7 @@
 pub(crate) mod archive;
 pub(crate) mod modules;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -49,8 +49,10 @@ const DIRECTORIES: [&str; 14] = [
 ];
 
 /// Makes the archive for these scenarios, whose init asks at `control_port`, and writes it to `path`.
+/// Programs of this checkout that scenarios name are taken from the directory `built`.
 pub(crate) fn build(
     packages: &Packages,
+    built: &Path,
     scenarios: &[&Scenario],
     control_port: u16,
     path: &Path,
@@ -74,6 +76,13 @@ pub(crate) fn build(
     }
     let itself = std::env::current_exe().context("find", Path::new("this program"))?;
     programs.push(("lab".to_owned(), itself));
+    let own: BTreeSet<&String> = scenarios.iter().flat_map(|scenario| &scenario.programs).collect();
+    for name in own {
+        programs.push((
+            name.clone(),
+            without_symbols(&built.join(name), &path.with_file_name(name))?,
+        ));
+    }
     let mut libraries = BTreeMap::new();
     for (name, path) in &programs {
         if !is_script(path)? {
@@ -101,6 +110,13 @@ pub(crate) fn build(
     }
     archive.file("lab/run", run.as_bytes());
     std::fs::write(path, archive.finish()).context("write", path)
+}
+
+/// Copies a program without what is only for debuggers, which is most of it, and more than a guest has room
+/// for.
+fn without_symbols(program: &Path, into: &Path) -> Result<PathBuf, Error> {
+    output_of(Command::new("strip").arg("-o").arg(into).arg(program))?;
+    Ok(into.to_owned())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

@@ -10,8 +10,9 @@ use std::process::Command;
 use crate::error::{Context, Error, output_of};
 use crate::packages::Packages;
 
-/// What the guest needs: its network, NVMe/TCP, file systems, and what they look for by name while they run.
-pub(crate) const WANTED: [&str; 7] = [
+/// What the guest needs: its network, NVMe/TCP, file systems, and what they look for by name while they
+/// run; a target of its own, and disks in memory for it.
+pub(crate) const WANTED: [&str; 9] = [
     "virtio_pci",
     "virtio_net",
     "crc32c_generic",
@@ -19,6 +20,8 @@ pub(crate) const WANTED: [&str; 7] = [
     "nvme_tcp",
     "ext4",
     "xfs",
+    "nvmet_tcp",
+    "brd",
 ];
 
 /// How deep modules may depend on others; there are no circles in a kernel that was built.
