@@ -4,6 +4,7 @@
 //! - [`tree`] is the copy-on-write structure that maps, the allocation state and the table of volumes are
 //!   kept in.
 //! - [`allocator`] knows which extents and pages are free, and when freed ones may be used again.
+//! - [`cache`] has the pages of trees in memory, and seals them for a checkpoint.
 //! - [`journal`] makes changes durable before they are in a checkpoint.
 //! - [`map`] decides, without any I/O, what a write or a deallocation does to 64 KiB of a volume.
 //!
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod allocator;
+pub mod cache;
 pub mod device;
 pub mod journal;
 pub mod layout;
