@@ -25,7 +25,7 @@ use super::{SpdkDevice, status};
 use crate::error::IoError;
 
 /// How often timeouts are looked for.
-const TICK: Duration = Duration::from_millis(10);
+const LOOK_PERIOD: Duration = Duration::from_millis(10);
 
 /// Turns between two looks at the clock.
 const TURNS_PER_LOOK: u32 = 64;
@@ -68,8 +68,8 @@ pub(super) struct Queue {
     /// The stage that is followed.
     era: Cell<u64>,
     turns: Cell<u32>,
-    tick: Cell<u32>,
-    ticked_at: Cell<Instant>,
+    /// When timeouts were looked for last.
+    looked_at: Cell<Instant>,
     /// Whether the supervisor was told that the queue is of no use in this era.
     told: Cell<bool>,
     /// Times in a row that a queue pair was refused.
@@ -102,8 +102,7 @@ impl Queue {
             reach,
             era: Cell::new(0),
             turns: Cell::new(0),
-            tick: Cell::new(0),
-            ticked_at: Cell::new(reactor.now()),
+            looked_at: Cell::new(reactor.now()),
             told: Cell::new(false),
             refusals: Cell::new(0),
             losses_told: Cell::new(device.namespace().ledger.losses()),
@@ -215,10 +214,9 @@ impl Queue {
     fn send(&self, pair: &QueuePair, index: u16, alone: bool) -> bool {
         let order = {
             let mut slots = self.slots.borrow_mut();
-            let tick = self.tick.get();
             let order = slots.get_mut(index).and_then(|slot| slot.order);
             // Before it is: it may complete at once.
-            slots.sent(index, tick);
+            slots.sent(index, pollux_reactor::now());
             order
         };
         let Some(order) = order else {
@@ -296,7 +294,7 @@ impl Queue {
                 return;
             };
             let is_lost = (status.code_type, status.code) != (0, 0) && status::is_lost_with_queue(status);
-            if slot.timed_out && is_lost {
+            if slot.aborted_at.is_some() && is_lost {
                 slot.verdict = Some(IoError::TimedOut);
             } else if is_lost && (slot.abandoned || slot.attempts >= ATTEMPTS_MAX) {
                 slot.verdict = Some(IoError::Aborted);
@@ -306,7 +304,7 @@ impl Queue {
             slot.attempts = slot.attempts.saturating_add(u8::from(is_lost));
             // A command that was aborted by itself is over, and so is its use of memory. What was given up
             // with its queue waits until the controller is known to be done with it.
-            is_lost && (releasing || !slot.timed_out)
+            is_lost && (releasing || slot.aborted_at.is_none())
         };
         if again {
             self.slots.borrow_mut().park(index, false);
@@ -458,29 +456,30 @@ impl Queue {
         }
     }
 
-    /// Once a tick: has what took too long aborted, and then the controller reset.
+    /// Now and then: has what took too long aborted, and then the controller reset. To be called when all
+    /// completions that are there have been taken.
     fn look_for_timeouts(&self, pair: &QueuePair) {
         let now = pollux_reactor::now();
-        if now.saturating_since(self.ticked_at.get()) < TICK {
+        if now.saturating_since(self.looked_at.get()) < LOOK_PERIOD {
             return;
         }
-        self.ticked_at.set(now);
-        let tick = self.tick.get().wrapping_add(1);
-        self.tick.set(tick);
+        self.looked_at.set(now);
         let options = &self.shared().options;
-        let ticks = |span: Duration| (span.as_millis() / TICK.as_millis()).max(1) as u32;
-        let (time, abort_time) = (ticks(options.timeout), ticks(options.abort_timeout));
         let mut is_stuck = false;
         let mut late = None;
         for (index, slot) in self.slots.borrow_mut().sent_ones() {
-            let age = tick.wrapping_sub(slot.sent_at);
-            if age >= time && !slot.timed_out && late.is_none() {
-                slot.timed_out = true;
-                late = Some(index);
+            match slot.aborted_at {
+                Some(aborted_at) => {
+                    is_stuck |= now.saturating_since(aborted_at) >= options.abort_timeout;
+                }
+                // One at a time: aborts are few, and the admin queue is short.
+                None if late.is_none() && now.saturating_since(slot.sent_at) >= options.timeout => {
+                    slot.aborted_at = Some(now);
+                    late = Some(index);
+                }
+                None => {}
             }
-            is_stuck |= slot.timed_out && age >= time.saturating_add(abort_time);
         }
-        // One a tick: aborts are few, and the admin queue is short.
         if let Some(index) = late {
             let aborted = pair.abort(index);
             let device = self.device.name_text();

@@ -10,6 +10,8 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
+use pollux_reactor::Instant;
+
 use super::raw::queue::Order;
 use crate::error::IoError;
 
@@ -37,10 +39,10 @@ pub(super) struct Slot {
     pub(super) waker: Option<Waker>,
     /// Nobody waits for it any more.
     pub(super) abandoned: bool,
-    /// When it was given to SPDK, in ticks of the queue.
-    pub(super) sent_at: u32,
-    /// It has had its time, and the drive was asked to abort it.
-    pub(super) timed_out: bool,
+    /// When it was given to SPDK.
+    pub(super) sent_at: Instant,
+    /// When the drive was asked to abort it, as it had had its time.
+    pub(super) aborted_at: Option<Instant>,
     /// Times that it was given to SPDK again.
     pub(super) attempts: u8,
     /// What it ends with once the controller is known to be done with its memory; `None` to send it again.
@@ -54,8 +56,8 @@ impl Slot {
             order: None,
             waker: None,
             abandoned: false,
-            sent_at: 0,
-            timed_out: false,
+            sent_at: Instant::ORIGIN,
+            aborted_at: None,
             attempts: 0,
             verdict: None,
         }
@@ -191,10 +193,10 @@ impl Slots {
 
     /// A request is with SPDK from now on.
     #[inline]
-    pub(super) fn sent(&mut self, index: u16, tick: u32) {
+    pub(super) fn sent(&mut self, index: u16, now: Instant) {
         if let Some(slot) = self.get_mut(index) {
             slot.stage = Stage::InFlight;
-            slot.sent_at = tick;
+            slot.sent_at = now;
             self.in_flight += 1;
         }
     }

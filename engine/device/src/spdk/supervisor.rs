@@ -19,7 +19,7 @@ use std::time::Duration;
 use super::bus::{self, Holder};
 use super::identify::{Description, health};
 use super::options::{SpdkOptions, Transport};
-use super::raw::controller::{Connect, Controller};
+use super::raw::controller::{Connect, Controller, HealthRead};
 use super::raw::environment::clock;
 use super::shared::{Namespace, Notice, Shared, Stage};
 use crate::error::IoError;
@@ -30,9 +30,6 @@ const LOOK_PERIOD: Duration = Duration::from_millis(100);
 
 /// How often the SMART log is read.
 const HEALTH_PERIOD: Duration = Duration::from_secs(60);
-
-/// How long reading the SMART log may take.
-const HEALTH_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// How often a drive that is away is looked for.
 const RETURN_PERIOD: Duration = Duration::from_secs(1);
@@ -97,6 +94,8 @@ pub(super) struct Supervisor {
     shared: Arc<Shared>,
     notices: Receiver<Notice>,
     state: State,
+    /// A SMART log on its way.
+    health: Option<HealthRead>,
     health_at: Duration,
     return_at: Duration,
     /// Resets that brought no peace, and when the last one was.
@@ -110,6 +109,7 @@ impl Supervisor {
             shared,
             notices,
             state: State::Attached(controller),
+            health: None,
             health_at: Duration::ZERO,
             return_at: Duration::ZERO,
             relapses: 0,
@@ -145,11 +145,8 @@ impl Supervisor {
         match &self.state {
             State::Attached(controller) => match self.look_after(controller) {
                 Found::Fine => {
-                    let now = clock();
-                    if now >= self.health_at {
-                        self.health_at = now + HEALTH_PERIOD;
-                        self.read_health(controller);
-                    }
+                    let controller = Arc::clone(controller);
+                    self.follow_health(&controller);
                 }
                 Found::Removed => self.remove(),
                 Found::Trouble(what) => self.recover(&what),
@@ -180,11 +177,26 @@ impl Supervisor {
         Found::Fine
     }
 
-    fn read_health(&self, controller: &Controller) {
-        match controller.health_page(HEALTH_TIME_MAX) {
-            Ok(page) => self.shared.set_health(health(&page)),
-            Err(error) => {
-                tracing::debug!(controller = %self.place(), %error, "the SMART log cannot be read");
+    /// Begins to read the SMART log when it is time, and takes it over when it is there.
+    fn follow_health(&mut self, controller: &Controller) {
+        if let Some(read) = &self.health {
+            match read.result() {
+                Some(Ok(page)) => self.shared.set_health(health(&page)),
+                Some(Err(error)) => {
+                    tracing::debug!(controller = %self.place(), %error, "the SMART log cannot be read");
+                }
+                None => return,
+            }
+            self.health = None;
+        }
+        let now = clock();
+        if now >= self.health_at {
+            self.health_at = now + HEALTH_PERIOD;
+            match controller.read_health() {
+                Ok(read) => self.health = Some(read),
+                Err(error) => {
+                    tracing::debug!(controller = %self.place(), %error, "the SMART log cannot be read");
+                }
             }
         }
     }

@@ -121,6 +121,24 @@ fn one_controller_serves_several_namespaces_and_is_detached_with_the_last() {
     reactors.run(|| async {});
 }
 
+/// DPDK binds the thread that starts it to processors; that must be none of those that are there.
+#[test]
+fn opening_leaves_threads_where_they_are() {
+    let ground = Ground::new();
+    ground.serve(memory(&ground));
+    let reactors = TestReactors::start(1);
+    let reactor = reactors.handles()[0].clone();
+    let here = || rustix::thread::sched_getaffinity(None).expect("it can be asked for");
+    let before = (here(), on(&reactor, move || async move { here() }));
+    let device = connect(&reactor, ground.options(None));
+    let after = (here(), on(&reactor, move || async move { here() }));
+    assert_eq!(before, after);
+    let new = std::thread::spawn(here).join().expect("no panic");
+    assert_eq!(new, before.0, "a thread that is started now");
+    drop(device);
+    reactors.run(|| async {});
+}
+
 #[test]
 fn the_smart_log_is_read() {
     let ground = Ground::new();

@@ -31,6 +31,51 @@ fn a_request_that_takes_too_long_is_aborted_and_nothing_else() {
     reactors.run(|| async {});
 }
 
+/// The controller is reset when aborts do not help either. What had its time fails; what came later is done.
+#[test]
+fn a_controller_that_does_not_answer_is_reset() {
+    let ground = Ground::new();
+    ground.serve(memory(&ground));
+    let reactors = TestReactors::start(1);
+    let reactor = reactors.handles()[0].clone();
+    let mut options = ground.options(None);
+    options.timeout = Duration::from_millis(300);
+    options.abort_timeout = Duration::from_millis(300);
+    let device = connect(&reactor, options);
+    let queue_of = device.clone();
+    let (attached, is_attached) = std::sync::mpsc::channel();
+    let (freeze, is_frozen) = std::sync::mpsc::channel::<Vec<_>>();
+    let done = std::thread::spawn({
+        let reactor = reactor.clone();
+        move || {
+            on(&reactor, move || async move {
+                let queue = queue_of.attach().await.expect("attached");
+                attached.send(()).expect("the test waits");
+                let frozen = loop {
+                    match is_frozen.try_recv() {
+                        Ok(frozen) => break frozen,
+                        Err(_) => pollux_reactor::sleep(Duration::from_millis(1)).await,
+                    }
+                };
+                let early = queue.read(0, Buffer::from_heap(4096));
+                // Longer than a request and its abort may take.
+                pollux_reactor::sleep(Duration::from_secs(1)).await;
+                let late = queue.write(1, Buffer::from_heap(4096), false);
+                drop(frozen);
+                let results = (early.await.map(drop), late.await);
+                queue.flush().await.expect("the queue works");
+                results
+            })
+        }
+    });
+    is_attached.recv().expect("attached");
+    freeze.send(ground.freeze()).expect("the task waits");
+    let results = done.join().expect("no panic");
+    assert_eq!(results, (Err(IoError::TimedOut), Ok(())));
+    drop(device);
+    reactors.run(|| async {});
+}
+
 /// What is under way when the target goes waits until it is back, and is done then.
 #[test]
 fn requests_wait_for_a_target_that_comes_back() {

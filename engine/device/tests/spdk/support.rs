@@ -94,6 +94,18 @@ impl Ground {
         self.listening = Some(listening);
     }
 
+    /// Has the target do nothing, neither answer requests nor aborts, until what is returned is dropped.
+    pub fn freeze(&self) -> Vec<std::sync::mpsc::Sender<()>> {
+        let reactors = self.reactors.handles();
+        let frozen = reactors.iter().map(|reactor| {
+            let (sender, thaw) = std::sync::mpsc::channel::<()>();
+            let waiting = reactor.spawn(move || async move { thaw.recv().unwrap_or_default() });
+            waiting.expect("the reactor takes messages");
+            sender
+        });
+        frozen.collect()
+    }
+
     /// Breaks every connection and takes no more; what it serves stays.
     pub fn stop(&mut self) {
         if let Some(listening) = self.listening.take() {

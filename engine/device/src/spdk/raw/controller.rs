@@ -244,28 +244,22 @@ impl Controller {
         }
     }
 
-    /// Reads the SMART / Health log of the whole controller. Blocks, `time` at most.
+    /// Begins to read the SMART / Health log of the whole controller; the answer comes with
+    /// [`Controller::poll_admin`].
     ///
     /// # Errors
     ///
-    /// `ETIMEDOUT`, `EIO` when the controller refuses, and SPDK's own.
-    pub(in super::super) fn health_page(&self, time: Duration) -> Result<Vec<u8>, Errno> {
-        /// Not answered; answered well; answered otherwise.
-        const OPEN: u8 = 0;
-        const GOOD: u8 = 1;
-        const BAD: u8 = 2;
-        unsafe extern "C" fn answered(context: *mut c_void, completion: *const sys::spdk_nvme_cpl) {
-            // SAFETY: the context is the answer that `health_page` waits for, or has leaked, and is atomic:
-            // whatever thread polls the admin queue calls this. The completion lives until this returns.
-            let (answer, status) =
-                unsafe { (&*context.cast::<AtomicU8>(), sys::completion_status(completion)) };
-            let good = (status.code_type, status.code) == (0, 0);
-            answer.store(if good { GOOD } else { BAD }, Ordering::Release);
-        }
-        let page = DmaBuffer::new(HEALTH_BYTES).ok_or(Errno(libc::ENOMEM))?;
-        let answer = Box::new(AtomicU8::new(OPEN));
+    /// `ENOMEM`, and SPDK's own.
+    pub(in super::super) fn read_health(&self) -> Result<HealthRead, Errno> {
+        let read = HealthRead {
+            page: Some(DmaBuffer::new(HEALTH_BYTES).ok_or(Errno(libc::ENOMEM))?),
+            answer: Some(Box::new(AtomicU8::new(OPEN))),
+        };
+        let (Some(page), Some(answer)) = (&read.page, &read.answer) else {
+            return Err(Errno(libc::EINVAL));
+        };
         // SAFETY: the page and the answer live until the command is answered, or are leaked.
-        check(unsafe {
+        let code = unsafe {
             sys::spdk_nvme_ctrlr_cmd_get_log_page(
                 self.as_ptr(),
                 HEALTH_LOG,
@@ -274,25 +268,61 @@ impl Controller {
                 HEALTH_BYTES as u32,
                 0,
                 Some(answered),
-                std::ptr::from_ref(&*answer).cast_mut().cast(),
+                std::ptr::from_ref(&**answer).cast_mut().cast(),
             )
-        })?;
-        let deadline = clock() + time;
-        loop {
-            let polled = self.poll_admin();
-            match answer.load(Ordering::Acquire) {
-                GOOD => return Ok(page.to_vec()),
-                BAD => return Err(Errno(libc::EIO)),
-                _ if polled.is_err() || clock() >= deadline => {
-                    // The command may still be answered.
-                    page.leak();
-                    Box::leak(answer);
-                    return Err(Errno(libc::ETIMEDOUT));
-                }
-                _ => pause(),
+        };
+        if code != 0 {
+            // It was not taken, and nobody will answer.
+            answer.store(BAD, Ordering::Release);
+        }
+        check(code)?;
+        Ok(read)
+    }
+}
+
+/// Not answered; answered well; answered otherwise.
+const OPEN: u8 = 0;
+const GOOD: u8 = 1;
+const BAD: u8 = 2;
+
+/// A health log on its way. Dropped before it is there, its memory is leaked: the drive may still write to it.
+pub(in super::super) struct HealthRead {
+    page: Option<DmaBuffer>,
+    answer: Option<Box<AtomicU8>>,
+}
+
+impl HealthRead {
+    /// The log, once there is an answer; `EIO` if the controller refused.
+    pub(in super::super) fn result(&self) -> Option<Result<Vec<u8>, Errno>> {
+        match self.answer.as_ref()?.load(Ordering::Acquire) {
+            GOOD => Some(Ok(self.page.as_ref()?.to_vec())),
+            BAD => Some(Err(Errno(libc::EIO))),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for HealthRead {
+    fn drop(&mut self) {
+        let is_open = |answer: &AtomicU8| answer.load(Ordering::Acquire) == OPEN;
+        if self.answer.as_deref().is_some_and(is_open) {
+            if let Some(page) = self.page.take() {
+                page.leak();
+            }
+            if let Some(answer) = self.answer.take() {
+                Box::leak(answer);
             }
         }
     }
+}
+
+/// The health log is there, or not.
+unsafe extern "C" fn answered(context: *mut c_void, completion: *const sys::spdk_nvme_cpl) {
+    // SAFETY: the context is the answer in a `HealthRead`, or has leaked, and is atomic: whatever thread polls
+    // the admin queue calls this. The completion lives until this returns.
+    let (answer, status) = unsafe { (&*context.cast::<AtomicU8>(), sys::completion_status(completion)) };
+    let good = (status.code_type, status.code) == (0, 0);
+    answer.store(if good { GOOD } else { BAD }, Ordering::Release);
 }
 
 /// The controller as a whole (NVMe Base, Namespace Identifier).

@@ -67,6 +67,9 @@ pub(in super::super) struct DmaBuffer {
     len_bytes: usize,
 }
 
+// SAFETY: the memory belongs to the process and to no thread; the buffer owns it until it is dropped, once.
+unsafe impl Send for DmaBuffer {}
+
 impl DmaBuffer {
     /// So many zeros; `None` if memory is short.
     pub(super) fn new(len_bytes: usize) -> Option<Self> {
