@@ -96,41 +96,26 @@ fn loads() -> Vec<Load> {
         reactors: 1,
         connections: 1,
     };
+    let several = |pattern, depth, reactors, connections| Load {
+        depth,
+        reactors,
+        connections,
+        ..one(pattern, 4096, depth)
+    };
     vec![
         one(Pattern::Read, 4096, 128),
         one(Pattern::Write, 4096, 128),
+        // One initiator is busier with reads than a target is: two leave it to the target.
+        several(Pattern::Read, 64, 1, 2),
+        several(Pattern::Write, 64, 1, 2),
         one(Pattern::Read, 4096, 1),
         one(Pattern::Write, 4096, 1),
         one(Pattern::Read, 131_072, 32),
         one(Pattern::Write, 131_072, 32),
-        Load {
-            pattern: Pattern::Read,
-            block_bytes: 4096,
-            depth: 32,
-            reactors: 1,
-            connections: 4,
-        },
-        Load {
-            pattern: Pattern::Read,
-            block_bytes: 4096,
-            depth: 32,
-            reactors: 2,
-            connections: 4,
-        },
-        Load {
-            pattern: Pattern::Write,
-            block_bytes: 4096,
-            depth: 32,
-            reactors: 1,
-            connections: 4,
-        },
-        Load {
-            pattern: Pattern::Write,
-            block_bytes: 4096,
-            depth: 32,
-            reactors: 2,
-            connections: 4,
-        },
+        several(Pattern::Read, 32, 1, 4),
+        several(Pattern::Read, 32, 2, 4),
+        several(Pattern::Write, 32, 1, 4),
+        several(Pattern::Write, 32, 2, 4),
     ]
 }
 
