@@ -285,7 +285,8 @@ const OPEN: u8 = 0;
 const GOOD: u8 = 1;
 const BAD: u8 = 2;
 
-/// A health log on its way. Dropped before it is there, its memory is leaked: the drive may still write to it.
+/// A health log on its way. Dropped before it is there, its memory is leaked: the drive may still write to
+/// it.
 pub(in super::super) struct HealthRead {
     page: Option<DmaBuffer>,
     answer: Option<Box<AtomicU8>>,
@@ -318,8 +319,8 @@ impl Drop for HealthRead {
 
 /// The health log is there, or not.
 unsafe extern "C" fn answered(context: *mut c_void, completion: *const sys::spdk_nvme_cpl) {
-    // SAFETY: the context is the answer in a `HealthRead`, or has leaked, and is atomic: whatever thread polls
-    // the admin queue calls this. The completion lives until this returns.
+    // SAFETY: the context is the answer in a `HealthRead`, or has leaked, and is atomic: whatever thread
+    // polls the admin queue calls this. The completion lives until this returns.
     let (answer, status) = unsafe { (&*context.cast::<AtomicU8>(), sys::completion_status(completion)) };
     let good = (status.code_type, status.code) == (0, 0);
     answer.store(if good { GOOD } else { BAD }, Ordering::Release);
