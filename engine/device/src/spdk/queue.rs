@@ -376,6 +376,8 @@ impl Queue {
                 });
             }
             shared::Stage::Released => self.free_pair(),
+            // It goes on: the stage began anew for queues that found no namespace.
+            shared::Stage::Live(controller) if self.is_live_on(&controller) => {}
             shared::Stage::Live(controller) => {
                 self.free_pair();
                 let link = self.connect(&controller);
@@ -392,6 +394,10 @@ impl Queue {
         }
         self.wake_settling();
         self.shared().reached(self.id, era);
+    }
+
+    fn is_live_on(&self, controller: &Arc<Controller>) -> bool {
+        matches!(&*self.link.borrow(), Link::Live(pair) if pair.is_of(controller))
     }
 
     fn connect(&self, controller: &Arc<Controller>) -> Link {

@@ -80,6 +80,8 @@ enum Away {
 /// What a look at the controller found.
 enum Found {
     Fine,
+    /// Namespaces that were gone are there again.
+    Returned,
     Removed,
     Trouble(String),
 }
@@ -148,6 +150,10 @@ impl Supervisor {
                     let controller = Arc::clone(controller);
                     self.follow_health(&controller);
                 }
+                Found::Returned => {
+                    let controller = Arc::clone(controller);
+                    self.take_back(controller);
+                }
                 Found::Removed => self.remove(),
                 Found::Trouble(what) => self.recover(&what),
             },
@@ -171,10 +177,11 @@ impl Supervisor {
         if controller.is_failed() {
             return Found::Trouble("the controller says that it has failed".to_owned());
         }
+        let mut returned = false;
         for namespace in self.shared.namespaces() {
-            follow_namespace(controller, &namespace);
+            returned |= follow_namespace(controller, &namespace);
         }
-        Found::Fine
+        if returned { Found::Returned } else { Found::Fine }
     }
 
     /// Begins to read the SMART log when it is time, and takes it over when it is there.
@@ -206,6 +213,20 @@ impl Supervisor {
         match self.place() {
             Transport::Pcie(address) => !bus::is_present(Path::new(bus::SYSFS), *address),
             Transport::Rdma(_) | Transport::Tcp(_) => false,
+        }
+    }
+
+    /// Uses namespaces again that were gone for a while. Queues that were made meanwhile get queue pairs now;
+    /// others have kept theirs.
+    fn take_back(&self, controller: Arc<Controller>) {
+        let returned = |namespace: &Arc<Namespace>| {
+            check_namespace(&controller, namespace).is_ok() && namespace.set_present(true)
+        };
+        let namespaces = self.shared.namespaces();
+        let back: Vec<_> = namespaces.into_iter().filter(returned).collect();
+        self.shared.begin(Stage::Live(Arc::clone(&controller)));
+        for namespace in back {
+            namespace.publisher.publish(DeviceEvent::Returned);
         }
     }
 
@@ -416,19 +437,29 @@ fn check_namespace(controller: &Controller, namespace: &Namespace) -> Result<(),
     Ok(())
 }
 
-/// Sees a namespace grow, go and come back.
-fn follow_namespace(controller: &Controller, namespace: &Namespace) {
+/// Sees a namespace grow and go; whether one that was gone is there again.
+fn follow_namespace(controller: &Controller, namespace: &Namespace) -> bool {
     match controller.namespace_blocks(namespace.id) {
+        Some(_) if !namespace.is_present() => {
+            // Another one of the same number is left alone.
+            let is_same = check_namespace(controller, namespace).is_ok();
+            if is_same && namespace.description.geometry.volatile_write_cache {
+                namespace.ledger.lost();
+            }
+            is_same
+        }
         Some(blocks) => {
             if namespace.grow(blocks) {
                 namespace.publisher.publish(DeviceEvent::Resized);
             }
+            false
         }
         None => {
             if namespace.set_present(false) {
                 tracing::warn!(namespace = namespace.id, "the namespace is gone");
                 namespace.publisher.publish(DeviceEvent::Removed);
             }
+            false
         }
     }
 }

@@ -87,6 +87,31 @@ fn a_namespace_that_goes_fails_alone() {
 }
 
 #[test]
+fn a_namespace_that_comes_back_is_used_again() {
+    let ground = Ground::new();
+    let medium = memory(&ground);
+    let id = ground.serve(medium.clone());
+    let stays = ground.serve(Counted::new(memory(&ground)));
+    let reactors = TestReactors::start(1);
+    let reactor = reactors.handles()[0].clone();
+    let device = connect(&reactor, ground.options(Some(id)));
+    let other = connect(&reactor, ground.options(Some(stays)));
+    let mut events = device.subscribe();
+    ground.subsystem.remove_namespace(id).expect("it is there");
+    expect_event(&mut events, DeviceEvent::Removed);
+    assert_eq!(ground.serve(medium), id);
+    expect_event(&mut events, DeviceEvent::Returned);
+    for device in [device.clone(), other.clone()] {
+        on(&reactor, move || async move {
+            let queue = device.attach().await.expect("attached");
+            queue.read(0, Buffer::from_heap(4096)).await.expect("it works");
+        });
+    }
+    drop((device, other));
+    reactors.run(|| async {});
+}
+
+#[test]
 fn one_controller_serves_several_namespaces_and_is_detached_with_the_last() {
     let ground = Ground::new();
     ground.serve(memory(&ground));

@@ -99,8 +99,13 @@ impl Ground {
         let reactors = self.reactors.handles();
         let frozen = reactors.iter().map(|reactor| {
             let (sender, thaw) = std::sync::mpsc::channel::<()>();
-            let waiting = reactor.spawn(move || async move { thaw.recv().unwrap_or_default() });
+            let (freezes, is_frozen) = std::sync::mpsc::channel();
+            let waiting = reactor.spawn(move || async move {
+                freezes.send(()).expect("it is waited for");
+                thaw.recv().unwrap_or_default();
+            });
             waiting.expect("the reactor takes messages");
+            is_frozen.recv().expect("the reactor runs");
             sender
         });
         frozen.collect()

@@ -112,6 +112,11 @@ impl QueuePair {
         Ok(made)
     }
 
+    /// Whether it is one of this controller.
+    pub(in super::super) fn is_of(&self, controller: &Arc<Controller>) -> bool {
+        Arc::ptr_eq(&self.controller, controller)
+    }
+
     /// Whether commands can be sent.
     pub(in super::super) fn is_connected(&self) -> bool {
         // SAFETY: the pair lives while `self` does, on its thread.
