@@ -4,17 +4,39 @@
 
 use std::error::Error;
 
+use prost::Message;
+
 const INCLUDES: [&str; 1] = ["proto"];
-const FILES: [&str; 1] = ["proto/pollux/engine/v1/engine.proto"];
+const FILES: [&str; 9] = [
+    "proto/pollux/engine/v1/engine.proto",
+    "proto/pollux/control/v1/common.proto",
+    "proto/pollux/control/v1/node.proto",
+    "proto/pollux/control/v1/pool.proto",
+    "proto/pollux/control/v1/volume.proto",
+    "proto/pollux/control/v1/template.proto",
+    "proto/pollux/control/v1/snapshot.proto",
+    "proto/pollux/control/v1/event.proto",
+    "proto/pollux/control/v1/engine.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for include in INCLUDES {
         println!("cargo::rerun-if-changed={include}");
     }
     let descriptors = protox::compile(FILES, INCLUDES)?;
+    let encoded = descriptors.encode_to_vec();
     tonic_prost_build::configure()
-        .type_attribute(".", "#[derive(serde::Serialize)]")
+        .type_attribute(".pollux.engine.v1", "#[derive(serde::Serialize)]")
         .type_attribute("Event.what", "#[serde(rename_all = \"snake_case\")]")
+        .compile_well_known_types(true)
+        .extern_path(".google.protobuf", "::pbjson_types")
+        .btree_map(".pollux.control.v1")
         .compile_fds(descriptors)?;
+    // Messages of the control plane are read from JSON too: from files, and by the gateway.
+    pbjson_build::Builder::new()
+        .register_descriptors(&encoded)?
+        .preserve_proto_field_names()
+        .btree_map([".pollux.control.v1"])
+        .build(&[".pollux.control.v1"])?;
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The gRPC interfaces of Pollux: what is generated from the `.proto` files, and nothing else.
 //!
-//! Messages can be serialized, so that what is shown as JSON has the names of the `.proto` files.
+//! Messages can be serialized, so that what is shown as JSON has the names of the `.proto` files. Those of
+//! the control plane can be read from JSON too, in protobuf's own mapping: 64-bit numbers are texts, enums
+//! are names.
 
 #![forbid(unsafe_code)]
 
@@ -13,5 +15,26 @@ pub mod engine {
     }
 }
 
-/// The domain of the machine-readable reasons in errors (google.rpc.ErrorInfo).
+/// Interfaces of the control plane.
+pub mod control {
+    /// Version 1.
+    #[allow(missing_docs, reason = "generated; the .proto files document it")]
+    #[allow(clippy::all, reason = "generated")]
+    pub mod v1 {
+        tonic::include_proto!("pollux.control.v1");
+
+        mod json {
+            use super::*;
+            include!(concat!(env!("OUT_DIR"), "/pollux.control.v1.serde.rs"));
+        }
+    }
+}
+
+/// Names some fields of a message, for updates that leave the others alone (google.protobuf.FieldMask).
+pub use pbjson_types::FieldMask;
+
+/// The domain of the machine-readable reasons in errors of engines (google.rpc.ErrorInfo).
 pub const ERROR_DOMAIN: &str = "engine.pollux.io";
+
+/// The domain of the machine-readable reasons in errors of the control plane (google.rpc.ErrorInfo).
+pub const CONTROL_ERROR_DOMAIN: &str = "control.pollux.io";

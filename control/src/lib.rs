@@ -1,0 +1,3 @@
+//! The Pollux control plane.
+
+#![forbid(unsafe_code)]
