@@ -1,3 +1,6 @@
-//! The Pollux control plane.
+//! The Pollux control plane: desired state in a store, observed state from engines, and pure functions that
+//! plan what closes the difference.
 
 #![forbid(unsafe_code)]
+
+pub mod placement;
