@@ -7,7 +7,8 @@ use std::error::Error;
 use prost::Message;
 
 const INCLUDES: [&str; 1] = ["proto"];
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
+    "proto/etcd/etcd.proto",
     "proto/pollux/engine/v1/engine.proto",
     "proto/pollux/control/v1/common.proto",
     "proto/pollux/control/v1/node.proto",

@@ -30,6 +30,12 @@ pub mod control {
     }
 }
 
+/// The part of etcd's interface that the control plane uses.
+#[allow(missing_docs, reason = "generated; the .proto file documents it")]
+pub mod etcd {
+    tonic::include_proto!("etcdserverpb");
+}
+
 /// Names some fields of a message, for updates that leave the others alone (google.protobuf.FieldMask).
 pub use pbjson_types::FieldMask;
 
