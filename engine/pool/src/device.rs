@@ -75,6 +75,20 @@ impl PoolDevice {
         .await
     }
 
+    /// Reads blocks into a buffer, which is as long as they are.
+    ///
+    /// # Errors
+    ///
+    /// Those of the device.
+    pub async fn read_into(&self, block: u64, into: Buffer) -> Result<Buffer, IoError> {
+        let bytes = into.len();
+        match self.device.read(block * self.ratio, into).await {
+            // The buffer is gone with the request.
+            Err(IoError::ResourceShortage) => self.read(block, (bytes / BLOCK_BYTES) as u64).await,
+            result => result,
+        }
+    }
+
     /// Writes blocks; with `durable` they are on the medium when it returns.
     ///
     /// # Errors

@@ -18,4 +18,14 @@ pub mod device;
 pub mod journal;
 pub mod layout;
 pub mod map;
+mod pool;
+mod signal;
+pub mod space;
 pub mod tree;
+mod volume;
+
+pub use pool::{
+    CheckReport, CreateOptions, ImportReport, LostBlock, Misplaced, Pool, PoolCounters, PoolError,
+    PoolOptions, Space, VolumeOptions,
+};
+pub use volume::{BlockRange, RangePage, Volume};

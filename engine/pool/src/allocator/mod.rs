@@ -6,6 +6,8 @@
 //! - What is freed is not free: it is *pending*, then *closing* while the checkpoint is written in which it
 //!   is free, and free once that is durable. So what a crash goes back to is never overwritten. The state
 //!   that goes to the drive, as [`DeviceSpace::image`] gives it, has neither.
+//! - An extent that was taken for data is *unrecorded* until a map points to it: it is not in the state that
+//!   goes to the drive, so that a crash before its first record leaves nothing behind.
 //! - Data never takes the last extents: so many as `reserve_extents` says stay for pages, so that deleting
 //!   in a full pool finds room for the pages that it changes.
 //! - The two copies of a page are in two extents, so that no damage of one extent takes both.
@@ -69,8 +71,12 @@ pub struct DeviceSpace {
     pages: BTreeMap<u64, u16>,
     /// Extents with pages that have free blocks.
     partial: BTreeSet<u64>,
+    /// Free blocks of those.
+    partial_blocks: u64,
     pending: Freed,
     closing: Freed,
+    /// Taken for data that no map points to yet.
+    unrecorded: BTreeSet<u64>,
     reserve_extents: u64,
     /// Where to look for a free extent next.
     cursor: u64,
@@ -89,12 +95,19 @@ impl DeviceSpace {
             free: extents,
             pages: BTreeMap::new(),
             partial: BTreeSet::new(),
+            partial_blocks: 0,
             pending: BTreeMap::new(),
             closing: BTreeMap::new(),
+            unrecorded: BTreeSet::new(),
             reserve_extents,
             cursor: 0,
             dirty: BTreeSet::new(),
         }
+    }
+
+    /// Extents of the device.
+    pub fn extents(&self) -> u64 {
+        self.extents
     }
 
     /// How much is used.
@@ -154,11 +167,10 @@ impl DeviceSpace {
         let number = self.find()?;
         self.set_taken(number, true);
         self.cursor = (number + 1) % self.extents;
-        self.touch(number);
         Some(number)
     }
 
-    /// Takes an extent for data.
+    /// Takes an extent for data. [`DeviceSpace::record_extent`] or [`DeviceSpace::return_extent`] follows.
     ///
     /// # Errors
     ///
@@ -167,9 +179,29 @@ impl DeviceSpace {
         if self.free <= self.reserve_extents {
             return Err(NoSpace);
         }
-        self.take()
-            .map(|number| ExtentId::new(self.device, number))
-            .ok_or(NoSpace)
+        let number = self.take().ok_or(NoSpace)?;
+        self.unrecorded.insert(number);
+        Ok(ExtentId::new(self.device, number))
+    }
+
+    /// A map points to an extent that was taken. No more than once is needed, and more do nothing.
+    pub fn record_extent(&mut self, extent: ExtentId) {
+        if self.unrecorded.remove(&extent.number()) {
+            self.touch(extent.number());
+        }
+    }
+
+    /// An extent that was taken was not needed. No map ever pointed to it, so it is free at once; nothing
+    /// happens to one that is recorded.
+    pub fn return_extent(&mut self, extent: ExtentId) {
+        if self.unrecorded.remove(&extent.number()) {
+            self.set_taken(extent.number(), false);
+        }
+    }
+
+    /// Extents that can be taken for data.
+    pub fn free_extents(&self) -> u64 {
+        self.free.saturating_sub(self.reserve_extents)
     }
 
     /// Takes a block for a page, not in the extent `apart`.
@@ -184,11 +216,16 @@ impl DeviceSpace {
         let partial = self.partial.iter().copied().find(|number| Some(*number) != apart);
         let number = match partial {
             Some(number) => number,
-            None => self.take().ok_or(NoSpace)?,
+            None => {
+                let number = self.take().ok_or(NoSpace)?;
+                self.partial_blocks += EXTENT_BLOCKS as u64;
+                number
+            }
         };
         let mask = self.pages.entry(number).or_insert(0);
         let index = mask.trailing_ones() as u8;
         *mask |= 1 << index;
+        self.partial_blocks -= 1;
         if *mask == WHOLE {
             self.partial.remove(&number);
         } else {
@@ -198,11 +235,9 @@ impl DeviceSpace {
         Ok(ExtentId::new(self.device, number).block(index))
     }
 
-    /// Pages that can still be taken, each of two copies counting for one.
+    /// Blocks that can still be taken for pages.
     pub fn free_pages(&self) -> u64 {
-        let partial = self.partial.iter().filter_map(|number| self.pages.get(number));
-        let in_partial: u64 = partial.map(|mask| u64::from(mask.count_zeros())).sum();
-        self.free * EXTENT_BLOCKS as u64 + in_partial
+        self.free * EXTENT_BLOCKS as u64 + self.partial_blocks
     }
 
     /// Frees an extent of data: it can be taken after the next checkpoint.
@@ -212,7 +247,9 @@ impl DeviceSpace {
     /// [`StateError`]; nothing is changed.
     pub fn free_extent(&mut self, extent: ExtentId) -> Result<(), StateError> {
         let number = self.check(extent)?;
-        let freed = self.pending.contains_key(&number) || self.closing.contains_key(&number);
+        let freed = self.pending.contains_key(&number)
+            || self.closing.contains_key(&number)
+            || self.unrecorded.contains(&number);
         if !self.is_taken(number) || self.pages.contains_key(&number) || freed {
             return Err(StateError::NotUsed(number));
         }
@@ -248,7 +285,7 @@ impl DeviceSpace {
 
     /// Blocks of an extent that are used, without those being freed.
     fn used_mask(&self, number: u64) -> u16 {
-        if !self.is_taken(number) {
+        if !self.is_taken(number) || self.unrecorded.contains(&number) {
             return 0;
         }
         let taken = self.pages.get(&number).copied().unwrap_or(WHOLE);
@@ -296,6 +333,7 @@ impl DeviceSpace {
         if mask != WHOLE {
             self.pages.insert(number, mask);
             self.partial.insert(number);
+            self.partial_blocks += u64::from(mask.count_zeros());
         }
         Ok(())
     }
@@ -329,6 +367,16 @@ impl DeviceSpace {
         self.dirty.iter().copied()
     }
 
+    /// Whether anything was freed that is not free yet.
+    pub fn is_freeing(&self) -> bool {
+        !self.pending.is_empty() || !self.closing.is_empty()
+    }
+
+    /// How many those are.
+    pub fn dirty_leaf_count(&self) -> usize {
+        self.dirty.len()
+    }
+
     /// Closes a checkpoint: its images have been taken, and what was freed before is free in it. One at a
     /// time.
     pub fn close_checkpoint(&mut self) {
@@ -341,7 +389,9 @@ impl DeviceSpace {
     /// The checkpoint that was closed is durable: what is free in it can be taken.
     pub fn checkpoint_durable(&mut self) {
         for (number, freed) in std::mem::take(&mut self.closing) {
-            let left = self.pages.get(&number).map_or(0, |mask| mask & !freed);
+            let before = self.pages.get(&number).copied();
+            let left = before.map_or(0, |mask| mask & !freed);
+            self.partial_blocks -= before.map_or(0, |mask| u64::from(mask.count_zeros()));
             if left == 0 {
                 self.pages.remove(&number);
                 self.partial.remove(&number);
@@ -349,6 +399,7 @@ impl DeviceSpace {
             } else {
                 self.pages.insert(number, left);
                 self.partial.insert(number);
+                self.partial_blocks += u64::from(left.count_zeros());
             }
         }
     }

@@ -111,8 +111,18 @@ impl Model {
     fn run(&mut self, step: Step) {
         match step {
             Step::Extent => {
-                if let Ok(extent) = self.space.take_extent() {
+                if let Ok(mut extent) = self.space.take_extent() {
                     self.assert_fresh(extent, None);
+                    assert_eq!(self.space.image(extent.number()), 0, "no map points to it");
+                    assert!(self.space.free_extent(extent).is_err());
+                    if extent.number().is_multiple_of(5) {
+                        self.space.return_extent(extent);
+                        self.space.return_extent(extent);
+                        extent = self.space.take_extent().unwrap();
+                        self.assert_fresh(extent, None);
+                    }
+                    self.space.record_extent(extent);
+                    self.space.return_extent(extent);
                     assert!(self.used.extents.insert(extent));
                 } else {
                     assert!(self.space.counts().free <= RESERVE);

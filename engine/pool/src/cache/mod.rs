@@ -23,9 +23,10 @@ use std::rc::Rc;
 
 use uuid::Uuid;
 
-use crate::allocator::{DeviceSpace, StateError};
+use crate::allocator::StateError;
 use crate::layout::page::{FAN_OUT, Page, PageIdentity, PageKind};
 use crate::layout::{BlockAddress, PagePointer};
+use crate::space::PoolSpace;
 use crate::tree::{PageStore, TreeError};
 pub use load::{LoadError, load};
 
@@ -250,7 +251,7 @@ pub struct Metadata<'a> {
     /// The pages.
     pub cache: &'a mut PageCache,
     /// Where they go.
-    pub space: &'a mut DeviceSpace,
+    pub space: &'a mut PoolSpace,
 }
 
 impl Metadata<'_> {

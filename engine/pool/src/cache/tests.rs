@@ -10,11 +10,12 @@ use pollux_reactor::random_u64;
 use pollux_sim::{SimDrive, SimDriveOptions, World};
 
 use super::*;
+use crate::allocator::DeviceSpace;
 use crate::device::PoolDevice;
 use crate::layout::page::MAP_LEAF_SLOTS;
 use crate::layout::slot::{Fragment, Slot};
 use crate::layout::{EXTENT_BLOCKS, EXTENT_BYTES, ExtentId};
-use crate::tree::{Generations, Shape, Tree};
+use crate::tree::{Generations, Passed, Shape, Tree};
 
 const SHAPE: Shape = Shape {
     kind: PageKind::Map,
@@ -36,7 +37,7 @@ fn slot(number: u64) -> Slot {
 
 struct Bench {
     cache: PageCache,
-    space: DeviceSpace,
+    space: PoolSpace,
     devices: Vec<Option<PoolDevice>>,
     tree: Tree,
     generations: Generations,
@@ -45,7 +46,8 @@ struct Bench {
 impl Bench {
     async fn new(drive: &Arc<SimDrive>) -> Self {
         let device = PoolDevice::new(drive.clone().attach().await.unwrap()).unwrap();
-        let mut space = DeviceSpace::new(0, EXTENTS, 4);
+        let mut space = PoolSpace::new();
+        space.insert(0, DeviceSpace::new(0, EXTENTS, 4), false);
         // A label is there; and extent 0 of device 0 is no extent that anything can point to.
         space.mark_extent(ExtentId::new(0, 0), false).unwrap();
         Self {
@@ -57,6 +59,7 @@ impl Bench {
                 id: 9,
                 root: None,
                 parent_generation: 0,
+            passed: Passed::default(),
             },
             generations: Generations { open: 1, closed: 0 },
         }

@@ -44,7 +44,10 @@ pub const RING_BLOCKS_MIN: u64 = 128;
 /// Blocks of the ring that only a checkpoint uses: to write again what must outlive the part that it ends.
 pub const RESERVED_BLOCKS: u64 = 32;
 
-const _: () = assert!(RECORD_BYTES_MAX <= RECORDS_BYTES_MAX);
+/// Records that are sure to fit one block.
+pub const RECORDS_TOGETHER_MAX: usize = RECORDS_BYTES_MAX / RECORD_BYTES_MAX;
+
+const _: () = assert!(RECORDS_TOGETHER_MAX >= 2);
 
 /// Why a record could not be made durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -164,6 +167,11 @@ impl Journal {
         })
     }
 
+    /// The copies that are in use.
+    pub fn copies(&self) -> ArrayVec<JournalCopy, COPIES_MAX> {
+        self.state.borrow().copies.clone()
+    }
+
     /// Sets which devices hold data: those with a volatile cache are flushed before records are durable.
     pub fn set_data_devices(&self, devices: Vec<PoolDevice>) {
         self.state.borrow_mut().data_devices = devices;
@@ -176,11 +184,22 @@ impl Journal {
     ///
     /// [`JournalError::Full`]: nothing was appended, see [`Journal::room`]. [`JournalError::Failed`].
     pub fn append(&self, record: &Record, purpose: AppendFor) -> Result<u64, JournalError> {
+        self.append_together(std::slice::from_ref(record), purpose)
+    }
+
+    /// Appends records to one block, so that all of them become durable or none: at most
+    /// [`RECORDS_TOGETHER_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::append`].
+    pub fn append_together(&self, records: &[Record], purpose: AppendFor) -> Result<u64, JournalError> {
+        debug_assert!(records.len() <= RECORDS_TOGETHER_MAX, "they may not fit a block");
         let mut state = self.state.borrow_mut();
         if let Some(error) = state.failed {
             return Err(JournalError::Failed(error));
         }
-        if state.block.as_mut().is_some_and(|block| block.push(record)) {
+        if state.block.as_mut().is_some_and(|block| block.push_all(records)) {
             return Ok(state.open + 1);
         }
         let next = state.open + u64::from(state.block.is_some());
@@ -192,8 +211,8 @@ impl Journal {
             state.open += 1;
         }
         let mut block = JournalBlock::new();
-        let fits = block.push(record);
-        debug_assert!(fits, "the longest record fits an empty block");
+        let fits = block.push_all(records);
+        debug_assert!(fits, "so many of the longest records fit an empty block");
         state.block = Some(block);
         Ok(state.open + 1)
     }
@@ -289,6 +308,12 @@ impl Journal {
     fn position_of(&self, sequence: u64) -> RingPosition {
         self.origin
             .advanced(sequence - self.origin.sequence, self.ring_blocks)
+    }
+
+    /// Whether there are records that no write has taken yet.
+    pub fn has_unwritten(&self) -> bool {
+        let state = self.state.borrow();
+        state.failed.is_none() && state.write < state.open + u64::from(state.block.is_some())
     }
 
     /// How much of the ring is used.

@@ -23,10 +23,11 @@
 //! | 1 | slot: volume u64, slot u64, the 128 bytes of the slot |
 //! | 2 | clear: volume u64, first slot u64, number of slots u32 |
 //! | 3 | intent: volume u64, region u64 |
-//! | 4 | intent retired: volume u64, region u64 |
-//! | 5 | volume: the 256 bytes of its entry; the root of its map is zeros, and stays |
-//! | 6 | snapshot: the volume u64, and the 256 bytes of the entry of its new snapshot, without root |
-//! | 7 | volume is gone: volume u64 |
+//! | 4 | volume: the 256 bytes of its entry; root, parent, generation and cursor of one that is there stay |
+//! | 5 | snapshot: the volume u64, and the 256 bytes of the entry of its new snapshot, without root |
+//!
+//! An intent ends with the checkpoint that does not write it again. A volume or snapshot that is gone was in
+//! the state kept or being deleted before, and is gone in a checkpoint: its space comes back with it.
 
 use uuid::Uuid;
 
@@ -72,14 +73,7 @@ pub enum Record {
         /// Which region.
         region: u64,
     },
-    /// Everything in a region is as its checksums say.
-    IntentRetired {
-        /// Of which volume.
-        volume: u64,
-        /// Which region.
-        region: u64,
-    },
-    /// A volume or snapshot is like this now, but for its map.
+    /// A volume or snapshot is like this now. A new one with a parent has the map of that.
     Volume(Box<VolumeEntry>),
     /// A snapshot was made.
     Snapshot {
@@ -87,11 +81,6 @@ pub enum Record {
         volume: u64,
         /// The snapshot.
         entry: Box<VolumeEntry>,
-    },
-    /// A volume or snapshot is no more.
-    VolumeGone {
-        /// Which.
-        volume: u64,
     },
 }
 
@@ -115,7 +104,7 @@ impl Record {
                 put_u64(into, 9, *first);
                 put_u32(into, 17, *count);
             }
-            Self::Intent { volume, region } | Self::IntentRetired { volume, region } => {
+            Self::Intent { volume, region } => {
                 put_u64(into, 1, *volume);
                 put_u64(into, 9, *region);
             }
@@ -124,7 +113,6 @@ impl Record {
                 put_u64(into, 1, *volume);
                 put(into, 9, &entry.encode());
             }
-            Self::VolumeGone { volume } => put_u64(into, 1, *volume),
         }
         Some(len)
     }
@@ -134,10 +122,8 @@ impl Record {
             Self::Slot { .. } => 1,
             Self::Clear { .. } => 2,
             Self::Intent { .. } => 3,
-            Self::IntentRetired { .. } => 4,
-            Self::Volume(_) => 5,
-            Self::Snapshot { .. } => 6,
-            Self::VolumeGone { .. } => 7,
+            Self::Volume(_) => 4,
+            Self::Snapshot { .. } => 5,
         }
     }
 
@@ -175,16 +161,11 @@ impl Record {
                 volume,
                 region: second,
             },
-            4 => Self::IntentRetired {
-                volume,
-                region: second,
-            },
-            5 => Self::Volume(entry_at(1)?),
-            6 => Self::Snapshot {
+            4 => Self::Volume(entry_at(1)?),
+            5 => Self::Snapshot {
                 volume,
                 entry: entry_at(9)?,
             },
-            7 => Self::VolumeGone { volume },
             _ => return Err(wrong("kind of a record")),
         };
         Ok((record, len))
@@ -195,10 +176,9 @@ fn record_bytes(kind: u8) -> Option<usize> {
     match kind {
         1 => Some(17 + Slot::BYTES),
         2 => Some(21),
-        3 | 4 => Some(17),
-        5 => Some(1 + VolumeEntry::BYTES),
-        6 => Some(9 + VolumeEntry::BYTES),
-        7 => Some(9),
+        3 => Some(17),
+        4 => Some(1 + VolumeEntry::BYTES),
+        5 => Some(9 + VolumeEntry::BYTES),
         _ => None,
     }
 }
@@ -261,8 +241,21 @@ impl JournalBlock {
         }
     }
 
+    /// Appends all records or none; whether there was room.
+    pub fn push_all(&mut self, records: &[Record]) -> bool {
+        let used = self.used;
+        let fit = records.iter().all(|record| self.push(record));
+        if !fit {
+            self.used = used;
+        }
+        fit
+    }
+
     /// The bytes on the device.
     pub fn seal(mut self, header: &JournalHeader) -> Block {
+        if let Some(rest) = self.bytes.get_mut(RECORDS_AT + self.used..RECORDS_AT + RECORDS_BYTES_MAX) {
+            rest.fill(0);
+        }
         put_u16(&mut self.bytes, 12, self.used as u16);
         put(&mut self.bytes, 16, header.pool.as_bytes());
         put_u64(&mut self.bytes, 32, header.incarnation);

@@ -102,6 +102,8 @@ fn entry() -> VolumeEntry {
         delete_cursor: 17,
         created_seconds: 1_800_000_000,
         uuid: Uuid::from_u128(0xabc),
+        origin: 2,
+        own_extents: 77,
         name: "daily".to_owned(),
     }
 }
@@ -123,13 +125,11 @@ fn records() -> Vec<Record> {
             count: 31,
         },
         Record::Intent { volume: 3, region: 6 },
-        Record::IntentRetired { volume: 3, region: 6 },
         Record::Volume(rootless.clone()),
         Record::Snapshot {
             volume: 1,
             entry: rootless,
         },
-        Record::VolumeGone { volume: 3 },
     ]
 }
 

@@ -12,6 +12,8 @@
 //! | 72 | deletion cursor, u64: slots before it are done |
 //! | 80 | time of making, u64: seconds since 1970 |
 //! | 88 | UUID, 16 bytes |
+//! | 104 | origin, u64: the volume that a snapshot was taken of, or the snapshot that a clone was made of |
+//! | 112 | own extents, u64: those born after the generation of the parent that its map points to |
 //! | 128 | name: length u16, text of up to 95 bytes |
 
 use uuid::Uuid;
@@ -71,6 +73,12 @@ pub struct VolumeEntry {
     pub created_seconds: u64,
     /// Its UUID.
     pub uuid: Uuid,
+    /// The volume that a snapshot was taken of, the snapshot that a clone was made of; 0 for none. It may be
+    /// gone by now.
+    pub origin: u64,
+    /// Extents that its map points to and its parent's does not. While its parent is being deleted some of
+    /// them are still counted there, so that it may be less than 0, modulo 2^64.
+    pub own_extents: u64,
     /// Its name.
     pub name: String,
 }
@@ -106,6 +114,8 @@ impl VolumeEntry {
         put_u64(&mut bytes, 72, self.delete_cursor);
         put_u64(&mut bytes, 80, self.created_seconds);
         put(&mut bytes, 88, self.uuid.as_bytes());
+        put_u64(&mut bytes, 104, self.origin);
+        put_u64(&mut bytes, 112, self.own_extents);
         put_text(&mut bytes, 128, &self.name);
         bytes
     }
@@ -155,6 +165,8 @@ impl VolumeEntry {
             delete_cursor: u64_at(bytes, 72),
             created_seconds: u64_at(bytes, 80),
             uuid: uuid_at(bytes, 88),
+            origin: u64_at(bytes, 104),
+            own_extents: u64_at(bytes, 112),
             name: name.ok_or(wrong("name"))?.to_owned(),
         }))
     }

@@ -163,11 +163,20 @@ impl WritePlan {
                 mask: self.fresh | copied,
                 birth,
             };
-            change
+            let known = change
                 .slot
                 .fragments
-                .try_push(fragment)
-                .map_err(|_| PlanMismatch)?;
+                .iter_mut()
+                .find(|known| known.extent == extent);
+            match known {
+                // Another write to holes of the slot took it first.
+                Some(known) => known.mask |= fragment.mask,
+                None => change
+                    .slot
+                    .fragments
+                    .try_push(fragment)
+                    .map_err(|_| PlanMismatch)?,
+            }
         }
         let written = self.mask();
         for (block, (to, from)) in change.slot.checksums.iter_mut().zip(checksums).enumerate() {

@@ -100,6 +100,11 @@ impl Shape {
         self.span(self.height)
     }
 
+    /// The same, for constants.
+    pub const fn span_of_all(&self) -> u64 {
+        FAN_OUT.pow(self.height as u32) * self.leaf_entries
+    }
+
     /// Entries under a page of a level.
     pub fn span(&self, level: u8) -> u64 {
         let pages = FAN_OUT.checked_pow(u32::from(level)).unwrap_or(u64::MAX);
@@ -124,6 +129,18 @@ pub struct Tree {
     pub root: Option<PagePointer>,
     /// The generation of its parent: what was born later is its own.
     pub parent_generation: u64,
+    /// Where its parent, which is being deleted, has gone already.
+    pub passed: Passed,
+}
+
+/// How far the deletion of a tree's parent has come. What it has passed belongs to its only child, and what
+/// is *own* is judged there by the generation of the parent's parent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Entries before this one, and pages with nothing else below them.
+    pub before: u64,
+    /// The generation of the deleted tree's parent.
+    pub generation: u64,
 }
 
 /// The generations that a change of a tree happens in.
@@ -151,6 +168,24 @@ impl Tree {
             Ok(())
         } else {
             Err(TreeError::OutOfRange)
+        }
+    }
+
+    /// The generation after which a page at a place was born if it is own.
+    fn parent_generation_at(&self, level: u8, index: u64) -> u64 {
+        self.parent_generation_before(index.saturating_add(1).saturating_mul(self.shape.span(level)))
+    }
+
+    /// The same for an entry: for what a leaf points to.
+    pub fn parent_generation_of(&self, entry: u64) -> u64 {
+        self.parent_generation_before(entry.saturating_add(1))
+    }
+
+    fn parent_generation_before(&self, end: u64) -> u64 {
+        if end <= self.passed.before {
+            self.passed.generation
+        } else {
+            self.parent_generation
         }
     }
 
@@ -213,6 +248,52 @@ impl Tree {
         }
     }
 
+    /// Makes every page on the way to an entry one that may be changed, so that [`Tree::open_leaf`] has it until
+    /// the generation closes.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError`].
+    pub fn prepare(
+        &mut self,
+        store: &mut impl PageStore,
+        generations: Generations,
+        entry: u64,
+    ) -> Result<(), TreeError> {
+        self.check(entry)?;
+        self.get(store, entry, |_| ())?;
+        store.reserve(usize::from(self.shape.height) + 1)?;
+        self.make_path(store, generations, entry).map(drop)
+    }
+
+    /// The leaf of an entry, to be changed; `None` if a page on the way to it is not open. Whoever leaves it
+    /// without entries leaves an empty leaf.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError`].
+    pub fn open_leaf<'a>(
+        &self,
+        store: &'a mut impl PageStore,
+        generations: Generations,
+        entry: u64,
+    ) -> Result<Option<&'a mut Page>, TreeError> {
+        self.check(entry)?;
+        let mut next = self.root;
+        for level in (0..=self.shape.height).rev() {
+            let (index, at) = self.shape.place(entry, level);
+            let Some(pointer) = next.filter(|pointer| self.is_open(pointer, generations, level, index)) else {
+                return Ok(None);
+            };
+            let identity = self.identity(&pointer, level, index);
+            if level == 0 {
+                return store.page_mut(&pointer, &identity).map(Some);
+            }
+            next = store.page(&pointer, &identity)?.pointer(at);
+        }
+        Ok(None)
+    }
+
     /// Makes every page on the way to an entry one that may be changed; the pointers to them, the leaf's
     /// first.
     fn make_path(
@@ -227,7 +308,7 @@ impl Tree {
         for level in (0..=self.shape.height).rev() {
             let (index, at) = self.shape.place(entry, level);
             let pointer = match next {
-                Some(pointer) if self.is_open(&pointer, generations) => pointer,
+                Some(pointer) if self.is_open(&pointer, generations, level, index) => pointer,
                 other => {
                     let made = self.make_page(store, generations, other, level, index)?;
                     match &above {
@@ -252,8 +333,8 @@ impl Tree {
     }
 
     /// Whether a page may be changed where it is.
-    fn is_open(&self, pointer: &PagePointer, generations: Generations) -> bool {
-        pointer.birth > self.parent_generation && pointer.birth > generations.closed
+    fn is_open(&self, pointer: &PagePointer, generations: Generations, level: u8, index: u64) -> bool {
+        pointer.birth > self.parent_generation_at(level, index) && pointer.birth > generations.closed
     }
 
     /// A page that may be changed, with the entries of `old`, which is freed if it is own.
@@ -279,7 +360,7 @@ impl Tree {
         let page = store.page(&old, &self.identity(&old, level, index))?;
         let page = page.shadow(self.id, generations.open);
         let made = store.create(page)?;
-        if old.birth > self.parent_generation {
+        if old.birth > self.parent_generation_at(level, index) {
             store.release(&old);
         }
         Ok(made)

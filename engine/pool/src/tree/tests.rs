@@ -150,6 +150,7 @@ impl Family {
             id: 1,
             root: None,
             parent_generation: 0,
+            passed: Passed::default(),
         };
         let head = Node {
             id: 1,

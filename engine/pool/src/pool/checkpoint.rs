@@ -1,0 +1,365 @@
+//! Checkpoints: all of memory on the devices, so that the journal can begin anew.
+//!
+//! 1. *Prepare*, while everything goes on: every page of the table of volumes and of the allocation state
+//!    that will be written gets its place.
+//! 2. *Close*, in one step: pages are sealed, roots are put into the table of volumes, the used blocks into the
+//!    allocation state; the generation is closed and the journal cut. Nothing is allocated or freed here, so
+//!    that the allocation state says what is true. If something came that was not prepared, back to 1.
+//! 3. *Write*, while everything goes on: the pages, both copies; the intents that stay active, to the
+//!    journal; a flush; the superblocks; a flush.
+//! 4. What was freed in the closed generation can be used again, and the journal before the cut too.
+
+use std::rc::Rc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use pollux_device::{Gather, IoError};
+use pollux_hugepages::Slice;
+
+use super::error::of_tree;
+use super::{ALLOCATION_SHAPE, Pool, PoolError, State, VOLUMES_SHAPE, labels};
+use crate::cache::SealedPage;
+use crate::device::PoolDevice;
+use crate::journal::{AppendFor, RingPosition};
+use crate::layout::journal::Record;
+use crate::layout::page::{ALLOCATION_LEAF_EXTENTS, PageKind};
+use crate::layout::superblock::Superblock;
+use crate::layout::volume::VolumeEntry;
+use crate::layout::{BlockAddress, EXTENT_BLOCKS};
+use crate::tree::TreeError;
+
+/// Rounds of preparing before a checkpoint gives up: each is for what came during the one before.
+const ROUNDS_MAX: u32 = 10_000;
+
+/// Pages being written at a time.
+const WRITES_MAX: usize = 64;
+
+/// What was closed, to be written.
+struct Closed {
+    superblock: Superblock,
+    pages: Vec<SealedPage>,
+    intents: Vec<Record>,
+    cut: RingPosition,
+}
+
+impl Pool {
+    /// Makes a checkpoint, or waits for one that begins now or later.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError`]; the pool is stopped if the error is of a device.
+    pub async fn checkpoint(self: &Rc<Self>) -> Result<(), PoolError> {
+        let ticket = {
+            let mut state = self.state.borrow_mut();
+            state.check_running()?;
+            // One that runs has closed its generation already, or is about to: only a later one is sure to
+            // have everything.
+            let ticket = state.checkpoints_done + 1 + u64::from(state.checkpoint_running);
+            state.checkpoints_wanted = state.checkpoints_wanted.max(ticket);
+            ticket
+        };
+        self.run_checkpoints();
+        self.checkpoint_done
+            .until(|| {
+                let state = self.state.borrow();
+                if state.checkpoints_done >= ticket {
+                    return Some(Ok(()));
+                }
+                state.check_running().err().map(Err)
+            })
+            .await
+    }
+
+    /// Has the checkpoints made that were asked for, in a task of its own.
+    fn run_checkpoints(self: &Rc<Self>) {
+        {
+            let mut state = self.state.borrow_mut();
+            if state.checkpoint_running {
+                return;
+            }
+            state.checkpoint_running = true;
+        }
+        let pool = self.clone();
+        pollux_reactor::spawn(async move {
+            loop {
+                {
+                    let mut state = pool.state.borrow_mut();
+                    let more = state.checkpoints_done < state.checkpoints_wanted;
+                    if !more || state.stopped.is_some() {
+                        state.checkpoint_running = false;
+                        break;
+                    }
+                }
+                if let Err(error) = pool.make_checkpoint(false).await {
+                    tracing::error!(pool = %pool.name, %error, "a checkpoint failed");
+                    pool.stop(error.as_io());
+                    pool.state.borrow_mut().checkpoint_running = false;
+                    pool.checkpoint_done.wake();
+                    break;
+                }
+                pool.state.borrow_mut().checkpoints_done += 1;
+                pool.checkpoint_done.wake();
+            }
+        })
+        .detach();
+    }
+
+    /// Makes one checkpoint. One at a time: callers see to it.
+    pub(super) async fn make_checkpoint(self: &Rc<Self>, exported: bool) -> Result<(), PoolError> {
+        let mut closed = None;
+        for _ in 0..ROUNDS_MAX {
+            self.prepare().await?;
+            closed = self.close(exported)?;
+            if closed.is_some() {
+                break;
+            }
+        }
+        let closed = closed.ok_or(PoolError::Device(IoError::ResourceShortage))?;
+        self.write(&closed).await?;
+        let mut state = self.state.borrow_mut();
+        state.counters.checkpoints += 1;
+        state.counters.pages_written += closed.pages.len() as u64;
+        // Whatever a failed checkpoint had closed never gets here: it stays away for ever.
+        state.space.checkpoint_durable();
+        state.cache.checkpoint_durable();
+        self.journal
+            .release(closed.cut.sequence, closed.superblock.checkpoint);
+        state.superblock = closed.superblock;
+        Ok(())
+    }
+
+    /// Gives every page that has to be written its place.
+    async fn prepare(self: &Rc<Self>) -> Result<(), PoolError> {
+        for _ in 0..ROUNDS_MAX {
+            let (ids, leaves) = {
+                let state = self.state.borrow();
+                let ids: Vec<u64> = state.table.dirty().collect();
+                (ids, state.space.dirty_leaves())
+            };
+            let mut done = true;
+            for id in ids {
+                done &= self.with_pages(|state| state.prepare_entry(id)).await?;
+            }
+            for (device, leaf) in leaves {
+                done &= self
+                    .with_pages(|state| state.prepare_allocation(device, leaf))
+                    .await?;
+            }
+            if done {
+                return Ok(());
+            }
+        }
+        Err(PoolError::Device(IoError::ResourceShortage))
+    }
+
+    /// Closes the generation, if everything is prepared.
+    fn close(&self, exported: bool) -> Result<Option<Closed>, PoolError> {
+        let state = &mut *self.state.borrow_mut();
+        if !state.is_prepared().map_err(of_tree)? {
+            return Ok(None);
+        }
+        state.cache.seal(PageKind::Map)?;
+        let cache = &state.cache;
+        state.table.seal_roots(|root| cache.sealed(root));
+        state.fill_in_entries().map_err(of_tree)?;
+        state.cache.seal(PageKind::Volumes)?;
+        state.volumes = state.volumes.map(|root| state.cache.sealed(root));
+        state.fill_in_allocation().map_err(of_tree)?;
+        state.cache.seal(PageKind::Allocation)?;
+        for root in state.allocation.values_mut() {
+            *root = root.map(|root| state.cache.sealed(root));
+        }
+        state.space.close_checkpoint();
+        state.table.clear_dirty();
+        let intents = state.intents.close();
+        let cut = self.journal.cut();
+        let mut superblock = Superblock {
+            exported,
+            checkpoint: state.superblock.checkpoint + 1,
+            generation: state.generations.open,
+            journal_sequence: cut.sequence,
+            journal_position: cut.place,
+            next_volume: state.table.next_id(),
+            volumes: state.volumes,
+            ..state.superblock.clone()
+        };
+        for (number, device) in (0..).zip(&mut superblock.devices) {
+            device.allocation = state.allocation.get(&number).copied().flatten();
+        }
+        state.generations.closed = state.generations.open;
+        state.generations.open += 1;
+        Ok(Some(Closed {
+            superblock,
+            pages: state.cache.to_write(),
+            intents,
+            cut,
+        }))
+    }
+
+    async fn write(self: &Rc<Self>, closed: &Closed) -> Result<(), PoolError> {
+        self.write_pages(&closed.pages).await?;
+        for intent in &closed.intents {
+            self.journal.append(intent, AppendFor::Checkpoint)?;
+        }
+        if !closed.intents.is_empty() {
+            self.journal.commit().await?;
+        }
+        let devices = self.devices_with_extents();
+        for (device, _) in &devices {
+            device.flush().await?;
+        }
+        labels::write_superblock(&devices, &closed.superblock).await?;
+        Ok(())
+    }
+
+    /// Devices that are there, with their extents.
+    pub(super) fn devices_with_extents(&self) -> Vec<(PoolDevice, u64)> {
+        let state = self.state.borrow();
+        let devices = self.devices.borrow();
+        let numbered = (0..).zip(devices.iter());
+        numbered
+            .filter_map(|(number, device)| {
+                let extents = state.space.device(number)?.extents();
+                Some((device.clone()?, extents))
+            })
+            .collect()
+    }
+
+    async fn write_pages(&self, pages: &[SealedPage]) -> Result<(), PoolError> {
+        let mut writes = FuturesUnordered::new();
+        for page in pages {
+            while writes.len() >= WRITES_MAX {
+                writes.next().await.unwrap_or(Ok(()))?;
+            }
+            writes.push(self.write_page(page));
+        }
+        while let Some(result) = writes.next().await {
+            result?;
+        }
+        Ok(())
+    }
+
+    /// Writes both copies; one is enough.
+    async fn write_page(&self, page: &SealedPage) -> Result<(), PoolError> {
+        let bytes = Slice::copy_from(page.page.bytes());
+        let first = self.write_copy(page.pointer.first, bytes.clone());
+        let second = self.write_copy(page.pointer.second, bytes);
+        match futures_util::join!(first, second) {
+            (Ok(()), Ok(())) => Ok(()),
+            (Err(error), Err(_)) => Err(error.into()),
+            (Err(error), _) | (_, Err(error)) => {
+                let page = page.page.identity();
+                tracing::error!(pool = %self.name, ?page, %error, "a copy of a page could not be written");
+                Ok(())
+            }
+        }
+    }
+
+    async fn write_copy(&self, address: BlockAddress, bytes: Slice) -> Result<(), IoError> {
+        let extent = address.extent();
+        let device = self.device(extent.device())?;
+        let block = extent.number() * EXTENT_BLOCKS as u64 + u64::from(address.index());
+        device.write(block, Gather::from(bytes), false).await
+    }
+}
+
+impl State {
+    /// Makes the page of an entry one that can be changed, or takes an entry out that is gone; whether it was
+    /// so already.
+    fn prepare_entry(&mut self, id: u64) -> Result<bool, TreeError> {
+        let mut tree = self.volumes_tree();
+        let generations = self.generations;
+        if self.table.get(id).is_none() {
+            let zeros = [0; VolumeEntry::BYTES];
+            let before = tree.get(&self.metadata(), id, |bytes| bytes.iter().any(|byte| *byte != 0))?;
+            if before != Some(true) {
+                return Ok(true);
+            }
+            tree.put(&mut self.metadata(), generations, id, &zeros)?;
+            self.volumes = tree.root;
+            return Ok(false);
+        }
+        let mut metadata = self.metadata();
+        if tree.open_leaf(&mut metadata, generations, id)?.is_some() {
+            return Ok(true);
+        }
+        tree.prepare(&mut metadata, generations, id)?;
+        self.volumes = tree.root;
+        Ok(false)
+    }
+
+    fn prepare_allocation(&mut self, device: u8, leaf: u64) -> Result<bool, TreeError> {
+        let mut tree = self.allocation_tree(device);
+        let generations = self.generations;
+        let mut metadata = self.metadata();
+        let entry = leaf * ALLOCATION_SHAPE.leaf_entries;
+        if tree.open_leaf(&mut metadata, generations, entry)?.is_some() {
+            return Ok(true);
+        }
+        tree.prepare(&mut metadata, generations, entry)?;
+        self.allocation.insert(device, tree.root);
+        Ok(false)
+    }
+
+    fn is_prepared(&mut self) -> Result<bool, TreeError> {
+        let ids: Vec<u64> = self.table.dirty().collect();
+        let generations = self.generations;
+        for id in ids {
+            let tree = self.volumes_tree();
+            let is_prepared = if self.table.get(id).is_some() {
+                tree.open_leaf(&mut self.metadata(), generations, id)?.is_some()
+            } else {
+                let found = tree.get(&self.metadata(), id, |bytes| bytes.iter().any(|byte| *byte != 0))?;
+                found != Some(true)
+            };
+            if !is_prepared {
+                return Ok(false);
+            }
+        }
+        for (device, leaf) in self.space.dirty_leaves() {
+            let tree = self.allocation_tree(device);
+            let entry = leaf * ALLOCATION_SHAPE.leaf_entries;
+            if tree
+                .open_leaf(&mut self.metadata(), generations, entry)?
+                .is_none()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn fill_in_entries(&mut self) -> Result<(), TreeError> {
+        let ids: Vec<u64> = self.table.dirty().collect();
+        let (tree, generations) = (self.volumes_tree(), self.generations);
+        for id in ids {
+            let Some(bytes) = self.table.get(id).map(VolumeEntry::encode) else {
+                continue;
+            };
+            if let Some(leaf) = tree.open_leaf(&mut self.metadata(), generations, id)? {
+                leaf.put_entry(id % VOLUMES_SHAPE.leaf_entries, &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_in_allocation(&mut self) -> Result<(), TreeError> {
+        let generations = self.generations;
+        for (device, leaf) in self.space.dirty_leaves() {
+            let tree = self.allocation_tree(device);
+            let first = leaf * ALLOCATION_LEAF_EXTENTS;
+            let Some(space) = self.space.device(device) else {
+                continue;
+            };
+            let images: Vec<u16> = (first..first + ALLOCATION_LEAF_EXTENTS)
+                .map(|number| space.image(number))
+                .collect();
+            if let Some(page) = tree.open_leaf(&mut self.metadata(), generations, first)? {
+                for (at, image) in (0..).zip(images) {
+                    page.put_entry(at, &image.to_le_bytes());
+                }
+            }
+        }
+        Ok(())
+    }
+}

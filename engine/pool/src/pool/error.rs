@@ -1,0 +1,243 @@
+//! Why something could not be done with a pool.
+
+use pollux_device::IoError;
+
+use crate::allocator::StateError;
+use crate::cache::{LoadError, Unsealed};
+use crate::device::BlockSizeError;
+use crate::journal::{JournalError, ScanError};
+use crate::layout::LayoutError;
+use crate::tree::TreeError;
+
+/// Why something could not be done with a pool; nothing was changed, unless the variant says so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    /// A device failed.
+    #[error("{0}")]
+    Device(#[from] IoError),
+    /// A device with blocks of a size that pools do not use.
+    #[error("{0}")]
+    BlockSize(#[from] BlockSizeError),
+    /// A device whose writes of 4 KiB may be torn.
+    #[error(
+        "device {device} does not promise that a write of 4 KiB is not torn by a power loss: \
+         format it with blocks of 4096 bytes, or use another"
+    )]
+    TornWrites {
+        /// Which, by its place in the list given.
+        device: usize,
+    },
+    /// A device that is too small.
+    #[error("device {device} has {blocks} blocks of 4 KiB, and a pool needs {needed} at least")]
+    TooSmall {
+        /// Which, by its place in the list given.
+        device: usize,
+        /// Its blocks.
+        blocks: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// A device that belongs to a pool already.
+    #[error("device {device} belongs to the pool {pool} ({uuid}): import that, or destroy it first")]
+    InUse {
+        /// Which, by its place in the list given.
+        device: usize,
+        /// The name of the pool.
+        pool: String,
+        /// The pool.
+        uuid: uuid::Uuid,
+    },
+    /// Not one device, or too many.
+    #[error("a pool has 1 to {max} devices, and {found} were given", max = crate::layout::DEVICES_MAX)]
+    DeviceCount {
+        /// How many.
+        found: usize,
+    },
+    /// A device without a label.
+    #[error("device {device} holds no pool: {error}")]
+    NoPool {
+        /// Which, by its place in the list given.
+        device: usize,
+        /// What is in the place of a label.
+        error: LayoutError,
+    },
+    /// A device of another pool among the others.
+    #[error("device {device} belongs to the pool {found}, and not to {wanted}")]
+    OtherPool {
+        /// Which, by its place in the list given.
+        device: usize,
+        /// Its pool.
+        found: uuid::Uuid,
+        /// The pool of the first device.
+        wanted: uuid::Uuid,
+    },
+    /// A device that is there twice.
+    #[error("devices {first} and {second} are the same device of the pool, or one is a copy of the other")]
+    Twice {
+        /// One, by its place in the list given.
+        first: usize,
+        /// The other.
+        second: usize,
+    },
+    /// A device is missing.
+    #[error("device {number} ({id}) of the pool is missing: give all its devices")]
+    Missing {
+        /// Its number in the pool.
+        number: usize,
+        /// Its id.
+        id: uuid::Uuid,
+    },
+    /// A device that has been replaced, or removed from the pool.
+    #[error("device {device} ({id}) is no part of the pool any more")]
+    Foreign {
+        /// Which, by its place in the list given.
+        device: usize,
+        /// Its id.
+        id: uuid::Uuid,
+    },
+    /// A device with fewer blocks than it had.
+    #[error("device {device} has {found} extents of 64 KiB and had {wanted}: it was shrunk")]
+    Shrunk {
+        /// Which, by its place in the list given.
+        device: usize,
+        /// What it has.
+        found: u64,
+        /// What it had.
+        wanted: u64,
+    },
+    /// The pool uses features that this program does not know.
+    #[error("the pool uses features that this program does not know ({unknown:#x}): use a newer one")]
+    Features {
+        /// The bits that are not known.
+        unknown: u64,
+    },
+    /// No superblock can be read.
+    #[error("no copy of the superblock is any good: {0}")]
+    NoSuperblock(LayoutError),
+    /// The newest superblock is lost on all devices.
+    #[error(
+        "the newest superblock found is of checkpoint {found}, and checkpoint {newest} was durable: all copies \
+         of the newer one are damaged"
+    )]
+    SuperblockLost {
+        /// The checkpoint of what is there.
+        found: u64,
+        /// The newest one that the journal knows.
+        newest: u64,
+    },
+    /// Pages of metadata are lost.
+    #[error("{0}")]
+    Page(#[from] LoadError),
+    /// The journal is damaged.
+    #[error("{0}")]
+    Scan(#[from] ScanError),
+    /// The journal cannot be written, or is full.
+    #[error("{0}")]
+    Journal(#[from] JournalError),
+    /// Metadata contradicts itself.
+    #[error("the metadata contradicts itself: {0}")]
+    State(#[from] StateError),
+    /// A record of the journal that does not fit.
+    #[error("the journal speaks of volume {volume}, which there is not")]
+    Record {
+        /// The volume.
+        volume: u64,
+    },
+    /// A mistake of this program.
+    #[error("{0}")]
+    Unsealed(#[from] Unsealed),
+    /// No space.
+    #[error("no space is left in the pool; delete something or add a device")]
+    NoSpace,
+    /// Past the end of what a volume can be.
+    #[error("a volume can have {max} blocks of 4 KiB at most")]
+    TooLarge {
+        /// The limit.
+        max: u64,
+    },
+    /// A volume of no blocks.
+    #[error("a volume has at least one block of 4 KiB")]
+    Empty,
+    /// Not a name.
+    #[error("{name:?} is no name: 1 to 95 bytes without control characters and slashes")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("there is a volume or snapshot {name:?} already")]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// There is no such volume or snapshot.
+    #[error("there is no volume or snapshot {name:?}")]
+    NotFound {
+        /// What was asked for.
+        name: String,
+    },
+    /// A volume where a snapshot is needed, or the other way round.
+    #[error("{name:?} is no {wanted}")]
+    Kind {
+        /// Its name.
+        name: String,
+        /// What is needed.
+        wanted: &'static str,
+    },
+    /// It is in use.
+    #[error("{name:?} is in use: disconnect its users first")]
+    Busy {
+        /// Its name.
+        name: String,
+    },
+    /// A smaller size, without leave to drop what is past it.
+    #[error("{name:?} has {from} blocks: making it {to} drops what is past them, and must be asked for")]
+    Shrink {
+        /// Its name.
+        name: String,
+        /// Its blocks.
+        from: u64,
+        /// What was asked for.
+        to: u64,
+    },
+    /// Something failed before, and the pool takes no more changes.
+    #[error("the pool takes no changes since {0}; export it, see to its devices and import it again")]
+    Stopped(IoError),
+    /// The pool is read-only.
+    #[error("the pool was imported read-only")]
+    ReadOnly,
+    /// The pool was exported.
+    #[error("the pool is closed")]
+    Closed,
+}
+
+impl PoolError {
+    /// What a request for a volume returns.
+    pub fn as_io(&self) -> IoError {
+        match self {
+            Self::Device(error)
+            | Self::Stopped(error)
+            | Self::Journal(JournalError::Failed(error)) => *error,
+            Self::NoSpace => IoError::CapacityExceeded,
+            Self::ReadOnly => IoError::ReadOnly,
+            Self::Closed => IoError::Gone,
+            Self::Page(_) => IoError::MediaRead,
+            _ => IoError::Internal,
+        }
+    }
+}
+
+impl From<PoolError> for IoError {
+    fn from(error: PoolError) -> Self {
+        error.as_io()
+    }
+}
+
+/// What is left of a [`TreeError`] once absent pages are loaded.
+pub(crate) fn of_tree(error: TreeError) -> PoolError {
+    match error {
+        TreeError::NoSpace => PoolError::NoSpace,
+        TreeError::OutOfRange => PoolError::Device(IoError::OutOfRange),
+        TreeError::Absent { .. } => PoolError::Device(IoError::Internal),
+    }
+}

@@ -1,0 +1,354 @@
+//! Opening a pool that devices hold: after an export, a power cut, or anything in between.
+//!
+//! 1. Labels say which devices belong together, and what this program must know; the newest superblock of all
+//!    devices is the right one.
+//! 2. The allocation state and the table of volumes are read.
+//! 3. The journal is replayed; see [`replay`](super::replay).
+//! 4. A checkpoint with a new incarnation makes it durable, before anything is served. Until its superblock is
+//!    written nothing that the old one needs is changed, so that a power cut in between begins anew.
+
+use std::rc::Rc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use pollux_device::BlockDevice;
+use pollux_reactor::random_u64;
+
+use super::create::{check_device, journal_copies, reserve_extents};
+use super::labels::{self, extents_of};
+use super::{ALLOCATION_SHAPE, Parts, Pool, PoolError, PoolOptions, VOLUMES_SHAPE};
+use crate::allocator::DeviceSpace;
+use crate::cache::{LoadError, load};
+use crate::device::PoolDevice;
+use crate::journal::{JournalIdentity, RingPosition, Scanner};
+use crate::layout::journal::Record;
+use crate::layout::label::{Access, Label};
+use crate::layout::page::{Page, PageIdentity};
+use crate::layout::superblock::{DeviceState, Superblock};
+use crate::layout::volume::VolumeEntry;
+use crate::layout::{DEVICES_MAX, PagePointer};
+use crate::space::PoolSpace;
+use crate::tree::Shape;
+
+/// Pages read at a time.
+const READS_MAX: usize = 64;
+
+/// A block of a volume that was found damaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LostBlock {
+    /// The volume, by its id.
+    pub volume: u64,
+    /// The block of it.
+    pub block: u64,
+}
+
+/// What an import did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImportReport {
+    /// The pool was left in order.
+    pub was_exported: bool,
+    /// Blocks of the journal that were replayed.
+    pub journal_blocks: u64,
+    /// Records in them.
+    pub records: u64,
+    /// Blocks that were being overwritten when the pool was left, and are newer than their checksums were.
+    pub newer_blocks: u64,
+    /// Blocks of those regions that cannot be read.
+    pub unreadable: Vec<LostBlock>,
+}
+
+/// What devices say of a pool, before anything of it is read.
+struct Found {
+    label: Label,
+    superblock: Superblock,
+    /// By number.
+    devices: Vec<Option<PoolDevice>>,
+    labels: Vec<Option<Label>>,
+}
+
+impl Pool {
+    /// Opens the pool that devices hold. All of its devices have to be given.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError`]: nothing was written, unless it is of a device.
+    pub async fn import(
+        devices: Vec<Rc<dyn BlockDevice>>,
+        options: PoolOptions,
+    ) -> Result<(Rc<Self>, ImportReport), PoolError> {
+        let found = find(devices).await?;
+        let space = load_space(&found).await?;
+        let identity = JournalIdentity {
+            pool: found.label.pool,
+            incarnation: found.superblock.incarnation,
+        };
+        let copies = journal_copies(&found.devices, &found.labels);
+        let start = RingPosition {
+            sequence: found.superblock.journal_sequence,
+            place: found.superblock.journal_position,
+        };
+        let mut scanner = Scanner::new(identity, copies.clone(), start);
+        let mut records: Vec<Record> = Vec::new();
+        let mut report = ImportReport {
+            was_exported: found.superblock.exported,
+            ..ImportReport::default()
+        };
+        while let Some(scanned) = scanner.next().await? {
+            if scanned.header.checkpoint > found.superblock.checkpoint {
+                return Err(PoolError::SuperblockLost {
+                    found: found.superblock.checkpoint,
+                    newest: scanned.header.checkpoint,
+                });
+            }
+            report.journal_blocks += 1;
+            records.extend(scanned.records);
+        }
+        report.records = records.len() as u64;
+        let superblock = Superblock {
+            incarnation: new_incarnation(found.superblock.incarnation),
+            ..found.superblock.clone()
+        };
+        let entries = load_entries(&found).await?;
+        let pool = Self::assemble(Parts {
+            name: found.label.name.clone(),
+            options,
+            devices: found.devices,
+            copies,
+            superblock,
+            space,
+            journal_start: scanner.position(),
+        });
+        {
+            let mut state = pool.state.borrow_mut();
+            for entry in entries {
+                state.table.put(entry);
+            }
+            state.table.clear_dirty();
+        }
+        pool.replay(&records, &mut report).await?;
+        pool.make_checkpoint(false).await?;
+        pool.start_maintenance();
+        Ok((pool, report))
+    }
+
+    /// Ends the use of the pool: everything is made durable, and the journal is left empty. Volumes that are
+    /// still open fail from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError`]: the pool can be imported all the same.
+    pub async fn export(self: &Rc<Self>) -> Result<(), PoolError> {
+        self.check_open()?;
+        self.closed.set(true);
+        self.wanted.wake();
+        self.drain_all().await;
+        self.journal.commit().await?;
+        self.checkpoint_idle().await;
+        self.state.borrow().check_running()?;
+        self.make_checkpoint(true).await
+    }
+
+    /// Wipes the labels of all devices of a pool, which needs not be open nor complete: they hold no pool any
+    /// more.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError`].
+    pub async fn destroy(devices: Vec<Rc<dyn BlockDevice>>) -> Result<(), PoolError> {
+        for (at, device) in devices.into_iter().enumerate() {
+            let device = PoolDevice::new(device)?;
+            let label = labels::read_label(&device).await;
+            let label = label.map_err(|error| PoolError::NoPool { device: at, error })?;
+            labels::wipe_label(&device, label.extents.min(extents_of(&device))).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A number other than the last one.
+fn new_incarnation(last: u64) -> u64 {
+    match random_u64() {
+        drawn if drawn == last => drawn.wrapping_add(1),
+        drawn => drawn,
+    }
+}
+
+/// Reads the labels and superblocks, and judges them.
+async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
+    if devices.is_empty() || devices.len() > DEVICES_MAX {
+        return Err(PoolError::DeviceCount { found: devices.len() });
+    }
+    let mut given: Vec<(PoolDevice, Label)> = Vec::new();
+    for (at, device) in devices.into_iter().enumerate() {
+        let device = check_device(at, device)?;
+        let label = labels::read_label(&device).await;
+        let label = label.map_err(|error| PoolError::NoPool { device: at, error })?;
+        if let Some((_, first)) = given.first()
+            && first.pool != label.pool
+        {
+            return Err(PoolError::OtherPool {
+                device: at,
+                found: label.pool,
+                wanted: first.pool,
+            });
+        }
+        if let Some(first) = given.iter().position(|(_, other)| other.device == label.device) {
+            return Err(PoolError::Twice { first, second: at });
+        }
+        match label.features.access() {
+            Access::ReadWrite => {}
+            // Reading without writing comes with the first feature that needs it.
+            Access::ReadOnly { unknown } | Access::Refused { unknown } => {
+                return Err(PoolError::Features { unknown });
+            }
+        }
+        if extents_of(&device) < label.extents {
+            return Err(PoolError::Shrunk {
+                device: at,
+                found: extents_of(&device),
+                wanted: label.extents,
+            });
+        }
+        given.push((device, label));
+    }
+    let superblock = newest_superblock(&given).await?;
+    let mut devices = vec![None; superblock.devices.len()];
+    let mut by_number: Vec<Option<Label>> = vec![None; superblock.devices.len()];
+    let mut newest: Option<Label> = None;
+    for (at, (device, label)) in given.into_iter().enumerate() {
+        let number = superblock
+            .devices
+            .iter()
+            .position(|entry| entry.state != DeviceState::Absent && entry.id == label.device);
+        let Some(number) = number else {
+            return Err(PoolError::Foreign {
+                device: at,
+                id: label.device,
+            });
+        };
+        if newest
+            .as_ref()
+            .is_none_or(|newest| label.generation > newest.generation)
+        {
+            newest = Some(label.clone());
+        }
+        devices[number] = Some(device);
+        by_number[number] = Some(label);
+    }
+    for (number, (entry, device)) in superblock.devices.iter().zip(&devices).enumerate() {
+        if entry.state != DeviceState::Absent && device.is_none() {
+            return Err(PoolError::Missing {
+                number,
+                id: entry.id,
+            });
+        }
+    }
+    let label = newest.ok_or(PoolError::DeviceCount { found: 0 })?;
+    Ok(Found {
+        label,
+        superblock,
+        devices,
+        labels: by_number,
+    })
+}
+
+async fn newest_superblock(given: &[(PoolDevice, Label)]) -> Result<Superblock, PoolError> {
+    let mut found: Option<Superblock> = None;
+    let mut error = crate::layout::LayoutError::Magic("superblock");
+    for (device, label) in given {
+        match labels::read_superblock(device, label.pool, label.extents).await {
+            Ok(superblock) => {
+                if found
+                    .as_ref()
+                    .is_none_or(|found| superblock.checkpoint > found.checkpoint)
+                {
+                    found = Some(superblock);
+                }
+            }
+            Err(other) => error = other,
+        }
+    }
+    found.ok_or(PoolError::NoSuperblock(error))
+}
+
+/// Reads all leaves of a tree, in no order.
+async fn each_leaf(
+    found: &Found,
+    shape: Shape,
+    root: Option<PagePointer>,
+    mut leaf: impl FnMut(Page) -> Result<(), PoolError>,
+) -> Result<(), PoolError> {
+    let identity = |pointer: &PagePointer, level, index| PageIdentity {
+        kind: shape.kind,
+        level,
+        tree: 0,
+        index,
+        birth: pointer.birth,
+    };
+    let mut open: Vec<(PagePointer, PageIdentity)> = root
+        .map(|root| (root, identity(&root, shape.height, 0)))
+        .into_iter()
+        .collect();
+    let mut reads = FuturesUnordered::new();
+    loop {
+        while reads.len() < READS_MAX
+            && let Some((pointer, identity)) = open.pop()
+        {
+            reads.push(async move {
+                let page = load(found.label.pool, &found.devices, &pointer, &identity).await;
+                page.map(|page| (page, identity))
+            });
+        }
+        let Some(result) = reads.next().await else {
+            return Ok(());
+        };
+        let (page, PageIdentity { level, index, .. }): (Page, PageIdentity) =
+            result.map_err(|error: LoadError| PoolError::Page(error))?;
+        if level == 0 {
+            leaf(page)?;
+            continue;
+        }
+        for at in 0..crate::layout::page::FAN_OUT {
+            if let Some(pointer) = page.pointer(at) {
+                let index = index * crate::layout::page::FAN_OUT + at;
+                open.push((pointer, identity(&pointer, level - 1, index)));
+            }
+        }
+    }
+}
+
+async fn load_space(found: &Found) -> Result<PoolSpace, PoolError> {
+    let mut space = PoolSpace::new();
+    for (number, entry) in (0..).zip(&found.superblock.devices) {
+        if entry.state == DeviceState::Absent {
+            continue;
+        }
+        let mut device = DeviceSpace::new(number, entry.extents, reserve_extents(entry.extents));
+        each_leaf(found, ALLOCATION_SHAPE, entry.allocation, |page| {
+            let first = page.identity().index * ALLOCATION_SHAPE.leaf_entries;
+            for at in 0..ALLOCATION_SHAPE.leaf_entries {
+                let bytes = page.entry(at).try_into().unwrap_or([0; 2]);
+                device.load(first + at, u16::from_le_bytes(bytes))?;
+            }
+            Ok(())
+        })
+        .await?;
+        space.insert(number, device, entry.state == DeviceState::Draining);
+    }
+    Ok(space)
+}
+
+async fn load_entries(found: &Found) -> Result<Vec<VolumeEntry>, PoolError> {
+    let mut entries = Vec::new();
+    each_leaf(found, VOLUMES_SHAPE, found.superblock.volumes, |page| {
+        for at in 0..VOLUMES_SHAPE.leaf_entries {
+            // Checked when the page was opened.
+            if let Ok(Some(entry)) = VolumeEntry::decode(page.entry(at)) {
+                entries.push(entry);
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(entries)
+}

@@ -1,0 +1,94 @@
+//! Regions of volumes in which blocks may be overwritten in place.
+//!
+//! An intent is active from when its record is durable until a checkpoint that does not write it again: one
+//! that finds the region unused since the checkpoint before.
+
+use std::collections::HashMap;
+
+use crate::layout::journal::Record;
+
+/// Slots of a region: 1 MiB.
+pub(crate) const REGION_SLOTS: u64 = 16;
+
+/// Active intents; further regions wait for a checkpoint.
+pub(crate) const INTENTS_MAX: usize = 4096;
+
+#[derive(Debug, Clone, Copy)]
+struct Intent {
+    /// Durable once the journal has reached this.
+    sequence: u64,
+    /// Writes under way.
+    uses: u32,
+    /// Used since the last checkpoint closed.
+    used: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Intents {
+    /// By volume and region.
+    active: HashMap<(u64, u64), Intent>,
+}
+
+/// What is needed before a write in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// The intent is in use for the write, and durable once the journal has reached this sequence.
+    Active(u64),
+    /// Its record has to be appended first.
+    Unknown,
+    /// There are too many: a checkpoint has to come first.
+    Full,
+}
+
+impl Intents {
+    /// Begins a write in place.
+    pub(crate) fn begin(&mut self, volume: u64, region: u64) -> Use {
+        let is_full = self.active.len() >= INTENTS_MAX;
+        match self.active.get_mut(&(volume, region)) {
+            Some(intent) => {
+                intent.uses += 1;
+                intent.used = true;
+                Use::Active(intent.sequence)
+            }
+            None if is_full => Use::Full,
+            None => Use::Unknown,
+        }
+    }
+
+    /// The record of an intent was appended, to be durable at a sequence.
+    pub(crate) fn appended(&mut self, volume: u64, region: u64, sequence: u64) {
+        let intent = Intent {
+            sequence,
+            uses: 0,
+            used: true,
+        };
+        self.active.entry((volume, region)).or_insert(intent);
+    }
+
+    /// A write in place has ended: its data and its record are where they should be, or it failed.
+    pub(crate) fn end(&mut self, volume: u64, region: u64) {
+        if let Some(intent) = self.active.get_mut(&(volume, region)) {
+            intent.uses = intent.uses.saturating_sub(1);
+        }
+    }
+
+    /// A checkpoint closes: drops what was not used since the last one, and returns what has to be written
+    /// again.
+    pub(crate) fn close(&mut self) -> Vec<Record> {
+        self.active.retain(|_, intent| intent.uses > 0 || intent.used);
+        let mut kept: Vec<(u64, u64)> = self.active.keys().copied().collect();
+        kept.sort_unstable();
+        for intent in self.active.values_mut() {
+            intent.used = intent.uses > 0;
+        }
+        kept.into_iter()
+            .map(|(volume, region)| Record::Intent { volume, region })
+            .collect()
+    }
+
+    /// How many are active.
+    pub(crate) fn len(&self) -> usize {
+        self.active.len()
+    }
+}

@@ -1,0 +1,183 @@
+//! What a pool does by itself: commits what nobody flushes, makes checkpoints, and gives back the space of what
+//! was deleted.
+
+use std::rc::Rc;
+
+use pollux_reactor::{sleep, spawn};
+
+use super::{Pool, PoolError, State};
+use crate::layout::BLOCK_BYTES;
+use crate::layout::volume::VolumeState;
+
+/// Blocks for pages that a write may need: every level of a map, both copies.
+const WRITE_PAGES: u64 = 2 * (super::MAP_SHAPE.height as u64 + 1);
+
+/// Blocks that are always left for a checkpoint, and what it needs for each page of the allocation state and
+/// each volume that has changed: the pages on the way, both copies.
+const CHECKPOINT_PAGES: u64 = 64;
+const CHECKPOINT_PAGES_EACH: u64 = 4;
+
+/// How often a write waits for a checkpoint to free space before there is none.
+const SPACE_ROUNDS_MAX: u32 = 3;
+
+/// Room for the pages that a write changes, until it is dropped.
+pub(crate) struct Admitted(Rc<Pool>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().writes_admitted -= 1;
+    }
+}
+
+impl State {
+    /// Whether one more write is sure to find room for the pages it changes, and a checkpoint after it too.
+    fn has_room_for_write(&self) -> bool {
+        let changed = self.space.dirty_leaf_count() + self.table.dirty().count();
+        let checkpoint = CHECKPOINT_PAGES + CHECKPOINT_PAGES_EACH * changed as u64;
+        self.space.free_pages() >= (self.writes_admitted + 1) * WRITE_PAGES + checkpoint
+    }
+
+}
+
+impl Pool {
+    /// Waits until a write is sure to have room for its pages and its record.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoSpace`] and those of a pool that is stopped.
+    pub(crate) async fn admit(self: &Rc<Self>) -> Result<Admitted, PoolError> {
+        for _ in 0..SPACE_ROUNDS_MAX {
+            self.check_open()?;
+            {
+                let mut state = self.state.borrow_mut();
+                if state.has_room_for_write() {
+                    state.writes_admitted += 1;
+                    return Ok(Admitted(self.clone()));
+                }
+            }
+            self.free_space().await?;
+        }
+        Err(PoolError::NoSpace)
+    }
+
+    /// Makes what was freed usable, if there is any.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoSpace`] if there is nothing.
+    pub(crate) async fn free_space(self: &Rc<Self>) -> Result<(), PoolError> {
+        if !self.state.borrow().space.is_freeing() {
+            return Err(PoolError::NoSpace);
+        }
+        self.checkpoint().await
+    }
+
+    /// Waits for room in the journal.
+    pub(crate) async fn make_room(self: &Rc<Self>) -> Result<(), PoolError> {
+        self.checkpoint().await?;
+        self.journal.room().await?;
+        Ok(())
+    }
+
+    /// Waits for a checkpoint that is under way, without asking for one.
+    pub(super) async fn checkpoint_idle(&self) {
+        self.checkpoint_done
+            .until(|| (!self.state.borrow().checkpoint_running).then_some(()))
+            .await;
+    }
+
+    /// Makes a checkpoint if there is little memory or room left until one is.
+    pub(super) async fn checkpoint_if_short(self: &Rc<Self>) -> Result<(), PoolError> {
+        if self.is_checkpoint_due() || !self.state.borrow().has_room_for_write() {
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        let state = self.state.borrow();
+        let dirty_bytes = state.cache.dirty_pages() * BLOCK_BYTES;
+        let intents = state.intents.len() * 2 > super::intents::INTENTS_MAX;
+        // Half of the memory is for what comes while the checkpoint is written.
+        self.journal.is_checkpoint_due() || dirty_bytes * 2 > self.options.dirty_bytes || intents
+    }
+
+    /// Looks after what a change may have made due. To be called after each.
+    pub(crate) fn changed(self: &Rc<Self>) {
+        self.wanted.wake();
+        if self.options.background && self.is_checkpoint_due() {
+            let pool = self.clone();
+            let idle = !self.state.borrow().checkpoint_running;
+            if idle {
+                spawn(async move {
+                    // It is told where it fails, and the pool is stopped then.
+                    let _ = pool.checkpoint().await;
+                })
+                .detach();
+            }
+        }
+    }
+
+    /// Begins what is done in the background, until the pool is closed.
+    pub(super) fn start_maintenance(self: &Rc<Self>) {
+        if !self.options.background {
+            return;
+        }
+        let pool = self.clone();
+        spawn(async move {
+            loop {
+                let is_closed = pool
+                    .wanted
+                    .until(|| {
+                        if pool.closed.get() {
+                            return Some(true);
+                        }
+                        pool.journal.has_unwritten().then_some(false)
+                    })
+                    .await;
+                if is_closed {
+                    return;
+                }
+                sleep(pool.options.commit_interval).await;
+                if pool.closed.get() || pool.journal.commit().await.is_err() {
+                    return;
+                }
+            }
+        })
+        .detach();
+        let pool = self.clone();
+        spawn(async move {
+            loop {
+                let is_closed = pool
+                    .wanted
+                    .until(|| {
+                        if pool.closed.get() || pool.state.borrow().stopped.is_some() {
+                            return Some(true);
+                        }
+                        pool.has_deleted().then_some(false)
+                    })
+                    .await;
+                if is_closed {
+                    return;
+                }
+                if let Err(error) = pool.reclaim().await {
+                    if !matches!(error, PoolError::Closed) {
+                        tracing::error!(pool = %pool.name, %error, "space of a deleted volume stays used");
+                    }
+                    sleep(pool.options.commit_interval * 100).await;
+                }
+            }
+        })
+        .detach();
+    }
+
+    /// Whether something waits to be given back.
+    fn has_deleted(&self) -> bool {
+        let state = self.state.borrow();
+        let mut entries = state.table.entries();
+        entries.any(|entry| {
+            entry.state != VolumeState::InUse
+                && (state.table.child_count(entry.id) <= 1 || !state.trimmed.contains(&entry.id))
+        })
+    }
+}

@@ -1,0 +1,309 @@
+//! A pool: everything that its volumes have in common, owned by one reactor.
+//!
+//! Invariants:
+//! - What is in memory is what the last checkpoint has and the records since then change, and nothing else.
+//!   A record is appended in the same step, without waiting in between, in which memory changes.
+//! - A checkpoint closes a generation in one such step, so it holds all records before the place where the
+//!   journal was cut then, and none after it.
+//! - The generation that is open is higher than every birth and every closed one.
+//! - Once something failed that a checkpoint or the journal needs, the pool is *stopped*: reads go on, and
+//!   nothing is acknowledged any more that would have to be durable.
+
+mod check;
+mod checkpoint;
+mod create;
+mod error;
+mod import;
+mod intents;
+mod labels;
+mod maintenance;
+mod manage;
+mod pages;
+mod reclaim;
+mod replay;
+mod table;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use pollux_device::IoError;
+use uuid::Uuid;
+
+use crate::allocator::SpaceCounts;
+use crate::cache::{Metadata, PageCache};
+use crate::device::PoolDevice;
+use crate::journal::{COPIES_MAX, Journal, JournalCopy, RingPosition};
+use crate::layout::page::{ALLOCATION_LEAF_EXTENTS, PageKind, VOLUME_LEAF_ENTRIES};
+use crate::layout::superblock::Superblock;
+use crate::layout::{EXTENT_BYTES, PagePointer};
+use crate::signal::Signal;
+use crate::space::PoolSpace;
+use crate::tree::{Generations, Passed, Shape, Tree};
+use crate::volume::Head;
+
+pub use check::{CheckReport, Misplaced};
+pub use create::CreateOptions;
+pub use error::PoolError;
+pub use import::{ImportReport, LostBlock};
+pub(crate) use intents::{Intents, REGION_SLOTS, Use};
+pub use manage::VolumeOptions;
+pub(crate) use pages::Load;
+pub(crate) use table::{MAP_SHAPE, SLOTS_MAX, Table};
+
+/// The tree of the table of volumes.
+const VOLUMES_SHAPE: Shape = Shape {
+    kind: PageKind::Volumes,
+    height: 4,
+    leaf_entries: VOLUME_LEAF_ENTRIES,
+};
+
+/// The tree of the allocation state of a device.
+const ALLOCATION_SHAPE: Shape = Shape {
+    kind: PageKind::Allocation,
+    height: 4,
+    leaf_entries: ALLOCATION_LEAF_EXTENTS,
+};
+
+/// How a pool uses its machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// Memory for metadata that is on the devices too, in bytes.
+    pub cache_bytes: usize,
+    /// Memory for metadata that is not yet, in bytes: a checkpoint begins before it is used up.
+    pub dirty_bytes: usize,
+    /// How long a change that nobody flushes may stay in memory only.
+    pub commit_interval: Duration,
+    /// Whether checkpoints and the deletion of volumes are done in the background. Without, whoever has the
+    /// pool calls [`Pool::checkpoint`] and [`Pool::reclaim`]: tests do.
+    pub background: bool,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 64 << 20,
+            dirty_bytes: 64 << 20,
+            commit_interval: Duration::from_millis(100),
+            background: true,
+        }
+    }
+}
+
+/// How much of a pool is used, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// All of its devices.
+    pub total_bytes: u64,
+    /// Free for data now.
+    pub free_bytes: u64,
+    /// Freed, and free after the next checkpoints.
+    pub freeing_bytes: u64,
+    /// Extents that hold metadata, without journal and labels.
+    pub metadata_bytes: u64,
+    /// What all volumes would take if they were full: beyond `total_bytes` is overcommitted.
+    pub provisioned_bytes: u64,
+}
+
+/// What happened to a pool since its import.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolCounters {
+    /// Checkpoints.
+    pub checkpoints: u64,
+    /// Pages that checkpoints wrote, each to two places.
+    pub pages_written: u64,
+    /// Pages that were read.
+    pub pages_read: u64,
+    /// Blocks that did not match their checksum.
+    pub checksum_mismatches: u64,
+}
+
+/// See the module.
+pub struct Pool {
+    uuid: Uuid,
+    name: String,
+    options: PoolOptions,
+    /// By number.
+    devices: RefCell<Vec<Option<PoolDevice>>>,
+    journal: Rc<Journal>,
+    state: RefCell<State>,
+    /// Fired when a checkpoint has ended.
+    checkpoint_done: Signal,
+    /// Fired when a checkpoint or a deletion is asked for.
+    wanted: Signal,
+    reclaiming: Cell<bool>,
+    closed: Cell<bool>,
+}
+
+/// What a pool in memory is made of.
+struct Parts {
+    name: String,
+    options: PoolOptions,
+    /// By number.
+    devices: Vec<Option<PoolDevice>>,
+    copies: ArrayVec<JournalCopy, COPIES_MAX>,
+    superblock: Superblock,
+    space: PoolSpace,
+    /// Where the journal, which is empty, goes on.
+    journal_start: RingPosition,
+}
+
+pub(crate) struct State {
+    pub(crate) space: PoolSpace,
+    pub(crate) cache: PageCache,
+    pub(crate) table: Table,
+    pub(crate) intents: Intents,
+    /// The opened volumes.
+    pub(crate) heads: HashMap<u64, Weak<Head>>,
+    /// Pages being read, by the address of their first copy.
+    pub(crate) loads: HashMap<u64, Rc<Load>>,
+    pub(crate) counters: PoolCounters,
+    volumes: Option<PagePointer>,
+    allocation: BTreeMap<u8, Option<PagePointer>>,
+    generations: Generations,
+    /// The last one that is durable.
+    superblock: Superblock,
+    /// Checkpoints that were asked for; those that have ended.
+    checkpoints_wanted: u64,
+    checkpoints_done: u64,
+    checkpoint_running: bool,
+    /// Writes that are sure to have room for the pages they change.
+    writes_admitted: u64,
+    /// Kept entries that hold nothing any more that none of their children does.
+    trimmed: HashSet<u64>,
+    stopped: Option<IoError>,
+}
+
+impl State {
+    /// What trees work on.
+    pub(crate) fn metadata(&mut self) -> Metadata<'_> {
+        Metadata {
+            cache: &mut self.cache,
+            space: &mut self.space,
+        }
+    }
+
+    pub(crate) fn generations(&self) -> Generations {
+        self.generations
+    }
+
+    fn volumes_tree(&self) -> Tree {
+        Tree {
+            shape: VOLUMES_SHAPE,
+            id: 0,
+            root: self.volumes,
+            parent_generation: 0,
+            passed: Passed::default(),
+        }
+    }
+
+    fn allocation_tree(&self, device: u8) -> Tree {
+        Tree {
+            shape: ALLOCATION_SHAPE,
+            id: device.into(),
+            root: self.allocation.get(&device).copied().flatten(),
+            parent_generation: 0,
+            passed: Passed::default(),
+        }
+    }
+
+    fn check_running(&self) -> Result<(), PoolError> {
+        self.stopped.map_or(Ok(()), |error| Err(PoolError::Stopped(error)))
+    }
+}
+
+impl Pool {
+    /// The pool's UUID.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How much of it is used.
+    pub fn space(&self) -> Space {
+        let state = self.state.borrow();
+        let SpaceCounts { freeing, pages, .. } = state.space.counts();
+        let volumes = state.table.entries().filter(|entry| {
+            entry.kind == crate::layout::volume::VolumeKind::Volume
+                && entry.state == crate::layout::volume::VolumeState::InUse
+        });
+        let blocks: u64 = volumes.map(|entry| entry.size_blocks).sum();
+        Space {
+            total_bytes: state.space.extents() * EXTENT_BYTES,
+            free_bytes: state.space.free_extents() * EXTENT_BYTES,
+            freeing_bytes: freeing * EXTENT_BYTES,
+            metadata_bytes: pages * EXTENT_BYTES,
+            provisioned_bytes: blocks * crate::layout::BLOCK_BYTES as u64,
+        }
+    }
+
+    /// What happened since the import.
+    pub fn counters(&self) -> PoolCounters {
+        self.state.borrow().counters
+    }
+
+    /// Why it takes no more changes, if so.
+    pub fn stopped(&self) -> Option<IoError> {
+        self.state.borrow().stopped
+    }
+
+    pub(crate) fn state(&self) -> &RefCell<State> {
+        &self.state
+    }
+
+    pub(crate) fn journal(&self) -> &Rc<Journal> {
+        &self.journal
+    }
+
+    /// The alignment of memory that all devices want.
+    pub(crate) fn memory_align_bytes(&self) -> u32 {
+        let devices = self.devices.borrow();
+        let wanted = devices.iter().flatten().map(|device| device.geometry().memory_align_bytes);
+        wanted.max().unwrap_or(1)
+    }
+
+    /// A device by its number.
+    pub(crate) fn device(&self, number: u8) -> Result<PoolDevice, IoError> {
+        let devices = self.devices.borrow();
+        let device = devices.get(usize::from(number)).and_then(Option::as_ref);
+        device.cloned().ok_or(IoError::Gone)
+    }
+
+    /// Nothing is durable any more.
+    pub(crate) fn stop(&self, error: IoError) {
+        let mut state = self.state.borrow_mut();
+        if state.stopped.is_none() {
+            tracing::error!(pool = %self.name, %error, "the pool takes no more changes");
+            state.stopped = Some(error);
+        }
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), PoolError> {
+        if self.closed.get() {
+            return Err(PoolError::Closed);
+        }
+        self.state.borrow().check_running()
+    }
+
+    /// Makes all that was acknowledged durable.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Journal`], [`PoolError::Device`].
+    pub(crate) async fn flush(&self, has_unrecorded_writes: bool) -> Result<(), PoolError> {
+        if has_unrecorded_writes {
+            let devices: Vec<PoolDevice> = self.devices.borrow().iter().flatten().cloned().collect();
+            for device in devices {
+                device.flush().await?;
+            }
+        }
+        self.journal.commit().await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+//! Simulated drives for pools.
+
+#![allow(dead_code, reason = "each test crate uses a part of it")]
+
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use pollux_device::{BlockDevice, Device};
+use pollux_pool::PoolOptions;
+use pollux_sim::{Fill, SimDrive, SimDriveOptions, SimReactor, World};
+
+/// Bytes of a drive.
+pub const DRIVE_BYTES: u64 = 16 << 20;
+
+/// Nothing happens by itself.
+pub fn options() -> PoolOptions {
+    PoolOptions {
+        cache_bytes: 0,
+        background: false,
+        ..PoolOptions::default()
+    }
+}
+
+/// A drive full of noise, whose writes tear at 512 bytes only where nothing promises that they do not.
+pub fn drive_options(bytes: u64) -> SimDriveOptions {
+    let mut options = SimDriveOptions::new(bytes, 4096).unwrap().instant();
+    options.fill = Fill::Noise(7);
+    options
+}
+
+/// Drives that are there for a while.
+#[derive(Clone)]
+pub struct Drives(pub Vec<Arc<SimDrive>>);
+
+impl Drives {
+    /// A queue pair to each.
+    pub async fn attach(&self) -> Vec<Rc<dyn BlockDevice>> {
+        let mut devices = Vec::new();
+        for drive in &self.0 {
+            devices.push(drive.clone().attach().await.unwrap());
+        }
+        devices
+    }
+}
+
+/// A world with one reactor, and drives.
+pub struct Bench {
+    pub world: World,
+    pub reactor: SimReactor,
+    pub drives: Drives,
+}
+
+impl Bench {
+    pub fn new(seed: u64, drives: usize) -> Self {
+        let world = World::new(seed);
+        let machine = world.add_machine("engine");
+        let reactor = world.add_reactor(machine);
+        let drives = (0..drives)
+            .map(|number| SimDrive::new(&format!("drive{number}"), drive_options(DRIVE_BYTES), seed))
+            .collect();
+        Self {
+            world,
+            reactor,
+            drives: Drives(drives),
+        }
+    }
+
+    pub fn run<F>(&self, act: impl FnOnce(Drives) -> F) -> F::Output
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        self.world.block_on(self.reactor, act(self.drives.clone()))
+    }
+}

@@ -1,0 +1,49 @@
+//! Pools on simulated drives: what users do with them, and what they hold after an import.
+
+mod common;
+
+use common::{Bench, options};
+use pollux_device::{BlockDevice, BlockDeviceExt};
+use pollux_hugepages::Buffer;
+use pollux_pool::{CreateOptions, Pool, PoolError, VolumeOptions};
+
+#[test]
+fn a_volume_keeps_what_is_written_over_an_export() {
+    let bench = Bench::new(1, 1);
+    bench.run(|drives| async move {
+        let pool = Pool::create("tank", drives.attach().await, &CreateOptions::default(), options())
+            .await
+            .unwrap();
+        pool.create_volume("a", &VolumeOptions::new(1000)).await.unwrap();
+        let volume = pool.open_volume("a").unwrap();
+        let mut data = Buffer::from_heap(40 * 4096);
+        for (block, bytes) in (1..).zip(data.chunks_mut(4096)) {
+            bytes.fill(block);
+        }
+        volume.write(5, data, false).await.unwrap();
+        let read = volume.read(0, Buffer::from_heap(64 * 4096)).await.unwrap();
+        for (block, bytes) in (0u8..).zip(read.chunks(4096)) {
+            let expected = if (5..45).contains(&block) { block - 4 } else { 0 };
+            assert!(bytes.iter().all(|byte| *byte == expected), "block {block}");
+        }
+        drop(volume);
+        assert!(pool.check().await.unwrap().is_sound());
+        pool.export().await.unwrap();
+        let (pool, report) = Pool::import(drives.attach().await, options()).await.unwrap();
+        assert!(report.was_exported);
+        assert_eq!(report.records, 0);
+        let volume = pool.open_volume("a").unwrap();
+        let read = volume.read(0, Buffer::from_heap(64 * 4096)).await.unwrap();
+        for (block, bytes) in (0u8..).zip(read.chunks(4096)) {
+            let expected = if (5..45).contains(&block) { block - 4 } else { 0 };
+            assert!(bytes.iter().all(|byte| *byte == expected), "block {block}");
+        }
+        let check = pool.check().await.unwrap();
+        assert!(check.is_sound(), "{check:?}");
+        assert_eq!(volume.geometry().blocks, 1000);
+        assert!(matches!(
+            pool.create_volume("a", &VolumeOptions::new(1)).await,
+            Err(PoolError::Exists { .. })
+        ));
+    });
+}
