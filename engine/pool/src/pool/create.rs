@@ -240,6 +240,7 @@ impl Pool {
             table: Table::new(superblock.next_volume),
             intents: Default::default(),
             heads: HashMap::new(),
+            emptied: HashMap::new(),
             loads: HashMap::new(),
             counters: PoolCounters::default(),
             volumes: superblock.volumes,

@@ -157,6 +157,9 @@ pub(crate) struct State {
     pub(crate) intents: Intents,
     /// The opened volumes.
     pub(crate) heads: HashMap<u64, Weak<Head>>,
+    /// Slots in which blocks of own extents were deallocated, and when the records of that are durable: until
+    /// then nothing is written to the places. By volume and slot.
+    pub(crate) emptied: HashMap<(u64, u64), u64>,
     /// Pages being read, by the address of their first copy.
     pub(crate) loads: HashMap<u64, Rc<Load>>,
     pub(crate) counters: PoolCounters,

@@ -14,8 +14,7 @@ mod read;
 mod ranges;
 mod write;
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::rc::Rc;
 
 use pollux_device::{
@@ -46,9 +45,6 @@ pub(crate) struct Head {
     /// Those who keep changes from beginning.
     holders: Cell<u32>,
     changed: Signal,
-    /// Slots in which blocks of own extents were deallocated, and when the records of that are durable: until then
-    /// nothing is written to the places.
-    emptied: RefCell<HashMap<u64, u64>>,
 }
 
 impl Head {
@@ -62,7 +58,6 @@ impl Head {
             changes: Cell::new(0),
             holders: Cell::new(0),
             changed: Signal::default(),
-            emptied: RefCell::default(),
         }
     }
 

@@ -213,12 +213,13 @@ impl Volume {
 
     /// Waits until the records are durable that emptied places of a slot's own extents.
     async fn wait_until_emptied(&self, slot: u64) -> Result<(), PoolError> {
-        let sequence = self.head.emptied.borrow().get(&slot).copied();
+        let place = (self.head.id, slot);
+        let sequence = self.pool.state().borrow().emptied.get(&place).copied();
         if let Some(sequence) = sequence {
             if self.pool.journal().durable() < sequence {
                 self.pool.journal().commit().await?;
             }
-            self.head.emptied.borrow_mut().remove(&slot);
+            self.pool.state().borrow_mut().emptied.remove(&place);
         }
         Ok(())
     }
@@ -226,8 +227,8 @@ impl Volume {
     /// Remembers that places of a slot's own extents are free once a record is durable.
     pub(super) async fn remember_emptied(&self, slot: u64, sequence: u64) -> Result<(), PoolError> {
         let too_many = {
-            let mut emptied = self.head.emptied.borrow_mut();
-            emptied.insert(slot, sequence);
+            let emptied = &mut self.pool.state().borrow_mut().emptied;
+            emptied.insert((self.head.id, slot), sequence);
             let durable = self.pool.journal().durable();
             if emptied.len() > EMPTIED_MAX {
                 emptied.retain(|_, sequence| *sequence > durable);

@@ -1,0 +1,357 @@
+//! The power is cut at every write that random histories make on the drives: what was durable is there, what was
+//! not is old or new, every snapshot is what it was, and nothing leaks.
+
+mod common;
+#[path = "common/model.rs"]
+mod model;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use common::{Bench, Drives, options};
+use model::{Done, PoolModel, Step};
+use pollux_device::BlockDeviceExt;
+use pollux_hugepages::Buffer;
+use pollux_pool::{CreateOptions, Pool, PoolError, VolumeOptions};
+use pollux_reactor::random_u64;
+use pollux_sim::{CrashState, CutPoints, PowerLoss, Recorder};
+
+const BLOCK: usize = 4096;
+const LOSSES: [PowerLoss; 4] = [
+    PowerLoss::LoseAll,
+    PowerLoss::KeepAll,
+    PowerLoss::Reordered,
+    PowerLoss::Torn,
+];
+
+fn below(limit: u64) -> u64 {
+    random_u64() % limit.max(1)
+}
+
+fn data(value: u64, blocks: u64) -> Buffer {
+    let mut buffer = Buffer::from_heap(blocks as usize * BLOCK);
+    for word in buffer.chunks_mut(8) {
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+    buffer
+}
+
+/// The value of a block; an error for a mixture.
+fn value_of(block: &[u8]) -> Result<u64, String> {
+    let (words, _) = block.as_chunks::<8>();
+    let first = u64::from_le_bytes(words[0]);
+    if words.iter().all(|word| u64::from_le_bytes(*word) == first) {
+        Ok(first)
+    } else {
+        Err(format!("a mixture that begins with {first}"))
+    }
+}
+
+/// A pool that random things are done to.
+struct Run {
+    pool: Rc<Pool>,
+    recorder: Arc<Recorder>,
+    model: PoolModel,
+    done: Rc<RefCell<Vec<Done>>>,
+    next_value: u64,
+    next_name: u64,
+}
+
+impl Run {
+    fn note(&mut self, start: usize, step: Step) {
+        self.model.apply(&step, true);
+        self.done.borrow_mut().push(Done {
+            start,
+            end: self.recorder.position(),
+            step,
+        });
+    }
+
+    fn pick(&self, snapshots: bool) -> Option<String> {
+        let names: Vec<&String> = self
+            .model
+            .volumes
+            .iter()
+            .filter(|(_, volume)| volume.is_snapshot == snapshots)
+            .map(|(name, _)| name)
+            .collect();
+        let at = below(names.len() as u64) as usize;
+        names.get(at).map(|name| (*name).clone())
+    }
+
+    fn fresh_name(&mut self) -> String {
+        self.next_name += 1;
+        format!("v{}", self.next_name)
+    }
+
+    /// Something random; what could not be done for want of space is not noted.
+    async fn step(&mut self) -> Result<(), PoolError> {
+        let start = self.recorder.position();
+        let step = self.draw();
+        // A write may be begun and not done: the record of the run has it as under way until the next one.
+        self.done.borrow_mut().push(Done {
+            start,
+            end: usize::MAX,
+            step: step.clone(),
+        });
+        let result = self.act(&step).await;
+        self.done.borrow_mut().pop();
+        match result {
+            Ok(()) => {
+                self.note(start, step);
+                Ok(())
+            }
+            Err(PoolError::NoSpace) => Err(PoolError::NoSpace),
+            Err(error) => panic!("{step:?}: {error}"),
+        }
+    }
+
+    fn draw(&mut self) -> Step {
+        let volumes = self.model.volumes.len();
+        let (volume, snapshot) = (self.pick(false), self.pick(true));
+        match (below(40), volume, snapshot) {
+            (_, None, _) => Step::Create {
+                name: self.fresh_name(),
+                blocks: 40 + below(60),
+            },
+            (0, ..) if volumes < 6 => Step::Create {
+                name: self.fresh_name(),
+                blocks: 40 + below(60),
+            },
+            (1..=2, Some(of), _) if volumes < 7 => Step::Snapshot {
+                of,
+                name: self.fresh_name(),
+            },
+            (3, _, Some(of)) if volumes < 7 => Step::Clone {
+                of,
+                name: self.fresh_name(),
+            },
+            (4, Some(name), Some(to)) => {
+                // The size goes with it.
+                if self.model.volumes[&name].blocks.len() == self.model.volumes[&to].blocks.len() {
+                    Step::RollBack { name, to }
+                } else {
+                    Step::Flush
+                }
+            }
+            (5, Some(name), _) if volumes > 3 => Step::Delete { name },
+            (6, _, Some(name)) => Step::Delete { name },
+            (7, Some(name), _) => Step::Resize {
+                name,
+                blocks: 30 + below(70),
+            },
+            (8..=9, ..) => Step::Flush,
+            (10..=12, ..) => Step::Nothing,
+            (kind, Some(name), _) => {
+                let size = self.model.volumes[&name].blocks.len() as u64;
+                let blocks = 1 + below(if kind == 13 { 50 } else { 6 });
+                let blocks = blocks.min(size);
+                self.next_value += 1;
+                let value = if kind >= 36 { 0 } else { self.next_value };
+                // Most of it in few slots, so that they meet.
+                let last = size - blocks;
+                let last = if kind.is_multiple_of(4) { last } else { last.min(24) };
+                Step::Write {
+                    name,
+                    block: below(last + 1),
+                    blocks,
+                    value,
+                    forced: kind == 14,
+                }
+            }
+        }
+    }
+
+    async fn act(&mut self, step: &Step) -> Result<(), PoolError> {
+        let pool = &self.pool;
+        match step {
+            Step::Create { name, blocks } => {
+                let options = VolumeOptions {
+                    checksums: below(4) > 0,
+                    ..VolumeOptions::new(*blocks)
+                };
+                pool.create_volume(name, &options).await.map(drop)
+            }
+            Step::Write {
+                name,
+                block,
+                blocks,
+                value,
+                forced,
+            } => {
+                let volume = pool.open_volume(name)?;
+                let result = if *value == 0 {
+                    volume.deallocate(*block, *blocks).await
+                } else {
+                    volume.write(*block, data(*value, *blocks), *forced).await
+                };
+                if *value == 0 && *forced {
+                    volume.flush().await?;
+                }
+                result.map_err(|error| match error {
+                    pollux_device::IoError::CapacityExceeded => PoolError::NoSpace,
+                    error => error.into(),
+                })
+            }
+            Step::Flush => {
+                let Some(name) = self.pick(false) else { return Ok(()) };
+                Ok(pool.open_volume(&name)?.flush().await?)
+            }
+            Step::Snapshot { of, name } => pool.snapshot(of, name, 0).await.map(drop),
+            Step::Clone { of, name } => pool.clone_snapshot(of, name, 0).await.map(drop),
+            Step::RollBack { name, to } => pool.roll_back(name, to).await.map(drop),
+            Step::Delete { name } => pool.delete(name).await,
+            Step::Resize { name, blocks } => pool.resize(name, *blocks, true).await,
+            Step::Nothing if below(2) == 0 => pool.checkpoint().await,
+            Step::Nothing => pool.reclaim().await,
+        }
+    }
+}
+
+/// A recorded run: what was done, and when the pool had been made.
+struct Recorded {
+    recorder: Arc<Recorder>,
+    done: Vec<Done>,
+    created: usize,
+}
+
+fn record(bench: &Bench, steps: u64) -> Recorded {
+    let recorder = Recorder::new();
+    for drive in &bench.drives.0 {
+        drive.record(&recorder);
+    }
+    let of_task = recorder.clone();
+    let (done, created) = bench.run(|drives| async move {
+        let pool = Pool::create("tank", drives.attach().await, &CreateOptions::default(), options())
+            .await
+            .unwrap();
+        let created = of_task.position();
+        let done = Rc::new(RefCell::new(Vec::new()));
+        let mut run = Run {
+            pool,
+            recorder: of_task,
+            model: PoolModel::default(),
+            done: done.clone(),
+            next_value: 0,
+            next_name: 0,
+        };
+        for _ in 0..steps {
+            // Out of space is fine: something is deleted sooner or later.
+            let _ = run.step().await;
+        }
+        (done.take(), created)
+    });
+    Recorded {
+        recorder,
+        done,
+        created,
+    }
+}
+
+/// What must be there after a cut at a position.
+fn model_at(done: &[Done], position: usize) -> PoolModel {
+    let mut model = PoolModel::default();
+    for Done { start, end, step } in done {
+        if *end <= position {
+            model.apply(step, true);
+        } else if *start <= position {
+            model.apply(step, false);
+        }
+    }
+    model
+}
+
+async fn verify(drives: Drives, model: PoolModel, must_be_there: bool) -> Result<(), String> {
+    let imported = Pool::import(drives.attach().await, options()).await;
+    let (pool, _) = match imported {
+        Ok(imported) => imported,
+        Err(_) if !must_be_there => return Ok(()),
+        Err(error) => return Err(format!("it cannot be imported: {error}")),
+    };
+    verify_pool(&pool, &model).await?;
+    for round in 0..2 {
+        let check = pool.check().await.map_err(|error| error.to_string())?;
+        if !check.is_sound() {
+            return Err(format!("round {round}: {check:?}"));
+        }
+        pool.reclaim().await.map_err(|error| error.to_string())?;
+    }
+    verify_pool(&pool, &model).await
+}
+
+async fn verify_pool(pool: &Rc<Pool>, model: &PoolModel) -> Result<(), String> {
+    let found = pool.volumes();
+    for entry in &found {
+        let known = model.volumes.contains_key(&entry.name);
+        if !known {
+            return Err(format!("{} was never made, or was deleted", entry.name));
+        }
+    }
+    for (name, volume) in &model.volumes {
+        let Some(entry) = found.iter().find(|entry| entry.name == *name) else {
+            if volume.certain {
+                return Err(format!("{name} is lost"));
+            }
+            continue;
+        };
+        let size = entry.size_blocks;
+        if size != volume.blocks.len() as u64 && Some(size) != volume.other_size {
+            return Err(format!("{name} has {size} blocks"));
+        }
+        let opened = pool.open_volume(name).map_err(|error| error.to_string())?;
+        let into = Buffer::from_heap(size as usize * BLOCK);
+        let bytes = opened.read(0, into).await;
+        let bytes = bytes.map_err(|error| format!("{name} cannot be read: {error}"))?;
+        for (block, bytes) in bytes.chunks(BLOCK).enumerate() {
+            let found = value_of(bytes).map_err(|error| format!("{name} block {block}: {error}"))?;
+            let nothing = model::BlockModel::default();
+            let legal = volume.blocks.get(block).unwrap_or(&nothing);
+            if !legal.allows(found) {
+                return Err(format!("{name} block {block} holds {found}, legal {legal:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_state(bench: &Bench, recorded: &Recorded, state: CrashState, context: &str) {
+    let model = model_at(&recorded.done, state.position);
+    let must_be_there = state.position >= recorded.created;
+    let context = format!("{context}, cut at {}, {:?}", state.position, state.loss);
+    let drives = state
+        .images
+        .into_iter()
+        .map(|image| image.into_drive("after", 1))
+        .collect();
+    let result = bench
+        .world
+        .block_on(bench.reactor, verify(Drives(drives), model, must_be_there));
+    if let Err(error) = result {
+        panic!("{context}: {error}");
+    }
+}
+
+fn check_run(seed: u64, drives: usize, steps: u64) -> u64 {
+    let bench = Bench::new(seed, drives);
+    let recorded = record(&bench, steps);
+    let mut states = 0;
+    for state in recorded
+        .recorder
+        .crash_states(seed, CutPoints::Writes, &LOSSES)
+    {
+        states += 1;
+        check_state(&bench, &recorded, state, &format!("seed {seed}, {drives} drives"));
+    }
+    states
+}
+
+#[test]
+fn a_power_cut_anywhere_leaves_what_was_durable_and_nothing_leaks() {
+    let mut states = 0;
+    for seed in 0..8 {
+        states += check_run(seed, 1 + seed as usize % 2, 60);
+    }
+    eprintln!("{states}");
+    assert!(states > 1000, "{states}");
+}
