@@ -154,7 +154,8 @@ impl PoolSpace {
         let mut best: Option<(bool, u64, u8)> = None;
         for (number, member) in self.open_members() {
             let other = apart.is_none_or(|extent| extent.device() != number);
-            best = best.max(Some((other, member.space.free_pages(), number)).filter(|(_, free, _)| *free > 0));
+            best =
+                best.max(Some((other, member.space.free_pages(), number)).filter(|(_, free, _)| *free > 0));
         }
         let (_, _, number) = best.ok_or(NoSpace)?;
         if let Ok(page) = self.device_mut(number).ok_or(NoSpace)?.take_page(apart) {

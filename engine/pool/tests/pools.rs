@@ -11,9 +11,14 @@ use pollux_pool::{CreateOptions, Pool, PoolError, VolumeOptions};
 fn a_volume_keeps_what_is_written_over_an_export() {
     let bench = Bench::new(1, 1);
     bench.run(|drives| async move {
-        let pool = Pool::create("tank", drives.attach().await, &CreateOptions::default(), options())
-            .await
-            .unwrap();
+        let pool = Pool::create(
+            "tank",
+            drives.attach().await,
+            &CreateOptions::default(),
+            options(),
+        )
+        .await
+        .unwrap();
         pool.create_volume("a", &VolumeOptions::new(1000)).await.unwrap();
         let volume = pool.open_volume("a").unwrap();
         let mut data = Buffer::from_heap(40 * 4096);

@@ -59,7 +59,7 @@ impl Bench {
                 id: 9,
                 root: None,
                 parent_generation: 0,
-            passed: Passed::default(),
+                passed: Passed::default(),
             },
             generations: Generations { open: 1, closed: 0 },
         }

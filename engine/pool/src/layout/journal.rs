@@ -253,7 +253,10 @@ impl JournalBlock {
 
     /// The bytes on the device.
     pub fn seal(mut self, header: &JournalHeader) -> Block {
-        if let Some(rest) = self.bytes.get_mut(RECORDS_AT + self.used..RECORDS_AT + RECORDS_BYTES_MAX) {
+        if let Some(rest) = self
+            .bytes
+            .get_mut(RECORDS_AT + self.used..RECORDS_AT + RECORDS_BYTES_MAX)
+        {
             rest.fill(0);
         }
         put_u16(&mut self.bytes, 12, self.used as u16);

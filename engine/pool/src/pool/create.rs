@@ -281,9 +281,7 @@ fn journal_extents(bytes: u64, device_extents: u64) -> u64 {
         bytes.div_ceil(EXTENT_BYTES)
     };
     // A quarter of the device at most, and less on the smallest.
-    wanted
-        .min(device_extents / 4)
-        .max(fewest)
+    wanted.min(device_extents / 4).max(fewest)
 }
 
 pub(super) fn random_uuid() -> Uuid {
@@ -293,5 +291,3 @@ pub(super) fn random_uuid() -> Uuid {
 fn random_bytes() -> [u8; 16] {
     (u128::from(random_u64()) << 64 | u128::from(random_u64())).to_le_bytes()
 }
-
-

@@ -215,9 +215,7 @@ impl PoolError {
     /// What a request for a volume returns.
     pub fn as_io(&self) -> IoError {
         match self {
-            Self::Device(error)
-            | Self::Stopped(error)
-            | Self::Journal(JournalError::Failed(error)) => *error,
+            Self::Device(error) | Self::Stopped(error) | Self::Journal(JournalError::Failed(error)) => *error,
             Self::NoSpace => IoError::CapacityExceeded,
             Self::ReadOnly => IoError::ReadOnly,
             Self::Closed => IoError::Gone,

@@ -237,10 +237,7 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
     }
     for (number, (entry, device)) in superblock.devices.iter().zip(&devices).enumerate() {
         if entry.state != DeviceState::Absent && device.is_none() {
-            return Err(PoolError::Missing {
-                number,
-                id: entry.id,
-            });
+            return Err(PoolError::Missing { number, id: entry.id });
         }
     }
     let label = newest.ok_or(PoolError::DeviceCount { found: 0 })?;

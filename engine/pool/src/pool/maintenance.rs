@@ -36,7 +36,6 @@ impl State {
         let checkpoint = CHECKPOINT_PAGES + CHECKPOINT_PAGES_EACH * changed as u64;
         self.space.free_pages() >= (self.writes_admitted + 1) * WRITE_PAGES + checkpoint
     }
-
 }
 
 impl Pool {

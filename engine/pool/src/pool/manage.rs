@@ -308,11 +308,7 @@ impl Pool {
     pub(super) async fn drain_all(&self) {
         let heads: Vec<Rc<Head>> = {
             let state = self.state.borrow();
-            state
-                .heads
-                .values()
-                .filter_map(std::rc::Weak::upgrade)
-                .collect()
+            state.heads.values().filter_map(std::rc::Weak::upgrade).collect()
         };
         for head in heads {
             std::mem::forget(head.hold().await);

@@ -213,7 +213,8 @@ impl State {
     }
 
     fn check_running(&self) -> Result<(), PoolError> {
-        self.stopped.map_or(Ok(()), |error| Err(PoolError::Stopped(error)))
+        self.stopped
+            .map_or(Ok(()), |error| Err(PoolError::Stopped(error)))
     }
 }
 
@@ -267,7 +268,10 @@ impl Pool {
     /// The alignment of memory that all devices want.
     pub(crate) fn memory_align_bytes(&self) -> u32 {
         let devices = self.devices.borrow();
-        let wanted = devices.iter().flatten().map(|device| device.geometry().memory_align_bytes);
+        let wanted = devices
+            .iter()
+            .flatten()
+            .map(|device| device.geometry().memory_align_bytes);
         wanted.max().unwrap_or(1)
     }
 

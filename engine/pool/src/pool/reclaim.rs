@@ -63,9 +63,7 @@ impl Pool {
     pub async fn reclaim(self: &Rc<Self>) -> Result<(), PoolError> {
         if self.reclaiming.replace(true) {
             // Somebody does it already.
-            self.wanted
-                .until(|| (!self.reclaiming.get()).then_some(()))
-                .await;
+            self.wanted.until(|| (!self.reclaiming.get()).then_some(())).await;
             return Ok(());
         }
         let result = self.reclaim_all().await;
@@ -140,7 +138,9 @@ impl State {
         };
         let ranked = deleted.map(|entry| (rank(entry), entry.id, entry.state));
         let ranked = ranked.filter(|(rank, id, _)| *rank < 2 || !self.trimmed.contains(id));
-        ranked.min_by_key(|(rank, id, _)| (*rank, *id)).map(|(_, id, state)| (id, state))
+        ranked
+            .min_by_key(|(rank, id, _)| (*rank, *id))
+            .map(|(_, id, state)| (id, state))
     }
 
     fn children_trees(&self, id: u64) -> Vec<Tree> {

@@ -282,7 +282,8 @@ impl Tree {
         let mut next = self.root;
         for level in (0..=self.shape.height).rev() {
             let (index, at) = self.shape.place(entry, level);
-            let Some(pointer) = next.filter(|pointer| self.is_open(pointer, generations, level, index)) else {
+            let Some(pointer) = next.filter(|pointer| self.is_open(pointer, generations, level, index))
+            else {
                 return Ok(None);
             };
             let identity = self.identity(&pointer, level, index);

@@ -10,8 +10,8 @@
 mod abandoned;
 mod deallocate;
 mod locks;
-mod read;
 mod ranges;
+mod read;
 mod write;
 
 use std::cell::Cell;

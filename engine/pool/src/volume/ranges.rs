@@ -114,16 +114,12 @@ impl State {
 
     /// The generation that the own extents of a slot were born after.
     pub(crate) fn parent_generation(&self, id: u64, index: u64) -> u64 {
-        self.tree_of(id).map_or(0, |tree| tree.parent_generation_of(index))
+        self.tree_of(id)
+            .map_or(0, |tree| tree.parent_generation_of(index))
     }
 
     /// The blocks of the next leaf that is not the same in two maps in which they differ.
-    fn ranges(
-        &mut self,
-        one: Option<Tree>,
-        other: Option<Tree>,
-        block: u64,
-    ) -> Result<RangePage, TreeError> {
+    fn ranges(&mut self, one: Option<Tree>, other: Option<Tree>, block: u64) -> Result<RangePage, TreeError> {
         let Some(shape) = one.or(other) else {
             return Ok(RangePage::default());
         };

@@ -13,7 +13,9 @@ use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, crc32c};
 enum ReadError {
     Device(IoError),
     /// A block does not match its checksum, or may not.
-    Mismatch { block: u8 },
+    Mismatch {
+        block: u8,
+    },
 }
 
 impl Volume {
@@ -84,7 +86,10 @@ impl Volume {
             Err(error) => return (into, Err(ReadError::Device(error.as_io()))),
         };
         let mask = part.mask();
-        let whole = slot.fragments.iter().find(|fragment| fragment.mask & mask == mask);
+        let whole = slot
+            .fragments
+            .iter()
+            .find(|fragment| fragment.mask & mask == mask);
         let mut into = into;
         if let Some(fragment) = whole {
             // All in one place, which is what most reads are.

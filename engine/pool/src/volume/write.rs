@@ -186,10 +186,7 @@ impl Volume {
             let begun = pool.state().borrow_mut().intents.begin(id, region);
             match begun {
                 Use::Active(sequence) => {
-                    let using = RegionUse {
-                        volume: self,
-                        region,
-                    };
+                    let using = RegionUse { volume: self, region };
                     if pool.journal().durable() < sequence {
                         pool.journal().commit().await?;
                     }

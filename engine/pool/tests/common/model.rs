@@ -9,14 +9,37 @@ use std::collections::BTreeMap;
 /// What is done, to volumes by their names.
 #[derive(Debug, Clone)]
 pub enum Step {
-    Create { name: String, blocks: u64 },
-    Write { name: String, block: u64, blocks: u64, value: u64, forced: bool },
+    Create {
+        name: String,
+        blocks: u64,
+    },
+    Write {
+        name: String,
+        block: u64,
+        blocks: u64,
+        value: u64,
+        forced: bool,
+    },
     Flush,
-    Snapshot { of: String, name: String },
-    Clone { of: String, name: String },
-    RollBack { name: String, to: String },
-    Delete { name: String },
-    Resize { name: String, blocks: u64 },
+    Snapshot {
+        of: String,
+        name: String,
+    },
+    Clone {
+        of: String,
+        name: String,
+    },
+    RollBack {
+        name: String,
+        to: String,
+    },
+    Delete {
+        name: String,
+    },
+    Resize {
+        name: String,
+        blocks: u64,
+    },
     /// Checkpoint, reclaim, and other things that change nothing that users see.
     Nothing,
 }
@@ -91,12 +114,21 @@ impl PoolModel {
                 let volume = VolumeModel::of_values(&vec![0; *blocks as usize], false, ended);
                 self.volumes.insert(name.clone(), volume);
             }
-            Step::Write { name, block, blocks, value, forced } => {
+            Step::Write {
+                name,
+                block,
+                blocks,
+                value,
+                forced,
+            } => {
                 let volume = self.volumes.get_mut(name).unwrap();
                 for at in *block..*block + *blocks {
                     let model = &mut volume.blocks[at as usize];
                     if *forced && ended {
-                        *model = BlockModel { durable: *value, later: Vec::new() };
+                        *model = BlockModel {
+                            durable: *value,
+                            later: Vec::new(),
+                        };
                     } else {
                         model.later.push(*value);
                     }
@@ -153,7 +185,10 @@ impl PoolModel {
     /// Everything that was acknowledged is durable.
     fn settle(&mut self) {
         for block in self.volumes.values_mut().flat_map(|volume| &mut volume.blocks) {
-            *block = BlockModel { durable: block.last(), later: Vec::new() };
+            *block = BlockModel {
+                durable: block.last(),
+                later: Vec::new(),
+            };
         }
     }
 }
