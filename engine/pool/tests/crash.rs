@@ -1,5 +1,7 @@
-//! The power is cut at every write that random histories make on the drives: what was durable is there, what was
-//! not is old or new, every snapshot is what it was, and nothing leaks.
+//! The power is cut at every write that random histories make on the drives: what was durable is there,
+//! what was not is old or new, every snapshot is what it was, and nothing leaks.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 mod common;
 #[path = "common/model.rs"]

@@ -1,5 +1,7 @@
 //! Pools on simulated drives: what users do with them, and what they hold after an import.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
 mod common;
 
 use common::{Bench, options};

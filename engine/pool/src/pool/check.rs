@@ -1,5 +1,5 @@
-//! Looking whether a pool is sound: everything that is reachable is marked as used, everything that is marked as
-//! used is reachable, and once only.
+//! Looking whether a pool is sound: everything that is reachable is marked as used, everything that is
+//! marked as used is reachable, and once only.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
@@ -72,8 +72,8 @@ impl Marks {
 }
 
 impl Pool {
-    /// Walks everything, and compares it with the allocation state. Nothing else may be going on; with volumes in
-    /// use, what they change meanwhile is told as wrong.
+    /// Walks everything, and compares it with the allocation state. Nothing else may be going on; with
+    /// volumes in use, what they change meanwhile is told as wrong.
     ///
     /// # Errors
     ///
@@ -120,7 +120,8 @@ impl Pool {
         Ok(self.compare(marks))
     }
 
-    /// Goes over the pages of a tree, and the slots of a map. With `again`, pages that were seen are gone over too.
+    /// Goes over the pages of a tree, and the slots of a map. With `again`, pages that were seen are gone
+    /// over too.
     async fn walk(
         &self,
         tree: &Tree,

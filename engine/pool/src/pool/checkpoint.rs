@@ -2,9 +2,10 @@
 //!
 //! 1. *Prepare*, while everything goes on: every page of the table of volumes and of the allocation state
 //!    that will be written gets its place.
-//! 2. *Close*, in one step: pages are sealed, roots are put into the table of volumes, the used blocks into the
-//!    allocation state; the generation is closed and the journal cut. Nothing is allocated or freed here, so
-//!    that the allocation state says what is true. If something came that was not prepared, back to 1.
+//! 2. *Close*, in one step: pages are sealed, roots are put into the table of volumes, the used blocks into
+//!    the allocation state; the generation is closed and the journal cut. Nothing is allocated or freed
+//!    here, so that the allocation state says what is true. If something came that was not prepared, back
+//!    to 1.
 //! 3. *Write*, while everything goes on: the pages, both copies; the intents that stay active, to the
 //!    journal; a flush; the superblocks; a flush.
 //! 4. What was freed in the closed generation can be used again, and the journal before the cut too.

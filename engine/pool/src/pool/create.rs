@@ -268,6 +268,7 @@ impl Pool {
             wanted: Default::default(),
             reclaiming: Default::default(),
             closed: Default::default(),
+            drained: Default::default(),
         })
     }
 }

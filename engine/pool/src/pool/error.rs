@@ -116,8 +116,8 @@ pub enum PoolError {
     NoSuperblock(LayoutError),
     /// The newest superblock is lost on all devices.
     #[error(
-        "the newest superblock found is of checkpoint {found}, and checkpoint {newest} was durable: all copies \
-         of the newer one are damaged"
+        "the newest superblock found is of checkpoint {found}, and checkpoint {newest} was durable: all \
+         copies of the newer one are damaged"
     )]
     SuperblockLost {
         /// The checkpoint of what is there.

@@ -1,11 +1,11 @@
 //! Opening a pool that devices hold: after an export, a power cut, or anything in between.
 //!
-//! 1. Labels say which devices belong together, and what this program must know; the newest superblock of all
-//!    devices is the right one.
+//! 1. Labels say which devices belong together, and what this program must know; the newest superblock of
+//!    all devices is the right one.
 //! 2. The allocation state and the table of volumes are read.
 //! 3. The journal is replayed; see [`replay`](super::replay).
-//! 4. A checkpoint with a new incarnation makes it durable, before anything is served. Until its superblock is
-//!    written nothing that the old one needs is changed, so that a power cut in between begins anew.
+//! 4. A checkpoint with a new incarnation makes it durable, before anything is served. Until its superblock
+//!    is written nothing that the old one needs is changed, so that a power cut in between begins anew.
 
 use std::rc::Rc;
 

@@ -1,5 +1,5 @@
-//! What a pool does by itself: commits what nobody flushes, makes checkpoints, and gives back the space of what
-//! was deleted.
+//! What a pool does by itself: commits what nobody flushes, makes checkpoints, and gives back the space of
+//! what was deleted.
 
 use std::rc::Rc;
 

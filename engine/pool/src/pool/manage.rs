@@ -240,8 +240,8 @@ impl Pool {
         .await
     }
 
-    /// Changes the size of a volume. A smaller size needs `may_drop`: what is past it is deallocated first, and
-    /// nobody may use the volume.
+    /// Changes the size of a volume. A smaller size needs `may_drop`: what is past it is deallocated first,
+    /// and nobody may use the volume.
     ///
     /// # Errors
     ///
@@ -311,7 +311,8 @@ impl Pool {
             state.heads.values().filter_map(std::rc::Weak::upgrade).collect()
         };
         for head in heads {
-            std::mem::forget(head.hold().await);
+            let hold = head.hold().await;
+            self.drained.borrow_mut().push(hold);
         }
     }
 

@@ -42,7 +42,7 @@ use crate::layout::{EXTENT_BYTES, PagePointer};
 use crate::signal::Signal;
 use crate::space::PoolSpace;
 use crate::tree::{Generations, Passed, Shape, Tree};
-use crate::volume::Head;
+use crate::volume::{Head, Hold};
 
 pub use check::{CheckReport, Misplaced};
 pub use create::CreateOptions;
@@ -135,6 +135,8 @@ pub struct Pool {
     wanted: Signal,
     reclaiming: Cell<bool>,
     closed: Cell<bool>,
+    /// Keep writes from beginning once the pool is closed.
+    drained: RefCell<Vec<Hold>>,
 }
 
 /// What a pool in memory is made of.

@@ -13,8 +13,8 @@ use crate::layout::page::PageIdentity;
 use crate::signal::Signal;
 use crate::tree::TreeError;
 
-/// How often something is begun anew because a page was not there: pages that were loaded may be dropped again
-/// before they are used, if memory is very short.
+/// How often something is begun anew because a page was not there: pages that were loaded may be dropped
+/// again before they are used, if memory is very short.
 const LOADS_MAX: u32 = 100_000;
 
 /// A page being read.

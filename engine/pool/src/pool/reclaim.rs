@@ -1,9 +1,9 @@
 //! Deleted volumes and snapshots give back what only they held.
 //!
-//! One at a time. With one child or none, an entry is *deleting*: a cursor goes over its map, and what it has
-//! passed belongs to the child. It becomes so in a checkpoint of its own, and is gone in one of its own, so that
-//! after a crash no volume has written as if it were alone with what others still share. With more children
-//! it is *kept*, and what none of them holds is cut out of it.
+//! One at a time. With one child or none, an entry is *deleting*: a cursor goes over its map, and what it
+//! has passed belongs to the child. It becomes so in a checkpoint of its own, and is gone in one of its
+//! own, so that after a crash no volume has written as if it were alone with what others still share. With
+//! more children it is *kept*, and what none of them holds is cut out of it.
 
 use std::rc::Rc;
 

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - The parent of every entry is in the table, or 0.
-//! - The generation of a volume is that of its parent, 0 without one; that of a snapshot is the one it closed.
+//! - The generation of a volume is that of its parent, 0 without one; that of a snapshot is the one it
+//!   closed.
 //! - At most one entry has the state *deleting*; it has at most one child. An entry that is *kept* waits for
 //!   that, or has more.
 //! - Names of entries in use are unique.

@@ -248,8 +248,8 @@ impl Tree {
         }
     }
 
-    /// Makes every page on the way to an entry one that may be changed, so that [`Tree::open_leaf`] has it until
-    /// the generation closes.
+    /// Makes every page on the way to an entry one that may be changed, so that [`Tree::open_leaf`] has it
+    /// until the generation closes.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Which blocks of a volume are being written: by slot, so that writes of a block come one after the other, and
-//! none is read meanwhile.
+//! Which blocks of a volume are being written: by slot, so that writes of a block come one after the other,
+//! and none is read meanwhile.
 //!
 //! Invariants:
 //! - Two locks that are held have no block in common.

@@ -1,11 +1,12 @@
 //! A volume or snapshot, as a block device.
 //!
 //! Invariants:
-//! - What a write changes in memory is changed, and its record appended, in one step, after its data is written.
-//! - A write that was begun goes on when nobody waits for it any more: its blocks stay locked until the device
-//!   is done with them.
-//! - A read sees the data of a block and its checksum as they were at one time. It takes no lock: it looks whether
-//!   one was taken meanwhile, and takes one itself if it has to.
+//! - What a write changes in memory is changed, and its record appended, in one step, after its data is
+//!   written.
+//! - A write that was begun goes on when nobody waits for it any more: its blocks stay locked until the
+//!   device is done with them.
+//! - A read sees the data of a block and its checksum as they were at one time. It takes no lock: it looks
+//!   whether one was taken meanwhile, and takes one itself if it has to.
 
 mod abandoned;
 mod deallocate;

@@ -81,9 +81,9 @@ impl Volume {
 }
 
 impl Pool {
-    /// Blocks from one on that differ between two volumes or snapshots, as far as the pool can tell: those that
-    /// are in other places, or have other checksums. Blocks that do not differ may be among them; none that
-    /// differs is missing.
+    /// Blocks from one on that differ between two volumes or snapshots, as far as the pool can tell: those
+    /// that are in other places, or have other checksums. Blocks that do not differ may be among them; none
+    /// that differs is missing.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! Writes.
 //!
-//! A write of a slot: lock its blocks; see to room for its pages; plan; have the intent durable if blocks are
-//! overwritten in place; write the data; change the slot and append its record in one step. With FUA, or at the
-//! next flush, the journal is committed.
+//! A write of a slot: lock its blocks; see to room for its pages; plan; have the intent durable if blocks
+//! are overwritten in place; write the data; change the slot and append its record in one step. With FUA,
+//! or at the next flush, the journal is committed.
 
 use futures_util::future::try_join_all;
 use pollux_device::{Gather, IoError, Reply};
@@ -36,8 +36,8 @@ impl Drop for RegionUse<'_> {
     }
 }
 
-/// The extent that a write to holes goes to. It is given back with the last write that uses it, if none of them
-/// has put it into the slot.
+/// The extent that a write to holes goes to. It is given back with the last write that uses it, if none of
+/// them has put it into the slot.
 struct FreshUse<'a> {
     volume: &'a Volume,
     slot: u64,
@@ -287,7 +287,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Changes the slot and appends its record. Other blocks of the slot may have changed since it was planned.
+    /// Changes the slot and appends its record. Other blocks of the slot may have changed since it was
+    /// planned.
     async fn record_write(
         &self,
         index: u64,

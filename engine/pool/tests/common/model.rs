@@ -1,8 +1,8 @@
 //! What a pool must hold after a power cut at any position of a recorded run.
 //!
-//! The run is sequential: at any position at most one operation is under way. Each block of a volume has a value
-//! that is durable, and values that were written since: a power cut leaves one of them. A snapshot has exactly
-//! the values of its moment.
+//! The run is sequential: at any position at most one operation is under way. Each block of a volume has a
+//! value that is durable, and values that were written since: a power cut leaves one of them. A snapshot
+//! has exactly the values of its moment.
 
 use std::collections::BTreeMap;
 
