@@ -234,7 +234,10 @@ fn rounds_of_filling_and_freeing_leave_nothing_behind() {
         while model
             .space
             .take_extent()
-            .map(|extent| model.used.extents.insert(extent))
+            .map(|extent| {
+                model.space.record_extent(extent);
+                model.used.extents.insert(extent)
+            })
             .is_ok()
         {}
         assert_eq!(model.used.extents.len() as u64, EXTENTS - RESERVE);
