@@ -19,8 +19,10 @@ mod namespace;
 mod placement;
 pub mod queue;
 mod refusal;
+mod reservation;
 mod subsystem;
 mod sync;
+mod turn;
 mod watch;
 
 #[cfg(test)]
@@ -32,6 +34,7 @@ pub use config::{
 };
 pub use discovery::DirectoryError;
 pub use placement::ReactorLoad;
+pub use reservation::{FileReservationStore, ReservationStore, Saving, StoreError};
 pub use subsystem::{Subsystem, SubsystemError};
 
 use std::net::SocketAddr;
@@ -73,6 +76,7 @@ pub struct Target {
     reactors: Vec<ReactorHandle>,
     placement: Arc<Placement>,
     directory: Arc<Directory>,
+    store: Option<Arc<dyn ReservationStore>>,
 }
 
 impl Target {
@@ -82,6 +86,20 @@ impl Target {
     ///
     /// [`TargetError::Config`], [`TargetError::NoReactors`].
     pub fn new(config: TargetConfig, reactors: Vec<ReactorHandle>) -> Result<Arc<Self>, TargetError> {
+        Self::with_store(config, reactors, None)
+    }
+
+    /// The same, with a place where reservations are kept that persist through a loss of power. Without one
+    /// hosts are told that none can.
+    ///
+    /// # Errors
+    ///
+    /// [`TargetError::Config`], [`TargetError::NoReactors`].
+    pub fn with_store(
+        config: TargetConfig,
+        reactors: Vec<ReactorHandle>,
+        store: Option<Arc<dyn ReservationStore>>,
+    ) -> Result<Arc<Self>, TargetError> {
         config.check()?;
         if reactors.is_empty() {
             return Err(TargetError::NoReactors);
@@ -94,6 +112,7 @@ impl Target {
             config.clone(),
             reactors.clone(),
             Arc::downgrade(&directory),
+            None,
         )?;
         directory.set_discovery(discovery);
         Ok(Arc::new(Self {
@@ -101,6 +120,7 @@ impl Target {
             placement: Placement::new(reactors.clone()),
             reactors,
             directory,
+            store,
         }))
     }
 
@@ -120,6 +140,7 @@ impl Target {
             self.config.clone(),
             self.reactors.clone(),
             Arc::downgrade(&self.directory),
+            self.store.clone(),
         )?;
         if !self.directory.add(subsystem.clone()) {
             return Err(TargetError::SubsystemExists(subsystem.nqn.clone()));

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::config::NamespaceConfig;
 use super::io::FusedGuard;
+use super::reservation::Reservations;
 use crate::wire::log::{AnaGroup, AnaState};
 use crate::wire::nqn::Nqn;
 
@@ -76,6 +77,8 @@ pub(crate) struct Namespace {
     pub(crate) identity: Identity,
     /// Keeps everybody else out of the range of a fused command.
     pub(crate) fused: FusedGuard,
+    /// Which hosts may access it.
+    pub(crate) reservations: Reservations,
     geometry: Geometry,
     blocks: AtomicU64,
     /// An [`AnaState`] as it travels; changed under the lock of the subsystem.
@@ -86,7 +89,13 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    pub(crate) fn new(id: u32, device: Arc<dyn Device>, identity: Identity, access: AnaState) -> Self {
+    pub(crate) fn new(
+        id: u32,
+        device: Arc<dyn Device>,
+        identity: Identity,
+        access: AnaState,
+        reservations: Reservations,
+    ) -> Self {
         let geometry = device.geometry();
         Self {
             instance: NEXT_INSTANCE.fetch_add(1, Ordering::Relaxed),
@@ -94,6 +103,7 @@ impl Namespace {
             device,
             identity,
             fused: FusedGuard::default(),
+            reservations,
             geometry,
             blocks: AtomicU64::new(geometry.blocks),
             access: AtomicU8::new(access.to_wire()),

@@ -22,10 +22,11 @@ pub mod log;
 pub mod nqn;
 pub mod pdu;
 pub mod properties;
+pub mod reservation;
 pub mod status;
 pub mod structure;
 pub mod text;
 mod wire_enum;
 
 #[cfg(test)]
-mod test_bytes;
+pub(crate) mod test_bytes;

@@ -216,6 +216,8 @@ codes! {
         TRANSIENT_TRANSPORT_ERROR = 0x22, "transient transport error";
         PROHIBITED_BY_LOCKDOWN = 0x23, "command prohibited by lockdown";
         MEDIA_NOT_READY = 0x24, "media not ready for this admin command";
+        /// A reservation command of a host whose identifier is all zeros (Base 2.1, 8.1.22).
+        HOST_IDENTIFIER_NOT_INITIALIZED = 0x27, "host identifier not initialized";
         LBA_OUT_OF_RANGE = 0x80, "logical block out of range";
         CAPACITY_EXCEEDED = 0x81, "capacity exceeded";
         NAMESPACE_NOT_READY = 0x82, "namespace not ready";

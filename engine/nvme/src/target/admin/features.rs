@@ -8,9 +8,9 @@ use std::sync::Arc;
 use pollux_reactor::now;
 
 use super::super::controller::{Controller, Features};
-use super::super::queue::{Command, Outcome};
+use super::super::queue::{Command, Execution, Outcome};
 use super::super::refusal::{Refusal, field};
-use super::{data, identify_controller};
+use super::{data, identify_controller, reservation_features};
 use crate::wire::command::{GetFeatures, SetFeatures};
 use crate::wire::features::{
     AsyncEventConfiguration, FeatureCapabilities, FeatureId, FeatureSelect, HOST_IDENTIFIER_EXTENDED,
@@ -31,7 +31,7 @@ const CRITICAL_WARNINGS: AsyncEventConfiguration = AsyncEventConfiguration::SPAR
     .union(AsyncEventConfiguration::MEMORY_BACKUP);
 
 /// The features of I/O controllers, and those of them that discovery controllers have too.
-pub(super) const SUPPORTED: [FeatureId; 11] = [
+pub(super) const SUPPORTED: [FeatureId; 13] = [
     FeatureId::Arbitration,
     FeatureId::PowerManagement,
     FeatureId::TemperatureThreshold,
@@ -43,6 +43,8 @@ pub(super) const SUPPORTED: [FeatureId; 11] = [
     FeatureId::KeepAliveTimer,
     FeatureId::HostBehavior,
     FeatureId::HostIdentifier,
+    FeatureId::ReservationNotificationMask,
+    FeatureId::ReservationPersistence,
 ];
 
 /// Whether a controller has a feature.
@@ -56,6 +58,9 @@ pub(super) fn is_supported(controller: &Controller, feature: FeatureId) -> bool 
     match feature {
         // Without a cache there is nothing to control (NVMe Base 2.0, 5.27.1.4).
         FeatureId::VolatileWriteCache => controller.write_cache_reported,
+        FeatureId::ReservationNotificationMask | FeatureId::ReservationPersistence => {
+            controller.subsystem.has_reservations()
+        }
         _ => SUPPORTED.contains(&feature),
     }
 }
@@ -68,12 +73,20 @@ pub(super) fn is_changeable(feature: FeatureId) -> bool {
     )
 }
 
+/// Whether a feature is one of each namespace.
+pub(super) fn is_of_namespaces(feature: FeatureId) -> bool {
+    matches!(
+        feature,
+        FeatureId::ErrorRecovery | FeatureId::ReservationNotificationMask | FeatureId::ReservationPersistence
+    )
+}
+
 fn capabilities(feature: FeatureId) -> FeatureCapabilities {
     let mut capabilities = FeatureCapabilities::empty();
     if is_changeable(feature) {
         capabilities |= FeatureCapabilities::CHANGEABLE;
     }
-    if feature == FeatureId::ErrorRecovery {
+    if is_of_namespaces(feature) {
         capabilities |= FeatureCapabilities::NAMESPACE_SPECIFIC;
     }
     capabilities
@@ -123,6 +136,14 @@ fn value(
         FeatureId::AsyncEventConfiguration => controller.with(|state| state.events.enabled().bits()),
         FeatureId::KeepAliveTimer if default => controller.config.keep_alive_default_ms,
         FeatureId::KeepAliveTimer => controller.with(|state| state.keep_alive.timeout_ms()),
+        FeatureId::ReservationNotificationMask => {
+            let id = reservation_features::namespace_of(controller, command)?.id;
+            features.reservation_masks.get(&id).map_or(0, |mask| mask.bits())
+        }
+        FeatureId::ReservationPersistence => {
+            let namespace = reservation_features::namespace_of(controller, command)?;
+            u32::from(!default && namespace.reservations.table().persist) * SWITCH
+        }
         FeatureId::HostBehavior => return data(command, &host_behavior(features)),
         FeatureId::HostIdentifier => return host_identifier(controller, command, get),
         // One power state, errors retried without limit.
@@ -173,7 +194,7 @@ fn host_identifier(
 }
 
 /// Executes Set Features.
-pub(super) fn set(controller: &Arc<Controller>, command: &Command) -> Result<Outcome, Refusal> {
+pub(super) fn set(controller: &Arc<Controller>, command: &Command) -> Result<Execution, Refusal> {
     let set = SetFeatures::from_entry(&command.entry);
     let invalid = Refusal::invalid_field(field::DWORD_10);
     let feature = set
@@ -196,6 +217,12 @@ pub(super) fn set(controller: &Arc<Controller>, command: &Command) -> Result<Out
         FeatureId::AsyncEventConfiguration => set_events(controller, set.value)?,
         FeatureId::KeepAliveTimer => set_keep_alive(controller, set.value)?,
         FeatureId::HostBehavior => set_host_behavior(controller, command)?,
+        FeatureId::ReservationNotificationMask => {
+            reservation_features::set_mask(controller, command, set.value)?;
+        }
+        FeatureId::ReservationPersistence => {
+            return reservation_features::set_persistence(controller, command, set.value);
+        }
         // It came with Connect (NVMe Base 2.0, 5.27.1.25).
         FeatureId::HostIdentifier => return Err(Refusal::of(Status::COMMAND_SEQUENCE_ERROR)),
         // There is one power state: that one can be set, and the rest is refused as what it is.
@@ -206,7 +233,7 @@ pub(super) fn set(controller: &Arc<Controller>, command: &Command) -> Result<Out
         FeatureId::PowerManagement | FeatureId::ErrorRecovery if set.value == 0 => {}
         _ => return Err(Refusal::at(Status::FEATURE_NOT_CHANGEABLE, field::DWORD_10)),
     }
-    Ok(Outcome::result(command.entry.command_id.get(), result))
+    Ok(Outcome::result(command.entry.command_id.get(), result).into())
 }
 
 /// A namespace may be named where the feature is one of a namespace only.
@@ -216,7 +243,7 @@ fn check_namespace(controller: &Controller, command: &Command, feature: FeatureI
         id if !controller.subsystem.is_valid_id(id) => {
             Err(Refusal::at(Status::INVALID_NAMESPACE_OR_FORMAT, field::NAMESPACE))
         }
-        _ if feature == FeatureId::ErrorRecovery => Ok(()),
+        _ if is_of_namespaces(feature) => Ok(()),
         _ => Err(Refusal::at(
             Status::FEATURE_NOT_NAMESPACE_SPECIFIC,
             field::NAMESPACE,

@@ -11,8 +11,8 @@ use crate::wire::command::Identify;
 use crate::wire::identify::{
     CommandSetId, CommandSets, DeallocateFeatures, IDENTIFY_BYTES, IdentifyNamespace, IdentifyStructure,
     IndependentNamespace, IndependentNamespaceFeatures, LbaFormat, NamespaceDescriptor, NamespaceFeatures,
-    NamespaceSharing, NamespaceStatus, NvmController, NvmNamespace, write_controller_list, write_descriptors,
-    write_namespace_list,
+    NamespaceSharing, NamespaceStatus, NvmController, NvmNamespace, ReservationCapabilities,
+    write_controller_list, write_descriptors, write_namespace_list,
 };
 use crate::wire::status::Status;
 
@@ -185,6 +185,7 @@ fn describe(controller: &Controller, namespace: &Namespace) -> IdentifyNamespace
         preferred_deallocate_alignment_blocks_minus_one: deallocate_optimal,
         optimal_write_blocks_minus_one: optimal,
         attributes: write_protection(namespace),
+        reservations: reservations(namespace),
         ana_group_id: access_group(controller, namespace),
         nguid: namespace.identity.nguid,
         eui64: namespace.identity.eui64,
@@ -204,10 +205,31 @@ fn describe_independent(controller: &Controller, namespace: &Namespace) -> Indep
     IndependentNamespace {
         features,
         sharing: NamespaceSharing::SHARED,
+        reservations: reservations(namespace),
         ana_group_id: access_group(controller, namespace),
         attributes: write_protection(namespace),
         status: NamespaceStatus::READY,
         ..IndependentNamespace::default()
+    }
+}
+
+/// Which reservations a namespace can have (RESCAP).
+fn reservations(namespace: &Namespace) -> ReservationCapabilities {
+    let reservations = &namespace.reservations;
+    if !reservations.are_supported() {
+        return ReservationCapabilities::empty();
+    }
+    let types = ReservationCapabilities::WRITE_EXCLUSIVE
+        | ReservationCapabilities::EXCLUSIVE_ACCESS
+        | ReservationCapabilities::WRITE_EXCLUSIVE_REGISTRANTS
+        | ReservationCapabilities::EXCLUSIVE_ACCESS_REGISTRANTS
+        | ReservationCapabilities::WRITE_EXCLUSIVE_ALL
+        | ReservationCapabilities::EXCLUSIVE_ACCESS_ALL
+        | ReservationCapabilities::IGNORE_EXISTING_KEY;
+    if reservations.can_persist() {
+        types | ReservationCapabilities::PERSIST
+    } else {
+        types
     }
 }
 

@@ -120,6 +120,14 @@ fn asymmetric_access(controller: &Controller, common: IdentifyController) -> Ide
 
 fn io(controller: &Controller, common: IdentifyController) -> IdentifyController {
     let config = &controller.config;
+    let (reservations, attributes) = if controller.subsystem.has_reservations() {
+        (
+            IoCommandSupport::RESERVATIONS,
+            common.attributes | ControllerAttributes::RESERVATIONS_NEED_HOST_IDENTIFIER,
+        )
+    } else {
+        (IoCommandSupport::empty(), common.attributes)
+    };
     let write_cache = if controller.write_cache_reported {
         VolatileWriteCache::PRESENT
     } else {
@@ -139,6 +147,7 @@ fn io(controller: &Controller, common: IdentifyController) -> IdentifyController
             MULTIPATH
         },
         controller_type_field: ControllerType::Io.to_wire(),
+        attributes,
         total_capacity_bytes: capacity_bytes,
         retry_delays_100ms: [RETRY_DELAY_100MS, 0, 0],
         submission_entry_sizes: IdentifyController::SUBMISSION_ENTRY_SIZES,
@@ -149,7 +158,8 @@ fn io(controller: &Controller, common: IdentifyController) -> IdentifyController
             | IoCommandSupport::DATASET_MANAGEMENT
             | IoCommandSupport::WRITE_ZEROES
             | IoCommandSupport::FEATURE_SAVE_SELECT
-            | IoCommandSupport::VERIFY,
+            | IoCommandSupport::VERIFY
+            | reservations,
         fused_operations: FusedOperations::COMPARE_AND_WRITE,
         volatile_write_cache: write_cache | VolatileWriteCache::FLUSH_ALL_SUPPORTED,
         // A block is never torn; more is promised for a fused compare and write only.

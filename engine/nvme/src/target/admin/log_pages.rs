@@ -3,13 +3,12 @@
 //! Each page is made whole, and the part that was asked for is cut out of it; what is asked for behind its
 //! end is zeros.
 
-use super::super::controller::{Controller, ERROR_LOG_ENTRIES, Kind};
+use super::super::controller::{Controller, ERROR_LOG_ENTRIES, EventKind, Kind};
 use super::super::discovery;
 use super::super::queue::{Command, Outcome};
 use super::super::refusal::{Refusal, field};
 use super::{data, features, health, identify_controller};
 use crate::wire::command::{AdminOpcode, GetLogPage, IoOpcode};
-use crate::wire::features::FeatureId;
 use crate::wire::identify::{CommandSetId, IDENTIFY_BYTES, NAMESPACE_ALL};
 use crate::wire::log::{
     AnaLog, CommandEffects, CommandEffectsLog, ErrorEntry, FirmwareLog, LogPageId, SupportedLogPages,
@@ -29,9 +28,10 @@ const IO_PAGES: &[LogPageId] = &[
     LogPageId::CommandEffects,
     LogPageId::FeatureEffects,
     LogPageId::ManagementInterfaceEffects,
+    LogPageId::ReservationNotification,
 ];
 
-/// The same, where hosts are told of access states.
+/// Those where hosts are told of access states.
 const IO_PAGES_WITH_ACCESS: &[LogPageId] = &[
     LogPageId::Supported,
     LogPageId::Error,
@@ -90,10 +90,16 @@ pub(super) fn execute(controller: &Controller, command: &Command) -> Result<Outc
     let start = start.ok_or(Refusal::invalid_field(field::DWORD_12))?;
     if !get.retain_event {
         controller.with(|state| {
-            // The list of changed namespaces was cleared as it was made: it tells all there was.
-            state
-                .events
-                .log_was_read(page.to_wire(), page == LogPageId::ChangedNamespaces);
+            let complete = match page {
+                // The list was cleared as it was made: it tells all there was.
+                LogPageId::ChangedNamespaces => true,
+                LogPageId::ReservationNotification => state.reservation_notices.is_empty(),
+                _ => false,
+            };
+            state.events.log_was_read(page.to_wire(), complete);
+            if page == LogPageId::ReservationNotification && !complete {
+                state.events.raise(EventKind::Reservation);
+            }
         });
     }
     // At most the largest transfer, as was checked.
@@ -144,6 +150,10 @@ fn make(controller: &Controller, page: LogPageId, get: &GetLogPage) -> Result<Ve
         LogPageId::FeatureEffects => feature_effects(controller),
         // There is no management interface: no command is supported.
         LogPageId::ManagementInterfaceEffects => vec![0; IDENTIFY_BYTES],
+        LogPageId::ReservationNotification => {
+            let notification = controller.with(|state| state.reservation_notices.take());
+            notification.to_bytes().to_vec()
+        }
         LogPageId::Discovery => match &controller.kind {
             Kind::Discovery { directory, reached } => {
                 discovery::log_page(directory, &controller.host.nqn, *reached, &controller.config)
@@ -219,6 +229,14 @@ fn command_effects(controller: &Controller) -> CommandEffectsLog {
     if controller.is_discovery() {
         return log;
     }
+    let log = if controller.subsystem.has_reservations() {
+        log.with_io(IoOpcode::ReservationRegister, none)
+            .with_io(IoOpcode::ReservationReport, none)
+            .with_io(IoOpcode::ReservationAcquire, none)
+            .with_io(IoOpcode::ReservationRelease, none)
+    } else {
+        log
+    };
     log.with_io(IoOpcode::Flush, none)
         .with_io(IoOpcode::Write, CommandEffects::BLOCK_CONTENT)
         .with_io(IoOpcode::Read, none)
@@ -234,7 +252,7 @@ fn feature_effects(controller: &Controller) -> Vec<u8> {
         .into_iter()
         .filter(|feature| features::is_supported(controller, *feature))
     {
-        let scope = if feature == FeatureId::ErrorRecovery {
+        let scope = if features::is_of_namespaces(feature) {
             FEATURE_SCOPE_NAMESPACE
         } else {
             FEATURE_SCOPE_CONTROLLER

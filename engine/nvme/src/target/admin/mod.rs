@@ -1,13 +1,15 @@
 //! The admin queue of a controller, and the commands on it (NVMe Base 2.0, 5 and 6).
 //!
-//! Every command but the asynchronous event request is done when it is started: what a controller knows is
-//! behind one lock, and nothing here reads a device.
+//! Nearly every command is done when it is started: what a controller knows is behind one lock, and nothing
+//! here reads a device. The others are the asynchronous event request, and the feature that has reservations
+//! persist.
 
 mod features;
 mod health;
 mod identify;
 mod identify_controller;
 mod log_pages;
+mod reservation_features;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -86,7 +88,7 @@ impl AdminQueue {
             AdminOpcode::Identify => identify::execute(controller, command)?,
             AdminOpcode::GetLogPage => log_pages::execute(controller, command)?,
             AdminOpcode::GetFeatures => features::get(controller, command)?,
-            AdminOpcode::SetFeatures => features::set(controller, command)?,
+            AdminOpcode::SetFeatures => return features::set(controller, command),
             AdminOpcode::AsynchronousEventRequest => return self.request_event(command_id),
             AdminOpcode::Abort => self.abort(entry),
             AdminOpcode::KeepAlive => {

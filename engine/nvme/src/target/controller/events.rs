@@ -29,10 +29,12 @@ pub(crate) enum EventKind {
     Reliability,
     /// A drive became read only.
     ReadOnly,
+    /// There is a reservation notification to be read.
+    Reservation,
 }
 
 impl EventKind {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::NamespaceAttributes,
         Self::AccessState,
         Self::DiscoveryLog,
@@ -40,6 +42,7 @@ impl EventKind {
         Self::Temperature,
         Self::Reliability,
         Self::ReadOnly,
+        Self::Reservation,
     ];
 
     const fn bit(self) -> u8 {
@@ -54,6 +57,7 @@ impl EventKind {
             Self::Spare => AsyncEvent::SPARE,
             Self::Temperature => AsyncEvent::TEMPERATURE,
             Self::Reliability | Self::ReadOnly => AsyncEvent::RELIABILITY,
+            Self::Reservation => AsyncEvent::RESERVATION_NOTIFICATION,
         }
     }
 
@@ -66,6 +70,8 @@ impl EventKind {
             Self::Temperature => AsyncEventConfiguration::TEMPERATURE,
             Self::Reliability => AsyncEventConfiguration::RELIABILITY,
             Self::ReadOnly => AsyncEventConfiguration::READ_ONLY,
+            // These are masked by a feature of their own, before they come here.
+            Self::Reservation => AsyncEventConfiguration::empty(),
         }
     }
 }

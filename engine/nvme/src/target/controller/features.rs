@@ -1,6 +1,10 @@
 //! The features that a host set, with the defaults after a reset (NVMe Base 2.0, 5.27).
 
+use std::collections::BTreeMap;
+
 use crate::target::config::TargetConfig;
+use crate::wire::features::ReservationNotificationMask;
+use crate::wire::log::ReservationNotificationType;
 
 /// The upper temperature threshold when none is set: none (NVMe Base 2.0, 5.27.1.3).
 const TEMPERATURE_NONE_KELVIN: u16 = 0xffff;
@@ -23,6 +27,8 @@ pub(crate) struct Features {
     pub(crate) io_queues_granted: Option<u16>,
     /// The first three bytes of Host Behavior Support.
     pub(crate) host_behavior: [u8; 3],
+    /// Reservation Notification Mask, by namespace.
+    pub(crate) reservation_masks: BTreeMap<u32, ReservationNotificationMask>,
 }
 
 impl Default for Features {
@@ -35,6 +41,7 @@ impl Default for Features {
             write_atomicity: 0,
             io_queues_granted: None,
             host_behavior: [0; 3],
+            reservation_masks: BTreeMap::new(),
         }
     }
 }
@@ -46,5 +53,24 @@ impl Features {
     /// I/O queues that the host may connect.
     pub(crate) fn io_queues(&self, config: &TargetConfig) -> u16 {
         self.io_queues_granted.unwrap_or(config.io_queues_max)
+    }
+
+    /// Whether the host does not want to be told of something about a namespace.
+    pub(crate) fn masks_reservation(&self, id: u32, kind: ReservationNotificationType) -> bool {
+        let bit = match kind {
+            ReservationNotificationType::Empty => return true,
+            ReservationNotificationType::RegistrationPreempted => {
+                ReservationNotificationMask::REGISTRATION_PREEMPTED
+            }
+            ReservationNotificationType::ReservationReleased => {
+                ReservationNotificationMask::RESERVATION_RELEASED
+            }
+            ReservationNotificationType::ReservationPreempted => {
+                ReservationNotificationMask::RESERVATION_PREEMPTED
+            }
+        };
+        self.reservation_masks
+            .get(&id)
+            .is_some_and(|mask| mask.contains(bit))
     }
 }

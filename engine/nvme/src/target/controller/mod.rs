@@ -32,9 +32,11 @@ pub(crate) use registers::{Effect, Registers, VERSION};
 use super::config::TargetConfig;
 use super::discovery::Directory;
 use super::refusal::Refusal;
+use super::reservation::NoticeQueue;
 use super::subsystem::Subsystem;
 use super::sync::lock;
 use crate::wire::command::{CompletionEntry, PropertyGet, PropertySet, SubmissionEntry};
+use crate::wire::log::ReservationNotificationType;
 use crate::wire::nqn::Nqn;
 use crate::wire::status::Status;
 use events::Events;
@@ -86,6 +88,7 @@ pub(crate) struct State {
     pub(crate) events: Events,
     pub(crate) errors: ErrorLog,
     pub(crate) changed_namespaces: BTreeSet<u32>,
+    pub(crate) reservation_notices: NoticeQueue,
     pub(crate) keep_alive: KeepAlive,
     queues: BTreeMap<u16, Arc<QueueLink>>,
     /// What was read and written by queues that are gone.
@@ -128,6 +131,7 @@ impl Controller {
             events: Events::default(),
             errors: ErrorLog::default(),
             changed_namespaces: BTreeSet::new(),
+            reservation_notices: NoticeQueue::default(),
             keep_alive,
             queues: BTreeMap::new(),
             retired: IoTotals::default(),
@@ -292,6 +296,7 @@ impl Controller {
             state.features = Features::default();
             state.events.reset();
             state.changed_namespaces.clear();
+            state.reservation_notices = NoticeQueue::default();
             let queues: Vec<_> = state
                 .queues
                 .values()
@@ -345,6 +350,18 @@ impl Controller {
                 state.changed_namespaces.insert(id);
             }
             state.events.raise(EventKind::NamespaceAttributes);
+        });
+    }
+
+    /// The reservations of a namespace changed in a way that its host is to be told, unless it does not want
+    /// to.
+    pub(crate) fn reservation_changed(&self, id: u32, kind: ReservationNotificationType) {
+        self.with(|state| {
+            if state.features.masks_reservation(id, kind) {
+                return;
+            }
+            state.reservation_notices.push(id, kind);
+            state.events.raise(EventKind::Reservation);
         });
     }
 

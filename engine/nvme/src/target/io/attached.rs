@@ -16,6 +16,7 @@ use pollux_reactor::{Instant, Reactor, ReactorId, now, spawn};
 
 use super::gate::{BlockRange, Gate, Hold};
 use crate::target::namespace::Namespace;
+use crate::target::reservation::{Access, HostId, Table as ReservationTable};
 
 /// After a failed attach, commands fail for so long before the next attempt.
 const ATTACH_PAUSE: Duration = Duration::from_secs(1);
@@ -47,6 +48,8 @@ pub(crate) struct Attached {
     pub(crate) deallocates: bool,
     reactor: ReactorId,
     returns_seen: Cell<u64>,
+    /// The reservations as this reactor saw them last, with their version.
+    reservations: RefCell<(u64, Arc<ReservationTable>)>,
     state: RefCell<State>,
 }
 
@@ -70,6 +73,7 @@ impl Attached {
             deallocates: geometry.deallocates,
             reactor: reactor.id(),
             returns_seen: Cell::new(namespace.returns()),
+            reservations: RefCell::new((0, Arc::default())),
             state: RefCell::new(State::Attaching(Vec::new())),
         });
         ATTACHED.with_borrow_mut(|map| map.insert(key, Rc::downgrade(&attached)));
@@ -117,6 +121,21 @@ impl Attached {
     fn admits_after_all(&self, range: BlockRange) -> bool {
         self.gate.retain(|hold| self.namespace.fused.is_held(hold.number));
         self.gate.admits(range)
+    }
+
+    /// Whether a reservation keeps a host from accessing the namespace.
+    #[inline]
+    pub(crate) fn denies(&self, host: &HostId, access: Access) -> bool {
+        let version = self.namespace.reservations.version();
+        version != 0 && self.reservation_denies(version, host, access)
+    }
+
+    fn reservation_denies(&self, version: u64, host: &HostId, access: Access) -> bool {
+        let mut seen = self.reservations.borrow_mut();
+        if seen.0 != version {
+            *seen = self.namespace.reservations.current();
+        }
+        !seen.1.allows(host, access)
     }
 
     /// Says once more, after a wait, whether commands may go to the device.

@@ -4,8 +4,10 @@ use std::rc::Rc;
 
 use super::attached::Attached;
 use super::gate::BlockRange;
+use super::reservations::{self, ReservationCommand};
 use super::view::{Lookup, View};
 use crate::target::refusal::{Refusal, field};
+use crate::target::reservation::{Access, HostId};
 use crate::wire::command::{
     BlockCommand, BlockFlags, DatasetAttributes, DatasetManagement, IoOpcode, SubmissionEntry,
 };
@@ -40,6 +42,8 @@ pub(super) struct Transfer {
     pub(super) block: u64,
     pub(super) blocks: u32,
     pub(super) force_unit_access: bool,
+    /// The purges of the namespace's reservations when the command was checked.
+    pub(super) purges: u64,
 }
 
 impl Transfer {
@@ -62,6 +66,7 @@ pub(super) enum Plan {
     WriteZeroes {
         attached: Rc<Attached>,
         command: BlockCommand,
+        purges: u64,
     },
     /// Read and throw away.
     Verify {
@@ -72,6 +77,12 @@ pub(super) enum Plan {
     Dataset {
         attached: Rc<Attached>,
         command: DatasetManagement,
+        purges: u64,
+    },
+    /// Look at, or change, who may access the namespace.
+    Reservation {
+        attached: Rc<Attached>,
+        command: ReservationCommand,
     },
 }
 
@@ -80,6 +91,7 @@ pub(super) fn plan(
     view: &View,
     entry: &SubmissionEntry,
     offered: Offered,
+    host: &HostId,
     transfer_bytes_max: u32,
 ) -> Result<Plan, Refusal> {
     let Some(opcode) = IoOpcode::from_wire(entry.opcode) else {
@@ -89,31 +101,43 @@ pub(super) fn plan(
         IoOpcode::Read => Direction::Read,
         IoOpcode::Write => Direction::Write,
         IoOpcode::Compare => Direction::Compare,
-        IoOpcode::Flush => return plan_flush(view, entry),
+        IoOpcode::Flush => return plan_flush(view, entry, host),
         IoOpcode::WriteZeroes => {
-            let (attached, command) = blocks(view, entry)?;
+            let (attached, command, purges) = blocks(view, entry, host, Access::Write)?;
             writable(&attached)?;
-            return Ok(Plan::WriteZeroes { attached, command });
+            return Ok(Plan::WriteZeroes {
+                attached,
+                command,
+                purges,
+            });
         }
         IoOpcode::Verify => {
-            let (attached, command) = blocks(view, entry)?;
+            let (attached, command, _) = blocks(view, entry, host, Access::Read)?;
             return Ok(Plan::Verify { attached, command });
         }
-        IoOpcode::DatasetManagement => return plan_dataset(view, entry, offered),
-        IoOpcode::WriteUncorrectable
-        | IoOpcode::ReservationRegister
+        IoOpcode::DatasetManagement => return plan_dataset(view, entry, offered, host),
+        IoOpcode::ReservationRegister
         | IoOpcode::ReservationReport
         | IoOpcode::ReservationAcquire
-        | IoOpcode::ReservationRelease
-        | IoOpcode::Copy
-        | IoOpcode::Fabrics => return Err(Refusal::at(Status::INVALID_OPCODE, field::OPCODE)),
+        | IoOpcode::ReservationRelease => {
+            let attached = namespace(view, entry.namespace_id.get())?;
+            return reservations::plan(attached, opcode, entry, offered, host, transfer_bytes_max);
+        }
+        IoOpcode::WriteUncorrectable | IoOpcode::Copy | IoOpcode::Fabrics => {
+            return Err(Refusal::at(Status::INVALID_OPCODE, field::OPCODE));
+        }
     };
-    let (attached, command) = blocks(view, entry)?;
+    let access = match direction {
+        Direction::Read | Direction::Compare => Access::Read,
+        Direction::Write => Access::Write,
+    };
+    let (attached, command, purges) = blocks(view, entry, host, access)?;
     let transfer = Transfer {
         direction,
         block: command.starting_block,
         blocks: command.blocks,
         force_unit_access: command.flags.contains(BlockFlags::FORCE_UNIT_ACCESS),
+        purges,
         attached,
     };
     let bytes = transfer.bytes();
@@ -149,9 +173,15 @@ fn namespace(view: &View, id: u32) -> Result<Rc<Attached>, Refusal> {
     }
 }
 
-/// The namespace and range of a command that names blocks.
-fn blocks(view: &View, entry: &SubmissionEntry) -> Result<(Rc<Attached>, BlockCommand), Refusal> {
+/// The namespace and range of a command that names blocks, and the purges of its reservations.
+fn blocks(
+    view: &View,
+    entry: &SubmissionEntry,
+    host: &HostId,
+    access: Access,
+) -> Result<(Rc<Attached>, BlockCommand, u64), Refusal> {
     let attached = namespace(view, entry.namespace_id.get())?;
+    let purges = permitted(&attached, host, access)?;
     let command = BlockCommand::from_entry(entry);
     if command.flags.intersects(BlockFlags::PROTECTION) {
         return Err(Refusal::at(
@@ -162,7 +192,18 @@ fn blocks(view: &View, entry: &SubmissionEntry) -> Result<(Rc<Attached>, BlockCo
     if !command.is_within(attached.namespace.blocks()) {
         return Err(Refusal::at(Status::LBA_OUT_OF_RANGE, field::DWORD_10));
     }
-    Ok((attached, command))
+    Ok((attached, command, purges))
+}
+
+/// No reservation keeps the host out. Returns the purges: counted first, so that one that comes now, with a
+/// table that keeps the host out, is either seen in the table or noticed later.
+#[inline]
+fn permitted(attached: &Attached, host: &HostId, access: Access) -> Result<u64, Refusal> {
+    let purges = attached.namespace.reservations.purges();
+    if attached.denies(host, access) {
+        return Err(Refusal::of(Status::RESERVATION_CONFLICT));
+    }
+    Ok(purges)
 }
 
 fn writable(attached: &Attached) -> Result<(), Refusal> {
@@ -172,15 +213,25 @@ fn writable(attached: &Attached) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn plan_flush(view: &View, entry: &SubmissionEntry) -> Result<Plan, Refusal> {
+fn plan_flush(view: &View, entry: &SubmissionEntry, host: &HostId) -> Result<Plan, Refusal> {
     match entry.namespace_id.get() {
         NAMESPACE_ALL => Ok(Plan::Flush(None)),
-        id => Ok(Plan::Flush(Some(namespace(view, id)?))),
+        id => {
+            let attached = namespace(view, id)?;
+            permitted(&attached, host, Access::Write)?;
+            Ok(Plan::Flush(Some(attached)))
+        }
     }
 }
 
-fn plan_dataset(view: &View, entry: &SubmissionEntry, offered: Offered) -> Result<Plan, Refusal> {
+fn plan_dataset(
+    view: &View,
+    entry: &SubmissionEntry,
+    offered: Offered,
+    host: &HostId,
+) -> Result<Plan, Refusal> {
     let attached = namespace(view, entry.namespace_id.get())?;
+    let purges = permitted(&attached, host, Access::Write)?;
     let command = DatasetManagement::from_entry(entry);
     if offered.from_host < command.data_bytes() {
         return Err(Refusal::at(Status::DATA_SGL_LENGTH_INVALID, field::DATA));
@@ -188,5 +239,9 @@ fn plan_dataset(view: &View, entry: &SubmissionEntry, offered: Offered) -> Resul
     if command.attributes.contains(DatasetAttributes::DEALLOCATE) {
         writable(&attached)?;
     }
-    Ok(Plan::Dataset { attached, command })
+    Ok(Plan::Dataset {
+        attached,
+        command,
+        purges,
+    })
 }

@@ -163,6 +163,13 @@ async fn execute(queue: &Rc<Shared>, compare: Command, write: Command) -> (Outco
             );
         }
     };
+    let reservations = &attached.namespace.reservations;
+    if let Err(error) = reservations.check_purge(queue.host(), compare_plan.purges) {
+        return (
+            queue.fail(&first, error.into()),
+            queue.fail(&second, failed_other),
+        );
+    }
     let compared = transfer(queue, &first, &compare_plan, compare.data).await;
     let compared = match compared {
         Ok(()) => succeed(queue, &first, &compare_plan, Payload::Empty),
@@ -201,14 +208,16 @@ fn plan_half(queue: &Shared, command: &Command, direction: Direction) -> Result<
         from_host: command.data.len_bytes(),
         to_host: command.transfer_bytes_max,
     };
-    match plan(&queue.view, &command.entry, offered, queue.transfer_bytes_max)? {
+    let (view, bytes_max) = (&queue.view, queue.transfer_bytes_max);
+    match plan(view, &command.entry, offered, queue.host(), bytes_max)? {
         Plan::Transfer(transfer) if transfer.direction == direction => Ok(transfer),
         // Compare and write are the only fused operations (FUSES).
         Plan::Transfer(_)
         | Plan::Flush(_)
         | Plan::WriteZeroes { .. }
         | Plan::Verify { .. }
-        | Plan::Dataset { .. } => Err(Refusal::invalid_field(field::FLAGS)),
+        | Plan::Dataset { .. }
+        | Plan::Reservation { .. } => Err(Refusal::invalid_field(field::FLAGS)),
     }
 }
 

@@ -13,6 +13,7 @@ mod guard;
 mod in_device;
 mod queue;
 mod ranges;
+mod reservations;
 mod slow;
 mod transfer;
 mod view;

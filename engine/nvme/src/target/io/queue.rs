@@ -12,11 +12,12 @@ use pollux_reactor::buffers;
 use super::decode::{Offered, Plan, plan};
 use super::fused::Pairs;
 use super::view::{Lookup, View};
-use super::{fused, ranges, transfer};
+use super::{fused, ranges, reservations, transfer};
 use crate::target::controller::{Controller, EndWatch, QueueLink, Registration};
 use crate::target::placement::Lease;
 use crate::target::queue::{Command, Execution, Outcome, Queue};
 use crate::target::refusal::{Refusal, field};
+use crate::target::reservation::HostId;
 use crate::wire::command::{
     BlockCommand, CompletionEntry, FabricsCommandType, Fuse, IoOpcode, OPCODE_FABRICS, SubmissionEntry,
 };
@@ -73,6 +74,11 @@ impl Shared {
         &self.registration.link
     }
 
+    /// The identifier of its host.
+    pub(super) fn host(&self) -> &HostId {
+        &self.registration.controller.host.id
+    }
+
     /// The outcome of a command that failed, which is remembered.
     #[cold]
     pub(super) fn fail(&self, entry: &SubmissionEntry, refusal: Refusal) -> Outcome {
@@ -113,9 +119,13 @@ impl Shared {
             from_host: command.data.len_bytes(),
             to_host: command.transfer_bytes_max,
         };
-        match plan(&self.view, &entry, offered, self.transfer_bytes_max) {
+        match plan(&self.view, &entry, offered, self.host(), self.transfer_bytes_max) {
             Err(refusal) => self.fail(&entry, refusal).into(),
             Ok(Plan::Transfer(planned)) => transfer::start(self, entry, planned, command.data),
+            Ok(Plan::Reservation {
+                attached,
+                command: planned,
+            }) => reservations::start(self, entry, attached, planned, &command.data),
             Ok(planned) => ranges::start(self, entry, planned, command.data),
         }
     }
@@ -164,7 +174,15 @@ impl Queue for IoQueue {
             from_host: transfer_bytes as usize,
             to_host: 0,
         };
-        let refusal = plan(&self.shared.view, entry, offered, self.shared.transfer_bytes_max).err()?;
+        let shared = &self.shared;
+        let refusal = plan(
+            &shared.view,
+            entry,
+            offered,
+            shared.host(),
+            shared.transfer_bytes_max,
+        )
+        .err()?;
         if entry.fuse() == Fuse::None {
             return Some(self.shared.fail(entry, refusal).entry);
         }

@@ -15,6 +15,7 @@ use super::slow::Patience;
 use super::view::View;
 use crate::target::queue::{Execution, Outcome};
 use crate::target::refusal::{Refusal, field};
+use crate::target::reservation::Access;
 use crate::target::subsystem::Subsystem;
 use crate::wire::command::{
     BlockCommand, BlockFlags, DatasetAttributes, DatasetManagement, DatasetRange, SubmissionEntry,
@@ -65,7 +66,11 @@ async fn run(queue: Rc<Shared>, entry: SubmissionEntry, plan: Plan, data: Gather
             .await
             .map_err(Refusal::from),
         // No user data is written, so that the SMART log does not count it.
-        Plan::WriteZeroes { attached, command } => write_zeroes(&patience, &attached, command)
+        Plan::WriteZeroes {
+            attached,
+            command,
+            purges,
+        } => write_zeroes(&patience.since(purges), &attached, command)
             .await
             .map_err(Refusal::from),
         Plan::Verify { attached, command } => {
@@ -78,9 +83,13 @@ async fn run(queue: Rc<Shared>, entry: SubmissionEntry, plan: Plan, data: Gather
             }
             result.map_err(Refusal::from)
         }
-        Plan::Dataset { attached, command } => dataset(&patience, &attached, command, &data).await,
-        // Transfers have their own module.
-        Plan::Transfer(_) => Err(Refusal::of(Status::INTERNAL_ERROR)),
+        Plan::Dataset {
+            attached,
+            command,
+            purges,
+        } => dataset(&patience.since(purges), &attached, command, &data).await,
+        // These have their own modules.
+        Plan::Transfer(_) | Plan::Reservation { .. } => Err(Refusal::of(Status::INTERNAL_ERROR)),
     };
     match result {
         Ok(()) => Outcome::done(entry.command_id.get()),
@@ -104,7 +113,12 @@ async fn flush(patience: &Patience<'_>, attached: &Rc<Attached>) -> Result<(), I
 async fn flush_each(patience: &Patience<'_>, all: Vec<Rc<Attached>>) -> Result<(), IoError> {
     let mut result = Ok(());
     for attached in all {
-        result = result.and(flush(patience, &attached).await);
+        let flushed = if attached.denies(patience.queue.host(), Access::Write) {
+            Err(IoError::ReservationConflict)
+        } else {
+            flush(patience, &attached).await
+        };
+        result = result.and(flushed);
     }
     result
 }

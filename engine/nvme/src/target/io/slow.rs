@@ -56,7 +56,7 @@ pub(super) async fn run(
     transfer: Transfer,
     data: Gather,
 ) -> Outcome {
-    let patience = Patience::new(&queue, &entry);
+    let patience = Patience::new(&queue, &entry).since(transfer.purges);
     let result = patience
         .retry(async || attempt(&patience, &transfer, &data).await)
         .await;
@@ -132,6 +132,8 @@ pub(super) struct Patience<'a> {
     pub(super) queue: &'a Rc<Shared>,
     command_id: u16,
     deadline: Instant,
+    /// The purges when the command was checked, if it must not go to the device after a later one.
+    purges: Option<u64>,
 }
 
 impl<'a> Patience<'a> {
@@ -140,6 +142,15 @@ impl<'a> Patience<'a> {
             queue,
             command_id: entry.command_id.get(),
             deadline: now() + queue.wait_max,
+            purges: None,
+        }
+    }
+
+    /// The same, for a command that ends with the next purge of its host.
+    pub(super) fn since(self, purges: u64) -> Self {
+        Self {
+            purges: Some(purges),
+            ..self
         }
     }
 
@@ -215,6 +226,10 @@ impl<'a> Patience<'a> {
                 .await?;
         }
         attached.check_access()?;
+        if let Some(purges) = self.purges {
+            let reservations = &attached.namespace.reservations;
+            reservations.check_purge(self.queue.host(), purges)?;
+        }
         Ok((device, Entered::new(attached)))
     }
 }

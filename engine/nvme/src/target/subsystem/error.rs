@@ -2,6 +2,7 @@
 
 use pollux_reactor::ReactorId;
 
+use crate::target::reservation::StoreError;
 use crate::wire::nqn::{Nqn, NqnError};
 
 /// Why a subsystem or a namespace could not be changed.
@@ -110,6 +111,14 @@ pub enum SubsystemError {
     NoAccessStates {
         /// The subsystem.
         nqn: Nqn,
+    },
+    /// What was kept of the reservations of a namespace cannot be read.
+    #[error("namespace {id} cannot be served: {error}")]
+    Reservations {
+        /// The namespace.
+        id: u32,
+        /// Why.
+        error: StoreError,
     },
     /// The subsystem was removed from its target.
     #[error("subsystem {nqn} was removed")]

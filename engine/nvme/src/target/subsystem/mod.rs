@@ -8,6 +8,7 @@
 mod access;
 mod error;
 mod hosts;
+mod reservations;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,6 +23,7 @@ use super::controller::{Controller, EventKind};
 use super::discovery::Directory;
 use super::io::View;
 use super::namespace::{Identity, Namespace};
+use super::reservation::ReservationStore;
 use super::sync::lock;
 use super::watch;
 use crate::wire::log::AnaState;
@@ -65,6 +67,8 @@ pub struct Subsystem {
     access_changes: AtomicU64,
     reactors: Vec<ReactorHandle>,
     directory: Weak<Directory>,
+    /// Where reservations are kept that persist.
+    store: Option<Arc<dyn ReservationStore>>,
     generation: AtomicU64,
     failures: AtomicU64,
     queues: AtomicUsize,
@@ -78,6 +82,7 @@ impl Subsystem {
         target: Arc<TargetConfig>,
         reactors: Vec<ReactorHandle>,
         directory: Weak<Directory>,
+        store: Option<Arc<dyn ReservationStore>>,
     ) -> Result<Arc<Self>, SubsystemError> {
         let nqn: Nqn = config.nqn.parse()?;
         let serial = config.serial.clone().unwrap_or_else(|| serial_of(&nqn));
@@ -112,6 +117,7 @@ impl Subsystem {
             access_changes: AtomicU64::new(0),
             reactors,
             directory,
+            store,
             generation: AtomicU64::new(1),
             failures: AtomicU64::new(0),
             queues: AtomicUsize::new(0),
@@ -160,7 +166,8 @@ impl Subsystem {
         let id = {
             let mut state = lock(&self.state);
             let id = self.free_id(&state, config.id, &name, &identity)?;
-            let namespace = Arc::new(Namespace::new(id, device, identity, access));
+            let reservations = self.load_reservations(id, identity.uuid)?;
+            let namespace = Arc::new(Namespace::new(id, device, identity, access, reservations));
             let reactor = self.reactors.get(id as usize % self.reactors.len().max(1));
             let watch =
                 watch::start(reactor, self, &namespace, events).map_err(|error| SubsystemError::Reactor {

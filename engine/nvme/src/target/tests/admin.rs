@@ -117,7 +117,9 @@ fn features_have_their_defaults() {
 fn features_that_are_not_there_are_invalid_fields() {
     let fixture = Fixture::new(1);
     let admin = fixture.enabled();
-    let known = [0x01, 0x02, 0x04, 0x05, 0x07, 0x0a, 0x0b, 0x0f, 0x16, 0x81];
+    let known = [
+        0x01, 0x02, 0x04, 0x05, 0x07, 0x0a, 0x0b, 0x0f, 0x16, 0x81, 0x82, 0x83,
+    ];
     for feature_field in (0..=u8::MAX).filter(|feature| !known.contains(feature)) {
         let get = GetFeatures {
             feature_field,

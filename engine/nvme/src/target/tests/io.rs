@@ -194,7 +194,9 @@ fn namespaces_have_to_exist() {
 fn unknown_commands_are_invalid_opcodes() {
     let (fixture, _drive) = Fixture::with_drive();
     let (_admin, io) = fixture.both();
-    let known = [0x00, 0x01, 0x02, 0x05, 0x08, 0x09, 0x0c, 0x7f];
+    let known = [
+        0x00, 0x01, 0x02, 0x05, 0x08, 0x09, 0x0c, 0x0d, 0x0e, 0x11, 0x15, 0x7f,
+    ];
     for opcode in (0..=u8::MAX).filter(|opcode| !known.contains(opcode)) {
         let entry = SubmissionEntry::new(opcode, 1, 1);
         assert_eq!(

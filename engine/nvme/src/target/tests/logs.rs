@@ -138,7 +138,10 @@ fn firmware_and_effects_are_told() {
     let supported: Vec<_> = (0..=255u8)
         .filter(|opcode| effects.io[usize::from(*opcode)].bits() != 0)
         .collect();
-    assert_eq!(supported, [0x00, 0x01, 0x02, 0x05, 0x08, 0x09, 0x0c]);
+    assert_eq!(
+        supported,
+        [0x00, 0x01, 0x02, 0x05, 0x08, 0x09, 0x0c, 0x0d, 0x0e, 0x11, 0x15]
+    );
     assert!(effects.io[1].contains(CommandEffects::BLOCK_CONTENT | CommandEffects::SUPPORTED));
     let other = GetLogPage {
         command_set_field: 2,
@@ -154,7 +157,9 @@ fn firmware_and_effects_are_told() {
         .collect();
     assert_eq!(
         supported,
-        [0x01, 0x02, 0x04, 0x05, 0x07, 0x0a, 0x0b, 0x0f, 0x16, 0x81]
+        [
+            0x01, 0x02, 0x04, 0x05, 0x07, 0x0a, 0x0b, 0x0f, 0x16, 0x81, 0x82, 0x83
+        ]
     );
 }
 

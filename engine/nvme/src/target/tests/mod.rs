@@ -13,6 +13,7 @@ mod io;
 mod io_waiting;
 mod logs;
 mod random;
+mod reservations;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use super::queue::{Admission, Admitted, Command, ConnectRequest, Outcome, Payload, Queue};
-use super::{NamespaceConfig, Subsystem, SubsystemConfig, Target, TargetConfig};
+use super::{NamespaceConfig, ReservationStore, Subsystem, SubsystemConfig, Target, TargetConfig};
 use crate::wire::command::{
     CompletionEntry, Connect, ConnectAttributes, ConnectData, ConnectResult, DYNAMIC_CONTROLLER, GetFeatures,
     GetLogPage, Identify, PropertyGet, PropertySet, PropertySize, SetFeatures, SglDescriptor,
@@ -71,6 +72,21 @@ impl Fixture {
     }
 
     pub(super) fn with_subsystem(reactors: usize, config: TargetConfig, subsystem: &SubsystemConfig) -> Self {
+        Self::with_all(reactors, config, subsystem, None)
+    }
+
+    /// A fixture with one reactor whose reservations can persist.
+    pub(super) fn with_store(store: Arc<dyn ReservationStore>) -> Self {
+        let subsystem = SubsystemConfig::new(SUBSYSTEM);
+        Self::with_all(1, TargetConfig::default(), &subsystem, Some(store))
+    }
+
+    fn with_all(
+        reactors: usize,
+        config: TargetConfig,
+        subsystem: &SubsystemConfig,
+        store: Option<Arc<dyn ReservationStore>>,
+    ) -> Self {
         let world = World::with_options(
             7,
             WorldOptions {
@@ -89,7 +105,7 @@ impl Fixture {
             .iter()
             .map(|(_, reactor)| world.handle(*reactor).unwrap())
             .collect();
-        let target = Target::new(config, handles).unwrap();
+        let target = Target::with_store(config, handles, store).unwrap();
         let subsystem = target.add_subsystem(subsystem).unwrap();
         Self {
             world,

@@ -16,6 +16,7 @@ mod entry;
 mod fabrics;
 mod nvm;
 mod opcode;
+mod reservation;
 mod sgl;
 
 pub use admin::{Abort, FormatNvm, GetFeatures, GetLogPage, Identify, SecureErase, SetFeatures};
@@ -26,4 +27,8 @@ pub use fabrics::{
 };
 pub use nvm::{BlockCommand, BlockFlags, DatasetAttributes, DatasetManagement, DatasetRange};
 pub use opcode::{AdminOpcode, FabricsCommandType, IoOpcode, OPCODE_FABRICS};
+pub use reservation::{
+    AcquireAction, AcquireKeys, PersistChange, RegisterAction, RegisterKeys, ReleaseAction, ReleaseKey,
+    ReservationChange, ReservationRegister, ReservationReport,
+};
 pub use sgl::{DataPointer, SGL_DESCRIPTOR_BYTES, SglDescriptor};

@@ -62,6 +62,8 @@ wire_flags! {
         DELETE_NVM_SET = 1 << 14,
         /// Extended LBA formats.
         EXTENDED_LBA_FORMATS = 1 << 15,
+        /// Reservations need a host identifier that is not all zeros (RHII; Base 2.1).
+        RESERVATIONS_NEED_HOST_IDENTIFIER = 1 << 18,
     }
 }
 

@@ -1,0 +1,211 @@
+//! The reservations of a namespace as all reactors see them.
+//!
+//! Invariants:
+//! - A change is made by whoever has the turn: it is made of the table that is there, kept if it has to be,
+//!   and published, in this order.
+//! - `version` is 0 exactly while no reservation is held: all that a read or write looks at then. It changes
+//!   with every table that holds one.
+//! - `purges` counts the preemptions that end commands. A command that was there before one of its host must
+//!   not go to the device after it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use pollux_device::{IoError, NvmeStatus};
+use uuid::Uuid;
+
+use super::record::{decode, encode};
+use super::store::{ReservationStore, StoreError};
+use super::table::{Held, HostId, Table};
+use crate::target::sync::lock;
+use crate::target::turn::{Taken, Turn};
+use crate::wire::status::Status;
+
+/// Hosts whose last purge is remembered. When there are more the oldest is forgotten, and counts as a purge of
+/// every host.
+const PURGED_MAX: usize = 256;
+
+struct State {
+    table: Arc<Table>,
+    /// Tables that held a reservation so far.
+    versions: u64,
+    /// Hosts whose commands were ended, with the number of the purge; the oldest first.
+    purged: VecDeque<(HostId, u64)>,
+    /// The purge up to which single hosts are not remembered.
+    purged_all: u64,
+}
+
+struct Keeper {
+    store: Arc<dyn ReservationStore>,
+    namespace: Uuid,
+}
+
+/// See the module.
+pub(crate) struct Reservations {
+    supported: bool,
+    version: AtomicU64,
+    purges: AtomicU64,
+    state: Mutex<State>,
+    turn: Turn,
+    keeper: Option<Keeper>,
+}
+
+impl Reservations {
+    /// Those of a namespace that has none, now or ever.
+    pub(crate) fn unsupported() -> Self {
+        Self {
+            supported: false,
+            ..Self::new(Table::default(), None)
+        }
+    }
+
+    /// Those of a namespace, with what was kept of them.
+    pub(crate) fn load(
+        namespace: Uuid,
+        store: Option<Arc<dyn ReservationStore>>,
+    ) -> Result<Self, StoreError> {
+        let table = match &store {
+            Some(store) => match store.load(namespace)? {
+                Some(record) => decode(namespace, &record)?,
+                None => Table::default(),
+            },
+            None => Table::default(),
+        };
+        Ok(Self::new(table, store.map(|store| Keeper { store, namespace })))
+    }
+
+    fn new(table: Table, keeper: Option<Keeper>) -> Self {
+        let reservations = Self {
+            supported: true,
+            version: AtomicU64::new(0),
+            purges: AtomicU64::new(0),
+            state: Mutex::new(State {
+                table: Arc::default(),
+                versions: 0,
+                purged: VecDeque::new(),
+                purged_all: 0,
+            }),
+            turn: Turn::default(),
+            keeper,
+        };
+        reservations.publish(table, &[]);
+        reservations
+    }
+
+    /// Whether the namespace has reservations at all.
+    pub(crate) fn are_supported(&self) -> bool {
+        self.supported
+    }
+
+    /// Whether they can persist through a loss of power.
+    pub(crate) fn can_persist(&self) -> bool {
+        self.keeper.is_some()
+    }
+
+    /// The version of the table; 0 while no reservation is held.
+    #[inline]
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The table, with its version.
+    pub(crate) fn current(&self) -> (u64, Arc<Table>) {
+        let state = lock(&self.state);
+        // Published under the lock, so that the two belong together.
+        (self.version.load(Ordering::Relaxed), state.table.clone())
+    }
+
+    /// The table.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        self.current().1
+    }
+
+    /// Waits for the turn to change the table.
+    pub(crate) async fn turn(&self) -> Result<Taken, IoError> {
+        self.turn.take().await
+    }
+
+    /// Makes a table outlive a loss of power, if it is to, or one that is no longer to be forgotten. Whoever
+    /// calls has the turn.
+    ///
+    /// # Errors
+    ///
+    /// [`IoError::Internal`], logged. Either table may be there after a loss of power.
+    pub(crate) async fn keep(&self, table: &Table) -> Result<(), IoError> {
+        let Some(Keeper { store, namespace }) = &self.keeper else {
+            return Ok(());
+        };
+        let before = self.table();
+        if (!table.persist && !before.persist) || *before == *table {
+            return Ok(());
+        }
+        let record = table.persist.then(|| encode(table));
+        store.save(*namespace, record).await.map_err(|error| {
+            tracing::error!(%namespace, %error, "could not keep reservations");
+            IoError::Internal
+        })
+    }
+
+    /// Replaces the table. Commands of the hosts in `purge` that have not gone to the device yet never will.
+    pub(crate) fn publish(&self, table: Table, purge: &[HostId]) {
+        let mut state = lock(&self.state);
+        let version = if table.held == Held::Nothing {
+            0
+        } else {
+            state.versions += 1;
+            state.versions
+        };
+        state.table = Arc::new(table);
+        self.version.store(version, Ordering::Release);
+        if purge.is_empty() {
+            return;
+        }
+        let number = self.purges.load(Ordering::Relaxed) + 1;
+        state.purged.retain(|(host, _)| !purge.contains(host));
+        state.purged.extend(purge.iter().map(|host| (*host, number)));
+        while state.purged.len() > PURGED_MAX {
+            if let Some((_, number)) = state.purged.pop_front() {
+                state.purged_all = number;
+            }
+        }
+        // After the table: a command that counts this purge has seen the table that goes with it.
+        self.purges.store(number, Ordering::Release);
+    }
+
+    /// The purges so far.
+    #[inline]
+    pub(crate) fn purges(&self) -> u64 {
+        self.purges.load(Ordering::Acquire)
+    }
+
+    /// Says whether a command that was there when `purges` were counted may still go to the device.
+    ///
+    /// # Errors
+    ///
+    /// The status that tells its host that it was ended by a preemption.
+    pub(crate) fn check_purge(&self, host: &HostId, purges: u64) -> Result<(), IoError> {
+        if self.purges() == purges {
+            return Ok(());
+        }
+        let state = lock(&self.state);
+        let purged = state
+            .purged
+            .iter()
+            .any(|(other, at)| other == host && *at > purges);
+        if purged || state.purged_all > purges {
+            Err(aborted_by_preempt())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+fn aborted_by_preempt() -> IoError {
+    let status = Status::ABORTED_BY_PREEMPT;
+    IoError::Nvme(NvmeStatus {
+        code_type: status.status_type().to_wire(),
+        code: status.code(),
+        do_not_retry: true,
+    })
+}
