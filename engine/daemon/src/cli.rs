@@ -77,6 +77,11 @@ pub struct ServeArguments {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub nvmf: Vec<SocketAddr>,
 
+    /// Keep reservations that hosts want to persist through a loss of power in this directory [default: none
+    /// persists].
+    #[arg(long, value_name = "DIRECTORY")]
+    pub reservations: Option<PathBuf>,
+
     /// Serve NBD clients too, at unix:PATH or ADDRESS:PORT; may be given more than once [default: off].
     #[arg(long, value_name = "ADDRESS")]
     pub nbd: Vec<ListenAddress>,
@@ -129,6 +134,9 @@ impl ServeArguments {
         replace(&mut reactors.memory, &self.memory);
         if !self.nvmf.is_empty() {
             settings.nvmf.listen.clone_from(&self.nvmf);
+        }
+        if self.reservations.is_some() {
+            settings.nvmf.reservations.clone_from(&self.reservations);
         }
         if !self.nbd.is_empty() {
             settings.nbd.listen.clone_from(&self.nbd);

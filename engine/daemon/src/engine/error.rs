@@ -81,7 +81,9 @@ impl ChangeError {
             Self::Subsystem(SubsystemError::NamespaceId { .. }) => Reason::NamespaceIdInvalid,
             Self::Subsystem(SubsystemError::NamespaceExists { .. }) => Reason::NamespaceIdInUse,
             Self::Subsystem(SubsystemError::Full { .. }) => Reason::NamespacesExhausted,
-            Self::Subsystem(SubsystemError::BlockSize { .. }) => Reason::DeviceUnavailable,
+            Self::Subsystem(SubsystemError::BlockSize { .. } | SubsystemError::Reservations { .. }) => {
+                Reason::DeviceUnavailable
+            }
             Self::NotFound { .. } | Self::Subsystem(SubsystemError::NoNamespace { .. }) => {
                 Reason::NamespaceNotFound
             }

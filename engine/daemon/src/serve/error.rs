@@ -2,7 +2,7 @@
 
 use std::io;
 
-use pollux_nvme::target::TargetError;
+use pollux_nvme::target::{StoreError, TargetError};
 use pollux_reactor::net::Address;
 
 use crate::engine::ChangeError;
@@ -51,6 +51,9 @@ pub enum StartError {
         /// Why.
         source: TargetError,
     },
+    /// What is kept of reservations cannot be read.
+    #[error("cannot keep reservations: {0}")]
+    Reservations(StoreError),
     /// A device cannot be served.
     #[error(transparent)]
     Namespace(#[from] ChangeError),

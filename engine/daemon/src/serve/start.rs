@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pollux_device::Registry;
 use pollux_nbd::Exports;
 use pollux_nvme::initiator::device::NvmfOpener;
-use pollux_nvme::target::{NamespaceConfig, SubsystemConfig, Target};
+use pollux_nvme::target::{FileReservationStore, NamespaceConfig, ReservationStore, SubsystemConfig, Target};
 
 use super::error::StartError;
 use super::listeners::Listeners;
@@ -54,7 +54,12 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         subsystem: settings.nvmf.subsystem.clone(),
         source,
     };
-    let target = Target::new(settings.nvmf.limits.clone(), handles.clone()).map_err(failed)?;
+    let store: Option<Arc<dyn ReservationStore>> = match &settings.nvmf.reservations {
+        Some(directory) => Some(FileReservationStore::open(directory).map_err(StartError::Reservations)?),
+        None => None,
+    };
+    let limits = settings.nvmf.limits.clone();
+    let target = Target::with_store(limits, handles.clone(), store).map_err(failed)?;
     let subsystem = SubsystemConfig {
         hosts: settings.nvmf.hosts.clone(),
         ..SubsystemConfig::new(&settings.nvmf.subsystem)

@@ -10,6 +10,7 @@ mod file;
 mod listen;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pollux_device::ByteSize;
@@ -110,6 +111,10 @@ pub struct NvmfSettings {
     pub subsystem: String,
     /// Which hosts may connect. Default: any.
     pub hosts: Hosts,
+    /// The directory where reservations are kept that hosts want to persist through a loss of power; made if
+    /// it is not there. Default: none, and no reservation persists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reservations: Option<PathBuf>,
     /// What hosts can make the engine hold. The defaults suit a few thousand connections.
     pub limits: TargetConfig,
 }
@@ -120,6 +125,7 @@ impl Default for NvmfSettings {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, NVMF_PORT))],
             subsystem: SUBSYSTEM_NQN.to_owned(),
             hosts: Hosts::default(),
+            reservations: None,
             limits: TargetConfig::default(),
         }
     }

@@ -77,21 +77,22 @@ impl Drop for Taken {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::Pin;
     use std::task::{Context, Poll, Waker};
+
+    type Ask<'a> = Pin<Box<dyn Future<Output = Result<Taken, IoError>> + 'a>>;
+
+    fn poll(ask: &mut Ask<'_>) -> Option<Taken> {
+        match ask.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(taken) => Some(taken.unwrap()),
+            Poll::Pending => None,
+        }
+    }
 
     #[test]
     fn the_turn_goes_round_past_those_who_left() {
         let turn = Turn::default();
-        let mut context = Context::from_waker(Waker::noop());
-        let mut poll =
-            |future: &mut std::pin::Pin<Box<dyn Future<Output = Result<Taken, IoError>> + '_>>| match future
-                .as_mut()
-                .poll(&mut context)
-            {
-                Poll::Ready(taken) => Some(taken.unwrap()),
-                Poll::Pending => None,
-            };
-        let mut asks: Vec<std::pin::Pin<Box<dyn Future<Output = Result<Taken, IoError>> + '_>>> = Vec::new();
+        let mut asks: Vec<Ask<'_>> = Vec::new();
         for _ in 0..4 {
             asks.push(Box::pin(turn.take()));
         }
@@ -100,11 +101,11 @@ mod tests {
         // One leaves while it waits, one after it was handed the turn.
         drop(asks.remove(1));
         drop(first);
-        let handed = asks.remove(1);
-        drop(handed);
+        drop(asks.remove(1));
         let last = poll(&mut asks[1]).unwrap();
+        let mut fresh: Ask<'_> = Box::pin(turn.take());
+        assert!(poll(&mut fresh).is_none());
         drop(last);
-        let mut fresh: std::pin::Pin<Box<dyn Future<Output = _> + '_>> = Box::pin(turn.take());
         assert!(poll(&mut fresh).is_some());
     }
 }

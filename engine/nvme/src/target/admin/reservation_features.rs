@@ -1,5 +1,5 @@
-//! The features of reservations (NVMe Base 2.2, 5.1.25.1.29 and 5.1.25.1.30). Each namespace has a value of its
-//! own; a host can set those of all namespaces at once.
+//! The features of reservations (NVMe Base 2.2, 5.1.25.1.29 and 5.1.25.1.30). Each namespace has a value of
+//! its own; a host can set those of all namespaces at once.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -16,7 +16,7 @@ use pollux_reactor::{Instant, Reactor, ReactorId, now, spawn};
 
 use super::gate::{BlockRange, Gate, Hold};
 use crate::target::namespace::Namespace;
-use crate::target::reservation::{Access, HostId, Table as ReservationTable};
+use crate::target::reservation::{Access, HostId, Reservations, Table as ReservationTable};
 
 /// After a failed attach, commands fail for so long before the next attempt.
 const ATTACH_PAUSE: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ pub(crate) struct Attached {
     pub(crate) deallocates: bool,
     reactor: ReactorId,
     returns_seen: Cell<u64>,
-    /// The reservations as this reactor saw them last, with their version.
+    /// The reservations as this reactor saw them last, with their stamp.
     reservations: RefCell<(u64, Arc<ReservationTable>)>,
     state: RefCell<State>,
 }
@@ -123,19 +123,20 @@ impl Attached {
         self.gate.admits(range)
     }
 
-    /// Whether a reservation keeps a host from accessing the namespace.
+    /// The stamp of the reservations, unless one of them keeps a host from accessing the namespace.
     #[inline]
-    pub(crate) fn denies(&self, host: &HostId, access: Access) -> bool {
-        let version = self.namespace.reservations.version();
-        version != 0 && self.reservation_denies(version, host, access)
+    pub(crate) fn permits(&self, host: &HostId, access: Access) -> Option<u64> {
+        let stamp = self.namespace.reservations.stamp();
+        (!Reservations::is_held(stamp) || self.reservation_permits(stamp, host, access)).then_some(stamp)
     }
 
-    fn reservation_denies(&self, version: u64, host: &HostId, access: Access) -> bool {
+    #[inline(never)]
+    fn reservation_permits(&self, stamp: u64, host: &HostId, access: Access) -> bool {
         let mut seen = self.reservations.borrow_mut();
-        if seen.0 != version {
+        if seen.0 != stamp {
             *seen = self.namespace.reservations.current();
         }
-        !seen.1.allows(host, access)
+        seen.1.allows(host, access)
     }
 
     /// Says once more, after a wait, whether commands may go to the device.

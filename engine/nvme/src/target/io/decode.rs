@@ -42,8 +42,8 @@ pub(super) struct Transfer {
     pub(super) block: u64,
     pub(super) blocks: u32,
     pub(super) force_unit_access: bool,
-    /// The purges of the namespace's reservations when the command was checked.
-    pub(super) purges: u64,
+    /// The stamp of the reservations that the command was checked under.
+    pub(super) stamp: u64,
 }
 
 impl Transfer {
@@ -66,7 +66,7 @@ pub(super) enum Plan {
     WriteZeroes {
         attached: Rc<Attached>,
         command: BlockCommand,
-        purges: u64,
+        stamp: u64,
     },
     /// Read and throw away.
     Verify {
@@ -77,7 +77,7 @@ pub(super) enum Plan {
     Dataset {
         attached: Rc<Attached>,
         command: DatasetManagement,
-        purges: u64,
+        stamp: u64,
     },
     /// Look at, or change, who may access the namespace.
     Reservation {
@@ -103,12 +103,12 @@ pub(super) fn plan(
         IoOpcode::Compare => Direction::Compare,
         IoOpcode::Flush => return plan_flush(view, entry, host),
         IoOpcode::WriteZeroes => {
-            let (attached, command, purges) = blocks(view, entry, host, Access::Write)?;
+            let (attached, command, stamp) = blocks(view, entry, host, Access::Write)?;
             writable(&attached)?;
             return Ok(Plan::WriteZeroes {
                 attached,
                 command,
-                purges,
+                stamp,
             });
         }
         IoOpcode::Verify => {
@@ -131,13 +131,13 @@ pub(super) fn plan(
         Direction::Read | Direction::Compare => Access::Read,
         Direction::Write => Access::Write,
     };
-    let (attached, command, purges) = blocks(view, entry, host, access)?;
+    let (attached, command, stamp) = blocks(view, entry, host, access)?;
     let transfer = Transfer {
         direction,
         block: command.starting_block,
         blocks: command.blocks,
         force_unit_access: command.flags.contains(BlockFlags::FORCE_UNIT_ACCESS),
-        purges,
+        stamp,
         attached,
     };
     let bytes = transfer.bytes();
@@ -173,7 +173,7 @@ fn namespace(view: &View, id: u32) -> Result<Rc<Attached>, Refusal> {
     }
 }
 
-/// The namespace and range of a command that names blocks, and the purges of its reservations.
+/// The namespace and range of a command that names blocks, and the stamp of its reservations.
 fn blocks(
     view: &View,
     entry: &SubmissionEntry,
@@ -181,7 +181,7 @@ fn blocks(
     access: Access,
 ) -> Result<(Rc<Attached>, BlockCommand, u64), Refusal> {
     let attached = namespace(view, entry.namespace_id.get())?;
-    let purges = permitted(&attached, host, access)?;
+    let stamp = permitted(&attached, host, access)?;
     let command = BlockCommand::from_entry(entry);
     if command.flags.intersects(BlockFlags::PROTECTION) {
         return Err(Refusal::at(
@@ -192,18 +192,15 @@ fn blocks(
     if !command.is_within(attached.namespace.blocks()) {
         return Err(Refusal::at(Status::LBA_OUT_OF_RANGE, field::DWORD_10));
     }
-    Ok((attached, command, purges))
+    Ok((attached, command, stamp))
 }
 
-/// No reservation keeps the host out. Returns the purges: counted first, so that one that comes now, with a
-/// table that keeps the host out, is either seen in the table or noticed later.
+/// No reservation keeps the host out. Returns the stamp of what says so.
 #[inline]
 fn permitted(attached: &Attached, host: &HostId, access: Access) -> Result<u64, Refusal> {
-    let purges = attached.namespace.reservations.purges();
-    if attached.denies(host, access) {
-        return Err(Refusal::of(Status::RESERVATION_CONFLICT));
-    }
-    Ok(purges)
+    attached
+        .permits(host, access)
+        .ok_or(Refusal::of(Status::RESERVATION_CONFLICT))
 }
 
 fn writable(attached: &Attached) -> Result<(), Refusal> {
@@ -231,7 +228,7 @@ fn plan_dataset(
     host: &HostId,
 ) -> Result<Plan, Refusal> {
     let attached = namespace(view, entry.namespace_id.get())?;
-    let purges = permitted(&attached, host, Access::Write)?;
+    let stamp = permitted(&attached, host, Access::Write)?;
     let command = DatasetManagement::from_entry(entry);
     if offered.from_host < command.data_bytes() {
         return Err(Refusal::at(Status::DATA_SGL_LENGTH_INVALID, field::DATA));
@@ -242,6 +239,6 @@ fn plan_dataset(
     Ok(Plan::Dataset {
         attached,
         command,
-        purges,
+        stamp,
     })
 }

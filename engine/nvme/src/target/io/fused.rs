@@ -164,7 +164,7 @@ async fn execute(queue: &Rc<Shared>, compare: Command, write: Command) -> (Outco
         }
     };
     let reservations = &attached.namespace.reservations;
-    if let Err(error) = reservations.check_purge(queue.host(), compare_plan.purges) {
+    if let Err(error) = reservations.check_purge(queue.host(), compare_plan.stamp) {
         return (
             queue.fail(&first, error.into()),
             queue.fail(&second, failed_other),

@@ -69,8 +69,8 @@ async fn run(queue: Rc<Shared>, entry: SubmissionEntry, plan: Plan, data: Gather
         Plan::WriteZeroes {
             attached,
             command,
-            purges,
-        } => write_zeroes(&patience.since(purges), &attached, command)
+            stamp,
+        } => write_zeroes(&patience.since(stamp), &attached, command)
             .await
             .map_err(Refusal::from),
         Plan::Verify { attached, command } => {
@@ -86,8 +86,8 @@ async fn run(queue: Rc<Shared>, entry: SubmissionEntry, plan: Plan, data: Gather
         Plan::Dataset {
             attached,
             command,
-            purges,
-        } => dataset(&patience.since(purges), &attached, command, &data).await,
+            stamp,
+        } => dataset(&patience.since(stamp), &attached, command, &data).await,
         // These have their own modules.
         Plan::Transfer(_) | Plan::Reservation { .. } => Err(Refusal::of(Status::INTERNAL_ERROR)),
     };
@@ -113,10 +113,9 @@ async fn flush(patience: &Patience<'_>, attached: &Rc<Attached>) -> Result<(), I
 async fn flush_each(patience: &Patience<'_>, all: Vec<Rc<Attached>>) -> Result<(), IoError> {
     let mut result = Ok(());
     for attached in all {
-        let flushed = if attached.denies(patience.queue.host(), Access::Write) {
-            Err(IoError::ReservationConflict)
-        } else {
-            flush(patience, &attached).await
+        let flushed = match attached.permits(patience.queue.host(), Access::Write) {
+            Some(_) => flush(patience, &attached).await,
+            None => Err(IoError::ReservationConflict),
         };
         result = result.and(flushed);
     }

@@ -56,7 +56,7 @@ pub(super) async fn run(
     transfer: Transfer,
     data: Gather,
 ) -> Outcome {
-    let patience = Patience::new(&queue, &entry).since(transfer.purges);
+    let patience = Patience::new(&queue, &entry).since(transfer.stamp);
     let result = patience
         .retry(async || attempt(&patience, &transfer, &data).await)
         .await;
@@ -132,8 +132,9 @@ pub(super) struct Patience<'a> {
     pub(super) queue: &'a Rc<Shared>,
     command_id: u16,
     deadline: Instant,
-    /// The purges when the command was checked, if it must not go to the device after a later one.
-    purges: Option<u64>,
+    /// The stamp of the reservations that the command was checked under, if it must not go to the device
+    /// after its host was purged.
+    stamp: Option<u64>,
 }
 
 impl<'a> Patience<'a> {
@@ -142,14 +143,14 @@ impl<'a> Patience<'a> {
             queue,
             command_id: entry.command_id.get(),
             deadline: now() + queue.wait_max,
-            purges: None,
+            stamp: None,
         }
     }
 
-    /// The same, for a command that ends with the next purge of its host.
-    pub(super) fn since(self, purges: u64) -> Self {
+    /// The same, for a command that ends when its host is purged.
+    pub(super) fn since(self, stamp: u64) -> Self {
         Self {
-            purges: Some(purges),
+            stamp: Some(stamp),
             ..self
         }
     }
@@ -226,9 +227,9 @@ impl<'a> Patience<'a> {
                 .await?;
         }
         attached.check_access()?;
-        if let Some(purges) = self.purges {
+        if let Some(stamp) = self.stamp {
             let reservations = &attached.namespace.reservations;
-            reservations.check_purge(self.queue.host(), purges)?;
+            reservations.check_purge(self.queue.host(), stamp)?;
         }
         Ok((device, Entered::new(attached)))
     }

@@ -3,10 +3,10 @@
 //! Invariants:
 //! - A change is made by whoever has the turn: it is made of the table that is there, kept if it has to be,
 //!   and published, in this order.
-//! - `version` is 0 exactly while no reservation is held: all that a read or write looks at then. It changes
-//!   with every table that holds one.
-//! - `purges` counts the preemptions that end commands. A command that was there before one of its host must
-//!   not go to the device after it.
+//! - Each table has a stamp: bit 0 says that a reservation is held, which is all that a read or write looks
+//!   at when none is, and the rest counts the tables.
+//! - A command that was checked under one stamp goes to the device only if its host was not purged, by a
+//!   preemption that ends commands, with any later table.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,17 +22,21 @@ use crate::target::sync::lock;
 use crate::target::turn::{Taken, Turn};
 use crate::wire::status::Status;
 
-/// Hosts whose last purge is remembered. When there are more the oldest is forgotten, and counts as a purge of
-/// every host.
+/// Hosts whose last purge is remembered. When there are more the oldest is forgotten, and counts as a purge
+/// of every host.
 const PURGED_MAX: usize = 256;
+
+/// Bit of a stamp: a reservation is held.
+const HELD: u64 = 1;
+
+/// What a stamp counts by.
+const NEXT: u64 = 2;
 
 struct State {
     table: Arc<Table>,
-    /// Tables that held a reservation so far.
-    versions: u64,
-    /// Hosts whose commands were ended, with the number of the purge; the oldest first.
+    /// Hosts whose commands were ended, with the stamp of the table; the oldest first.
     purged: VecDeque<(HostId, u64)>,
-    /// The purge up to which single hosts are not remembered.
+    /// The stamp up to which single hosts are not remembered.
     purged_all: u64,
 }
 
@@ -44,8 +48,7 @@ struct Keeper {
 /// See the module.
 pub(crate) struct Reservations {
     supported: bool,
-    version: AtomicU64,
-    purges: AtomicU64,
+    stamp: AtomicU64,
     state: Mutex<State>,
     turn: Turn,
     keeper: Option<Keeper>,
@@ -78,11 +81,9 @@ impl Reservations {
     fn new(table: Table, keeper: Option<Keeper>) -> Self {
         let reservations = Self {
             supported: true,
-            version: AtomicU64::new(0),
-            purges: AtomicU64::new(0),
+            stamp: AtomicU64::new(0),
             state: Mutex::new(State {
                 table: Arc::default(),
-                versions: 0,
                 purged: VecDeque::new(),
                 purged_all: 0,
             }),
@@ -103,17 +104,23 @@ impl Reservations {
         self.keeper.is_some()
     }
 
-    /// The version of the table; 0 while no reservation is held.
+    /// The stamp of the table.
     #[inline]
-    pub(crate) fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+    pub(crate) fn stamp(&self) -> u64 {
+        self.stamp.load(Ordering::Acquire)
     }
 
-    /// The table, with its version.
+    /// Whether the table of this stamp holds a reservation.
+    #[inline]
+    pub(crate) fn is_held(stamp: u64) -> bool {
+        stamp & HELD != 0
+    }
+
+    /// The table, with its stamp.
     pub(crate) fn current(&self) -> (u64, Arc<Table>) {
         let state = lock(&self.state);
         // Published under the lock, so that the two belong together.
-        (self.version.load(Ordering::Relaxed), state.table.clone())
+        (self.stamp.load(Ordering::Relaxed), state.table.clone())
     }
 
     /// The table.
@@ -150,50 +157,34 @@ impl Reservations {
     /// Replaces the table. Commands of the hosts in `purge` that have not gone to the device yet never will.
     pub(crate) fn publish(&self, table: Table, purge: &[HostId]) {
         let mut state = lock(&self.state);
-        let version = if table.held == Held::Nothing {
-            0
-        } else {
-            state.versions += 1;
-            state.versions
-        };
+        let held = if table.held == Held::Nothing { 0 } else { HELD };
+        let stamp = ((self.stamp.load(Ordering::Relaxed) & !HELD) + NEXT) | held;
         state.table = Arc::new(table);
-        self.version.store(version, Ordering::Release);
-        if purge.is_empty() {
-            return;
-        }
-        let number = self.purges.load(Ordering::Relaxed) + 1;
         state.purged.retain(|(host, _)| !purge.contains(host));
-        state.purged.extend(purge.iter().map(|host| (*host, number)));
+        state.purged.extend(purge.iter().map(|host| (*host, stamp)));
         while state.purged.len() > PURGED_MAX {
-            if let Some((_, number)) = state.purged.pop_front() {
-                state.purged_all = number;
+            if let Some((_, stamp)) = state.purged.pop_front() {
+                state.purged_all = stamp;
             }
         }
-        // After the table: a command that counts this purge has seen the table that goes with it.
-        self.purges.store(number, Ordering::Release);
+        self.stamp.store(stamp, Ordering::Release);
     }
 
-    /// The purges so far.
-    #[inline]
-    pub(crate) fn purges(&self) -> u64 {
-        self.purges.load(Ordering::Acquire)
-    }
-
-    /// Says whether a command that was there when `purges` were counted may still go to the device.
+    /// Says whether a command that was checked under `stamp` may still go to the device.
     ///
     /// # Errors
     ///
     /// The status that tells its host that it was ended by a preemption.
-    pub(crate) fn check_purge(&self, host: &HostId, purges: u64) -> Result<(), IoError> {
-        if self.purges() == purges {
+    pub(crate) fn check_purge(&self, host: &HostId, stamp: u64) -> Result<(), IoError> {
+        if self.stamp() == stamp {
             return Ok(());
         }
         let state = lock(&self.state);
         let purged = state
             .purged
             .iter()
-            .any(|(other, at)| other == host && *at > purges);
-        if purged || state.purged_all > purges {
+            .any(|(other, at)| other == host && *at > stamp);
+        if purged || state.purged_all > stamp {
             Err(aborted_by_preempt())
         } else {
             Ok(())

@@ -10,7 +10,7 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The place where they are kept failed.
-    #[error("{what} {place}: {error}; mend it, or serve without a place for reservations")]
+    #[error("{what} {place}: {error}")]
     Io {
         /// What was tried.
         what: &'static str,

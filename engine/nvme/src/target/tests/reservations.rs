@@ -1,4 +1,5 @@
-//! Reservations through the queues of two and more hosts: who is kept out of what, what survives, who is told.
+//! Reservations through the queues of two and more hosts: who is kept out of what, what survives, who is
+//! told.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
