@@ -1,0 +1,12 @@
+//! Replicated volumes: one target mirrors a volume to its in-sync replicas and acknowledges a write when all
+//! of them have it.
+//!
+//! - [`membership`] is who takes part: epoch, version, the in-sync set, and the store that holds them.
+//! - [`metadata`] is the reserved area at the end of each replica's device.
+//!
+//! The protocol, and why it keeps the promises, is in `docs/decisions/replication.md`.
+
+#![forbid(unsafe_code)]
+
+pub mod membership;
+pub mod metadata;

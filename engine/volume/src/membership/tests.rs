@@ -1,0 +1,162 @@
+//! Which records and changes are legal.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const VOLUME: Uuid = Uuid::from_u128(0x77);
+
+fn entry(id: u128, state: ReplicaState) -> Option<ReplicaEntry> {
+    let id = Uuid::from_u128(id);
+    Some(ReplicaEntry { id, state })
+}
+
+fn record() -> Membership {
+    let [first, second, third] = [ReplicaState::InSync, ReplicaState::InSync, ReplicaState::Empty];
+    Membership {
+        volume: VOLUME,
+        epoch: Epoch(3),
+        version: 9,
+        size_blocks: 1 << 20,
+        block_bytes: 4096,
+        min_in_sync: 1,
+        replicas: [entry(1, first), entry(2, second), entry(3, third), None, None],
+    }
+}
+
+fn slot(index: usize) -> SlotNumber {
+    SlotNumber::new(index).unwrap()
+}
+
+#[test]
+fn a_set_is_never_empty() {
+    let mut none = record();
+    none = none.with_state(slot(0), ReplicaState::Behind);
+    assert_eq!(none.check(), Ok(()));
+    none = none.with_state(slot(1), ReplicaState::Behind);
+    assert_eq!(none.check(), Err(MembershipError::NoneInSync));
+}
+
+#[test]
+fn fields_are_checked() {
+    let bad: [fn(&mut Membership); 8] = [
+        |record| record.volume = Uuid::nil(),
+        |record| record.epoch = Epoch(0),
+        |record| record.version = u64::MAX,
+        |record| record.block_bytes = 1000,
+        |record| record.size_blocks = u64::MAX,
+        |record| record.min_in_sync = 0,
+        |record| record.min_in_sync = 6,
+        |record| record.replicas[3] = record.replicas[0],
+    ];
+    for spoil in bad {
+        let mut spoilt = record();
+        spoil(&mut spoilt);
+        assert!(spoilt.check().is_err(), "{spoilt:?}");
+    }
+}
+
+#[test]
+fn two_sets_in_a_row_share_a_replica() {
+    let before = record().with_state(slot(1), ReplicaState::Behind);
+    let after = before.next();
+    let after = after.with_state(slot(0), ReplicaState::Behind);
+    let after = after.with_state(slot(1), ReplicaState::InSync);
+    assert_eq!(after.check_follows(&before), Err(MembershipError::NoneInSync));
+}
+
+#[test]
+fn a_new_epoch_changes_nothing_else() {
+    let before = record();
+    assert_eq!(before.next_epoch().check_follows(&before), Ok(()));
+    let shrunk = before.next_epoch().with_state(slot(1), ReplicaState::Behind);
+    assert_eq!(
+        shrunk.check_follows(&before),
+        Err(MembershipError::Order("the epoch"))
+    );
+}
+
+#[test]
+fn an_empty_replica_cannot_be_in_sync_at_once() {
+    let before = record();
+    let after = before.next().with_state(slot(2), ReplicaState::InSync);
+    assert!(matches!(
+        after.check_follows(&before),
+        Err(MembershipError::Step { .. })
+    ));
+    let behind = before.next().with_state(slot(2), ReplicaState::Behind);
+    assert_eq!(behind.check_follows(&before), Ok(()));
+    let joined = behind.next().with_state(slot(2), ReplicaState::InSync);
+    assert_eq!(joined.check_follows(&behind), Ok(()));
+}
+
+#[test]
+fn a_replica_leaves_the_set_before_it_goes_and_the_next_comes_in_empty() {
+    let before = record();
+    let mut gone = before.next();
+    gone.replicas[1] = None;
+    assert!(gone.check_follows(&before).is_err());
+    let mut other = before.next();
+    other.replicas[2] = entry(4, ReplicaState::Empty);
+    assert!(other.check_follows(&before).is_err(), "another one in its slot");
+    let mut gone = before.next();
+    gone.replicas[2] = None;
+    assert_eq!(gone.check_follows(&before), Ok(()));
+    let mut next = gone.next();
+    next.replicas[2] = entry(4, ReplicaState::Behind);
+    assert!(next.check_follows(&gone).is_err());
+    next.replicas[2] = entry(4, ReplicaState::Empty);
+    assert_eq!(next.check_follows(&gone), Ok(()));
+}
+
+#[test]
+fn of_two_swaps_one_wins() {
+    let store = MemoryStore::default();
+    assert_eq!(store.get(VOLUME), Err(StoreError::NoVolume(VOLUME)));
+    let first = Membership {
+        version: 1,
+        ..record()
+    };
+    store.swap(first.clone()).unwrap();
+    let (mine, theirs) = (first.next_epoch(), first.next_epoch());
+    store.swap(mine.clone()).unwrap();
+    assert_eq!(
+        store.swap(theirs),
+        Err(StoreError::Conflict(Box::new(mine.clone())))
+    );
+    // The one who lost cannot go on with what it knew.
+    let shrunk = first.next().with_state(slot(1), ReplicaState::Behind);
+    assert!(matches!(store.swap(shrunk), Err(StoreError::Conflict(_))));
+    assert_eq!(store.get(VOLUME), Ok(mine));
+}
+
+fn state() -> impl Strategy<Value = Option<ReplicaState>> {
+    let states = [ReplicaState::InSync, ReplicaState::Behind, ReplicaState::Empty];
+    proptest::option::of(proptest::sample::select(states.to_vec()))
+}
+
+proptest! {
+    /// Whatever is asked for: what a store holds is always a good record, and every set shares a replica with
+    /// the one before.
+    #[test]
+    fn a_store_holds_good_records_only(
+        steps in proptest::collection::vec((0..3u64, 0..3u64, proptest::array::uniform5(state())), 1..60),
+    ) {
+        let store = MemoryStore::default();
+        store.swap(Membership { version: 1, ..record() }).unwrap();
+        for (epochs, versions, states) in steps {
+            let before = store.get(VOLUME).unwrap();
+            let mut next = before.clone();
+            next.epoch.0 += epochs;
+            next.version += versions;
+            for (index, state) in states.iter().enumerate() {
+                next.replicas[index] = state.and_then(|state| entry(index as u128 + 1, state));
+            }
+            let done = store.swap(next).is_ok();
+            let after = store.get(VOLUME).unwrap();
+            prop_assert_eq!(after.check(), Ok(()));
+            prop_assert!(!after.in_sync().and(before.in_sync()).is_empty());
+            prop_assert_eq!(after.version, before.version + u64::from(done));
+        }
+    }
+}

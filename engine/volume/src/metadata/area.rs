@@ -1,0 +1,310 @@
+//! Reading and writing the area of one replica.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pollux_device::{BlockDevice, BlockDeviceExt, IoError, ZeroOptions};
+use pollux_hugepages::{Buffer, Slice};
+use pollux_reactor::{buffers, sleep};
+use uuid::Uuid;
+
+use super::codec::{self, CodecError, Header, Kind, Label, MAP_BLOCK_REGIONS};
+use super::layout::REGION_BLOCKS;
+use super::{AreaError, AreaLayout, BLOCK_BYTES, Block, LayoutError};
+use crate::membership::{Epoch, Membership};
+
+/// The pause before a device that is short of resources is asked again.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(5);
+
+/// How often it is asked again: five minutes in all.
+const SHORTAGES_MAX: u32 = 60_000;
+
+/// How a device is made a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FormatOptions {
+    /// The volume.
+    pub volume: Uuid,
+    /// The name of the replica.
+    pub replica: Uuid,
+    /// Blocks of 4 KiB in a region, a power of two.
+    pub region_blocks: u64,
+}
+
+impl FormatOptions {
+    /// With regions of 1 MiB.
+    pub fn new(volume: Uuid, replica: Uuid) -> Self {
+        Self {
+            volume,
+            replica,
+            region_blocks: REGION_BLOCKS,
+        }
+    }
+}
+
+/// The area of a device, as one of its two writers has it: the host of the replica, or the target.
+pub struct Area {
+    device: Rc<dyn BlockDevice>,
+    /// Blocks of the device in one of 4 KiB.
+    ratio: u64,
+    layout: AreaLayout,
+    label: Label,
+    /// The newest sequence of the promise, the record and the map blocks, in this order; 0 for not known.
+    sequences: RefCell<Vec<u64>>,
+}
+
+impl Area {
+    /// Makes a device a replica of a volume. Whatever it was before is lost, and nothing of its data counts.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`].
+    pub async fn format(device: Rc<dyn BlockDevice>, options: &FormatOptions) -> Result<Self, AreaError> {
+        let geometry = device.geometry();
+        let layout = AreaLayout::new(AreaLayout::blocks_of(&geometry)?, options.region_blocks)?;
+        let label = Label {
+            volume: options.volume,
+            replica: options.replica,
+            data_blocks: layout.data_blocks(),
+            region_blocks: options.region_blocks,
+        };
+        let area = Self::with_label(device, layout, label)?;
+        // The label goes first and comes last: a power cut in between leaves a device without one.
+        for sequence in 0..2 {
+            let zeros: Block = [0; BLOCK_BYTES];
+            area.write(layout.block_of(Kind::Label, sequence), &zeros).await?;
+        }
+        let options = ZeroOptions {
+            force_unit_access: true,
+            may_deallocate: false,
+        };
+        let first = layout.data_blocks() * area.ratio;
+        let blocks = layout.area_blocks() * area.ratio;
+        retried(async || area.device.write_zeroes(first, blocks, options).await).await?;
+        area.write_promise(Epoch(0)).await?;
+        for index in 0..layout.map_blocks() {
+            area.write_map_block(index, &[]).await?;
+        }
+        area.write(layout.block_of(Kind::Label, 1), &label.encode(1))
+            .await?;
+        Ok(area)
+    }
+
+    /// Finds the area of a device.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError::Missing`] when the device is no replica, and the others.
+    pub async fn open(device: Rc<dyn BlockDevice>) -> Result<Self, AreaError> {
+        let blocks = AreaLayout::blocks_of(&device.geometry())?;
+        let ratio = AreaLayout::ratio_of(&device.geometry())?;
+        let mut newest: Option<(Label, u64)> = None;
+        for sequence in 0..2 {
+            let block = read(&device, ratio, AreaLayout::label_block(blocks, sequence)?).await?;
+            match Label::decode(&block) {
+                Ok(found) if newest.is_none_or(|(_, newest)| newest < found.1) => newest = Some(found),
+                // Not to be touched, whatever the other slot says.
+                Err(error @ (CodecError::Features(_) | CodecError::Version { .. })) => {
+                    return Err(error.into());
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let (label, _) = newest.ok_or(AreaError::Missing(Kind::Label.name()))?;
+        let layout = AreaLayout::new(blocks, label.region_blocks)?;
+        if label.data_blocks != layout.data_blocks() {
+            let (structure, field) = (Kind::Label.name(), "number of data blocks");
+            return Err(CodecError::Field { structure, field }.into());
+        }
+        Ok(Self::with_label(device, layout, label)?)
+    }
+
+    fn with_label(
+        device: Rc<dyn BlockDevice>,
+        layout: AreaLayout,
+        label: Label,
+    ) -> Result<Self, LayoutError> {
+        Ok(Self {
+            ratio: AreaLayout::ratio_of(&device.geometry())?,
+            device,
+            layout,
+            label,
+            sequences: RefCell::new(vec![0; 2 + layout.map_blocks() as usize]),
+        })
+    }
+
+    /// Which replica this is.
+    pub fn label(&self) -> Label {
+        self.label
+    }
+
+    /// Where everything is.
+    pub fn layout(&self) -> AreaLayout {
+        self.layout
+    }
+
+    /// The newest epoch that was promised.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`].
+    pub async fn read_promise(&self) -> Result<Epoch, AreaError> {
+        let block = self.newest(Kind::Promise).await?;
+        Ok(codec::promise_of(&block))
+    }
+
+    /// Makes a promise durable.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`]; it is durable or not then.
+    pub async fn write_promise(&self, epoch: Epoch) -> Result<(), AreaError> {
+        self.write_next(Kind::Promise, |header| codec::encode_promise(header, epoch))
+            .await
+    }
+
+    /// The copy of the record; `None` when there was none yet.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`].
+    pub async fn read_record(&self) -> Result<Option<Membership>, AreaError> {
+        match self.newest(Kind::Record).await {
+            Ok(block) => Ok(Some(codec::record_of(&block)?)),
+            Err(AreaError::Missing(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a copy of the record durable. What is there has to have been read before.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`]; it is durable or not then.
+    pub async fn write_record(&self, record: &Membership) -> Result<(), AreaError> {
+        self.write_next(Kind::Record, |header| codec::encode_record(header, record))
+            .await
+    }
+
+    /// The region map: a byte for each region.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`].
+    pub async fn read_map(&self) -> Result<Vec<u8>, AreaError> {
+        let regions = self.layout.regions() as usize;
+        let mut map = Vec::with_capacity(regions);
+        for index in 0..self.layout.map_blocks() {
+            let block = self.newest(Kind::Map(index)).await?;
+            let left = (regions - map.len()).min(MAP_BLOCK_REGIONS);
+            map.extend((0..left).map(|region| codec::region_of(&block, region)));
+        }
+        Ok(map)
+    }
+
+    /// Makes a block of the region map durable; regions that are left out are zeros. The map has to have been
+    /// read before.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`]; it is durable or not then.
+    pub async fn write_map_block(&self, index: u64, regions: &[u8]) -> Result<(), AreaError> {
+        self.write_next(Kind::Map(index), |header| {
+            codec::encode_map(header, index, regions)
+        })
+        .await
+    }
+
+    fn sequence_index(kind: Kind) -> usize {
+        match kind {
+            Kind::Label | Kind::Promise => 0,
+            Kind::Record => 1,
+            Kind::Map(index) => usize::try_from(index).unwrap_or(usize::MAX).saturating_add(2),
+        }
+    }
+
+    /// The newest good content of a structure.
+    async fn newest(&self, kind: Kind) -> Result<Block, AreaError> {
+        let mut newest: Option<(u64, Block)> = None;
+        for slot in 0..2 {
+            let block = match read(&self.device, self.ratio, self.layout.block_of(kind, slot)).await {
+                Ok(block) => block,
+                // The other slot may be good, and is then at most one write older: as after a power cut.
+                Err(IoError::MediaRead | IoError::ChecksumMismatch) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            match codec::check(&block, kind) {
+                Ok(header)
+                    if header.volume == self.label.volume
+                        && header.replica == self.label.replica
+                        && header.sequence % 2 == slot
+                        && newest.is_none_or(|(sequence, _)| sequence < header.sequence) =>
+                {
+                    newest = Some((header.sequence, block));
+                }
+                Err(error @ CodecError::Version { .. }) => return Err(error.into()),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let (sequence, block) = newest.ok_or(AreaError::Missing(kind.name()))?;
+        if let Some(known) = self.sequences.borrow_mut().get_mut(Self::sequence_index(kind)) {
+            *known = sequence;
+        }
+        Ok(block)
+    }
+
+    async fn write_next(&self, kind: Kind, encode: impl Fn(&Header) -> Block) -> Result<(), AreaError> {
+        let index = Self::sequence_index(kind);
+        let before = self.sequences.borrow().get(index).copied();
+        let before = before.ok_or(AreaError::Missing(kind.name()))?;
+        let header = Header {
+            volume: self.label.volume,
+            replica: self.label.replica,
+            sequence: before.saturating_add(1),
+        };
+        self.write(self.layout.block_of(kind, header.sequence), &encode(&header))
+            .await?;
+        // Only now: one that failed is tried again in the same slot, and the good one stays.
+        if let Some(known) = self.sequences.borrow_mut().get_mut(index) {
+            *known = header.sequence;
+        }
+        Ok(())
+    }
+
+    async fn write(&self, block: u64, content: &Block) -> Result<(), AreaError> {
+        let data = memory_with(content);
+        retried(async || self.device.write(block * self.ratio, data.clone(), true).await).await?;
+        Ok(())
+    }
+}
+
+fn memory_with(content: &Block) -> Slice {
+    let mut buffer = memory();
+    buffer.copy_from_slice(content);
+    buffer.freeze()
+}
+
+/// Memory for metadata never waits for those who may be waiting for metadata.
+fn memory() -> Buffer {
+    buffers()
+        .allocate(BLOCK_BYTES)
+        .unwrap_or_else(|| Buffer::from_heap(BLOCK_BYTES))
+}
+
+async fn read(device: &Rc<dyn BlockDevice>, ratio: u64, block: u64) -> Result<Block, IoError> {
+    let data = retried(async || device.read(block * ratio, memory()).await).await?;
+    data.first_chunk::<BLOCK_BYTES>()
+        .copied()
+        .ok_or(IoError::Internal)
+}
+
+/// Short of resources is not broken.
+async fn retried<T>(mut act: impl AsyncFnMut() -> Result<T, IoError>) -> Result<T, IoError> {
+    for _ in 0..SHORTAGES_MAX {
+        match act().await {
+            Err(IoError::ResourceShortage | IoError::NotReady) => sleep(SHORTAGE_PAUSE).await,
+            result => return result,
+        }
+    }
+    Err(IoError::ResourceShortage)
+}
