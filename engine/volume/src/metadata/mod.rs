@@ -10,8 +10,8 @@
 //! | 7, 8, ... | region map: a byte for each region, 4028 of them a block | the target |
 //!
 //! Invariants:
-//! - Every block of it names volume, replica and the number of the write that it is of (its sequence), and has
-//!   a CRC-32C at its end. A block of another volume or replica, or at another place, does not count.
+//! - Every block of it names volume, replica and the number of the write that it is of (its sequence), and
+//!   has a CRC-32C at its end. A block of another volume or replica, or at another place, does not count.
 //! - The write with sequence n goes to slot n mod 2. So the slot with the newest good content is never
 //!   written, and a power cut leaves the old or the new content.
 //! - Every write is durable when it completes.
