@@ -54,6 +54,16 @@ impl Freed for Collect {
     }
 }
 
+/// Somebody reclaims until this is dropped, as it is when nobody waits for it any more.
+struct Reclaiming<'a>(&'a Pool);
+
+impl Drop for Reclaiming<'_> {
+    fn drop(&mut self) {
+        self.0.reclaiming.set(false);
+        self.0.wanted.wake();
+    }
+}
+
 impl Pool {
     /// Gives back the space of everything that was deleted, as far as it can be now.
     ///
@@ -66,10 +76,8 @@ impl Pool {
             self.wanted.until(|| (!self.reclaiming.get()).then_some(())).await;
             return Ok(());
         }
-        let result = self.reclaim_all().await;
-        self.reclaiming.set(false);
-        self.wanted.wake();
-        result
+        let _reclaiming = Reclaiming(self);
+        self.reclaim_all().await
     }
 
     async fn reclaim_all(self: &Rc<Self>) -> Result<(), PoolError> {
