@@ -45,6 +45,31 @@ impl VolumeOptions {
     }
 }
 
+/// A volume that is made smaller: it ends where it will, and where it did if nothing comes of it.
+struct Shrinking<'a> {
+    volume: &'a Volume,
+    before: u64,
+}
+
+impl<'a> Shrinking<'a> {
+    fn new(volume: &'a Volume, before: u64, size_blocks: u64) -> Self {
+        volume.resized(size_blocks);
+        Self { volume, before }
+    }
+
+    fn done(mut self) {
+        self.before = 0;
+    }
+}
+
+impl Drop for Shrinking<'_> {
+    fn drop(&mut self) {
+        if self.before > 0 {
+            self.volume.resized(self.before);
+        }
+    }
+}
+
 impl Pool {
     /// The volumes and snapshots that are in use.
     pub fn volumes(&self) -> Vec<VolumeEntry> {
@@ -264,11 +289,35 @@ impl Pool {
             }
             self.state.borrow().check_unused(&entry)?;
             let volume = self.open_volume(name)?;
+            // Whoever opens it from now on cannot write past the end that it will have.
+            let shrinking = Shrinking::new(&volume, entry.size_blocks, size_blocks);
             let dropped = entry.size_blocks - size_blocks;
             volume.deallocate_blocks(size_blocks, dropped).await?;
+            self.record_size(name, &entry, size_blocks).await?;
+            shrinking.done();
+            return Ok(());
         }
+        self.record_size(name, &entry, size_blocks).await?;
+        if let Some(head) = self.head_of(entry.id) {
+            head.resized(size_blocks);
+        }
+        Ok(())
+    }
+
+    async fn record_size(
+        self: &Rc<Self>,
+        name: &str,
+        before: &VolumeEntry,
+        size_blocks: u64,
+    ) -> Result<(), PoolError> {
         self.record(|state| {
             let entry = state.named(name, VolumeKind::Volume)?;
+            if entry.id != before.id || entry.size_blocks != before.size_blocks {
+                // Another change of its size, or a roll-back, was faster.
+                return Err(PoolError::Busy {
+                    name: name.to_owned(),
+                });
+            }
             let resized = VolumeEntry {
                 root: None,
                 size_blocks,
@@ -276,11 +325,7 @@ impl Pool {
             };
             Ok(vec![Record::Volume(Box::new(resized))])
         })
-        .await?;
-        if let Some(head) = self.head_of(entry.id) {
-            head.resized(size_blocks);
-        }
-        Ok(())
+        .await
     }
 
     /// Opens a volume or snapshot for I/O on this reactor. Snapshots cannot be written.

@@ -201,6 +201,11 @@ impl Volume {
         Ok(self.entry()?.uuid)
     }
 
+    /// It ends elsewhere, for all who have it open.
+    pub(crate) fn resized(&self, size_blocks: u64) {
+        self.head.resized(size_blocks);
+    }
+
     /// The pool it is in.
     pub fn pool(&self) -> &Rc<Pool> {
         &self.pool
