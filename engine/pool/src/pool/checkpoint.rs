@@ -53,6 +53,9 @@ impl Pool {
         let ticket = {
             let mut state = self.state.borrow_mut();
             state.check_running()?;
+            if self.sealed.get() {
+                return Err(PoolError::Closed);
+            }
             // One that runs has closed its generation already, or is about to: only a later one is sure to
             // have everything.
             let ticket = state.checkpoints_done + 1 + u64::from(state.checkpoint_running);

@@ -120,18 +120,24 @@ impl Pool {
             return Err(PoolError::DeviceCount { found: devices.len() });
         }
         let mut checked = Vec::new();
+        let mut written_over = Vec::new();
         for (at, device) in devices.into_iter().enumerate() {
             let device = check_device(at, device)?;
-            if !create.overwrite
-                && let Ok(label) = labels::read_label(&device).await
-            {
-                return Err(PoolError::InUse {
-                    device: at,
-                    pool: label.name,
-                    uuid: label.pool,
-                });
+            if let Ok(label) = labels::read_label(&device).await {
+                if !create.overwrite {
+                    return Err(PoolError::InUse {
+                        device: at,
+                        pool: label.name,
+                        uuid: label.pool,
+                    });
+                }
+                written_over.push((device.clone(), label.extents));
             }
             checked.push(device);
+        }
+        for (device, extents) in written_over {
+            // Else a power cut could leave a label of the old pool with what is half written over.
+            labels::wipe_label(&device, extents.min(extents_of(&device))).await?;
         }
         let uuid = random_uuid();
         let smallest = checked.iter().take(COPIES_MAX).map(extents_of).min();
@@ -268,6 +274,7 @@ impl Pool {
             wanted: Default::default(),
             reclaiming: Default::default(),
             closed: Default::default(),
+            sealed: Default::default(),
             drained: Default::default(),
         })
     }

@@ -95,6 +95,19 @@ pub enum PoolError {
         /// Its id.
         id: uuid::Uuid,
     },
+    /// A device that missed checkpoints.
+    #[error(
+        "device {device} is at checkpoint {found} and the pool at {wanted}: it is an older copy of itself, or \
+         its newest superblocks are damaged"
+    )]
+    Stale {
+        /// Which, by its number in the pool.
+        device: usize,
+        /// The newest checkpoint that it knows.
+        found: u64,
+        /// The oldest one that it must know.
+        wanted: u64,
+    },
     /// A device with fewer blocks than it had.
     #[error("device {device} has {found} extents of 64 KiB and had {wanted}: it was shrunk")]
     Shrunk {

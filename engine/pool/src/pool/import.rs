@@ -4,7 +4,8 @@
 //!    all devices is the right one.
 //! 2. The allocation state and the table of volumes are read.
 //! 3. The journal is replayed; see [`replay`](super::replay).
-//! 4. A checkpoint with a new incarnation makes it durable, before anything is served. Until its superblock
+//! 4. Devices that miss the newest superblock get it.
+//! 5. A checkpoint with a new incarnation makes it durable, before anything is served. Until its superblock
 //!    is written nothing that the old one needs is changed, so that a power cut in between begins anew.
 
 use std::rc::Rc;
@@ -64,6 +65,35 @@ struct Found {
     /// By number.
     devices: Vec<Option<PoolDevice>>,
     labels: Vec<Option<Label>>,
+    /// The newest checkpoint that each device knows of, by number; nothing for one that was just added.
+    checkpoints: Vec<Option<u64>>,
+}
+
+impl Found {
+    /// Every device was written at each checkpoint, so one that does not know of a durable one is an older copy
+    /// of itself.
+    fn check_stale(&self, durable: u64) -> Result<(), PoolError> {
+        for (device, known) in self.checkpoints.iter().enumerate() {
+            if let Some(found) = known.filter(|known| *known < durable) {
+                return Err(PoolError::Stale {
+                    device,
+                    found,
+                    wanted: durable,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Devices that miss the newest superblock, with their extents: the power was cut while it was written.
+    fn behind(&self) -> Vec<(PoolDevice, u64)> {
+        let newest = self.superblock.checkpoint;
+        let entries = self.superblock.devices.iter().zip(&self.checkpoints);
+        let all = self.devices.iter().zip(entries);
+        all.filter(|(_, (_, known))| known.is_none_or(|known| known < newest))
+            .filter_map(|(device, (entry, _))| Some((device.clone()?, entry.extents)))
+            .collect()
+    }
 }
 
 impl Pool {
@@ -77,6 +107,8 @@ impl Pool {
         options: PoolOptions,
     ) -> Result<(Rc<Self>, ImportReport), PoolError> {
         let found = find(devices).await?;
+        // The power may have been cut while the newest was written.
+        found.check_stale(found.superblock.checkpoint.saturating_sub(1))?;
         let space = load_space(&found).await?;
         let identity = JournalIdentity {
             pool: found.label.pool,
@@ -100,6 +132,7 @@ impl Pool {
                     newest: scanned.header.checkpoint,
                 });
             }
+            found.check_stale(scanned.header.checkpoint)?;
             report.journal_blocks += 1;
             records.extend(scanned.records);
         }
@@ -109,6 +142,8 @@ impl Pool {
             ..found.superblock.clone()
         };
         let entries = load_entries(&found).await?;
+        let behind = found.behind();
+        let newest = found.superblock.clone();
         let pool = Self::assemble(Parts {
             name: found.label.name.clone(),
             options,
@@ -126,6 +161,8 @@ impl Pool {
             state.table.clear_dirty();
         }
         pool.replay(&records, &mut report).await?;
+        // So that no device is ever more than one checkpoint behind, however often an import is cut.
+        labels::write_superblock(&behind, &newest).await?;
         pool.make_checkpoint(false).await?;
         pool.start_maintenance();
         Ok((pool, report))
@@ -145,23 +182,35 @@ impl Pool {
         self.journal.commit().await?;
         self.checkpoint_idle().await;
         self.state.borrow().check_running()?;
+        // What goes on in the background must not begin one beside it, nor after it.
+        self.sealed.set(true);
         self.make_checkpoint(true).await
     }
 
     /// Wipes the labels of all devices of a pool, which needs not be open nor complete: they hold no pool any
-    /// more.
+    /// more. Done again after a power cut it goes on with the devices that still have labels.
     ///
     /// # Errors
     ///
-    /// [`PoolError`].
+    /// [`PoolError::NoPool`] if none of them has; [`PoolError::Device`].
     pub async fn destroy(devices: Vec<Rc<dyn BlockDevice>>) -> Result<(), PoolError> {
+        let mut found = false;
+        let mut first_error = None;
         for (at, device) in devices.into_iter().enumerate() {
             let device = PoolDevice::new(device)?;
-            let label = labels::read_label(&device).await;
-            let label = label.map_err(|error| PoolError::NoPool { device: at, error })?;
-            labels::wipe_label(&device, label.extents.min(extents_of(&device))).await?;
+            match labels::read_label(&device).await {
+                Ok(label) => {
+                    labels::wipe_label(&device, label.extents.min(extents_of(&device))).await?;
+                    found = true;
+                }
+                // The power was cut while it was destroyed: the others are to be wiped all the same.
+                Err(error) => drop(first_error.get_or_insert(PoolError::NoPool { device: at, error })),
+            }
         }
-        Ok(())
+        match first_error {
+            Some(error) if !found => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -211,11 +260,12 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
         }
         given.push((device, label));
     }
-    let superblock = newest_superblock(&given).await?;
+    let (superblock, known) = newest_superblock(&given).await?;
     let mut devices = vec![None; superblock.devices.len()];
+    let mut checkpoints = vec![None; superblock.devices.len()];
     let mut by_number: Vec<Option<Label>> = vec![None; superblock.devices.len()];
     let mut newest: Option<Label> = None;
-    for (at, (device, label)) in given.into_iter().enumerate() {
+    for (at, ((device, label), known)) in given.into_iter().zip(known).enumerate() {
         let number = superblock
             .devices
             .iter()
@@ -233,6 +283,7 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
             newest = Some(label.clone());
         }
         devices[number] = Some(device);
+        checkpoints[number] = known;
         by_number[number] = Some(label);
     }
     for (number, (entry, device)) in superblock.devices.iter().zip(&devices).enumerate() {
@@ -246,15 +297,27 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
         superblock,
         devices,
         labels: by_number,
+        checkpoints,
     })
 }
 
-async fn newest_superblock(given: &[(PoolDevice, Label)]) -> Result<Superblock, PoolError> {
+/// The newest superblock of all devices; and for each the checkpoint of its own newest one, if that knows it.
+async fn newest_superblock(
+    given: &[(PoolDevice, Label)],
+) -> Result<(Superblock, Vec<Option<u64>>), PoolError> {
     let mut found: Option<Superblock> = None;
+    let mut known = Vec::new();
     let mut error = crate::layout::LayoutError::Magic("superblock");
     for (device, label) in given {
+        known.push(None);
         match labels::read_superblock(device, label.pool, label.extents).await {
             Ok(superblock) => {
+                let mut entries = superblock.devices.iter();
+                if entries.any(|entry| entry.id == label.device)
+                    && let Some(last) = known.last_mut()
+                {
+                    *last = Some(superblock.checkpoint);
+                }
                 if found
                     .as_ref()
                     .is_none_or(|found| superblock.checkpoint > found.checkpoint)
@@ -265,7 +328,8 @@ async fn newest_superblock(given: &[(PoolDevice, Label)]) -> Result<Superblock, 
             Err(other) => error = other,
         }
     }
-    found.ok_or(PoolError::NoSuperblock(error))
+    let found = found.ok_or(PoolError::NoSuperblock(error))?;
+    Ok((found, known))
 }
 
 /// Reads all leaves of a tree, in no order.

@@ -135,6 +135,8 @@ pub struct Pool {
     wanted: Signal,
     reclaiming: Cell<bool>,
     closed: Cell<bool>,
+    /// The last checkpoint was begun, or made: no other one may follow.
+    sealed: Cell<bool>,
     /// Keep writes from beginning once the pool is closed.
     drained: RefCell<Vec<Hold>>,
 }
