@@ -85,7 +85,8 @@ impl VolumeModel {
         self.blocks.iter().map(BlockModel::last).collect()
     }
 
-    fn of_values(values: &[u64], is_snapshot: bool, certain: bool) -> Self {
+    /// Exactly these values.
+    pub fn of_values(values: &[u64], is_snapshot: bool, certain: bool) -> Self {
         let block = |value: &u64| BlockModel {
             durable: *value,
             later: Vec::new(),

@@ -1,0 +1,427 @@
+//! Random sequential histories of a pool, recorded, and what must be there after a power cut anywhere.
+
+#![allow(dead_code, reason = "each test crate uses a part of it")]
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use pollux_device::BlockDeviceExt;
+use pollux_hugepages::Buffer;
+use pollux_pool::{CreateOptions, Pool, PoolError, VolumeOptions};
+use pollux_reactor::{random_u64, spawn};
+use pollux_sim::{CrashState, Recorder};
+
+use crate::common::{Bench, Drives, options};
+use crate::model::{BlockModel, Done, PoolModel, Step, VolumeModel};
+
+pub const BLOCK: usize = 4096;
+pub fn below(limit: u64) -> u64 {
+    random_u64() % limit.max(1)
+}
+
+pub fn data(value: u64, blocks: u64) -> Buffer {
+    let mut buffer = Buffer::from_heap(blocks as usize * BLOCK);
+    for word in buffer.chunks_mut(8) {
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+    buffer
+}
+
+/// The value of a block; an error for a mixture.
+pub fn value_of(block: &[u8]) -> Result<u64, String> {
+    let (words, _) = block.as_chunks::<8>();
+    let first = u64::from_le_bytes(words[0]);
+    if words.iter().all(|word| u64::from_le_bytes(*word) == first) {
+        Ok(first)
+    } else {
+        Err(format!("a mixture that begins with {first}"))
+    }
+}
+
+/// A pool that random things are done to.
+struct Run {
+    pool: Rc<Pool>,
+    recorder: Arc<Recorder>,
+    model: PoolModel,
+    done: Rc<RefCell<Vec<Done>>>,
+    next_value: u64,
+    next_name: u64,
+}
+
+impl Run {
+    fn note(&mut self, start: usize, step: Step) {
+        self.model.apply(&step, true);
+        self.done.borrow_mut().push(Done {
+            start,
+            end: self.recorder.position(),
+            step,
+        });
+    }
+
+    fn pick(&self, snapshots: bool) -> Option<String> {
+        let names: Vec<&String> = self
+            .model
+            .volumes
+            .iter()
+            .filter(|(_, volume)| volume.is_snapshot == snapshots)
+            .map(|(name, _)| name)
+            .collect();
+        let at = below(names.len() as u64) as usize;
+        names.get(at).map(|name| (*name).clone())
+    }
+
+    fn fresh_name(&mut self) -> String {
+        self.next_name += 1;
+        format!("v{}", self.next_name)
+    }
+
+    /// Something random; what could not be done for want of space is not noted.
+    async fn step(&mut self) -> Result<(), PoolError> {
+        let start = self.recorder.position();
+        let step = self.draw();
+        // A write may be begun and not done: the record of the run has it as under way until the next one.
+        self.done.borrow_mut().push(Done {
+            start,
+            end: usize::MAX,
+            step: step.clone(),
+        });
+        let result = self.act(&step).await;
+        self.done.borrow_mut().pop();
+        match result {
+            Ok(()) => {
+                self.note(start, step);
+                Ok(())
+            }
+            Err(PoolError::NoSpace) => Err(PoolError::NoSpace),
+            Err(error) => panic!("{step:?}: {error}"),
+        }
+    }
+
+    fn draw(&mut self) -> Step {
+        let volumes = self.model.volumes.len();
+        let (volume, snapshot) = (self.pick(false), self.pick(true));
+        match (below(40), volume, snapshot) {
+            (_, None, _) => Step::Create {
+                name: self.fresh_name(),
+                blocks: 40 + below(60),
+            },
+            (0, ..) if volumes < 6 => Step::Create {
+                name: self.fresh_name(),
+                blocks: 40 + below(60),
+            },
+            (1..=2, Some(of), _) if volumes < 7 => Step::Snapshot {
+                of,
+                name: self.fresh_name(),
+            },
+            (3, _, Some(of)) if volumes < 7 => Step::Clone {
+                of,
+                name: self.fresh_name(),
+            },
+            (4, Some(name), Some(to)) => {
+                // The size goes with it.
+                if self.model.volumes[&name].blocks.len() == self.model.volumes[&to].blocks.len() {
+                    Step::RollBack { name, to }
+                } else {
+                    Step::Flush
+                }
+            }
+            (5, Some(name), _) if volumes > 3 => Step::Delete { name },
+            (6, _, Some(name)) => Step::Delete { name },
+            (7, Some(name), _) => Step::Resize {
+                name,
+                blocks: 30 + below(70),
+            },
+            (8..=9, ..) => Step::Flush,
+            (10..=12, ..) => Step::Nothing,
+            (kind, Some(name), _) => {
+                let size = self.model.volumes[&name].blocks.len() as u64;
+                let blocks = 1 + below(if kind == 13 { 50 } else { 6 });
+                let blocks = blocks.min(size);
+                self.next_value += 1;
+                let value = if kind >= 36 { 0 } else { self.next_value };
+                // Most of it in few slots, so that they meet.
+                let last = size - blocks;
+                let last = if kind.is_multiple_of(4) {
+                    last
+                } else {
+                    last.min(24)
+                };
+                Step::Write {
+                    name,
+                    block: below(last + 1),
+                    blocks,
+                    value,
+                    forced: kind == 14,
+                }
+            }
+        }
+    }
+
+    async fn act(&mut self, step: &Step) -> Result<(), PoolError> {
+        let pool = &self.pool;
+        match step {
+            Step::Create { name, blocks } => {
+                let options = VolumeOptions {
+                    checksums: below(4) > 0,
+                    ..VolumeOptions::new(*blocks)
+                };
+                pool.create_volume(name, &options).await.map(drop)
+            }
+            Step::Write {
+                name,
+                block,
+                blocks,
+                value,
+                forced,
+            } => {
+                let volume = pool.open_volume(name)?;
+                let result = if *value == 0 {
+                    volume.deallocate(*block, *blocks).await
+                } else {
+                    volume.write(*block, data(*value, *blocks), *forced).await
+                };
+                if *value == 0 && *forced {
+                    volume.flush().await?;
+                }
+                result.map_err(|error| match error {
+                    pollux_device::IoError::CapacityExceeded => PoolError::NoSpace,
+                    error => error.into(),
+                })
+            }
+            Step::Flush => {
+                let Some(name) = self.pick(false) else {
+                    return Ok(());
+                };
+                Ok(pool.open_volume(&name)?.flush().await?)
+            }
+            Step::Snapshot { of, name } => pool.snapshot(of, name, 0).await.map(drop),
+            Step::Clone { of, name } => pool.clone_snapshot(of, name, 0).await.map(drop),
+            Step::RollBack { name, to } => pool.roll_back(name, to).await.map(drop),
+            Step::Delete { name } => pool.delete(name).await,
+            Step::Resize { name, blocks } => pool.resize(name, *blocks, true).await,
+            Step::Nothing => {
+                let (pool, wait) = (pool.clone(), below(2) == 0);
+                let act = match below(2) {
+                    0 => spawn(async move { pool.checkpoint().await }),
+                    _ => spawn(async move { pool.reclaim().await }),
+                };
+                if wait {
+                    return act.await;
+                }
+                // It goes on beside what comes next.
+                act.detach();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A recorded run.
+pub struct Recorded {
+    pub recorder: Arc<Recorder>,
+    /// What was there before.
+    pub base: PoolModel,
+    pub done: Vec<Done>,
+    /// When the pool was there; 0 if it was from the start.
+    pub created: usize,
+    /// When it was exported, at the end.
+    pub exported: Option<usize>,
+    next_value: u64,
+    next_name: u64,
+}
+
+/// Makes a pool, and does random things to it.
+pub fn record(bench: &Bench, steps: u64) -> Recorded {
+    let recorder = Recorder::new();
+    let recorded = Recorded {
+        recorder: recorder.clone(),
+        base: PoolModel::default(),
+        done: Vec::new(),
+        created: 0,
+        exported: None,
+        next_value: 0,
+        next_name: 0,
+    };
+    for drive in &bench.drives.0 {
+        drive.record(&recorder);
+    }
+    bench.run(move |drives| async move {
+        let devices = drives.attach().await;
+        let pool = Pool::create("tank", devices, &CreateOptions::default(), options()).await;
+        let created = recorder.position();
+        go_on(pool.unwrap(), Recorded { created, ..recorded }, steps, false).await
+    })
+}
+
+/// Imports what is on drives, and does more to it; at the end it is exported, or not.
+pub fn record_more(
+    bench: &Bench,
+    drives: &Drives,
+    after: &Recorded,
+    base: PoolModel,
+    steps: u64,
+    export: bool,
+) -> Recorded {
+    let recorder = Recorder::new();
+    for drive in &drives.0 {
+        drive.record(&recorder);
+    }
+    let recorded = Recorded {
+        recorder,
+        base,
+        done: Vec::new(),
+        created: 0,
+        exported: None,
+        ..*after
+    };
+    let drives = drives.clone();
+    bench.world.block_on(bench.reactor, async move {
+        let imported = Pool::import(drives.attach().await, options()).await;
+        go_on(imported.unwrap().0, recorded, steps, export).await
+    })
+}
+
+async fn go_on(pool: Rc<Pool>, recorded: Recorded, steps: u64, export: bool) -> Recorded {
+    let done = Rc::new(RefCell::new(Vec::new()));
+    let mut run = Run {
+        pool,
+        recorder: recorded.recorder.clone(),
+        model: recorded.base.clone(),
+        done: done.clone(),
+        next_value: recorded.next_value,
+        next_name: recorded.next_name,
+    };
+    for _ in 0..steps {
+        // Out of space is fine: something is deleted sooner or later.
+        let _ = run.step().await;
+    }
+    let mut exported = None;
+    if export {
+        let start = run.recorder.position();
+        run.pool.export().await.unwrap();
+        exported = Some(run.recorder.position());
+        // All that was acknowledged is durable by that.
+        run.note(start, Step::Flush);
+    }
+    Recorded {
+        done: done.take(),
+        exported,
+        next_value: run.next_value,
+        next_name: run.next_name,
+        ..recorded
+    }
+}
+
+/// What must be there after a cut at a position.
+pub fn model_at(recorded: &Recorded, position: usize) -> PoolModel {
+    let mut model = recorded.base.clone();
+    for Done { start, end, step } in &recorded.done {
+        if *end <= position {
+            model.apply(step, true);
+        } else if *start <= position {
+            model.apply(step, false);
+        }
+    }
+    model
+}
+
+/// What a pool holds, exactly.
+pub async fn contents(pool: &Rc<Pool>) -> Result<PoolModel, String> {
+    let mut model = PoolModel::default();
+    for entry in pool.volumes() {
+        let name = entry.name;
+        let opened = pool.open_volume(&name).map_err(|error| error.to_string())?;
+        let into = Buffer::from_heap(entry.size_blocks as usize * BLOCK);
+        let bytes = opened.read(0, into).await;
+        let bytes = bytes.map_err(|error| format!("{name} cannot be read: {error}"))?;
+        let mut values = Vec::new();
+        for (block, bytes) in bytes.chunks(BLOCK).enumerate() {
+            values.push(value_of(bytes).map_err(|error| format!("{name} block {block}: {error}"))?);
+        }
+        let is_snapshot = entry.kind == pollux_pool::layout::volume::VolumeKind::Snapshot;
+        model
+            .volumes
+            .insert(name, VolumeModel::of_values(&values, is_snapshot, true));
+    }
+    Ok(model)
+}
+
+/// Imports what is on drives, and returns what it holds.
+pub fn import_contents(bench: &Bench, drives: &Drives) -> PoolModel {
+    let drives = drives.clone();
+    bench.world.block_on(bench.reactor, async move {
+        let imported = Pool::import(drives.attach().await, options()).await;
+        contents(&imported.unwrap().0).await.unwrap()
+    })
+}
+
+pub async fn verify(drives: Drives, model: PoolModel, must_be_there: bool) -> Result<(), String> {
+    let imported = Pool::import(drives.attach().await, options()).await;
+    let (pool, _) = match imported {
+        Ok(imported) => imported,
+        Err(_) if !must_be_there => return Ok(()),
+        Err(error) => return Err(format!("it cannot be imported: {error}")),
+    };
+    verify_pool(&pool, &model).await?;
+    for round in 0..2 {
+        let check = pool.check().await.map_err(|error| error.to_string())?;
+        if !check.is_sound() {
+            return Err(format!("round {round}: {check:?}"));
+        }
+        pool.reclaim().await.map_err(|error| error.to_string())?;
+    }
+    verify_pool(&pool, &model).await
+}
+
+pub async fn verify_pool(pool: &Rc<Pool>, model: &PoolModel) -> Result<(), String> {
+    let found = pool.volumes();
+    for entry in &found {
+        let known = model.volumes.contains_key(&entry.name);
+        if !known {
+            return Err(format!("{} was never made, or was deleted", entry.name));
+        }
+    }
+    for (name, volume) in &model.volumes {
+        let Some(entry) = found.iter().find(|entry| entry.name == *name) else {
+            if volume.certain {
+                return Err(format!("{name} is lost"));
+            }
+            continue;
+        };
+        let size = entry.size_blocks;
+        if size != volume.blocks.len() as u64 && Some(size) != volume.other_size {
+            return Err(format!("{name} has {size} blocks"));
+        }
+        let opened = pool.open_volume(name).map_err(|error| error.to_string())?;
+        let into = Buffer::from_heap(size as usize * BLOCK);
+        let bytes = opened.read(0, into).await;
+        let bytes = bytes.map_err(|error| format!("{name} cannot be read: {error}"))?;
+        for (block, bytes) in bytes.chunks(BLOCK).enumerate() {
+            let found = value_of(bytes).map_err(|error| format!("{name} block {block}: {error}"))?;
+            let nothing = BlockModel::default();
+            let legal = volume.blocks.get(block).unwrap_or(&nothing);
+            if !legal.allows(found) {
+                return Err(format!("{name} block {block} holds {found}, legal {legal:?}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+pub fn check_state(bench: &Bench, recorded: &Recorded, state: CrashState, context: &str) {
+    let model = model_at(recorded, state.position);
+    let must_be_there = state.position >= recorded.created;
+    let context = format!("{context}, cut at {}, {:?}", state.position, state.loss);
+    let drives = state
+        .images
+        .into_iter()
+        .map(|image| image.into_drive("after", 1))
+        .collect();
+    let result = bench
+        .world
+        .block_on(bench.reactor, verify(Drives(drives), model, must_be_there));
+    if let Err(error) = result {
+        panic!("{context}: {error}");
+    }
+}
