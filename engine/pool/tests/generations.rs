@@ -51,8 +51,8 @@ fn copies(bench: &Bench, drives: &Drives) -> (Drives, Drives) {
     (copy(), copy())
 }
 
-/// A pool lives several lives, each begun by an import of what a crash left: each is cut at every write, those
-/// of the import first.
+/// A pool lives several lives, each begun by an import of what a crash left: each is cut at every write,
+/// those of the import first.
 fn check_lives(seed: u64, lives: u64) -> u64 {
     let drives = 1 + seed as usize % 3;
     let bench = Bench::new(seed, drives);

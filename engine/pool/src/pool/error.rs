@@ -97,8 +97,8 @@ pub enum PoolError {
     },
     /// A device that missed checkpoints.
     #[error(
-        "device {device} is at checkpoint {found} and the pool at {wanted}: it is an older copy of itself, or \
-         its newest superblocks are damaged"
+        "device {device} is at checkpoint {found} and the pool at {wanted}: it is an older copy of itself, \
+         or its newest superblocks are damaged"
     )]
     Stale {
         /// Which, by its number in the pool.

@@ -70,8 +70,8 @@ struct Found {
 }
 
 impl Found {
-    /// Every device was written at each checkpoint, so one that does not know of a durable one is an older copy
-    /// of itself.
+    /// Every device was written at each checkpoint, so one that does not know of a durable one is an older
+    /// copy of itself.
     fn check_stale(&self, durable: u64) -> Result<(), PoolError> {
         for (device, known) in self.checkpoints.iter().enumerate() {
             if let Some(found) = known.filter(|known| *known < durable) {
