@@ -11,6 +11,7 @@ mod compare;
 #[cfg(feature = "spdk")]
 mod compare_driver;
 mod compare_nbd;
+mod compare_pool;
 mod load;
 mod report;
 mod samples;
@@ -44,6 +45,8 @@ enum Command {
     CompareDriver(compare_driver::Options),
     /// Run Pollux, qemu-nbd and nbdkit serving memory over NBD in turns, with fio, and print ratios.
     CompareNbd(compare_nbd::Options),
+    /// Run volumes of a pool in memory and the device below in turns, and print ratios.
+    ComparePool(compare_pool::Options),
     /// Measure how fast one core answers such requests over loopback with plain sockets and no protocol.
     SocketLimit(socket_limit::Options),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "spdk")]
         Command::CompareDriver(options) => compare_driver::run(&options).map_err(Into::into),
         Command::CompareNbd(options) => compare_nbd::run(&options).map_err(Into::into),
+        Command::ComparePool(options) => compare_pool::run(&options).map_err(Into::into),
         Command::SocketLimit(options) => socket_limit::run(&options).map_err(Into::into),
     };
     match result {

@@ -7,6 +7,7 @@ mod worker;
 
 pub use options::{Load, Options, Pattern, Reactors, seconds};
 pub use results::Results;
+pub use worker::{Job, Progress, run as run_job};
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +21,7 @@ use pollux_nvme::initiator::device::NvmfOpener;
 use pollux_reactor::ReactorId;
 use pollux_reactor::real::{IdlePolicy, ReactorThread, Settings};
 
-use worker::{Job, Measured, Progress};
+use worker::Measured;
 
 /// Buffers of a job beyond its requests, in bytes.
 const SPARE_BYTES: usize = 16 << 20;
