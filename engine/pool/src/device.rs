@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, Gather, Geometry, IoError};
+use pollux_device::{BlockDevice, BlockDeviceExt, Completion, Gather, Geometry, IoError, Request};
 use pollux_hugepages::Buffer;
 use pollux_reactor::{buffers, sleep};
 
@@ -73,6 +73,23 @@ impl PoolDevice {
             self.device.read(block * self.ratio, into).await
         })
         .await
+    }
+
+    /// Starts a read, once: what is short of resources is told.
+    pub(crate) fn start_read(&self, block: u64, into: Buffer) -> Completion {
+        self.device.submit(Request::Read {
+            block: block * self.ratio,
+            into,
+        })
+    }
+
+    /// Starts a write, once: what is short of resources is told.
+    pub(crate) fn start_write(&self, block: u64, from: Gather) -> Completion {
+        self.device.submit(Request::Write {
+            block: block * self.ratio,
+            from,
+            force_unit_access: false,
+        })
     }
 
     /// Reads blocks into a buffer, which is as long as they are.

@@ -14,6 +14,7 @@
 //!   has it.
 
 mod load;
+mod pages;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,8 @@ use crate::layout::{BlockAddress, PagePointer};
 use crate::space::PoolSpace;
 use crate::tree::{PageStore, TreeError};
 pub use load::{LoadError, load};
+pub(crate) use pages::PagePlace;
+use pages::Pages;
 
 /// Pages that are kept whatever the limit: the way to a leaf in a few trees.
 const CLEAN_PAGES_MIN: usize = 64;
@@ -59,7 +62,7 @@ struct Cached {
 pub struct PageCache {
     pool: Uuid,
     /// By the raw address of the first copy.
-    pages: HashMap<u64, Cached>,
+    pages: Pages,
     clean_pages_max: usize,
     clean_pages: usize,
     looks: Cell<u64>,
@@ -85,7 +88,7 @@ impl PageCache {
     pub fn new(pool: Uuid, clean_bytes_max: usize) -> Self {
         Self {
             pool,
-            pages: HashMap::new(),
+            pages: Pages::default(),
             clean_pages_max: (clean_bytes_max / crate::layout::BLOCK_BYTES).max(CLEAN_PAGES_MIN),
             clean_pages: 0,
             looks: Cell::new(0),
@@ -129,13 +132,13 @@ impl PageCache {
             .pages
             .iter()
             .filter(|(_, cached)| cached.state == State::Clean);
-        let mut ages: Vec<(u64, u64)> = clean.map(|(key, cached)| (cached.used.get(), *key)).collect();
+        let mut ages: Vec<(u64, u64)> = clean.map(|(key, cached)| (cached.used.get(), key)).collect();
         let dropped = (ages.len() / DROPPED_PART).clamp(1, ages.len().max(1));
         if dropped < ages.len() {
             ages.select_nth_unstable(dropped);
         }
         for (_, key) in ages.into_iter().take(dropped) {
-            self.pages.remove(&key);
+            self.pages.remove(key);
             self.clean_pages -= 1;
         }
     }
@@ -151,11 +154,11 @@ impl PageCache {
             .pages
             .iter()
             .filter(|(_, cached)| cached.state == State::Dirty && cached.page.identity().kind == kind)
-            .map(|(key, cached)| (cached.page.identity().level, *key))
+            .map(|(key, cached)| (cached.page.identity().level, key))
             .collect();
         keys.sort_unstable();
         for (level, key) in keys {
-            let Some(cached) = self.pages.get_mut(&key) else {
+            let Some(cached) = self.pages.get_mut(key) else {
                 continue;
             };
             // A dirty page has no other holder, so nothing is copied.
@@ -189,10 +192,10 @@ impl PageCache {
             .filter_map(|(key, cached)| {
                 Some(SealedPage {
                     pointer: PagePointer {
-                        first: BlockAddress::from_raw(*key)?,
+                        first: BlockAddress::from_raw(key)?,
                         second: cached.second,
                         birth: cached.page.identity().birth,
-                        crc: self.sealed.get(key).copied()?,
+                        crc: self.sealed.get(&key).copied()?,
                     },
                     page: cached.page.clone(),
                 })
@@ -216,12 +219,33 @@ impl PageCache {
         }
     }
 
+    /// Where a page is, if it is in memory.
+    pub(crate) fn place(&self, pointer: &PagePointer) -> Option<PagePlace> {
+        self.pages.place(pointer.first.raw())
+    }
+
+    /// The page at a place, if it is still there.
+    #[inline]
+    pub(crate) fn page_at(&self, place: PagePlace) -> Option<&Page> {
+        let cached = self.pages.at(place)?;
+        cached.used.set(self.look());
+        Some(&cached.page)
+    }
+
+    /// The page at a place, if it is still there and only in memory, to be changed. Whether it belongs to the
+    /// tree that asks is up to the caller.
+    #[inline]
+    pub(crate) fn dirty_page_at(&mut self, place: PagePlace) -> Option<&mut Page> {
+        let cached = self.pages.at_mut(place)?;
+        (cached.state == State::Dirty).then(|| Rc::make_mut(&mut cached.page))
+    }
+
     fn find(&self, pointer: &PagePointer, identity: &PageIdentity) -> Result<&Cached, TreeError> {
         let absent = TreeError::Absent {
             pointer: *pointer,
             identity: *identity,
         };
-        let cached = self.pages.get(&pointer.first.raw()).ok_or(absent)?;
+        let cached = self.pages.get(pointer.first.raw()).ok_or(absent)?;
         let found = cached.page.identity();
         debug_assert_eq!(
             (found.kind, found.level, found.index, found.birth),
@@ -281,7 +305,7 @@ impl PageStore for Metadata<'_> {
             pointer: *pointer,
             identity: *identity,
         };
-        let cached = self.cache.pages.get_mut(&pointer.first.raw()).ok_or(absent)?;
+        let cached = self.cache.pages.get_mut(pointer.first.raw()).ok_or(absent)?;
         Ok(Rc::make_mut(&mut cached.page))
     }
 
@@ -324,7 +348,7 @@ impl PageStore for Metadata<'_> {
     }
 
     fn release(&mut self, pointer: &PagePointer) {
-        if let Some(cached) = self.cache.pages.remove(&pointer.first.raw())
+        if let Some(cached) = self.cache.pages.remove(pointer.first.raw())
             && cached.state == State::Clean
         {
             self.cache.clean_pages -= 1;

@@ -32,6 +32,7 @@ use uuid::Uuid;
 
 use crate::device::PoolDevice;
 use crate::layout::journal::{JournalBlock, RECORD_BYTES_MAX, RECORDS_BYTES_MAX, Record};
+use crate::layout::slot::Slot;
 pub use ring::{Ring, RingPosition};
 pub use scan::{ScanError, Scanned, Scanner};
 
@@ -215,6 +216,32 @@ impl Journal {
         debug_assert!(fits, "so many of the longest records fit an empty block");
         state.block = Some(block);
         Ok(state.open + 1)
+    }
+
+    /// Appends the record of a slot, given its 128 bytes; see [`Journal::append`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::append`].
+    pub(crate) fn append_slot(&self, volume: u64, index: u64, slot: &[u8]) -> Result<u64, JournalError> {
+        {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            if state.failed.is_none()
+                && let Some(block) = &mut state.block
+                && block.push_slot(volume, index, slot)
+            {
+                return Ok(state.open + 1);
+            }
+        }
+        let slot = Slot::decode(slot).map_err(|_| JournalError::Failed(IoError::Internal))?;
+        self.append(&Record::Slot { volume, index, slot }, AppendFor::Change)
+    }
+
+    /// Whether a change can be appended now.
+    pub(crate) fn has_room(&self) -> bool {
+        let state = self.state.borrow();
+        state.failed.is_none() && self.has_block(&state, state.open + 1, AppendFor::Change)
     }
 
     /// Whether a block of this sequence may be begun.

@@ -241,6 +241,24 @@ impl JournalBlock {
         }
     }
 
+    /// Appends the record of a slot, given its 128 bytes; whether there was room.
+    pub(crate) fn push_slot(&mut self, volume: u64, index: u64, slot: &[u8]) -> bool {
+        let end = RECORDS_AT + RECORDS_BYTES_MAX;
+        let room = self.bytes.get_mut(RECORDS_AT + self.used..end);
+        let Some(into) = room.and_then(|room| room.get_mut(..17 + Slot::BYTES)) else {
+            return false;
+        };
+        if slot.len() != Slot::BYTES {
+            return false;
+        }
+        put(into, 0, &[1]);
+        put_u64(into, 1, volume);
+        put_u64(into, 9, index);
+        put(into, 17, slot);
+        self.used += 17 + Slot::BYTES;
+        true
+    }
+
     /// Appends all records or none; whether there was room.
     pub fn push_all(&mut self, records: &[Record]) -> bool {
         let used = self.used;

@@ -245,6 +245,18 @@ impl Page {
         }
     }
 
+    /// Replaces some bytes of an entry, which must leave it valid; nothing happens where there is no such place.
+    pub(crate) fn patch_entry(&mut self, at: u64, offset: usize, patch: &[u8]) {
+        let (bytes, count) = self.identity.entries();
+        if at < count && offset + patch.len() <= bytes {
+            put(
+                &mut *self.bytes,
+                HEADER_BYTES + at as usize * bytes + offset,
+                patch,
+            );
+        }
+    }
+
     /// A pointer of an interior page.
     pub fn pointer(&self, at: u64) -> Option<PagePointer> {
         if self.identity.level == 0 {

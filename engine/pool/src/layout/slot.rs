@@ -124,3 +124,43 @@ impl Slot {
         Ok(slot)
     }
 }
+
+/// The bytes of a slot that was decoded once, and so is valid, looked at without decoding it again.
+#[derive(Clone, Copy)]
+pub(crate) struct SlotView<'a>(&'a [u8; Slot::BYTES]);
+
+impl<'a> SlotView<'a> {
+    /// `None` unless there are 128 bytes.
+    pub(crate) fn new(bytes: &'a [u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    fn fragments(&self) -> impl Iterator<Item = (ExtentId, u16, u64)> {
+        (0..FRAGMENTS_MAX).map_while(|number| {
+            let place = u64_at(self.0, 64 + number * 16);
+            let extent = ExtentId::from_raw(place & ((1 << ExtentId::BITS) - 1))?;
+            let mask = (place >> ExtentId::BITS) as u16;
+            Some((extent, mask, u64_at(self.0, 72 + number * 16)))
+        })
+    }
+
+    /// Blocks that are somewhere.
+    pub(crate) fn mask(&self) -> u16 {
+        self.fragments().fold(0, |all, (_, mask, _)| all | mask)
+    }
+
+    /// The fragment that holds all of some blocks, and its birth.
+    pub(crate) fn fragment_with_all(&self, wanted: u16) -> Option<(ExtentId, u64)> {
+        let mut fragments = self.fragments();
+        let found = fragments.find(|(_, mask, _)| mask & wanted == wanted);
+        found.map(|(extent, _, birth)| (extent, birth))
+    }
+
+    /// Copies the checksums of some blocks to their places.
+    pub(crate) fn copy_checksums(&self, first: u8, blocks: u8, into: &mut [u32; EXTENT_BLOCKS]) {
+        let first = usize::from(first);
+        for (block, checksum) in into.iter_mut().enumerate().skip(first).take(blocks.into()) {
+            *checksum = u32_at(self.0, block * 4);
+        }
+    }
+}

@@ -260,6 +260,7 @@ impl Pool {
             checkpoints_done: 0,
             checkpoint_running: false,
             writes_admitted: 0,
+            leaves: Default::default(),
             trimmed: Default::default(),
             stopped: None,
         };

@@ -27,7 +27,7 @@ struct Intent {
 #[derive(Debug, Default)]
 pub(crate) struct Intents {
     /// By volume and region.
-    active: HashMap<(u64, u64), Intent>,
+    active: HashMap<(u64, u64), Intent, foldhash::fast::FixedState>,
 }
 
 /// What is needed before a write in place.
@@ -42,6 +42,16 @@ pub(crate) enum Use {
 }
 
 impl Intents {
+    /// Whether an intent is active and durable; if so it is used.
+    pub(crate) fn is_durable(&mut self, volume: u64, region: u64, durable: u64) -> bool {
+        let Some(intent) = self.active.get_mut(&(volume, region)) else {
+            return false;
+        };
+        let is_durable = intent.sequence <= durable;
+        intent.used |= is_durable;
+        is_durable
+    }
+
     /// Begins a write in place.
     pub(crate) fn begin(&mut self, volume: u64, region: u64) -> Use {
         let is_full = self.active.len() >= INTENTS_MAX;

@@ -16,6 +16,7 @@ mod error;
 mod import;
 mod intents;
 mod labels;
+mod leaves;
 mod maintenance;
 mod manage;
 mod pages;
@@ -49,6 +50,8 @@ pub use create::CreateOptions;
 pub use error::PoolError;
 pub use import::{ImportReport, LostBlock};
 pub(crate) use intents::{Intents, REGION_SLOTS, Use};
+pub(crate) use leaves::Leaf;
+use leaves::Leaves;
 pub use manage::VolumeOptions;
 pub(crate) use pages::Load;
 pub(crate) use table::{MAP_SHAPE, SLOTS_MAX, Table};
@@ -178,6 +181,8 @@ pub(crate) struct State {
     checkpoint_running: bool,
     /// Writes that are sure to have room for the pages they change.
     writes_admitted: u64,
+    /// Leaves of maps that were used lately.
+    leaves: Leaves,
     /// Kept entries that hold nothing any more that none of their children does.
     trimmed: HashSet<u64>,
     stopped: Option<IoError>,
@@ -214,6 +219,41 @@ impl State {
             parent_generation: 0,
             passed: Passed::default(),
         }
+    }
+
+    /// The leaf of a slot, if there is one and the way to it is in memory.
+    #[inline]
+    pub(crate) fn leaf(&mut self, volume: u64, slot: u64) -> Option<Leaf> {
+        let version = self.table.version();
+        let known = self.leaves.get(volume, slot, version);
+        match known.filter(|leaf| self.cache.page_at(leaf.place).is_some()) {
+            Some(leaf) => Some(leaf),
+            None => self.find_leaf(volume, slot),
+        }
+    }
+
+    fn find_leaf(&mut self, volume: u64, slot: u64) -> Option<Leaf> {
+        let tree = self.table.tree(self.table.get(volume)?);
+        let pointer = tree.leaf(&self.metadata(), slot).ok().flatten()?;
+        let leaf = Leaf {
+            volume,
+            number: slot / MAP_SHAPE.leaf_entries,
+            table_version: self.table.version(),
+            place: self.cache.place(&pointer)?,
+            parent_generation: tree.parent_generation_of(slot),
+        };
+        self.leaves.put(leaf);
+        Some(leaf)
+    }
+
+    /// Whether the page of a leaf may be changed where it is.
+    #[inline]
+    pub(crate) fn is_leaf_open(&mut self, leaf: &Leaf) -> bool {
+        let closed = self.generations.closed;
+        self.cache.dirty_page_at(leaf.place).is_some_and(|page| {
+            let birth = page.identity().birth;
+            birth > closed && birth > leaf.parent_generation
+        })
     }
 
     fn check_running(&self) -> Result<(), PoolError> {
@@ -284,6 +324,24 @@ impl Pool {
         let devices = self.devices.borrow();
         let device = devices.get(usize::from(number)).and_then(Option::as_ref);
         device.cloned().ok_or(IoError::Gone)
+    }
+
+    /// Gives a device to a function, by its number.
+    #[inline]
+    pub(crate) fn with_device<T>(
+        &self,
+        number: u8,
+        act: impl FnOnce(&PoolDevice) -> T,
+    ) -> Result<T, IoError> {
+        let devices = self.devices.borrow();
+        let device = devices.get(usize::from(number)).and_then(Option::as_ref);
+        device.map(act).ok_or(IoError::Gone)
+    }
+
+    /// Whether nothing stands against changes.
+    #[inline]
+    pub(crate) fn takes_changes(&self, state: &State) -> bool {
+        !self.closed.get() && state.stopped.is_none()
     }
 
     /// Nothing is durable any more.

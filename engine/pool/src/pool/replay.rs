@@ -149,6 +149,7 @@ impl State {
         };
         let mut tree = self.table.tree(entry);
         let (before, generations) = (tree.root, self.generations);
+        self.leaves.forget(volume, index);
         tree.prepare(&mut self.metadata(), generations, index)?;
         if tree.root != before {
             self.table.change_map(volume, |entry| entry.root = tree.root);
@@ -177,6 +178,7 @@ impl State {
         } else {
             slot.encode()
         };
+        self.leaves.forget(volume, index);
         tree.put(&mut self.metadata(), generations, index, &bytes)?;
         let mut own: i64 = 0;
         for fragment in &slot.fragments {

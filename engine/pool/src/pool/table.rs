@@ -33,6 +33,7 @@ pub(crate) struct Table {
     /// Entries that are not in the tree as they are here.
     dirty: BTreeSet<u64>,
     next_id: u64,
+    version: u64,
 }
 
 impl Table {
@@ -42,6 +43,11 @@ impl Table {
             next_id: next_id.max(1),
             ..Self::default()
         }
+    }
+
+    /// A number that changes whenever what is own to a volume may change.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     pub(crate) fn next_id(&self) -> u64 {
@@ -71,6 +77,7 @@ impl Table {
     /// Puts an entry in, or replaces it.
     pub(crate) fn put(&mut self, entry: VolumeEntry) {
         self.forget(entry.id);
+        self.version += 1;
         self.next_id = self.next_id.max(entry.id + 1);
         if entry.state == VolumeState::InUse {
             self.by_name.insert(entry.name.clone(), entry.id);
@@ -100,6 +107,7 @@ impl Table {
     pub(crate) fn remove(&mut self, id: u64) {
         let children: Vec<u64> = self.children(id).collect();
         let Some(entry) = self.forget(id) else { return };
+        self.version += 1;
         self.dirty.insert(id);
         let generation = self.get(entry.parent).map_or(0, |parent| parent.generation);
         for child in children {
@@ -126,7 +134,9 @@ impl Table {
     /// Changes what no other entry depends on: root, own extents, cursor.
     pub(crate) fn change_map(&mut self, id: u64, act: impl FnOnce(&mut VolumeEntry)) {
         if let Some(entry) = self.entries.get_mut(&id) {
+            let cursor = entry.delete_cursor;
             act(entry);
+            self.version += u64::from(entry.delete_cursor != cursor);
             self.dirty.insert(id);
         }
     }

@@ -214,6 +214,24 @@ impl Tree {
         Ok(None)
     }
 
+    /// The pointer to the leaf of an entry, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// [`TreeError::Absent`], [`TreeError::OutOfRange`]. The leaf itself need not be there.
+    pub fn leaf(&self, store: &impl PageStore, entry: u64) -> Result<Option<PagePointer>, TreeError> {
+        self.check(entry)?;
+        let mut next = self.root;
+        for level in (1..=self.shape.height).rev() {
+            let Some(pointer) = next else { return Ok(None) };
+            let (index, at) = self.shape.place(entry, level);
+            next = store
+                .page(&pointer, &self.identity(&pointer, level, index))?
+                .pointer(at);
+        }
+        Ok(next)
+    }
+
     /// Replaces an entry. Zeros in its place free the pages that are left without entries.
     ///
     /// # Errors

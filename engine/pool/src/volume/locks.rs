@@ -68,7 +68,10 @@ impl Locks {
     /// Whether any of some blocks is locked.
     pub(super) fn is_locked(&self, slot: u64, mask: u16) -> bool {
         let slots = self.slots.borrow();
-        !slots.is_empty() && slots.get(&slot).is_some_and(|locks| locks.held & mask != 0)
+        !slots.is_empty()
+            && slots
+                .get(&slot)
+                .is_some_and(|locks| locks.held & mask != 0 || !locks.waiting.is_empty())
     }
 
     /// Locks blocks of a slot, when those who asked before are done with them.
@@ -79,6 +82,21 @@ impl Locks {
             mask,
             state: Asked::No,
         }
+    }
+
+    /// Locks blocks of a slot if nobody has any of them or waits.
+    pub(super) fn try_lock(self: &Rc<Self>, slot: u64, mask: u16) -> Option<SlotLock> {
+        let mut slots = self.slots.borrow_mut();
+        let locks = slots.entry(slot).or_default();
+        if locks.held & mask != 0 || !locks.waiting.is_empty() {
+            return None;
+        }
+        self.grant(slot, locks, mask);
+        Some(SlotLock {
+            locks: self.clone(),
+            slot,
+            mask,
+        })
     }
 
     fn grant(&self, slot: u64, locks: &mut SlotLocks, mask: u16) {

@@ -10,6 +10,7 @@
 
 mod abandoned;
 mod deallocate;
+mod fast;
 mod locks;
 mod ranges;
 mod read;
@@ -76,14 +77,23 @@ impl Head {
         hold
     }
 
+    /// Whether nobody keeps changes from beginning.
+    fn may_change_now(&self) -> bool {
+        self.holders.get() == 0
+    }
+
+    fn count_change(self: &Rc<Self>) -> Change {
+        self.changes.set(self.changes.get() + 1);
+        Change(self.clone())
+    }
+
     async fn begin_change(self: &Rc<Self>) -> Change {
         if self.holders.get() > 0 {
             self.changed
                 .until(|| (self.holders.get() == 0).then_some(()))
                 .await;
         }
-        self.changes.set(self.changes.get() + 1);
-        Change(self.clone())
+        self.count_change()
     }
 }
 
@@ -246,6 +256,27 @@ impl BlockDevice for Volume {
         if let Err(error) = request.check(&geometry) {
             return Completion::failed(error);
         }
+        let request = match request {
+            Request::Read { block, into } => {
+                return match self.fast_read(block, into) {
+                    Ok(completion) => completion,
+                    Err(into) => Completion::from_future(self.clone().read(block, into)),
+                };
+            }
+            Request::Write {
+                block,
+                from,
+                force_unit_access: false,
+            } => {
+                return match self.fast_write(block, from) {
+                    Ok(completion) => completion,
+                    Err(from) => {
+                        Completion::from_future(Unabandoned::new(self.clone().write(block, from, false)))
+                    }
+                };
+            }
+            other => other,
+        };
         let this = self.clone();
         match request {
             Request::Read { block, into } => Completion::from_future(this.read(block, into)),

@@ -85,9 +85,7 @@ impl Volume {
         let data = from.range(part.offset, part.bytes());
         let mut checksums = [0; EXTENT_BLOCKS];
         if self.head.checksums {
-            for (checksum, block) in checksums.iter_mut().skip(part.first.into()).zip(0..part.blocks) {
-                *checksum = gather_crc(&data, usize::from(block) * BLOCK_BYTES);
-            }
+            self.sum(part, &data, &mut checksums);
         }
         let mut wanted = part.mask();
         for _ in 0..PLANS_MAX {
@@ -100,9 +98,30 @@ impl Volume {
                 wanted = WHOLE_SLOT;
                 continue;
             }
-            return Ok(self.write_planned(part, &data, &checksums, &slot, &plan).await?);
+            return Ok(self.write_planned(part, &data, &checksums, &plan).await?);
         }
         Err(IoError::ResourceShortage)
+    }
+
+    /// The checksums of the blocks of a part.
+    pub(super) fn sum(&self, part: Part, data: &Gather, checksums: &mut [u32; EXTENT_BLOCKS]) {
+        let wanted = checksums.iter_mut().skip(part.first.into());
+        for (checksum, block) in wanted.zip(0..part.blocks) {
+            *checksum = gather_crc(data, usize::from(block) * BLOCK_BYTES);
+        }
+    }
+
+    /// Uses a region for a write in place whose intent is durable.
+    pub(super) fn use_region(&self, region: u64) -> u64 {
+        let mut state = self.pool.state().borrow_mut();
+        let begun = state.intents.begin(self.head.id, region);
+        debug_assert!(matches!(begun, Use::Active(_)), "it was looked at just now");
+        region
+    }
+
+    /// A write in place has ended.
+    pub(super) fn end_region(&self, region: u64) {
+        self.pool.state().borrow_mut().intents.end(self.head.id, region);
     }
 
     /// A slot, and the generation that its own extents were born after.
@@ -121,7 +140,6 @@ impl Volume {
         part: Part,
         data: &Gather,
         checksums: &[u32; EXTENT_BLOCKS],
-        slot: &Slot,
         plan: &WritePlan,
     ) -> Result<(), PoolError> {
         let fresh = if plan.needs_extent() {
@@ -146,7 +164,7 @@ impl Volume {
         let unchanged = !self.head.checksums && !plan.needs_extent() && plan.fill.is_none();
         if !unchanged {
             let fresh = fresh.as_ref().map(|fresh| fresh.fresh);
-            self.record_write(part.slot, slot, plan, fresh, checksums).await?;
+            self.record_write(part.slot, plan, fresh, checksums).await?;
         }
         drop(region);
         Ok(())
@@ -289,17 +307,15 @@ impl Volume {
 
     /// Changes the slot and appends its record. Other blocks of the slot may have changed since it was
     /// planned.
-    async fn record_write(
+    pub(super) async fn record_write(
         &self,
         index: u64,
-        planned: &Slot,
         plan: &WritePlan,
         fresh: Option<FreshExtent>,
         checksums: &[u32; EXTENT_BLOCKS],
     ) -> Result<(), PoolError> {
         let id = self.head.id;
         let (pool, head) = (&self.pool, &self.head);
-        debug_assert!(planned.fragments.len() <= crate::layout::slot::FRAGMENTS_MAX);
         loop {
             let appended = pool
                 .with_pages(|state| {

@@ -1,0 +1,291 @@
+//! The short way of requests that need no waiting: one slot, one place, everything known in memory.
+//!
+//! Nothing else runs on the reactor between the look at a slot and the submission of its request; if the device
+//! has done it by then, nothing ran until its end either, and no lock is needed. Else the lock is taken
+//! right after the submission: that it is free was seen before. Whatever is not so simple goes the long way.
+
+use pollux_device::{Completion, Gather, IoError, Reply};
+use pollux_hugepages::Buffer;
+
+use super::abandoned::Unabandoned;
+use super::locks::SlotLock;
+use super::{Part, Volume, parts};
+use crate::layout::slot::SlotView;
+use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, ExtentId, crc32c};
+use crate::map::{Target, WritePlan};
+use crate::pool::{Leaf, REGION_SLOTS};
+
+type Checksums = [u32; EXTENT_BLOCKS];
+
+/// A write in place that everything is ready for.
+struct InPlace {
+    part: Part,
+    extent: ExtentId,
+    leaf: Leaf,
+}
+
+/// The only part of a request that keeps to one slot.
+#[inline]
+fn only_part(block: u64, bytes: usize) -> Option<Part> {
+    let blocks = bytes / BLOCK_BYTES;
+    let first = block % EXTENT_BLOCKS as u64;
+    if blocks == 0 || first as usize + blocks > EXTENT_BLOCKS {
+        return None;
+    }
+    parts(block, blocks as u64).next()
+}
+
+fn matches(part: Part, checksums: &Checksums, data: &[u8]) -> bool {
+    let expected = checksums.iter().skip(part.first.into());
+    data.chunks_exact(BLOCK_BYTES)
+        .zip(expected)
+        .all(|(block, checksum)| crc32c(block) == *checksum)
+}
+
+impl Volume {
+    /// Starts a read; the buffer again if it has to go the long way.
+    ///
+    /// # Errors
+    ///
+    /// The buffer.
+    pub(super) fn fast_read(&self, block: u64, into: Buffer) -> Result<Completion, Buffer> {
+        let Some(part) = only_part(block, into.len()) else {
+            return Err(into);
+        };
+        let locks = &self.head.locks;
+        if locks.is_locked(part.slot, part.mask()) {
+            return Err(into);
+        }
+        let mut checksums = [0; EXTENT_BLOCKS];
+        let extent = {
+            let state = &mut *self.pool.state().borrow_mut();
+            let Some(leaf) = state.leaf(self.head.id, part.slot) else {
+                return Err(into);
+            };
+            let Some(view) = state.slot_view(&leaf, part.slot) else {
+                return Err(into);
+            };
+            if view.mask() & part.mask() == 0 {
+                return Ok(Completion::ready(Ok(Reply::zeros(into))));
+            }
+            let Some((extent, _)) = view.fragment_with_all(part.mask()) else {
+                return Err(into);
+            };
+            if self.head.checksums {
+                view.copy_checksums(part.first, part.blocks, &mut checksums);
+            }
+            extent
+        };
+        let count = locks.count(part.slot);
+        let at = extent.number() * EXTENT_BLOCKS as u64 + u64::from(part.first);
+        let started = self
+            .pool
+            .with_device(extent.device(), |device| device.start_read(at, into));
+        let completion = match started {
+            Ok(completion) => completion,
+            Err(error) => return Ok(Completion::failed(error)),
+        };
+        match completion.try_take() {
+            Ok(Ok(Reply::Data(data))) if !self.head.checksums || matches(part, &checksums, &data) => {
+                Ok(Completion::ready(Ok(Reply::Data(data))))
+            }
+            Ok(Ok(reply)) => {
+                let (this, device_block) = (self.clone(), block);
+                Ok(Completion::from_future(async move {
+                    this.settle_read(part, device_block, checksums, count, reply)
+                        .await
+                }))
+            }
+            Ok(Err(IoError::ResourceShortage)) => Ok(self.read_again(block, part.bytes())),
+            Ok(Err(error)) => Ok(Completion::failed(error)),
+            Err(completion) => {
+                let this = self.clone();
+                Ok(Completion::from_future(async move {
+                    match completion.await {
+                        Ok(reply) => this.settle_read(part, block, checksums, count, reply).await,
+                        Err(IoError::ResourceShortage) => this.read_again(block, part.bytes()).await,
+                        Err(error) => Err(error),
+                    }
+                }))
+            }
+        }
+    }
+
+    fn read_again(&self, block: u64, bytes: usize) -> Completion {
+        let into = crate::device::memory(bytes);
+        Completion::from_future(self.clone().read(block, into))
+    }
+
+    /// What a read returned is good, or is read again the long way.
+    async fn settle_read(
+        self,
+        part: Part,
+        block: u64,
+        checksums: Checksums,
+        count: u32,
+        reply: Reply,
+    ) -> Result<Reply, IoError> {
+        let data = reply.into_buffer()?;
+        let is_good = if self.head.checksums {
+            matches(part, &checksums, &data)
+        } else {
+            self.head.locks.count(part.slot) == count
+        };
+        if is_good {
+            return Ok(Reply::Data(data));
+        }
+        self.read(block, data).await
+    }
+
+    /// Starts a write in place; the data again if it has to go the long way.
+    ///
+    /// # Errors
+    ///
+    /// The data.
+    pub(super) fn fast_write(&self, block: u64, from: Gather) -> Result<Completion, Gather> {
+        let Some(part) = only_part(block, from.len_bytes()) else {
+            return Err(from);
+        };
+        let Some(in_place) = self.in_place(part) else {
+            return Err(from);
+        };
+        let mut checksums = [0; EXTENT_BLOCKS];
+        if self.head.checksums {
+            self.sum(part, &from, &mut checksums);
+        }
+        let at = in_place.extent.number() * EXTENT_BLOCKS as u64 + u64::from(part.first);
+        let kept = from.clone();
+        let started = self
+            .pool
+            .with_device(in_place.extent.device(), |device| device.start_write(at, from));
+        let completion = match started {
+            Ok(completion) => completion,
+            Err(error) => return Ok(Completion::failed(error)),
+        };
+        match completion.try_take() {
+            Ok(Ok(_)) => {
+                if self.head.checksums && !self.record_in_place(&in_place, &checksums) {
+                    // Cannot be: there was room, and nothing ran in between.
+                    return Err(kept);
+                }
+                self.pool.changed();
+                Ok(Completion::done())
+            }
+            Ok(Err(IoError::ResourceShortage)) => Err(kept),
+            Ok(Err(error)) => Ok(Completion::failed(error)),
+            Err(completion) => {
+                // Locked before anybody else can look.
+                let Some(lock) = self.head.locks.try_lock(part.slot, part.mask()) else {
+                    return Err(kept);
+                };
+                let change = self.head.count_change();
+                let region = self
+                    .head
+                    .checksums
+                    .then(|| self.use_region(part.slot / REGION_SLOTS));
+                let this = self.clone();
+                Ok(Completion::from_future(Unabandoned::new(async move {
+                    let result = this
+                        .settle_write(completion, &in_place, checksums, lock, kept)
+                        .await;
+                    if let Some(region) = region {
+                        this.end_region(region);
+                    }
+                    drop(change);
+                    result
+                })))
+            }
+        }
+    }
+
+    async fn settle_write(
+        &self,
+        completion: Completion,
+        in_place: &InPlace,
+        checksums: Checksums,
+        lock: SlotLock,
+        data: Gather,
+    ) -> Result<Reply, IoError> {
+        let InPlace { part, extent, .. } = *in_place;
+        match completion.await {
+            Ok(_) => {}
+            Err(IoError::ResourceShortage) => {
+                let device = self.pool.device(extent.device())?;
+                let at = extent.number() * EXTENT_BLOCKS as u64 + u64::from(part.first);
+                device.write(at, data, false).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        if self.head.checksums {
+            let mut plan = WritePlan::default();
+            plan.in_place.push(Target {
+                extent,
+                mask: part.mask(),
+            });
+            let _admitted = self.pool.admit().await?;
+            self.record_write(part.slot, &plan, None, &checksums).await?;
+        }
+        drop(lock);
+        self.pool.changed();
+        Ok(Reply::Done)
+    }
+
+    /// Whether a part can be overwritten where it is, now.
+    fn in_place(&self, part: Part) -> Option<InPlace> {
+        if !self.head.may_change_now() || self.head.locks.is_locked(part.slot, part.mask()) {
+            return None;
+        }
+        let state = &mut *self.pool.state().borrow_mut();
+        if !self.pool.takes_changes(state) {
+            return None;
+        }
+        let leaf = state.leaf(self.head.id, part.slot)?;
+        let (extent, birth) = state
+            .slot_view(&leaf, part.slot)?
+            .fragment_with_all(part.mask())?;
+        if birth <= leaf.parent_generation {
+            return None;
+        }
+        if self.head.checksums {
+            let region = part.slot / REGION_SLOTS;
+            let durable = self.pool.journal().durable();
+            let is_ready = state.is_leaf_open(&leaf)
+                && state.intents.is_durable(self.head.id, region, durable)
+                && self.pool.journal().has_room();
+            if !is_ready {
+                return None;
+            }
+        }
+        Some(InPlace { part, extent, leaf })
+    }
+
+    /// Puts the checksums of blocks that were overwritten into their slot and appends its record.
+    fn record_in_place(&self, in_place: &InPlace, checksums: &Checksums) -> bool {
+        let InPlace { part, leaf, .. } = in_place;
+        let state = &mut *self.pool.state().borrow_mut();
+        let Some(bytes) = state.patch_checksums(leaf, *part, checksums) else {
+            return false;
+        };
+        self.pool
+            .journal()
+            .append_slot(self.head.id, part.slot, bytes)
+            .is_ok()
+    }
+}
+
+impl crate::pool::State {
+    fn slot_view(&self, leaf: &Leaf, slot: u64) -> Option<SlotView<'_>> {
+        let page = self.cache.page_at(leaf.place)?;
+        SlotView::new(page.entry(slot % crate::layout::page::MAP_LEAF_SLOTS))
+    }
+
+    fn patch_checksums(&mut self, leaf: &Leaf, part: Part, checksums: &Checksums) -> Option<&[u8]> {
+        let at = part.slot % crate::layout::page::MAP_LEAF_SLOTS;
+        let page = self.cache.dirty_page_at(leaf.place)?;
+        for block in part.first..part.first + part.blocks {
+            let checksum = checksums.get(usize::from(block))?;
+            page.patch_entry(at, usize::from(block) * 4, &checksum.to_le_bytes());
+        }
+        Some(page.entry(at))
+    }
+}
