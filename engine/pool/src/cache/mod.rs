@@ -228,7 +228,8 @@ impl PageCache {
     #[inline]
     pub(crate) fn page_at(&self, place: PagePlace) -> Option<&Page> {
         let cached = self.pages.at(place)?;
-        cached.used.set(self.look());
+        // No look of its own: as new as the last one is good enough, and costs less.
+        cached.used.set(self.looks.get());
         Some(&cached.page)
     }
 

@@ -109,7 +109,7 @@ impl Journal {
                 durable_sequence: batch.durable,
                 checkpoint: batch.checkpoint,
             };
-            bytes.copy_from_slice(&block.seal(&header));
+            bytes.copy_from_slice(&block.seal(&header)[..]);
         }
         let sealed = buffer.freeze();
         let copies = self.state.borrow().copies.clone();

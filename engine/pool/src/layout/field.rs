@@ -62,9 +62,14 @@ pub(super) fn start_block(magic: [u8; 8]) -> Block {
 
 /// Puts the CRC at the end.
 pub(super) fn seal(mut block: Block) -> Block {
-    let crc = crc32c(&block[..CRC_AT]);
-    put_u32(&mut block, CRC_AT, crc);
+    seal_in_place(&mut block);
     block
+}
+
+/// Puts the CRC at the end.
+pub(super) fn seal_in_place(block: &mut Block) {
+    let crc = crc32c(&block[..CRC_AT]);
+    put_u32(block, CRC_AT, crc);
 }
 
 /// Checks magic number, CRC and version, in this order: these three are at the same places in all versions.

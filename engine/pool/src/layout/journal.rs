@@ -32,7 +32,8 @@
 use uuid::Uuid;
 
 use super::field::{
-    check_block, put, put_u16, put_u32, put_u64, require, seal, start_block, u16_at, u32_at, u64_at, uuid_at,
+    check_block, put, put_u16, put_u32, put_u64, require, seal_in_place, start_block, u16_at, u32_at, u64_at,
+    uuid_at,
 };
 use super::slot::Slot;
 use super::volume::VolumeEntry;
@@ -201,14 +202,14 @@ pub struct JournalHeader {
 /// A block of the journal that is being filled.
 #[derive(Debug, Clone)]
 pub struct JournalBlock {
-    bytes: Block,
+    bytes: Box<Block>,
     used: usize,
 }
 
 impl Default for JournalBlock {
     fn default() -> Self {
         Self {
-            bytes: start_block(MAGIC),
+            bytes: Box::new(start_block(MAGIC)),
             used: 0,
         }
     }
@@ -270,20 +271,19 @@ impl JournalBlock {
     }
 
     /// The bytes on the device.
-    pub fn seal(mut self, header: &JournalHeader) -> Block {
-        if let Some(rest) = self
-            .bytes
-            .get_mut(RECORDS_AT + self.used..RECORDS_AT + RECORDS_BYTES_MAX)
-        {
+    pub fn seal(mut self, header: &JournalHeader) -> Box<Block> {
+        let bytes = &mut *self.bytes;
+        if let Some(rest) = bytes.get_mut(RECORDS_AT + self.used..RECORDS_AT + RECORDS_BYTES_MAX) {
             rest.fill(0);
         }
-        put_u16(&mut self.bytes, 12, self.used as u16);
-        put(&mut self.bytes, 16, header.pool.as_bytes());
-        put_u64(&mut self.bytes, 32, header.incarnation);
-        put_u64(&mut self.bytes, 40, header.sequence);
-        put_u64(&mut self.bytes, 48, header.durable_sequence);
-        put_u64(&mut self.bytes, 56, header.checkpoint);
-        seal(self.bytes)
+        put_u16(bytes, 12, self.used as u16);
+        put(bytes, 16, header.pool.as_bytes());
+        put_u64(bytes, 32, header.incarnation);
+        put_u64(bytes, 40, header.sequence);
+        put_u64(bytes, 48, header.durable_sequence);
+        put_u64(bytes, 56, header.checkpoint);
+        seal_in_place(bytes);
+        self.bytes
     }
 
     /// Decodes a block.

@@ -245,7 +245,8 @@ impl Page {
         }
     }
 
-    /// Replaces some bytes of an entry, which must leave it valid; nothing happens where there is no such place.
+    /// Replaces some bytes of an entry, which must leave it valid; nothing happens where there is no such
+    /// place.
     pub(crate) fn patch_entry(&mut self, at: u64, offset: usize, patch: &[u8]) {
         let (bytes, count) = self.identity.entries();
         if at < count && offset + patch.len() <= bytes {

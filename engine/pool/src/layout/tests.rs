@@ -149,7 +149,7 @@ fn journal_block() -> Block {
     for record in records() {
         assert!(block.push(&record));
     }
-    block.seal(&journal_header())
+    *block.seal(&journal_header())
 }
 
 fn identity(kind: PageKind, level: u8) -> PageIdentity {

@@ -1,7 +1,8 @@
 //! The way to leaves of maps that were used lately, so that a request need not walk down a tree.
 //!
-//! Invariant: what is remembered of a leaf is right as long as the table has the same version, the page is in
-//! memory, and nobody has called [`Leaves::forget`]: whoever may put another page in the place of a leaf does.
+//! Invariant: what is remembered of a leaf is right as long as the table has the same version, the page is
+//! in memory, and nobody has called [`Leaves::forget`]: whoever may put another page in the place of a leaf
+//! does.
 
 use crate::cache::PagePlace;
 use crate::layout::page::MAP_LEAF_SLOTS;

@@ -337,7 +337,7 @@ impl Pool {
         self.check_open()?;
         let entry = self.volume(name)?;
         let head = self.head_of(entry.id).unwrap_or_else(|| {
-            let head = Rc::new(Head::new(&entry));
+            let head = Rc::new(Head::new(&entry, self.memory_align_bytes()));
             let mut state = self.state.borrow_mut();
             state.heads.insert(entry.id, Rc::downgrade(&head));
             head

@@ -12,8 +12,9 @@ use std::rc::Rc;
 use pollux_device::IoError;
 
 use super::import::{ImportReport, LostBlock};
-use super::{Pool, PoolError, REGION_SLOTS, State};
+use super::{Leaf, Pool, PoolError, REGION_SLOTS, State};
 use crate::layout::journal::Record;
+use crate::layout::page::MAP_LEAF_SLOTS;
 use crate::layout::slot::Slot;
 use crate::layout::volume::{VolumeEntry, VolumeKind, VolumeState};
 use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, crc32c};
@@ -180,22 +181,49 @@ impl State {
         };
         self.leaves.forget(volume, index);
         tree.put(&mut self.metadata(), generations, index, &bytes)?;
+        if tree.root != before {
+            self.table.change_map(volume, |entry| entry.root = tree.root);
+        }
+        self.account(volume, &old, slot, tree.parent_generation_of(index));
+        Ok(())
+    }
+
+    /// A slot and its leaf, if that is in memory.
+    pub(crate) fn slot_at(&mut self, volume: u64, index: u64) -> Option<(Leaf, Slot)> {
+        let leaf = self.leaf(volume, index)?;
+        let page = self.cache.page_at(leaf.place)?;
+        // Checked when the page was opened.
+        let slot = Slot::decode(page.entry(index % MAP_LEAF_SLOTS)).unwrap_or_default();
+        Some((leaf, slot))
+    }
+
+    /// Replaces a slot in a leaf that may be changed where it is, by one that is not empty.
+    pub(crate) fn replace_in_leaf(&mut self, leaf: &Leaf, index: u64, old: &Slot, slot: &Slot) {
+        debug_assert!(!slot.is_empty(), "a leaf without entries would stay");
+        if let Some(page) = self.cache.dirty_page_at(leaf.place) {
+            page.put_entry(index % MAP_LEAF_SLOTS, &slot.encode());
+        }
+        self.account(leaf.volume, old, slot, leaf.parent_generation);
+    }
+
+    /// A slot was replaced: marks and frees extents, and counts them.
+    fn account(&mut self, volume: u64, old: &Slot, slot: &Slot, parent_generation: u64) {
         let mut own: i64 = 0;
         for fragment in &slot.fragments {
-            self.space.record_extent(fragment.extent);
-            own += i64::from(old.fragment_with(fragment.extent).is_none());
+            if old.fragment_with(fragment.extent).is_none() {
+                self.space.record_extent(fragment.extent);
+                own += 1;
+            }
         }
-        for extent in freed_between(&old, slot, tree.parent_generation_of(index)) {
+        for extent in freed_between(old, slot, parent_generation) {
             self.free_extent(extent);
             own -= 1;
         }
-        if tree.root != before || own != 0 {
+        if own != 0 {
             self.table.change_map(volume, |entry| {
-                entry.root = tree.root;
                 entry.own_extents = entry.own_extents.wrapping_add_signed(own);
             });
         }
-        Ok(())
     }
 
     pub(crate) fn free_extent(&mut self, extent: crate::layout::ExtentId) {

@@ -1,8 +1,9 @@
 //! The short way of requests that need no waiting: one slot, one place, everything known in memory.
 //!
-//! Nothing else runs on the reactor between the look at a slot and the submission of its request; if the device
-//! has done it by then, nothing ran until its end either, and no lock is needed. Else the lock is taken
-//! right after the submission: that it is free was seen before. Whatever is not so simple goes the long way.
+//! Nothing else runs on the reactor between the look at a slot and the submission of its request; if the
+//! device has done it by then, nothing ran until its end either, and no lock is needed. Else the lock is
+//! taken right after the submission: that it is free was seen before. Whatever is not so simple goes the
+//! long way.
 
 use pollux_device::{Completion, Gather, IoError, Reply};
 use pollux_hugepages::Buffer;
@@ -65,10 +66,10 @@ impl Volume {
             let Some(view) = state.slot_view(&leaf, part.slot) else {
                 return Err(into);
             };
-            if view.mask() & part.mask() == 0 {
-                return Ok(Completion::ready(Ok(Reply::zeros(into))));
-            }
             let Some((extent, _)) = view.fragment_with_all(part.mask()) else {
+                if view.mask() & part.mask() == 0 {
+                    return Ok(Completion::ready(Ok(Reply::zeros(into))));
+                }
                 return Err(into);
             };
             if self.head.checksums {

@@ -41,6 +41,7 @@ pub(crate) struct Head {
     checksums: bool,
     read_only: bool,
     size_blocks: Cell<u64>,
+    memory_align_bytes: u32,
     locks: Rc<Locks>,
     /// Changes under way.
     changes: Cell<u64>,
@@ -50,12 +51,14 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn new(entry: &VolumeEntry) -> Self {
+    /// `memory_align_bytes` is what the devices of the pool want.
+    pub(crate) fn new(entry: &VolumeEntry, memory_align_bytes: u32) -> Self {
         Self {
             id: entry.id,
             checksums: entry.checksums,
             read_only: entry.kind == VolumeKind::Snapshot,
             size_blocks: Cell::new(entry.size_blocks),
+            memory_align_bytes,
             locks: Rc::default(),
             changes: Cell::new(0),
             holders: Cell::new(0),
@@ -242,7 +245,7 @@ impl BlockDevice for Volume {
             blocks: self.head.size_blocks.get(),
             optimal_blocks: EXTENT_BLOCKS as u32,
             transfer_blocks_max: TRANSFER_BLOCKS_MAX,
-            memory_align_bytes: self.pool.memory_align_bytes(),
+            memory_align_bytes: self.head.memory_align_bytes,
             volatile_write_cache: true,
             atomic_write_blocks: 1,
             deallocates: true,

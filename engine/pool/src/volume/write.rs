@@ -129,6 +129,9 @@ impl Volume {
         let id = self.head.id;
         self.pool
             .with_pages(|state| {
+                if let Some((leaf, slot)) = state.slot_at(id, index) {
+                    return Ok((slot, leaf.parent_generation));
+                }
                 let slot = state.slot(id, index)?;
                 Ok((slot, state.parent_generation(id, index)))
             })
@@ -319,32 +322,30 @@ impl Volume {
         loop {
             let appended = pool
                 .with_pages(|state| {
-                    let slot = state.slot(id, index)?;
-                    state.prepare_slot(id, index)?;
-                    let parent_generation = state.parent_generation(id, index);
-                    let Ok(change) = plan.apply(&slot, parent_generation, fresh, checksums) else {
+                    let open = state
+                        .slot_at(id, index)
+                        .filter(|(leaf, _)| state.is_leaf_open(leaf));
+                    let Some((leaf, slot)) = open else {
+                        state.prepare_slot(id, index)?;
+                        return Ok(Ok(false));
+                    };
+                    let Ok(change) = plan.apply(&slot, leaf.parent_generation, fresh, checksums) else {
                         // The blocks are locked, so nobody can have moved them.
                         return Ok(Err(PoolError::Device(IoError::Internal)));
                     };
-                    let record = Record::Slot {
-                        volume: id,
-                        index,
-                        slot: change.slot,
-                    };
-                    match pool.journal().append(&record, AppendFor::Change) {
-                        Ok(_) => {}
-                        Err(error) => return Ok(Err(error.into())),
+                    let bytes = change.slot.encode();
+                    if let Err(error) = pool.journal().append_slot(id, index, &bytes) {
+                        return Ok(Err(error.into()));
                     }
-                    let Record::Slot { slot, .. } = record else {
-                        return Ok(Ok(()));
-                    };
-                    // Its pages can be changed, so this does not fail.
-                    state.replace_slot(id, index, &slot).map(Ok)
+                    state.replace_in_leaf(&leaf, index, &slot, &change.slot);
+                    Ok(Ok(true))
                 })
                 .await?;
             match appended {
                 Err(PoolError::Journal(JournalError::Full)) => pool.make_room().await?,
-                Ok(()) => return Ok(()),
+                Ok(true) => return Ok(()),
+                // Its leaf can be changed now.
+                Ok(false) => {}
                 Err(error) => {
                     tracing::error!(pool = pool.name(), volume = head.id, %error, "a write was not recorded");
                     return Err(error);
