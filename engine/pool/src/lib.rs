@@ -7,6 +7,7 @@
 //! - [`cache`] has the pages of trees in memory, and seals them for a checkpoint.
 //! - [`journal`] makes changes durable before they are in a checkpoint.
 //! - [`map`] decides, without any I/O, what a write or a deallocation does to 64 KiB of a volume.
+//! - [`shared`] is a pool and its volumes as other threads and reactors reach them.
 //!
 //! The mechanism, and why it keeps the promises, is in `docs/decisions/pool.md`.
 
@@ -19,6 +20,7 @@ pub mod journal;
 pub mod layout;
 pub mod map;
 mod pool;
+pub mod shared;
 mod signal;
 pub mod space;
 pub mod tree;

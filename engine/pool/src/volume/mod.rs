@@ -18,7 +18,10 @@ mod write;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use pollux_device::events::{DeviceEvent, Publisher};
 use pollux_device::{
     AllocationQuery, AllocationRuns, BlockDevice, Completion, Geometry, IoError, Reply, Request, ZeroOptions,
 };
@@ -40,8 +43,11 @@ pub(crate) struct Head {
     id: u64,
     checksums: bool,
     read_only: bool,
-    size_blocks: Cell<u64>,
     memory_align_bytes: u32,
+    /// Shared with those who look at it from other threads.
+    size_blocks: Arc<AtomicU64>,
+    /// Tells them when it changes.
+    publisher: Publisher,
     locks: Rc<Locks>,
     /// Changes under way.
     changes: Cell<u64>,
@@ -57,8 +63,9 @@ impl Head {
             id: entry.id,
             checksums: entry.checksums,
             read_only: entry.kind == VolumeKind::Snapshot,
-            size_blocks: Cell::new(entry.size_blocks),
             memory_align_bytes,
+            size_blocks: Arc::new(AtomicU64::new(entry.size_blocks)),
+            publisher: Publisher::default(),
             locks: Rc::default(),
             changes: Cell::new(0),
             holders: Cell::new(0),
@@ -67,7 +74,9 @@ impl Head {
     }
 
     pub(crate) fn resized(&self, size_blocks: u64) {
-        self.size_blocks.set(size_blocks);
+        if self.size_blocks.swap(size_blocks, Ordering::Relaxed) != size_blocks {
+            self.publisher.publish(DeviceEvent::Resized);
+        }
     }
 
     /// Waits until no change is under way, and keeps new ones waiting until the hold is dropped.
@@ -219,6 +228,11 @@ impl Volume {
         self.head.resized(size_blocks);
     }
 
+    /// Its size in blocks as it is at any time, and who tells when it changes.
+    pub(crate) fn size(&self) -> (Arc<AtomicU64>, Publisher) {
+        (self.head.size_blocks.clone(), self.head.publisher.clone())
+    }
+
     /// The pool it is in.
     pub fn pool(&self) -> &Rc<Pool> {
         &self.pool
@@ -242,7 +256,7 @@ impl BlockDevice for Volume {
     fn geometry(&self) -> Geometry {
         Geometry {
             block_bytes: BLOCK_BYTES as u32,
-            blocks: self.head.size_blocks.get(),
+            blocks: self.head.size_blocks.load(Ordering::Relaxed),
             optimal_blocks: EXTENT_BLOCKS as u32,
             transfer_blocks_max: TRANSFER_BLOCKS_MAX,
             memory_align_bytes: self.head.memory_align_bytes,
