@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use pollux_device::ByteSize;
 
 use crate::settings::{
-    ControlAddress, CoreList, IdleSettings, ListenAddress, LogFormat, NamespaceSettings, Settings,
-    SettingsError,
+    ControlAddress, CoreList, DeviceList, IdleSettings, ListenAddress, LogFormat, NamespaceSettings,
+    PoolSettings, Settings, SettingsError,
 };
 
 /// Where `namespace` looks for an engine unless told otherwise.
@@ -55,14 +55,21 @@ Devices:
   uring:///PATH?size=10GiB          file or block device
   pcie:///0000:5e:00.0/1            namespace of an NVMe drive, by SPDK (see `drives`)
   nvmf://HOST:4420/NQN              namespace of another NVMe/TCP target
+  pool://POOL/VOLUME                volume or snapshot of a pool (see --pool)
   faulty:///URI?...                 another device, with faults
 
-Example:
-  pollux-engine serve malloc:///demo?size=1GiB --nvmf 0.0.0.0:4420 --cores 2,3")]
+Examples:
+  pollux-engine serve malloc:///demo?size=1GiB --nvmf 0.0.0.0:4420 --cores 2,3
+  pollux-engine serve --pool 'uring:///data/disk.img?block=4096' pool://tank/db")]
 pub struct ServeArguments {
     /// Devices to serve: each becomes the next namespace.
     #[arg(value_name = "URI")]
     pub uris: Vec<String>,
+
+    /// The devices of a pool, all of them, separated by commas: opens it. May be given more than once, for
+    /// more pools.
+    #[arg(long, value_name = "DEVICE_URI,...")]
+    pub pool: Vec<DeviceList>,
 
     /// Settings in TOML; what is given here overrides them.
     #[arg(long, value_name = "FILE")]
@@ -147,6 +154,11 @@ impl ServeArguments {
         replace(&mut settings.shutdown.drain_timeout_ms, &self.drain_timeout_ms);
         replace(&mut settings.log.format, &self.log_format);
         replace(&mut settings.log.level, &self.log_level);
+        let pools = self
+            .pool
+            .iter()
+            .map(|devices| PoolSettings::new(devices.0.clone()));
+        settings.pools.extend(pools);
         let added = self.uris.iter().map(|uri| NamespaceSettings::new(uri));
         settings.namespaces.extend(added);
         settings.check()?;

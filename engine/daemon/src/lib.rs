@@ -13,6 +13,7 @@ pub mod engine;
 pub mod grpc;
 pub mod logging;
 mod patience;
+pub mod pools;
 pub mod serve;
 pub mod settings;
 mod table;

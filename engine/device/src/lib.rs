@@ -54,11 +54,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pollux_hugepages::Buffer;
+use uuid::Uuid;
 
 /// A device as the process knows it: shared by all reactors.
 pub trait Device: Send + Sync {
     /// What it is called: the last part of the path of the URI it was opened by. Exports and logs use it.
     fn name(&self) -> &str;
+
+    /// The UUID that its content has wherever it is served, under whatever name; `None` if it has none, and is
+    /// known by its name.
+    fn uuid(&self) -> Option<Uuid> {
+        None
+    }
 
     /// Its geometry now. Grows live where the medium does; everything but the block count is fixed.
     fn geometry(&self) -> Geometry;

@@ -1,9 +1,11 @@
 //! Why what is served could not be changed.
 
 use pollux_api::engine::v1::Reason;
-use pollux_device::{ByteSize, GrowError, IoError, OpenError, UringError};
+use pollux_device::{ByteSize, GrowError, IoError, OpenError};
 use pollux_nvme::target::SubsystemError;
 use pollux_reactor::RemoteCallError;
+
+use crate::pools;
 
 /// Why what is served could not be changed.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +65,7 @@ impl ChangeError {
     /// Whether somebody else has the device, who may be about to let go of it.
     pub(super) fn is_device_in_use(&self) -> bool {
         match self {
-            Self::Open(OpenError::Failed { source, .. }) => {
-                matches!(source.downcast_ref(), Some(UringError::InUse { .. }))
-            }
+            Self::Open(error) => pools::is_in_use(error),
             _ => false,
         }
     }

@@ -78,6 +78,7 @@ pub(super) fn log(running: &Running) {
         listeners = %info.nvmf_listeners.join(","),
         nbd = nbd.as_ref().map(tracing::field::display),
         control = control.as_ref().map(tracing::field::display),
+        pools = running.pools.all().len(),
         namespaces = running.engine.namespaces().len(),
         process = info.process_id,
         "serving"

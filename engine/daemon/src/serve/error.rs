@@ -7,6 +7,7 @@ use pollux_reactor::net::Address;
 
 use crate::engine::ChangeError;
 use crate::logging::LogError;
+use crate::pools::PoolsError;
 use crate::settings::{ControlAddress, SettingsError};
 
 /// Why an engine does not start.
@@ -57,6 +58,9 @@ pub enum StartError {
     /// A device cannot be served.
     #[error(transparent)]
     Namespace(#[from] ChangeError),
+    /// A pool cannot be opened.
+    #[error(transparent)]
+    Pool(#[from] PoolsError),
     /// Hosts cannot connect.
     #[error("{source}; {}", mend_listening(.address, .source))]
     Listen {

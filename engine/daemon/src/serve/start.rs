@@ -14,6 +14,7 @@ use super::reactors::EngineReactors;
 use crate::engine::{Engine, Parts};
 use crate::grpc::{ControlListener, ControlServer};
 use crate::patience::while_in_use;
+use crate::pools::{PoolOpener, Pools};
 use crate::settings::Settings;
 
 /// An engine that serves.
@@ -22,6 +23,8 @@ pub(super) struct Running {
     pub(super) listeners: Listeners,
     /// The control interface, if there is one.
     pub(super) control: Option<ControlServer>,
+    /// The pools, of which volumes may be served.
+    pub(super) pools: Arc<Pools>,
     /// What is served.
     pub(super) engine: Arc<Engine>,
     /// The reactors.
@@ -72,8 +75,11 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     listeners.start_nvmf(&settings.nvmf, &target, &handles).await?;
     let exports = Exports::new();
     listeners.start_nbd(&settings.nbd, &exports, &handles).await?;
+    let mut registry = registry();
+    let pools = Pools::new(registry.clone(), handles.clone());
+    PoolOpener::register(pools.clone(), &mut registry);
     let engine = Engine::new(Parts {
-        registry: registry(),
+        registry,
         target,
         subsystem,
         exports,
@@ -83,13 +89,10 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         nbd_listeners: listeners.nbd().to_vec(),
         flush_timeout: settings.shutdown.drain_timeout(),
     });
-    for namespace in &settings.namespaces {
-        let config = NamespaceConfig {
-            id: namespace.id,
-            uuid: namespace.uuid,
-            ..NamespaceConfig::default()
-        };
-        engine.add_namespace(&namespace.uri, &config).await?;
+    if let Err(error) = open(settings, &pools, &engine).await {
+        // What was opened is not left as after a crash.
+        pools.close().await;
+        return Err(error);
     }
     let control = match (control, &settings.grpc.listen) {
         (Some(listener), Some(address)) => {
@@ -104,12 +107,29 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     Ok(Running {
         listeners,
         control,
+        pools,
         engine,
         reactors,
     })
 }
 
-/// Every kind of device there is.
+/// Opens the pools, and serves what is to be served from the start on.
+async fn open(settings: &Settings, pools: &Pools, engine: &Arc<Engine>) -> Result<(), StartError> {
+    for pool in &settings.pools {
+        pools.import(pool).await?;
+    }
+    for namespace in &settings.namespaces {
+        let config = NamespaceConfig {
+            id: namespace.id,
+            uuid: namespace.uuid,
+            ..NamespaceConfig::default()
+        };
+        engine.add_namespace(&namespace.uri, &config).await?;
+    }
+    Ok(())
+}
+
+/// Every kind of device there is, but for volumes of pools.
 fn registry() -> Registry {
     let mut registry = Registry::standard();
     NvmfOpener::register(&mut registry);

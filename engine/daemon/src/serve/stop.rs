@@ -7,10 +7,10 @@ use super::reactors::EngineReactors;
 use super::start::Running;
 
 impl Running {
-    /// Stops accepting, tells hosts, waits for what is under way, flushes every device, and stops the
-    /// reactors.
+    /// Stops accepting, tells hosts, waits for what is under way, flushes every device, exports every pool,
+    /// and stops the reactors.
     ///
-    /// Success means that every device was flushed in time.
+    /// Success means that every device was flushed and every pool exported in time.
     pub(super) async fn stop(self, timeout: Duration) -> ExitCode {
         let started = Instant::now();
         self.engine.start_draining().await;
@@ -26,7 +26,23 @@ impl Running {
         if let Some(control) = self.control {
             control.stop().await;
         }
+        let exported = match drained {
+            Ok(Ok(_)) => {
+                let left = timeout.saturating_sub(started.elapsed());
+                tokio::time::timeout(left, self.pools.close()).await
+            }
+            Ok(Err(_)) | Err(_) => Ok(true),
+        };
         match drained {
+            Ok(Ok(_)) if exported != Ok(true) => {
+                let timeout_ms = timeout.as_millis() as u64;
+                tracing::error!(
+                    timeout_ms,
+                    "stopped, but not every pool could be exported: they are as after a crash, with everything \
+                     that was flushed"
+                );
+                leave()
+            }
             Ok(Ok(true)) => {
                 stop_reactors(self.reactors).await;
                 let took_ms = started.elapsed().as_millis() as u64;

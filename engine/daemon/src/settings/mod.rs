@@ -8,6 +8,7 @@ mod control;
 mod cores;
 mod file;
 mod listen;
+mod pools;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use control::{ControlAddress, ControlAddressError};
 pub use cores::{CORES_MAX, CoreList, CoreListError};
 pub use file::SettingsError;
 pub use listen::ListenAddress;
+pub use pools::{DeviceList, DeviceListError, PoolSettings};
 
 /// The port that NVMe/TCP has by assignment (IANA `nvme`).
 pub const NVMF_PORT: u16 = 4420;
@@ -57,6 +59,8 @@ pub struct Settings {
     pub shutdown: ShutdownSettings,
     /// What is told, and how.
     pub log: LogSettings,
+    /// The pools that are opened before anything is served. Default: none.
+    pub pools: Vec<PoolSettings>,
     /// What is served from the start on, in this order. Default: nothing.
     pub namespaces: Vec<NamespaceSettings>,
 }
@@ -280,7 +284,9 @@ impl Settings {
                 "1 or more",
             ),
         ];
-        if let Some((field, _, bounds)) = checks.into_iter().find(|(_, valid, _)| !valid) {
+        let pools = self.pools.iter().flat_map(PoolSettings::checks);
+        let checks = checks.into_iter().chain(pools);
+        if let Some((field, _, bounds)) = { checks }.find(|(_, valid, _)| !valid) {
             return Err(SettingsError::Value { field, bounds });
         }
         Ok(self.nvmf.limits.check()?)

@@ -43,6 +43,11 @@ fn every_field_is_read() {
         allowed = ["nqn.2026-11.io.pollux:host"]
         [nvmf.limits]
         queue_depth_max = 128
+        [[pools]]
+        devices = ["uring:///a", "uring:///b"]
+        cache = "1GiB"
+        dirty = "32MiB"
+        commit_interval_ms = 50
         [[namespaces]]
         uri = "null:///a?size=1GiB"
         id = 7
@@ -67,6 +72,10 @@ fn every_field_is_read() {
     assert_eq!(settings.log.level, "debug");
     assert_eq!(settings.nvmf.hosts.allowed, ["nqn.2026-11.io.pollux:host"]);
     assert_eq!(settings.nvmf.limits.queue_depth_max, 128);
+    assert_eq!(settings.pools[0].devices, ["uring:///a", "uring:///b"]);
+    assert_eq!(settings.pools[0].cache, ByteSize(1 << 30));
+    assert_eq!(settings.pools[0].dirty, ByteSize(32 << 20));
+    assert_eq!(settings.pools[0].commit_interval_ms, 50);
     assert_eq!(settings.namespaces[0].id, Some(7));
     assert!(settings.namespaces[0].uuid.is_some());
 }
@@ -111,6 +120,7 @@ fn bad_values_are_told_with_their_line() {
         ("[nvmf]\nlisten = [\"here\"]", 2, "address"),
         ("[nbd]\nlisten = [\"here\"]", 2, "unix:PATH"),
         ("[[namespaces]]\nid = 1", 1, "uri"),
+        ("[[pools]]\ncache = 1", 1, "devices"),
         ("[log]\nformat = ", 2, ""),
     ] {
         let message = error(text);
@@ -137,6 +147,16 @@ fn values_out_of_bounds_are_told() {
         ("[shutdown]\ndrain_timeout_ms = 0", "shutdown.drain_timeout_ms"),
         ("[nvmf]\nlisten = []", "nvmf.listen"),
         ("[[namespaces]]\nuri = \"null:///a\"\nid = 0", "namespaces.id"),
+        ("[[pools]]\ndevices = []", "pools.devices"),
+        (
+            "[[pools]]\ndevices = [\"null:///a\"]\ncache = \"2TiB\"",
+            "pools.cache",
+        ),
+        ("[[pools]]\ndevices = [\"null:///a\"]\ndirty = 1", "pools.dirty"),
+        (
+            "[[pools]]\ndevices = [\"null:///a\"]\ncommit_interval_ms = 0",
+            "pools.commit_interval_ms",
+        ),
     ] {
         let checked = parse(text).expect(text).check();
         assert!(

@@ -35,14 +35,22 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// What is given, and for the rest what follows from the names.
-    pub(crate) fn new(subsystem: &Nqn, device: &str, config: &NamespaceConfig) -> Self {
+    /// What is given, what the device knows of itself, and for the rest what follows from that or from the
+    /// names.
+    pub(crate) fn new(subsystem: &Nqn, device: &dyn Device, config: &NamespaceConfig) -> Self {
+        let own = device.uuid();
         let derive = |what: &str| {
-            // The lengths keep two pairs of names from running together.
-            let name = format!("{what}:{}:{subsystem}:{device}", subsystem.as_str().len());
+            let name = match own {
+                Some(own) => format!("{what}:{own}"),
+                // The lengths keep two pairs of names from running together.
+                None => {
+                    let (length, device) = (subsystem.as_str().len(), device.name());
+                    format!("{what}:{length}:{subsystem}:{device}")
+                }
+            };
             Uuid::new_v5(&DERIVED, name.as_bytes())
         };
-        let uuid = config.uuid.unwrap_or_else(|| derive("uuid"));
+        let uuid = config.uuid.or(own).unwrap_or_else(|| derive("uuid"));
         let eui64 = config.eui64.unwrap_or_else(|| {
             let [first, rest @ ..] = derive("eui64").into_bytes();
             let mut eui64 = [0; 8];
@@ -183,10 +191,44 @@ impl Namespace {
 
 #[cfg(test)]
 mod tests {
+    use pollux_device::events::{Publisher, Subscription};
+    use pollux_device::{Attaching, IoError};
+
     use super::*;
 
-    fn identity(subsystem: &str, device: &str) -> Identity {
-        Identity::new(&subsystem.parse().unwrap(), device, &NamespaceConfig::default())
+    /// Frozen too.
+    const EUI64_OF_OWN: [u8; 8] = [174, 98, 22, 125, 253, 217, 90, 227];
+
+    const SUBSYSTEM: &str = "nqn.2026-11.io.pollux:serve";
+
+    /// A device of which only the name and the UUID matter.
+    struct Named(&'static str, Option<Uuid>);
+
+    impl Device for Named {
+        fn name(&self) -> &str {
+            self.0
+        }
+
+        fn uuid(&self) -> Option<Uuid> {
+            self.1
+        }
+
+        fn geometry(&self) -> Geometry {
+            Geometry::new(4096, 4096).unwrap()
+        }
+
+        fn attach(self: Arc<Self>) -> Attaching {
+            Box::pin(std::future::ready(Err(IoError::Unsupported)))
+        }
+
+        fn subscribe(&self) -> Subscription {
+            Publisher::default().subscribe()
+        }
+    }
+
+    fn identity(subsystem: &str, device: &'static str) -> Identity {
+        let config = NamespaceConfig::default();
+        Identity::new(&subsystem.parse().unwrap(), &Named(device, None), &config)
     }
 
     /// Hosts keep these in their configuration: they must never change from one release to the next.
@@ -212,6 +254,20 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_knows_its_uuid_is_the_same_under_any_name_and_subsystem() {
+        let own = Uuid::from_u128(0x6c1b_0a7e_7d3c_4c58_9a5e_0f1d_2c3b_4a59);
+        let identity = |subsystem: &str, name: &'static str, uuid: Uuid| {
+            let config = NamespaceConfig::default();
+            Identity::new(&subsystem.parse().unwrap(), &Named(name, Some(uuid)), &config)
+        };
+        let one = identity(SUBSYSTEM, "tank/db", own);
+        assert_eq!((one.uuid, one.nguid), (own, own.into_bytes()));
+        assert_eq!(one.eui64, EUI64_OF_OWN);
+        assert_eq!(one, identity("nqn.2026-11.io.pollux:other", "tank/other", own));
+        assert!(!one.collides(&identity(SUBSYSTEM, "tank/db", Uuid::from_u128(1))));
+    }
+
+    #[test]
     fn given_identifiers_are_taken() {
         let config = NamespaceConfig {
             id: None,
@@ -220,7 +276,8 @@ mod tests {
             eui64: Some([5; 8]),
             ..NamespaceConfig::default()
         };
-        let identity = Identity::new(&"nqn.2026-11.io.pollux:serve".parse().unwrap(), "disk0", &config);
+        let device = Named("disk0", Some(Uuid::from_u128(9)));
+        let identity = Identity::new(&SUBSYSTEM.parse().unwrap(), &device, &config);
         assert_eq!(
             (identity.uuid, identity.nguid, identity.eui64),
             (Uuid::from_u128(7), [3; 16], [5; 8])

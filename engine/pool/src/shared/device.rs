@@ -70,11 +70,6 @@ impl VolumeDevice {
         }))
     }
 
-    /// The UUID of the volume, which is the same after a restart, and after a change of its name.
-    pub fn uuid(&self) -> Uuid {
-        self.uuid
-    }
-
     /// The pool it is in.
     pub fn pool(&self) -> &SharedPool {
         &self.pool
@@ -85,6 +80,11 @@ impl Device for VolumeDevice {
     /// The name of the pool and that of the volume, with a slash in between.
     fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The UUID of the volume, which is the same after a restart, and after a change of its name.
+    fn uuid(&self) -> Option<Uuid> {
+        Some(self.uuid)
     }
 
     fn geometry(&self) -> Geometry {

@@ -162,7 +162,7 @@ impl Subsystem {
             self.check_reports_access()?;
         }
         let events = device.subscribe();
-        let identity = Identity::new(&self.nqn, &name, config);
+        let identity = Identity::new(&self.nqn, &*device, config);
         let id = {
             let mut state = lock(&self.state);
             let id = self.free_id(&state, config.id, &name, &identity)?;

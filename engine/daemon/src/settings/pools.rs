@@ -1,0 +1,121 @@
+//! Pools that an engine opens.
+
+use std::fmt;
+use std::str::FromStr;
+
+use pollux_device::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::size;
+
+/// Memory for metadata of a pool that is on its devices too, at most.
+const CACHE_BYTES_MAX: u64 = 1 << 40;
+
+/// Memory for metadata of a pool that is not on its devices yet: less would make a checkpoint of each write.
+const DIRTY_BYTES_MIN: u64 = 1 << 20;
+const DIRTY_BYTES_MAX: u64 = 1 << 36;
+
+/// The longest time that a change may stay in memory only.
+const COMMIT_INTERVAL_MS_MAX: u64 = 60_000;
+
+/// A pool that is opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolSettings {
+    /// The URIs of all its devices, in any order. No default.
+    pub devices: Vec<String>,
+    /// Memory for metadata that is on the devices too, in bytes: a number, or a text with a unit.
+    /// Default: 64 MiB.
+    #[serde(default = "memory", with = "size")]
+    pub cache: ByteSize,
+    /// Memory for metadata that is not on the devices yet, in bytes: a number, or a text with a unit.
+    /// Default: 64 MiB.
+    #[serde(default = "memory", with = "size")]
+    pub dirty: ByteSize,
+    /// How long a change that nobody flushes may stay in memory only, in milliseconds. Default: 100.
+    #[serde(default = "commit_interval_ms")]
+    pub commit_interval_ms: u64,
+}
+
+fn memory() -> ByteSize {
+    ByteSize(64 << 20)
+}
+
+fn commit_interval_ms() -> u64 {
+    100
+}
+
+impl PoolSettings {
+    /// The pool on these devices.
+    pub fn new(devices: impl Into<Vec<String>>) -> Self {
+        Self {
+            devices: devices.into(),
+            cache: memory(),
+            dirty: memory(),
+            commit_interval_ms: commit_interval_ms(),
+        }
+    }
+
+    /// Fields, whether they are within their bounds, and those.
+    pub(super) fn checks(&self) -> [(&'static str, bool, &'static str); 4] {
+        [
+            (
+                "pools.devices",
+                !self.devices.is_empty(),
+                "the URI of one device at least",
+            ),
+            ("pools.cache", self.cache.0 <= CACHE_BYTES_MAX, "1TiB at most"),
+            (
+                "pools.dirty",
+                (DIRTY_BYTES_MIN..=DIRTY_BYTES_MAX).contains(&self.dirty.0),
+                "from 1MiB to 64GiB",
+            ),
+            (
+                "pools.commit_interval_ms",
+                (1..=COMMIT_INTERVAL_MS_MAX).contains(&self.commit_interval_ms),
+                "from 1 to 60000",
+            ),
+        ]
+    }
+}
+
+/// The URIs of the devices of one pool, as the command line has them: separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceList(pub Vec<String>);
+
+/// A text that is no such list.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no list of devices: give DEVICE_URI[,DEVICE_URI...], and write %2C for a comma in a URI")]
+pub struct DeviceListError(String);
+
+impl FromStr for DeviceList {
+    type Err = DeviceListError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceListError> {
+        let uris: Vec<String> = text.split(',').map(|uri| uri.trim().to_owned()).collect();
+        if uris.iter().any(String::is_empty) {
+            return Err(DeviceListError(text.chars().take(64).collect()));
+        }
+        Ok(Self(uris))
+    }
+}
+
+impl fmt::Display for DeviceList {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_separated_by_commas() {
+        let list: DeviceList = "uring:///a?block=4096, uring:///b".parse().expect("two");
+        assert_eq!(list.0, ["uring:///a?block=4096", "uring:///b"]);
+        for text in ["", ",", "uring:///a,", "uring:///a,,uring:///b"] {
+            assert!(text.parse::<DeviceList>().is_err(), "{text:?}");
+        }
+    }
+}
