@@ -61,7 +61,7 @@ pub trait Device: Send + Sync {
     /// What it is called: the last part of the path of the URI it was opened by. Exports and logs use it.
     fn name(&self) -> &str;
 
-    /// The UUID that its content has wherever it is served, under whatever name; `None` if it has none, and is
+    /// The UUID that its content has wherever it is served, under whatever name; `None` if it has none and is
     /// known by its name.
     fn uuid(&self) -> Option<Uuid> {
         None

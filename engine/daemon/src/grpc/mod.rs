@@ -5,6 +5,7 @@
 
 mod accept;
 mod service;
+mod status;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;

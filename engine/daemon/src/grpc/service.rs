@@ -1,23 +1,21 @@
 //! The calls of `pollux.engine.v1.Engine`.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use pollux_api::ERROR_DOMAIN;
 use pollux_api::engine::v1::engine_server;
 use pollux_api::engine::v1::{
     AddNamespaceRequest, AddNamespaceResponse, Event, GetInfoRequest, GetInfoResponse, GetStatisticsRequest,
-    GetStatisticsResponse, ListNamespacesRequest, ListNamespacesResponse, Reason, RemoveNamespaceRequest,
+    GetStatisticsResponse, ListNamespacesRequest, ListNamespacesResponse, RemoveNamespaceRequest,
     RemoveNamespaceResponse, ResizeNamespaceRequest, ResizeNamespaceResponse, WatchEventsRequest,
 };
 use pollux_nvme::target::NamespaceConfig;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status};
-use tonic_types::{ErrorDetails, StatusExt};
+use tonic::{Request, Response, Status};
 
+use super::status;
 use crate::engine::{ChangeError, Engine};
 
 /// Events on their way to one caller.
@@ -123,31 +121,6 @@ impl engine_server::Engine for EngineService {
 }
 
 fn finished<T>(result: Result<Result<T, ChangeError>, tokio::task::JoinError>) -> Result<T, Status> {
-    match result {
-        Ok(result) => result.map_err(|error| status(&error)),
-        Err(error) => Err(with_reason(Code::Internal, Reason::Internal, error.to_string())),
-    }
-}
-
-/// The status of an error: the code that gRPC has for it, the text for people and the reason for machines.
-fn status(error: &ChangeError) -> Status {
-    let reason = error.reason();
-    let code = match reason {
-        Reason::UriInvalid | Reason::NamespaceIdInvalid | Reason::SizeInvalid => Code::InvalidArgument,
-        Reason::DeviceUnavailable | Reason::ResizeUnsupported => Code::FailedPrecondition,
-        Reason::NamespaceIdInUse | Reason::DeviceInUse => Code::AlreadyExists,
-        Reason::NamespaceNotFound => Code::NotFound,
-        Reason::NamespacesExhausted => Code::ResourceExhausted,
-        Reason::Draining => Code::Unavailable,
-        Reason::FlushFailed => Code::DataLoss,
-        Reason::Internal | Reason::Unspecified => Code::Internal,
-    };
-    with_reason(code, reason, error.to_string())
-}
-
-fn with_reason(code: Code, reason: Reason, message: String) -> Status {
-    let name = reason.as_str_name();
-    let name = name.strip_prefix("REASON_").unwrap_or(name);
-    let details = ErrorDetails::with_error_info(name, ERROR_DOMAIN, HashMap::new());
-    Status::with_error_details(code, message, details)
+    let result = result.map_err(|error| status::lost(&error))?;
+    result.map_err(|error| status::status(error.reason(), error.to_string()))
 }

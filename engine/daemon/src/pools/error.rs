@@ -17,7 +17,7 @@ pub enum PoolsError {
         /// The device it is about, or all of them.
         devices: String,
         /// Why.
-        source: PoolError,
+        source: Box<PoolError>,
     },
     /// There is a pool of this name already.
     #[error("a pool {name:?} is open already: export it first")]
@@ -39,7 +39,7 @@ pub enum PoolsError {
         /// Its name.
         name: String,
         /// Why.
-        source: PoolError,
+        source: Box<PoolError>,
     },
     /// The pool said no.
     #[error("pool {name:?}: {source}")]
@@ -47,7 +47,7 @@ pub enum PoolsError {
         /// Its name.
         name: String,
         /// Why.
-        source: PoolError,
+        source: Box<PoolError>,
     },
     /// The engine stops.
     #[error("the engine is stopping and opens no pools")]
@@ -102,7 +102,10 @@ impl PoolsError {
                 all.join(", ")
             }
         };
-        Self::Devices { devices, source }
+        Self::Devices {
+            devices,
+            source: source.into(),
+        }
     }
 
     /// What a pool said, with its name.
@@ -110,7 +113,7 @@ impl PoolsError {
         match error {
             SharedError::Pool(source) => Self::Pool {
                 name: name.to_owned(),
-                source,
+                source: source.into(),
             },
             SharedError::Reactor(error) => Self::Reactor(error),
         }

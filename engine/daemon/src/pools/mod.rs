@@ -180,7 +180,7 @@ impl Pools {
         let exported = pool.shared.call(|pool| async move { pool.export().await });
         exported.await?.map_err(|source| PoolsError::Export {
             name: name.to_owned(),
-            source,
+            source: source.into(),
         })?;
         tracing::info!(pool = name, "pool exported");
         Ok(())

@@ -38,8 +38,8 @@ impl Running {
                 let timeout_ms = timeout.as_millis() as u64;
                 tracing::error!(
                     timeout_ms,
-                    "stopped, but not every pool could be exported: they are as after a crash, with everything \
-                     that was flushed"
+                    "stopped, but not every pool could be exported: it is as after a crash, with what was \
+                     flushed"
                 );
                 leave()
             }
