@@ -35,7 +35,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve devices over NVMe/TCP until SIGINT or SIGTERM.
-    Serve(ServeArguments),
+    Serve(Box<ServeArguments>),
     /// Tell what this machine offers to an engine, and the command that mends each problem.
     Doctor(DoctorArguments),
     /// List the NVMe drives of this machine, and move them between the kernel and the engine.
@@ -286,7 +286,7 @@ mod tests {
     fn serve(arguments: &[&str]) -> ServeArguments {
         let all = ["pollux-engine", "serve"].iter().chain(arguments);
         match Cli::try_parse_from(all).expect("valid arguments").command {
-            Command::Serve(arguments) => arguments,
+            Command::Serve(arguments) => *arguments,
             other => unreachable!("parsed {other:?}"),
         }
     }
