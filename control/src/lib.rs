@@ -3,5 +3,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod model;
 pub mod placement;
 pub mod store;
