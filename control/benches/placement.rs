@@ -117,6 +117,7 @@ fn placement(criterion: &mut Criterion) {
         own: &[],
         count: 3,
         only: None,
+        is_rebuild: false,
     };
     let mut group = criterion.benchmark_group("placement of 3 replicas, 1,000 nodes, 100,000 replicas");
     group.bench_function("no rules", |bencher| {

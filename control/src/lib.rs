@@ -3,6 +3,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod controller;
+pub mod engines;
 pub mod model;
 pub mod placement;
+pub mod plan;
+pub mod registry;
 pub mod store;
+pub mod world;

@@ -184,6 +184,7 @@ impl fmt::Display for Closed {
             Self::NodeDrained => "node drained",
             Self::PoolDrained => "pool drained",
             Self::CoolingDown => "replicas failed here lately",
+            Self::Busy => "node busy with rebuilds",
         })
     }
 }

@@ -46,6 +46,8 @@ pub enum Closed {
     PoolDrained,
     /// Replicas failed in it lately.
     CoolingDown,
+    /// Its node takes part in as many rebuilds as it may.
+    Busy,
 }
 
 /// A pool as placement sees it.
@@ -63,6 +65,8 @@ pub struct Site {
     pub media: MediaClass,
     /// Why it takes nothing, if so.
     pub closed: Option<Closed>,
+    /// Whether its node takes part in as many rebuilds as it may.
+    pub busy: bool,
     /// Bytes it has for data.
     pub capacity_bytes: u64,
     /// Bytes of them that are used.
@@ -178,6 +182,7 @@ impl Fleet {
                 node: spec.node.clone(),
                 media: spec.media(),
                 closed: closed(node, pool),
+                busy: false,
                 capacity_bytes: status.capacity_bytes,
                 used_bytes: status.used_bytes,
                 provisioned_bytes: 0,
@@ -248,6 +253,13 @@ impl Fleet {
                 .and_then(|index| self.sites.get_mut(index))
         {
             site.closed.get_or_insert(why);
+        }
+    }
+
+    /// A node takes part in as many rebuilds as it may.
+    pub fn mark_busy(&mut self, node: &str) {
+        for site in self.sites.iter_mut().filter(|site| site.node == node) {
+            site.busy = true;
         }
     }
 

@@ -53,6 +53,8 @@ pub struct PlacementRequest<'a> {
     pub count: usize,
     /// If given, only these pools are considered.
     pub only: Option<&'a [SiteId]>,
+    /// Whether data will be copied there, so that busy nodes are left alone.
+    pub is_rebuild: bool,
 }
 
 /// A pool that was chosen.
@@ -183,4 +185,36 @@ pub fn decide(fleet: &Fleet, request: &PlacementRequest<'_>) -> Decision {
     }
     let missing = request.count - placed.len();
     Decision { placed, missing }
+}
+
+/// Which of a volume's replicas are where its rules would not have them: on other media, against required
+/// labels or affinities, or more in a domain than may be. Of those that are too many in a domain, the later
+/// ones.
+///
+/// Whether a pool is full or takes nothing new does not matter: what is there may stay.
+pub fn misplaced(fleet: &Fleet, volume_uid: &str, policy: &PlacementPolicy, sites: &[SiteId]) -> Vec<SiteId> {
+    let caps = Caps::of(policy);
+    let own = Occupied::by(fleet, sites);
+    let request = PlacementRequest {
+        volume_uid,
+        size_bytes: 0,
+        policy,
+        kept: &[],
+        own: sites,
+        count: 0,
+        only: None,
+        is_rebuild: false,
+    };
+    let mut right = Occupied::default();
+    let mut wrong = Vec::new();
+    for id in sites {
+        let Some(site) = fleet.site(*id) else { continue };
+        let is_right = rules::keep(fleet, site, &request, &own).is_ok();
+        if is_right && right.full(site, &caps).is_none() {
+            right.add(site);
+        } else {
+            wrong.push(*id);
+        }
+    }
+    wrong
 }

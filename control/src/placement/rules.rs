@@ -69,6 +69,21 @@ pub(super) fn judge(
     if let Some(closed) = site.closed {
         return Err(Rejection::Closed(closed));
     }
+    if request.is_rebuild && site.busy {
+        return Err(Rejection::Closed(Closed::Busy));
+    }
+    let score = space(fleet, site, request.size_bytes)?;
+    Ok(score + keep(fleet, site, request, own)?)
+}
+
+/// Whether a pool is one that the policy of a volume wants, whatever its state; if so, what preferences are
+/// worth, in points.
+pub(super) fn keep(
+    fleet: &Fleet,
+    site: &Site,
+    request: &PlacementRequest<'_>,
+    own: &Occupied,
+) -> Result<i64, Rejection> {
     let policy = request.policy;
     let media = policy.media();
     if media != MediaClass::Unspecified && media != site.media {
@@ -82,7 +97,7 @@ pub(super) fn judge(
             });
         }
     }
-    let mut score = space(fleet, site, request.size_bytes)?;
+    let mut score = 0;
     for rule in &policy.affinity {
         let kept = keeps(fleet, site, rule, request, own);
         match (kept, rule.required, rule.apart) {

@@ -284,6 +284,7 @@ proptest! {
             own: &kept_ids,
             count,
             only: None,
+            is_rebuild: false,
         };
         let decision = decide(&fleet, &request);
         prop_assert_eq!(decision.placed.len() + decision.missing, count);
@@ -352,6 +353,7 @@ fn request<'a>(policy: &'a PlacementPolicy, count: usize) -> PlacementRequest<'a
         own: &[],
         count,
         only: None,
+        is_rebuild: false,
     }
 }
 

@@ -1,0 +1,171 @@
+//! What closes the difference between what was asked for and what is: a pure function from a world to steps.
+//!
+//! A step is a transaction of the store or a command for one engine. Invariants:
+//!
+//! - A transaction has the condition that the records it replaces are those of the world. So steps of an
+//!   outdated world do nothing.
+//! - A replica is on record before an engine hears of it. Whatever is taken off the record while it may be
+//!   on an engine becomes a [removal](pollux_api::control::v1::Removal) in the same transaction.
+//! - A replica that is in sync is taken off the record only while at least `min_in_sync` others that can be
+//!   used are in sync, or with its volume.
+//! - Commands say what is to be. Sent twice they do nothing the second time; sent late they are refused by
+//!   term or epoch.
+//! - The same world gives the same steps; a world that is as it should be gives none.
+
+mod context;
+mod nodes;
+mod repair;
+mod snapshots;
+mod targets;
+mod volume;
+
+use pollux_api::control::v1::{EngineCommand, Event, Severity, engine_command};
+
+use crate::model::{Guarded, Kind, Record};
+use crate::placement::PlacementLimits;
+use crate::store::{Transaction, Write};
+use crate::world::World;
+
+use context::Context;
+
+/// What reconciling may do, and how long it waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// An engine that is silent for so long counts as unreachable: its targets move.
+    pub unreachable_after_us: u64,
+    /// A node or pool that is away for so long counts as lost: its replicas are replaced.
+    pub replace_after_us: u64,
+    /// At most so many replicas are made anew at a time on a node, and from a node.
+    pub rebuilds_per_node_max: u32,
+    /// At most so many replicas are made anew at a time altogether.
+    pub rebuilds_max: u32,
+    /// For so long, a pool in which a replica could not be made gets no new ones.
+    pub cool_down_us: u64,
+    /// Steps of one pass.
+    pub steps_max: usize,
+    /// Events that are kept.
+    pub events_max: usize,
+    /// How full pools may be.
+    pub placement: PlacementLimits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            unreachable_after_us: 10_000_000,
+            replace_after_us: 300_000_000,
+            rebuilds_per_node_max: 2,
+            rebuilds_max: 128,
+            cool_down_us: 600_000_000,
+            steps_max: 4_000,
+            events_max: 10_000,
+            placement: PlacementLimits::default(),
+        }
+    }
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Change records.
+    Commit(Transaction),
+    /// Tell an engine what is to be.
+    Command {
+        /// Its node.
+        node: String,
+        /// What it is told.
+        command: engine_command::Command,
+    },
+}
+
+/// Old events that one transaction forgets, and transactions of one pass that do so.
+const EVENTS_FORGOTTEN_AT_ONCE: usize = 100;
+const EVENT_COMMITS_MAX: usize = 50;
+
+/// What to do in a world, in this order, as far as limits go. Nothing: all is as it should be, or only time
+/// or an engine can change that.
+pub fn plan(world: &World, limits: &Limits) -> Vec<Step> {
+    let mut context = Context::new(world, limits);
+    nodes::plan_nodes(&mut context);
+    nodes::plan_pools(&mut context);
+    plan_removals(&mut context);
+    snapshots::plan_snapshots(&mut context);
+    volume::plan_volumes(&mut context);
+    snapshots::plan_schedules(&mut context);
+    plan_events(&mut context);
+    let mut steps = context.into_steps();
+    steps.truncate(limits.steps_max);
+    steps
+}
+
+/// Sends removals until reports show them done, then forgets them.
+fn plan_removals(context: &mut Context<'_>) {
+    let world = context.world;
+    for removal in world.removals.values() {
+        let Some(command) = removal
+            .command
+            .as_ref()
+            .and_then(|command| command.command.clone())
+        else {
+            context.forget(removal);
+            continue;
+        };
+        if !world.nodes.contains_key(&removal.node) {
+            // With the node, what was on it is forgotten.
+            context.forget(removal);
+        } else if context.is_online(&removal.node) {
+            match context.is_removed(&removal.node, &command) {
+                true => context.forget(removal),
+                false => context.command(&removal.node, command),
+            }
+        }
+    }
+}
+
+/// Forgets the oldest events.
+fn plan_events(context: &mut Context<'_>) {
+    let world = context.world;
+    let surplus = world.events.len().saturating_sub(context.limits.events_max);
+    if surplus == 0 {
+        return;
+    }
+    let oldest: Vec<&String> = world.events.iter().take(surplus).collect();
+    for names in oldest.chunks(EVENTS_FORGOTTEN_AT_ONCE).take(EVENT_COMMITS_MAX) {
+        let writes = names.iter().map(|name| Write::Delete {
+            key: Kind::Event.key(name),
+        });
+        context.commit(Transaction {
+            conditions: Vec::new(),
+            writes: writes.collect(),
+        });
+    }
+}
+
+/// A command as it is stored in a removal.
+fn stored(command: engine_command::Command) -> Option<EngineCommand> {
+    Some(EngineCommand {
+        command: Some(command),
+    })
+}
+
+/// Adds an event to a transaction.
+pub(crate) fn add_event(
+    transaction: &mut Transaction,
+    world: &World,
+    number: usize,
+    severity: Severity,
+    (subject, message): (String, String),
+) {
+    let mut event = Event {
+        metadata: None,
+        unix_us: world.now_unix_us,
+        severity: severity.into(),
+        subject,
+        message,
+    };
+    // Names have the order of time. The revision keeps decisions of the same microsecond apart.
+    let name = format!("{:020}-{:x}-{number:x}", world.now_unix_us, world.revision);
+    event.meta_mut().name = name;
+    event.meta_mut().created_unix_us = world.now_unix_us;
+    transaction.put_always(&event);
+}

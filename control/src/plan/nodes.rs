@@ -1,0 +1,219 @@
+//! Nodes and pools: whether they are heard from, and what that means.
+
+use pollux_api::control::v1::{
+    Node, NodeState, NodeStatus, Pool, PoolConfig, PoolHealth, PoolState, PoolStatus, Removal, Severity,
+    engine_command::Command,
+};
+
+use crate::model::{Guarded, Record};
+use crate::store::Transaction;
+
+use super::context::Context;
+use super::stored;
+
+/// Used bytes are stored again when they have changed by this part of the capacity: they are for people and
+/// placement, and no reason to write all the time.
+const USED_STEP_PERCENT: u64 = 1;
+
+/// Notes who is heard from, and since when not.
+pub(super) fn plan_nodes(context: &mut Context<'_>) {
+    let world = context.world;
+    for node in world.nodes.values() {
+        let old = node.status.clone().unwrap_or_default();
+        let new = node_status(context, node, &old);
+        if new == old {
+            continue;
+        }
+        let mut changed = node.clone();
+        changed.status = Some(new.clone());
+        let mut transaction = Transaction::default();
+        transaction.put(&changed);
+        if new.state != old.state {
+            let (severity, message) = match new.state() {
+                NodeState::Online => (Severity::Info, "is online"),
+                NodeState::Unreachable => (Severity::Warning, "does not report: its targets move elsewhere"),
+                NodeState::Lost => (Severity::Error, "is lost: its replicas are replaced elsewhere"),
+                NodeState::Unspecified => (Severity::Info, "was never heard from"),
+            };
+            context.event(&mut transaction, severity, node.subject(), message.to_owned());
+        }
+        context.commit(transaction);
+    }
+}
+
+fn node_status(context: &Context<'_>, node: &Node, old: &NodeStatus) -> NodeStatus {
+    let world = context.world;
+    let limits = context.limits;
+    let now = world.now_unix_us;
+    let observation = world.reports.get(node.name());
+    let heard_unix_us = observation.map_or(0, |observation| observation.at_unix_us);
+    let silent_since = heard_unix_us.max(world.observing_since_unix_us);
+    let is_silent = now >= silent_since.saturating_add(limits.unreachable_after_us);
+    let state = match (old.state(), is_silent, observation.is_some()) {
+        (_, false, true) => NodeState::Online,
+        // Nothing is known of it here yet: it stays what it was.
+        (state, false, false) => state,
+        (NodeState::Unspecified, true, _) => NodeState::Unspecified,
+        (NodeState::Online, true, _) => NodeState::Unreachable,
+        (NodeState::Unreachable, true, _) => {
+            match now >= old.state_since_unix_us.saturating_add(limits.replace_after_us) {
+                true => NodeState::Lost,
+                false => NodeState::Unreachable,
+            }
+        }
+        (NodeState::Lost, true, _) => NodeState::Lost,
+    };
+    let mut status = old.clone();
+    if state != old.state() {
+        status.state = state.into();
+        status.state_since_unix_us = now;
+    }
+    if let Some(observation) = observation.filter(|_| state == NodeState::Online) {
+        status.version.clone_from(&observation.report.version);
+        status
+            .nvmf_listeners
+            .clone_from(&observation.report.nvmf_listeners);
+    }
+    let is_drained = node.spec.as_ref().is_some_and(|spec| spec.drained);
+    status.empty = is_drained
+        && context
+            .fleet
+            .sites()
+            .all(|(_, site)| site.node != node.name() || site.replicas == 0)
+        && context.served(node.name()) == 0;
+    status
+}
+
+/// Makes pools, notes whether they can be used, and takes them apart.
+pub(super) fn plan_pools(context: &mut Context<'_>) {
+    let world = context.world;
+    for pool in world.pools.values() {
+        let Some(spec) = &pool.spec else { continue };
+        if pool.is_deleting() {
+            plan_pool_removal(context, pool);
+            continue;
+        }
+        if context.is_online(&spec.node) && context.pool(&pool.meta().uid).is_none() {
+            let config = PoolConfig {
+                uid: pool.meta().uid.clone(),
+                devices: spec.devices.clone(),
+            };
+            context.command(&spec.node, Command::EnsurePool(config));
+        }
+        let old = pool.status.clone().unwrap_or_default();
+        let new = pool_status(context, pool, &old);
+        if !is_worth_storing(&old, &new) {
+            continue;
+        }
+        let mut changed = pool.clone();
+        changed.status = Some(new.clone());
+        let mut transaction = Transaction::default();
+        transaction.put(&changed);
+        if new.state != old.state {
+            let (severity, message) = match new.state() {
+                PoolState::Online => (Severity::Info, "is online".to_owned()),
+                PoolState::Unreachable => (Severity::Warning, "cannot be reached".to_owned()),
+                PoolState::Sick => (
+                    Severity::Warning,
+                    format!("is sick ({}): replicas leave it", new.message),
+                ),
+                PoolState::Failed => (
+                    Severity::Error,
+                    format!("has failed ({}): its replicas are replaced", new.message),
+                ),
+                PoolState::Unspecified => (Severity::Info, "is not made yet".to_owned()),
+            };
+            context.event(&mut transaction, severity, pool.subject(), message);
+        }
+        context.commit(transaction);
+    }
+}
+
+/// A pool goes when nothing is on it any more.
+fn plan_pool_removal(context: &mut Context<'_>, pool: &Pool) {
+    let Some(spec) = &pool.spec else { return };
+    let site = context
+        .fleet
+        .find(pool.name())
+        .and_then(|id| context.fleet.site(id));
+    if site.is_some_and(|site| site.replicas > 0) {
+        return;
+    }
+    let mut transaction = Transaction::default();
+    transaction.delete(pool);
+    let mut removal = Removal {
+        metadata: None,
+        node: spec.node.clone(),
+        command: stored(Command::RemovePool(pool.meta().uid.clone())),
+    };
+    removal.meta_mut().name = format!("{}.pool.{}", spec.node, pool.meta().uid);
+    transaction.put_always(&removal);
+    context.event(
+        &mut transaction,
+        Severity::Info,
+        pool.subject(),
+        "is deleted".to_owned(),
+    );
+    context.commit(transaction);
+}
+
+fn pool_status(context: &Context<'_>, pool: &Pool, old: &PoolStatus) -> PoolStatus {
+    let node = pool.spec.as_ref().map_or("", |spec| spec.node.as_str());
+    let now = context.world.now_unix_us;
+    let mut status = old.clone();
+    let report = context.pool(&pool.meta().uid);
+    let (state, message) = match (report, context.node_state(node)) {
+        (Some(report), _) => {
+            status.capacity_bytes = report.capacity_bytes;
+            status.used_bytes = report.used_bytes;
+            let state = match report.health() {
+                PoolHealth::Good => PoolState::Online,
+                PoolHealth::Sick => PoolState::Sick,
+                PoolHealth::Failed | PoolHealth::Unspecified => PoolState::Failed,
+            };
+            (state, report.message.clone())
+        }
+        // Not made yet: there is nothing that could be lost.
+        (None, _) if old.state() == PoolState::Unspecified => return status,
+        (None, NodeState::Lost) => (PoolState::Failed, "its node is lost".to_owned()),
+        (None, NodeState::Online) if context.is_online(node) => {
+            // An engine that has just started takes a moment to find its pools.
+            let waited = old.state() == PoolState::Unreachable
+                && now
+                    >= old
+                        .state_since_unix_us
+                        .saturating_add(context.limits.replace_after_us);
+            let state = match waited || old.state() == PoolState::Failed {
+                true => PoolState::Failed,
+                false => PoolState::Unreachable,
+            };
+            (state, "its engine does not find it".to_owned())
+        }
+        (None, _) if old.state() == PoolState::Failed => return status,
+        (None, _) => (PoolState::Unreachable, "its node does not report".to_owned()),
+    };
+    if state != old.state() {
+        status.state = state.into();
+        status.state_since_unix_us = now;
+    }
+    status.message = message;
+    if let Some(site) = context
+        .fleet
+        .find(pool.name())
+        .and_then(|id| context.fleet.site(id))
+    {
+        status.provisioned_bytes = site.provisioned_bytes;
+        status.replicas = site.replicas;
+    }
+    status
+}
+
+/// Whether more has changed than how full it is, or that by much.
+fn is_worth_storing(old: &PoolStatus, new: &PoolStatus) -> bool {
+    let step = new.capacity_bytes / 100 * USED_STEP_PERCENT;
+    let comparable = |status: &PoolStatus| PoolStatus {
+        used_bytes: 0,
+        ..status.clone()
+    };
+    comparable(old) != comparable(new) || old.used_bytes.abs_diff(new.used_bytes) > step
+}

@@ -1,0 +1,407 @@
+//! Volumes: from asked for to served, from one size to another, and gone.
+//!
+//! What is decided for a volume is drafted on a copy of its status and stored in one transaction. Commands
+//! follow from what is stored, never from a draft.
+
+use pollux_api::control::v1::{
+    PlacementPolicy, Removal, Replica, ReplicaConfig, ReplicaState, Severity, SnapshotState, Volume,
+    VolumeSpec, VolumeState, VolumeStatus, engine_command::Command,
+};
+use uuid::Uuid;
+
+use crate::model::{EffectivePolicy, Guarded, Record};
+use crate::placement::{PlacementRequest, SiteId, decide, explain};
+use crate::store::Transaction;
+
+use super::context::Context;
+use super::repair::{self, Fitness, fitness};
+use super::{stored, targets};
+
+/// A volume with what is decided for it.
+pub(super) struct Draft<'a> {
+    pub(super) volume: &'a Volume,
+    pub(super) spec: &'a VolumeSpec,
+    pub(super) policy: EffectivePolicy<'a>,
+    pub(super) status: VolumeStatus,
+    pub(super) removals: Vec<Removal>,
+    pub(super) events: Vec<(Severity, String)>,
+    /// Replicas that were placed here: each gets another UUID.
+    placed: usize,
+}
+
+impl Draft<'_> {
+    pub(super) fn uid(&self) -> &str {
+        &self.volume.meta().uid
+    }
+
+    /// Something is to go from an engine.
+    pub(super) fn remove(&mut self, node: &str, what: &str, command: Command) {
+        let mut removal = Removal {
+            metadata: None,
+            node: node.to_owned(),
+            command: stored(command),
+        };
+        removal.meta_mut().name = format!("{node}.{what}");
+        self.removals.push(removal);
+    }
+
+    /// Takes a replica off the record, and has it removed.
+    pub(super) fn drop_replica(&mut self, replica: &Replica, why: &str) {
+        self.status.replicas.retain(|other| other.uid != replica.uid);
+        if self.status.epoch > 0 && replica.state() == ReplicaState::InSync {
+            self.status.version += 1;
+        }
+        let what = format!("replica.{}", replica.uid);
+        self.remove(&replica.node, &what, Command::RemoveReplica(replica.uid.clone()));
+        self.events.push((
+            Severity::Info,
+            format!("its replica in pool {} is removed: {why}", replica.pool),
+        ));
+    }
+
+    /// Gives a new replica its place, and its UUID: always another one, and the same if this is decided
+    /// again.
+    pub(super) fn add_replica(&mut self, context: &mut Context<'_>, site: SiteId) {
+        let Some((pool, node)) = context
+            .fleet
+            .site(site)
+            .map(|site| (site.pool.clone(), site.node.clone()))
+        else {
+            return;
+        };
+        context
+            .fleet
+            .occupy(site, self.spec.size_bytes, &self.policy.placement.affinity_groups);
+        let name = format!("{}/{}/{}", self.uid(), self.volume.meta().revision, self.placed);
+        self.placed += 1;
+        self.events.push((
+            Severity::Info,
+            format!("gets a replica in pool {pool} on node {node}"),
+        ));
+        self.status.replicas.push(Replica {
+            uid: Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string(),
+            node,
+            pool,
+            state: ReplicaState::Assigned.into(),
+        });
+    }
+
+    /// The pools of its replicas.
+    pub(super) fn sites(&self, context: &Context<'_>, wanted: impl Fn(&Replica) -> bool) -> Vec<SiteId> {
+        let replicas = self.status.replicas.iter().filter(|replica| wanted(replica));
+        replicas
+            .filter_map(|replica| context.fleet.find(&replica.pool))
+            .collect()
+    }
+}
+
+/// Plans for volumes, the most endangered first.
+pub(super) fn plan_volumes(context: &mut Context<'_>) {
+    let world = context.world;
+    let mut order: Vec<(u32, &Volume)> = world
+        .volumes
+        .values()
+        .map(|volume| (repair::urgency(context, volume), volume))
+        .collect();
+    // Stable: volumes that are alike stay in the order of their names.
+    order.sort_by_key(|(urgency, _)| *urgency);
+    for (_, volume) in order {
+        if context.is_full() {
+            return;
+        }
+        if volume.is_deleting() {
+            plan_deletion(context, volume);
+        } else if let Some(spec) = &volume.spec {
+            plan_volume(context, volume, spec);
+        }
+    }
+}
+
+fn plan_volume(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec) {
+    let world = context.world;
+    let old = volume.status.clone().unwrap_or_default();
+    let mut draft = Draft {
+        volume,
+        spec,
+        policy: world.policy(volume),
+        status: old.clone(),
+        removals: Vec::new(),
+        events: Vec::new(),
+        placed: 0,
+    };
+    draft.status.message.clear();
+    if draft.status.epoch == 0 {
+        create(context, &mut draft);
+    } else {
+        repair::repair(context, &mut draft);
+        targets::choose(context, &mut draft);
+        grow(context, &mut draft);
+    }
+    let state = state(context, &draft);
+    draft.status.state = state.into();
+    if draft.status == old {
+        send(context, volume, spec, &old);
+        targets::send(context, volume, spec, &old);
+        return;
+    }
+    let mut changed = volume.clone();
+    changed.status = Some(draft.status.clone());
+    let mut transaction = Transaction::default();
+    transaction.put(&changed);
+    for removal in &draft.removals {
+        transaction.put_always(removal);
+    }
+    if draft.status.state != old.state {
+        let (severity, text) = match draft.status.state() {
+            VolumeState::Healthy => (Severity::Info, "is healthy"),
+            VolumeState::Degraded => (Severity::Warning, "has fewer replicas than it should have"),
+            VolumeState::Unavailable => (Severity::Error, "does not serve"),
+            VolumeState::Pending => (Severity::Warning, "has no place yet"),
+            VolumeState::Creating => (Severity::Info, "is being made"),
+            VolumeState::Deleting | VolumeState::Unspecified => (Severity::Info, "is being deleted"),
+        };
+        let message = match draft.status.message.is_empty() {
+            true => text.to_owned(),
+            false => format!("{text}: {}", draft.status.message),
+        };
+        draft.events.push((severity, message));
+    }
+    for (severity, message) in draft.events {
+        context.event(&mut transaction, severity, volume.subject(), message);
+    }
+    context.commit(transaction);
+}
+
+/// Before the first epoch: replicas get places and are made; none of them has data yet.
+fn create(context: &mut Context<'_>, draft: &mut Draft<'_>) {
+    for replica in draft.status.replicas.clone() {
+        let fitness = fitness(context, &replica);
+        if fitness != Fitness::Good {
+            draft.drop_replica(&replica, "it was not finished before its place became unfit");
+        }
+    }
+    let source = match source(context, draft) {
+        Ok(source) => source,
+        Err(message) => {
+            draft.status.message = message;
+            return;
+        }
+    };
+    let wanted = usize::try_from(draft.policy.replicas).unwrap_or(1);
+    if draft.status.replicas.len() < wanted {
+        place_first(context, draft, wanted, source.as_deref());
+    }
+    if draft.status.replicas.is_empty() {
+        return;
+    }
+    let sizes: Option<Vec<u64>> = draft
+        .status
+        .replicas
+        .iter()
+        .map(|replica| Some(context.replica(&replica.uid)?.config.as_ref()?.size_bytes))
+        .collect();
+    let Some(size_bytes) = sizes.and_then(|sizes| sizes.into_iter().min()) else {
+        return;
+    };
+    if size_bytes < draft.spec.size_bytes {
+        return;
+    }
+    // All are there, and all hold the same: nothing, or the same snapshot.
+    for replica in &mut draft.status.replicas {
+        replica.state = ReplicaState::InSync.into();
+    }
+    draft.status.version = 1;
+    draft.status.size_bytes = draft.spec.size_bytes;
+    targets::choose(context, draft);
+}
+
+/// The pools that hold the snapshot that a volume begins as a copy of, if it does.
+fn source(context: &Context<'_>, draft: &Draft<'_>) -> Result<Option<Vec<SiteId>>, String> {
+    let name = &draft.spec.source_snapshot;
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let snapshot = context.world.snapshots.get(name);
+    let status = snapshot.and_then(|snapshot| snapshot.status.as_ref());
+    let (Some(snapshot), Some(status)) = (snapshot, status) else {
+        return Err(format!("its source, snapshot {name}, is gone"));
+    };
+    if status.state() != SnapshotState::Ready {
+        return Err(format!("its source, snapshot {name}, is not taken yet"));
+    }
+    let origin = snapshot.spec.as_ref().map(|spec| spec.volume.as_str());
+    let origin = origin.and_then(|name| context.world.volumes.get(name));
+    let replicas = origin
+        .filter(|origin| origin.meta().uid == status.volume_uid)
+        .and_then(|origin| origin.status.as_ref())
+        .map_or(&[][..], |status| &status.replicas);
+    let pools = replicas
+        .iter()
+        .filter(|replica| replica.state() == ReplicaState::InSync)
+        .filter(|replica| {
+            let held = context.replica(&replica.uid).map(|report| &report.snapshot_uids);
+            held.is_some_and(|uids| uids.contains(&snapshot.meta().uid))
+        })
+        .filter_map(|replica| context.fleet.find(&replica.pool))
+        .collect();
+    Ok(Some(pools))
+}
+
+/// Chooses places for a volume that has none or too few. A copy of a snapshot begins where the snapshot is;
+/// what it lacks then is made by repair.
+fn place_first(context: &mut Context<'_>, draft: &mut Draft<'_>, wanted: usize, source: Option<&[SiteId]>) {
+    if !context.may_decide() {
+        return;
+    }
+    let kept = draft.sites(context, |_| true);
+    let nowhere = PlacementPolicy::default();
+    let request = PlacementRequest {
+        volume_uid: &draft.volume.meta().uid,
+        size_bytes: draft.spec.size_bytes,
+        // Where the snapshot is, the volume has to begin, whatever its own rules: repair moves it later.
+        policy: match source {
+            Some(_) => &nowhere,
+            None => draft.policy.placement,
+        },
+        kept: &kept,
+        own: &kept,
+        count: wanted.saturating_sub(kept.len()),
+        only: source,
+        is_rebuild: false,
+    };
+    let decision = decide(&context.fleet, &request);
+    let is_enough = match source {
+        Some(_) => !decision.placed.is_empty() || !kept.is_empty(),
+        None => decision.fits(),
+    };
+    if !is_enough {
+        draft.status.message = explain(&context.fleet, &request).summary;
+        return;
+    }
+    for placed in decision.placed {
+        draft.add_replica(context, placed.site);
+    }
+}
+
+/// Hosts see the new size once every replica that counts has grown.
+fn grow(context: &Context<'_>, draft: &mut Draft<'_>) {
+    if draft.status.size_bytes >= draft.spec.size_bytes {
+        return;
+    }
+    let all_grown = draft.status.replicas.iter().all(|replica| {
+        let config = context
+            .replica(&replica.uid)
+            .and_then(|report| report.config.as_ref());
+        match config {
+            Some(config) => config.size_bytes >= draft.spec.size_bytes,
+            None => replica.state() != ReplicaState::InSync,
+        }
+    });
+    if all_grown {
+        draft.status.size_bytes = draft.spec.size_bytes;
+        draft.events.push((
+            Severity::Info,
+            format!("has grown to {} bytes", draft.spec.size_bytes),
+        ));
+    }
+}
+
+fn state(context: &Context<'_>, draft: &Draft<'_>) -> VolumeState {
+    let status = &draft.status;
+    if status.epoch == 0 {
+        return match status.replicas.is_empty() {
+            true => VolumeState::Pending,
+            false => VolumeState::Creating,
+        };
+    }
+    let serves = targets::serves(context, draft.uid(), status);
+    if !serves && matches!(status.state(), VolumeState::Creating | VolumeState::Pending) {
+        return VolumeState::Creating;
+    }
+    let in_sync: Vec<Fitness> = status
+        .replicas
+        .iter()
+        .filter(|replica| replica.state() == ReplicaState::InSync)
+        .map(|replica| fitness(context, replica))
+        .collect();
+    let usable = in_sync.iter().filter(|fitness| fitness.is_usable()).count();
+    let wanted = usize::try_from(draft.policy.replicas).unwrap_or(1);
+    let least = usize::try_from(draft.policy.min_in_sync).unwrap_or(1);
+    if usable < least || !serves {
+        VolumeState::Unavailable
+    } else if usable >= wanted && status.replicas.len() == in_sync.len() {
+        VolumeState::Healthy
+    } else {
+        VolumeState::Degraded
+    }
+}
+
+/// Has replicas made, and has them grow.
+fn send(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &VolumeStatus) {
+    let source_snapshot_uid = match status.epoch {
+        0 => context.world.snapshots.get(&spec.source_snapshot),
+        _ => None,
+    };
+    let source_snapshot_uid =
+        source_snapshot_uid.map_or_else(String::new, |snapshot| snapshot.meta().uid.clone());
+    for replica in &status.replicas {
+        let reported = context
+            .replica(&replica.uid)
+            .and_then(|report| report.config.as_ref());
+        let is_due = match reported {
+            Some(config) => config.size_bytes < spec.size_bytes,
+            // Once it was there, it is not made again: that would be an empty one that counts as in sync.
+            None => replica.state() == ReplicaState::Assigned,
+        };
+        let Some(pool) = context.world.pools.get(&replica.pool) else {
+            continue;
+        };
+        if is_due && fitness(context, replica).is_usable() {
+            let config = ReplicaConfig {
+                uid: replica.uid.clone(),
+                volume_uid: volume.meta().uid.clone(),
+                pool_uid: pool.meta().uid.clone(),
+                size_bytes: spec.size_bytes,
+                source_snapshot_uid: source_snapshot_uid.clone(),
+            };
+            context.command(&replica.node, Command::EnsureReplica(config));
+        }
+    }
+}
+
+/// The volume is forgotten, and what may be of it on engines becomes removals, in one transaction.
+fn plan_deletion(context: &mut Context<'_>, volume: &Volume) {
+    if !context.snapshots(&volume.meta().uid).is_empty() {
+        return;
+    }
+    let (Some(spec), status) = (&volume.spec, volume.status.clone().unwrap_or_default()) else {
+        return;
+    };
+    let mut draft = Draft {
+        volume,
+        spec,
+        policy: context.world.policy(volume),
+        status: status.clone(),
+        removals: Vec::new(),
+        events: Vec::new(),
+        placed: 0,
+    };
+    if !status.target_node.is_empty() {
+        targets::remove(&mut draft, &status.target_node, status.epoch);
+    }
+    for replica in &status.replicas {
+        draft.drop_replica(replica, "its volume is deleted");
+    }
+    let mut transaction = Transaction::default();
+    transaction.delete(volume);
+    for removal in &draft.removals {
+        transaction.put_always(removal);
+    }
+    context.event(
+        &mut transaction,
+        Severity::Info,
+        volume.subject(),
+        "is deleted".to_owned(),
+    );
+    context.commit(transaction);
+}

@@ -1,0 +1,135 @@
+//! All that a decision is made from: the records of the store, the newest reports of engines, the time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use pollux_api::control::v1::{EngineReport, Group, Node, Pool, Removal, Snapshot, Template, Volume};
+
+use crate::model::{EffectivePolicy, Kind, Record};
+use crate::store::{Change, Listing, StoreError};
+
+/// What an engine told last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// All that is on it.
+    pub report: Arc<EngineReport>,
+    /// When it came.
+    pub at_unix_us: u64,
+}
+
+/// All that a decision is made from.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct World {
+    /// The time. Grows from one decision to the next.
+    pub now_unix_us: u64,
+    /// Since when reports could come here: before that, silence means nothing.
+    pub observing_since_unix_us: u64,
+    /// Machines, by name.
+    pub nodes: BTreeMap<String, Node>,
+    /// Pools, by name.
+    pub pools: BTreeMap<String, Pool>,
+    /// Volumes, by name.
+    pub volumes: BTreeMap<String, Volume>,
+    /// Snapshots, by name.
+    pub snapshots: BTreeMap<String, Snapshot>,
+    /// Groups, by name.
+    pub groups: BTreeMap<String, Group>,
+    /// Templates, by name.
+    pub templates: BTreeMap<String, Template>,
+    /// What is to be removed from engines, by name.
+    pub removals: BTreeMap<String, Removal>,
+    /// Names of events, oldest first.
+    pub events: BTreeSet<String>,
+    /// What engines told last, by node.
+    pub reports: BTreeMap<String, Observation>,
+    /// When a replica could not be made in a pool, the last time, by pool.
+    pub failures: BTreeMap<String, u64>,
+    /// The revision of the store that the records are of.
+    pub revision: u64,
+}
+
+fn replace<R: Record>(
+    records: &mut BTreeMap<String, R>,
+    key: &str,
+    name: &str,
+    value: Option<(&[u8], u64)>,
+) -> Result<(), StoreError> {
+    match value {
+        Some((value, revision)) => {
+            records.insert(name.to_owned(), R::read_value(key, value, revision)?);
+        }
+        None => {
+            records.remove(name);
+        }
+    }
+    Ok(())
+}
+
+impl World {
+    /// The records of a store, with nothing observed yet.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`].
+    pub fn load(listing: &Listing, now_unix_us: u64) -> Result<Self, StoreError> {
+        let mut world = Self {
+            now_unix_us,
+            observing_since_unix_us: now_unix_us,
+            ..Self::default()
+        };
+        for entry in &listing.entries {
+            world.set(&entry.key, Some((&entry.value, entry.revision)))?;
+        }
+        world.revision = listing.revision;
+        Ok(world)
+    }
+
+    /// A record is another one from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`].
+    pub fn apply(&mut self, change: &Change) -> Result<(), StoreError> {
+        let value = change.value.as_deref().map(|value| (value, change.revision));
+        self.set(&change.key, value)?;
+        self.revision = self.revision.max(change.revision);
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, value: Option<(&[u8], u64)>) -> Result<(), StoreError> {
+        // Other keys are not records: the leader's.
+        let Some((kind, name)) = Kind::parse(key) else {
+            return Ok(());
+        };
+        match kind {
+            Kind::Node => replace(&mut self.nodes, key, name, value),
+            Kind::Pool => replace(&mut self.pools, key, name, value),
+            Kind::Volume => replace(&mut self.volumes, key, name, value),
+            Kind::Snapshot => replace(&mut self.snapshots, key, name, value),
+            Kind::Group => replace(&mut self.groups, key, name, value),
+            Kind::Template => replace(&mut self.templates, key, name, value),
+            Kind::Removal => replace(&mut self.removals, key, name, value),
+            Kind::Event => {
+                match value {
+                    Some(_) => self.events.insert(name.to_owned()),
+                    None => self.events.remove(name),
+                };
+                Ok(())
+            }
+        }
+    }
+
+    /// An engine has reported. A report of an unknown node is dropped.
+    pub fn observe(&mut self, report: Arc<EngineReport>, at_unix_us: u64) {
+        if self.nodes.contains_key(&report.node) {
+            self.reports
+                .insert(report.node.clone(), Observation { report, at_unix_us });
+        }
+    }
+
+    /// What applies to a volume.
+    pub fn policy<'a>(&'a self, volume: &'a Volume) -> EffectivePolicy<'a> {
+        let template = volume.spec.as_ref().map(|spec| spec.template.as_str());
+        EffectivePolicy::of(volume, template.and_then(|name| self.templates.get(name)))
+    }
+}

@@ -1,0 +1,444 @@
+//! What the control plane does about what is asked for and what happens, with simulated engines.
+
+use std::collections::BTreeSet;
+
+use crate::common::fleet::TIB;
+use crate::common::{Cluster, GIB, SECOND_US, layout, named, put, snapshot, volume};
+use pollux_api::control::v1::{
+    Domain, Group, GroupSpec, HostAccess, Node, NodeState, PlacementPolicy, Pool, PoolHealth, Snapshot,
+    SnapshotSchedule, SnapshotState, SpreadRule, Template, TemplateSpec, Volume, VolumePolicy, VolumeState,
+};
+use pollux_control::model::Record;
+use pollux_control::plan::Limits;
+
+fn limits() -> Limits {
+    Limits {
+        replace_after_us: 60 * SECOND_US,
+        ..Limits::default()
+    }
+}
+
+async fn cluster() -> Cluster {
+    Cluster::new(&layout(3, 3), limits()).await
+}
+
+async fn delete<R: Record>(cluster: &Cluster, name: &str) {
+    cluster
+        .update::<R>(name, |record| record.meta_mut().deleted_unix_us = Some(1))
+        .await;
+}
+
+fn nodes_of(volume: &Volume) -> BTreeSet<String> {
+    let replicas = volume.status.iter().flat_map(|status| &status.replicas);
+    replicas.map(|replica| replica.node.clone()).collect()
+}
+
+async fn volume_now(cluster: &Cluster, name: &str) -> Volume {
+    cluster.get::<Volume>(name).await.expect("it is there")
+}
+
+#[tokio::test]
+async fn volumes_are_made_served_and_gone() {
+    let mut cluster = cluster().await;
+    for number in 0..20 {
+        put(&cluster.store, &volume(&format!("v{number}"), 1 + number % 3)).await;
+    }
+    cluster.settle().await;
+    cluster.check_settled();
+    assert_eq!(cluster.world().volumes.len(), 20);
+    for number in 0..20 {
+        delete::<Volume>(&cluster, &format!("v{number}")).await;
+    }
+    cluster.settle().await;
+    cluster.check_settled();
+    assert_eq!(cluster.world().volumes.len(), 0);
+}
+
+#[tokio::test]
+async fn hosts_sizes_and_limits_reach_the_target() {
+    let mut cluster = cluster().await;
+    put(&cluster.store, &volume("v", 3)).await;
+    cluster.settle().await;
+    cluster
+        .update::<Volume>("v", |volume| {
+            let spec = volume.spec.as_mut().expect("it has one");
+            spec.size_bytes = 20 * GIB;
+            spec.hosts.push(HostAccess {
+                host_nqn: "nqn.2026-11.x:host".to_owned(),
+                read_only: true,
+            });
+        })
+        .await;
+    cluster.settle().await;
+    cluster.check_settled();
+    let volume = volume_now(&cluster, "v").await;
+    let status = volume.status.expect("it has one");
+    assert_eq!(status.size_bytes, 20 * GIB);
+    let engines = cluster.fleet.lock();
+    let target = &engines.engines[&status.target_node].targets["volume-v"];
+    assert_eq!(target.size_bytes, 20 * GIB);
+    assert!(target.hosts.iter().any(|host| host.read_only));
+    let sizes = engines
+        .engines
+        .values()
+        .flat_map(|engine| engine.replicas.values());
+    assert!(
+        sizes
+            .map(|replica| replica.config.size_bytes)
+            .all(|size| size == 20 * GIB)
+    );
+}
+
+#[tokio::test]
+async fn a_lost_node_is_waited_for_then_replaced() {
+    let mut cluster = cluster().await;
+    put(&cluster.store, &volume("v", 3)).await;
+    cluster.settle().await;
+    let before = volume_now(&cluster, "v").await;
+    let target = before.status.as_ref().expect("it has one").target_node.clone();
+    cluster.fleet.set_up(&target, false);
+    // Another target soon, other replicas later.
+    cluster.ticks(30).await;
+    cluster.check();
+    let failed_over = volume_now(&cluster, "v").await;
+    let status = failed_over.status.as_ref().expect("it has one");
+    assert_ne!(status.target_node, target);
+    assert_eq!(status.epoch, 2);
+    assert_eq!(status.state(), VolumeState::Degraded);
+    assert_eq!(nodes_of(&failed_over), nodes_of(&before));
+    cluster.ticks(100).await;
+    cluster.check();
+    let replaced = volume_now(&cluster, "v").await;
+    assert!(!nodes_of(&replaced).contains(&target));
+    assert_eq!(replaced.status.expect("it has one").state(), VolumeState::Healthy);
+    // What is left there goes when it comes back.
+    cluster.fleet.set_up(&target, true);
+    cluster.settle().await;
+    cluster.check_settled();
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_in_time_keeps_its_replicas() {
+    let mut cluster = cluster().await;
+    put(&cluster.store, &volume("v", 3)).await;
+    cluster.settle().await;
+    let before = volume_now(&cluster, "v").await;
+    let node = nodes_of(&before).pop_first().expect("it has replicas");
+    cluster.fleet.set_up(&node, false);
+    cluster.ticks(40).await;
+    cluster.fleet.set_up(&node, true);
+    cluster.settle().await;
+    cluster.check_settled();
+    let uids = |volume: &Volume| {
+        let replicas = volume.status.iter().flat_map(|status| &status.replicas);
+        replicas
+            .map(|replica| replica.uid.clone())
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(uids(&volume_now(&cluster, "v").await), uids(&before));
+}
+
+#[tokio::test]
+async fn a_failed_pool_is_replaced_and_a_sick_one_is_left() {
+    for health in [PoolHealth::Failed, PoolHealth::Sick] {
+        let mut cluster = cluster().await;
+        put(&cluster.store, &volume("v", 2)).await;
+        cluster.settle().await;
+        let before = volume_now(&cluster, "v").await;
+        let node = nodes_of(&before).pop_first().expect("it has replicas");
+        for pool in cluster
+            .fleet
+            .lock()
+            .engines
+            .get_mut(&node)
+            .expect("a node")
+            .pools
+            .values_mut()
+        {
+            *pool = health;
+        }
+        if health == PoolHealth::Failed {
+            // Its data cannot be reached any more.
+            cluster
+                .fleet
+                .lock()
+                .engines
+                .get_mut(&node)
+                .expect("a node")
+                .replicas
+                .clear();
+        }
+        // A report has to be made anew.
+        let up = cluster.fleet.clone();
+        up.set_up(&node, false);
+        up.set_up(&node, true);
+        cluster.settle().await;
+        let after = volume_now(&cluster, "v").await;
+        assert!(!nodes_of(&after).contains(&node), "{health:?}");
+        cluster.check_settled();
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_vanished_is_not_made_again_as_if_in_sync() {
+    let mut cluster = cluster().await;
+    put(&cluster.store, &volume("v", 2)).await;
+    cluster.settle().await;
+    let before = volume_now(&cluster, "v").await;
+    let target = before.status.as_ref().expect("it has one").target_node.clone();
+    let other = nodes_of(&before)
+        .into_iter()
+        .find(|node| *node != target)
+        .expect("two nodes");
+    cluster
+        .fleet
+        .lock()
+        .engines
+        .get_mut(&other)
+        .expect("a node")
+        .replicas
+        .clear();
+    cluster.fleet.set_up(&other, false);
+    cluster.fleet.set_up(&other, true);
+    cluster.settle().await;
+    cluster.check_settled();
+    let after = volume_now(&cluster, "v").await;
+    let old: BTreeSet<_> = before
+        .status
+        .iter()
+        .flat_map(|s| &s.replicas)
+        .map(|r| &r.uid)
+        .collect();
+    let kept = after
+        .status
+        .iter()
+        .flat_map(|s| &s.replicas)
+        .filter(|r| old.contains(&r.uid))
+        .count();
+    assert_eq!(kept, 1);
+}
+
+#[tokio::test]
+async fn nothing_is_made_up_when_all_replicas_are_away() {
+    let mut cluster = cluster().await;
+    put(&cluster.store, &volume("v", 2)).await;
+    cluster.settle().await;
+    let before = volume_now(&cluster, "v").await;
+    for node in nodes_of(&before) {
+        cluster.fleet.set_up(&node, false);
+    }
+    cluster.ticks(200).await;
+    let away = volume_now(&cluster, "v").await;
+    assert_eq!(
+        away.status.as_ref().expect("it has one").state(),
+        VolumeState::Unavailable
+    );
+    assert_eq!(nodes_of(&away), nodes_of(&before));
+    for node in nodes_of(&before) {
+        cluster.fleet.set_up(&node, true);
+    }
+    cluster.settle().await;
+    cluster.check_settled();
+}
+
+#[tokio::test]
+async fn drained_nodes_become_empty() {
+    let mut cluster = cluster().await;
+    for number in 0..12 {
+        put(&cluster.store, &volume(&format!("v{number}"), 3)).await;
+    }
+    cluster.settle().await;
+    cluster
+        .update::<Node>("n0-0", |node| {
+            node.spec.as_mut().expect("it has one").drained = true
+        })
+        .await;
+    cluster.settle().await;
+    cluster.check_settled();
+    let drained = cluster.get::<Node>("n0-0").await.expect("it is there");
+    let status = drained.status.expect("it has one");
+    assert!(status.empty);
+    assert_eq!(status.state(), NodeState::Online);
+    assert!(cluster.fleet.lock().engines["n0-0"].replicas.is_empty());
+    // Its pool can be taken apart, and then it can be forgotten.
+    delete::<Pool>(&cluster, "n0-0.p").await;
+    cluster.settle().await;
+    assert_eq!(cluster.get::<Pool>("n0-0.p").await, None);
+    assert!(cluster.fleet.lock().engines["n0-0"].pools.is_empty());
+}
+
+#[tokio::test]
+async fn templates_are_followed() {
+    let mut cluster = cluster().await;
+    let template = |replicas, domain: Domain| {
+        Some(TemplateSpec {
+            policy: Some(VolumePolicy {
+                replicas: Some(replicas),
+                placement: Some(PlacementPolicy {
+                    spread: vec![SpreadRule {
+                        domain: domain.into(),
+                        replicas_max: 1,
+                    }],
+                    ..PlacementPolicy::default()
+                }),
+                ..VolumePolicy::default()
+            }),
+        })
+    };
+    let gold = Template {
+        spec: template(1, Domain::Node),
+        ..Template::default()
+    };
+    put(&cluster.store, &named(gold, "gold")).await;
+    for number in 0..6 {
+        let mut volume = volume(&format!("v{number}"), 1);
+        let spec = volume.spec.as_mut().expect("it has one");
+        spec.policy = None;
+        spec.template = "gold".to_owned();
+        put(&cluster.store, &volume).await;
+    }
+    cluster.settle().await;
+    cluster.check_settled();
+    cluster
+        .update::<Template>("gold", |gold| gold.spec = template(3, Domain::Zone))
+        .await;
+    cluster.settle().await;
+    cluster.check_settled();
+    for number in 0..6 {
+        let volume = volume_now(&cluster, &format!("v{number}")).await;
+        let zones: BTreeSet<String> = nodes_of(&volume)
+            .iter()
+            .map(|node| node.chars().take(2).collect())
+            .collect();
+        assert_eq!(zones.len(), 3);
+    }
+    cluster
+        .update::<Template>("gold", |gold| gold.spec = template(2, Domain::Zone))
+        .await;
+    cluster.settle().await;
+    cluster.check_settled();
+}
+
+#[tokio::test]
+async fn snapshots_are_taken_cloned_and_gone() {
+    let mut cluster = cluster().await;
+    let origin = volume("v", 3);
+    put(&cluster.store, &origin).await;
+    cluster.settle().await;
+    put(&cluster.store, &snapshot("s", &origin)).await;
+    cluster.settle().await;
+    let taken = cluster.get::<Snapshot>("s").await.expect("it is there");
+    assert_eq!(
+        taken.status.as_ref().expect("it has one").state(),
+        SnapshotState::Ready
+    );
+    let mut clone = volume("clone", 2);
+    clone.spec.as_mut().expect("it has one").source_snapshot = "s".to_owned();
+    put(&cluster.store, &clone).await;
+    cluster.settle().await;
+    cluster.check_settled();
+    let places = nodes_of(&volume_now(&cluster, "clone").await);
+    assert!(places.is_subset(&nodes_of(&volume_now(&cluster, "v").await)));
+    // A replica that is made anew gets the snapshots too.
+    let node = places.first().expect("it has replicas").clone();
+    cluster.fleet.set_up(&node, false);
+    cluster.ticks(120).await;
+    cluster.check();
+    delete::<Snapshot>(&cluster, "s").await;
+    cluster.ticks(20).await;
+    assert_eq!(cluster.get::<Snapshot>("s").await, None);
+    cluster.fleet.set_up(&node, true);
+    cluster.settle().await;
+    cluster.check_settled();
+    let engines = cluster.fleet.lock();
+    let replicas = engines
+        .engines
+        .values()
+        .flat_map(|engine| engine.replicas.values());
+    assert!(replicas.into_iter().all(|replica| replica.snapshots.is_empty()));
+}
+
+#[tokio::test]
+async fn schedules_take_and_forget_snapshots() {
+    let mut cluster = cluster().await;
+    let hourly = Group {
+        spec: Some(GroupSpec {
+            schedule: Some(SnapshotSchedule {
+                interval_us: 60 * SECOND_US,
+                kept_max: 3,
+            }),
+        }),
+        ..Group::default()
+    };
+    let mut hourly = named(hourly, "hourly");
+    hourly.meta_mut().created_unix_us = cluster.world().now_unix_us;
+    put(&cluster.store, &hourly).await;
+    for name in ["a", "b"] {
+        let mut member = volume(name, 2);
+        member.spec.as_mut().expect("it has one").group = "hourly".to_owned();
+        put(&cluster.store, &member).await;
+    }
+    put(&cluster.store, &volume("other", 2)).await;
+    cluster.ticks(50).await;
+    assert_eq!(cluster.world().snapshots.len(), 0);
+    cluster.ticks(60).await;
+    assert_eq!(cluster.world().snapshots.len(), 2);
+    cluster.ticks(600).await;
+    cluster.check_settled();
+    let mut by_volume = std::collections::BTreeMap::new();
+    for snapshot in cluster.world().snapshots.values() {
+        let spec = snapshot.spec.as_ref().expect("it has one");
+        *by_volume.entry(spec.volume.clone()).or_insert(0) += 1;
+    }
+    let expected = [("a".to_owned(), 3), ("b".to_owned(), 3)];
+    assert_eq!(by_volume, expected.into_iter().collect());
+    for engine in cluster.fleet.lock().engines.values() {
+        assert!(
+            engine
+                .replicas
+                .values()
+                .all(|replica| replica.snapshots.len() <= 3)
+        );
+    }
+}
+
+#[tokio::test]
+async fn where_replicas_fail_no_more_are_tried_for_a_while() {
+    let mut cluster = Cluster::new(&layout(1, 4), limits()).await;
+    cluster
+        .fleet
+        .lock()
+        .engines
+        .get_mut("n0-0")
+        .expect("a node")
+        .refusing = true;
+    for number in 0..6 {
+        put(&cluster.store, &volume(&format!("v{number}"), 3)).await;
+    }
+    cluster.settle().await;
+    cluster.check_settled();
+    assert!(cluster.fleet.lock().engines["n0-0"].replicas.is_empty());
+}
+
+#[tokio::test]
+async fn what_fits_nowhere_waits_and_says_why() {
+    let mut cluster = Cluster::new(&layout(1, 2), limits()).await;
+    put(&cluster.store, &volume("v", 3)).await;
+    let mut large = volume("large", 1);
+    large.spec.as_mut().expect("it has one").size_bytes = 200 * TIB;
+    put(&cluster.store, &large).await;
+    cluster.settle().await;
+    for (name, reason) in [("v", "only 2 of 3 replicas"), ("large", "overcommitted")] {
+        let status = volume_now(&cluster, name).await.status.expect("it has one");
+        assert_eq!(status.state(), VolumeState::Pending);
+        assert!(status.message.contains(reason), "{}", status.message);
+    }
+    delete::<Volume>(&cluster, "large").await;
+    cluster
+        .update::<Volume>("v", |volume| {
+            volume.spec.as_mut().expect("it has one").policy = None;
+        })
+        .await;
+    cluster.settle().await;
+    cluster.check_settled();
+}
