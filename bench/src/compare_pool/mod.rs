@@ -137,9 +137,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
         .map_err(|error| Error::Reactor(error.to_string()))??;
     thread.stop();
     thread.join().map_err(|error| Error::Reactor(error.to_string()))?;
-    println!(
-        "{rounds} rounds of {seconds} s each, in turns. Thousands of requests a second: median (lowest-highest).\n"
-    );
+    println!("{rounds} rounds of {seconds} s each, in turns.");
+    println!("Thousands of requests a second: median (lowest-highest).\n");
     println!("{}", report.table());
     Ok(())
 }
@@ -240,6 +239,7 @@ async fn compare(rounds: usize, seconds: f64, bytes: u64) -> Result<Report, Erro
     // As large as the pool, of which a volume is a part: what pages of memory cost is the same for both.
     let raw = memory("raw", bytes * POOL_SIZES)?.attach().await?;
     fill(&*raw).await?;
+    let raw: Rc<dyn BlockDevice> = Rc::new(Counting::new(raw));
     let mut bench = Bench::new(bytes, seconds).await?;
     let mut report = Report::default();
     let (_, plain) = bench.volume(false, true).await?;

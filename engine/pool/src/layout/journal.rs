@@ -25,6 +25,7 @@
 //! | 3 | intent: volume u64, region u64 |
 //! | 4 | volume: the 256 bytes of its entry; root, parent, generation and cursor of one that is there stay |
 //! | 5 | snapshot: the volume u64, and the 256 bytes of the entry of its new snapshot, without root |
+//! | 6 | checksum: volume u64, slot u64, block of the slot u8, its checksum u32 |
 //!
 //! An intent ends with the checkpoint that does not write it again. A volume or snapshot that is gone was in
 //! the state kept or being deleted before, and is gone in a checkpoint: its space comes back with it.
@@ -32,12 +33,12 @@
 use uuid::Uuid;
 
 use super::field::{
-    check_block, put, put_u16, put_u32, put_u64, require, seal_in_place, start_block, u16_at, u32_at, u64_at,
-    uuid_at,
+    bytes_at, check_block, put, put_u16, put_u32, put_u64, require, seal_in_place, start_block, u16_at,
+    u32_at, u64_at, uuid_at,
 };
 use super::slot::Slot;
 use super::volume::VolumeEntry;
-use super::{Block, LayoutError};
+use super::{Block, EXTENT_BLOCKS, LayoutError};
 
 const MAGIC: [u8; 8] = *b"PLXJRNL1";
 const STRUCTURE: &str = "journal block";
@@ -76,6 +77,17 @@ pub enum Record {
     },
     /// A volume or snapshot is like this now. A new one with a parent has the map of that.
     Volume(Box<VolumeEntry>),
+    /// A block was overwritten in place.
+    Checksum {
+        /// Of which volume.
+        volume: u64,
+        /// In which slot.
+        index: u64,
+        /// Which block of it.
+        block: u8,
+        /// Its checksum now.
+        checksum: u32,
+    },
     /// A snapshot was made.
     Snapshot {
         /// Of which volume.
@@ -109,6 +121,17 @@ impl Record {
                 put_u64(into, 1, *volume);
                 put_u64(into, 9, *region);
             }
+            Self::Checksum {
+                volume,
+                index,
+                block,
+                checksum,
+            } => {
+                put_u64(into, 1, *volume);
+                put_u64(into, 9, *index);
+                put(into, 17, &[*block]);
+                put_u32(into, 18, *checksum);
+            }
             Self::Volume(entry) => put(into, 1, &entry.encode()),
             Self::Snapshot { volume, entry } => {
                 put_u64(into, 1, *volume);
@@ -125,6 +148,7 @@ impl Record {
             Self::Intent { .. } => 3,
             Self::Volume(_) => 4,
             Self::Snapshot { .. } => 5,
+            Self::Checksum { .. } => 6,
         }
     }
 
@@ -167,6 +191,18 @@ impl Record {
                 volume,
                 entry: entry_at(9)?,
             },
+            6 => {
+                let [block] = bytes_at(bytes, 17);
+                if usize::from(block) >= EXTENT_BLOCKS {
+                    return Err(wrong("block of a checksum"));
+                }
+                Self::Checksum {
+                    volume,
+                    index: second,
+                    block,
+                    checksum: u32_at(bytes, 18),
+                }
+            }
             _ => return Err(wrong("kind of a record")),
         };
         Ok((record, len))
@@ -180,6 +216,7 @@ fn record_bytes(kind: u8) -> Option<usize> {
         3 => Some(17),
         4 => Some(1 + VolumeEntry::BYTES),
         5 => Some(9 + VolumeEntry::BYTES),
+        6 => Some(22),
         _ => None,
     }
 }

@@ -125,6 +125,12 @@ fn records() -> Vec<Record> {
             count: 31,
         },
         Record::Intent { volume: 3, region: 6 },
+        Record::Checksum {
+            volume: 3,
+            index: 9,
+            block: 15,
+            checksum: 0xdead_beef,
+        },
         Record::Volume(rootless.clone()),
         Record::Snapshot {
             volume: 1,

@@ -1,10 +1,14 @@
 //! The way to leaves of maps that were used lately, so that a request need not walk down a tree.
 //!
+//! For slots that are one extent, which is what those of a volume without snapshots come to be, the extent is
+//! remembered too: a request need not look at the leaf then, which is a miss of the processor's caches.
+//!
 //! Invariant: what is remembered of a leaf is right as long as the table has the same version, the page is
-//! in memory, and nobody has called [`Leaves::forget`]: whoever may put another page in the place of a leaf
-//! does.
+//! in memory, and nobody has called [`Leaves::forget`] or [`Leaves::forget_slot`]: whoever may put another
+//! page in the place of a leaf, or the blocks of a slot elsewhere, does.
 
 use crate::cache::PagePlace;
+use crate::layout::ExtentId;
 use crate::layout::page::MAP_LEAF_SLOTS;
 
 /// Leaves that are remembered. A leaf is 2 MiB of a volume.
@@ -22,8 +26,27 @@ pub(crate) struct Leaf {
     pub(crate) parent_generation: u64,
 }
 
+/// An extent that is all of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WholeExtent {
+    /// The extent.
+    pub(crate) extent: ExtentId,
+    /// It can be overwritten in place.
+    pub(crate) is_own: bool,
+}
+
+/// The bit of a remembered extent that says that it is own.
+const OWN: u64 = 1 << 63;
+
+#[derive(Clone)]
+struct Known {
+    leaf: Leaf,
+    /// The extent that is all of a slot and whether it is own; 0 for none, or not known.
+    extents: [u64; MAP_LEAF_SLOTS as usize],
+}
+
 /// See the module.
-pub(super) struct Leaves(Box<[Option<Leaf>]>);
+pub(super) struct Leaves(Box<[Option<Known>]>);
 
 impl Default for Leaves {
     fn default() -> Self {
@@ -32,28 +55,79 @@ impl Default for Leaves {
 }
 
 impl Leaves {
+    #[inline]
     fn at(volume: u64, number: u64) -> usize {
         // Neighbouring leaves of one volume do not meet, and those of two seldom.
         (number.wrapping_add(volume.wrapping_mul(0x9e37_79b9)) % LEAVES as u64) as usize
     }
 
     #[inline]
+    fn known(&self, volume: u64, number: u64, table_version: u64) -> Option<&Known> {
+        let known = self.0.get(Self::at(volume, number))?.as_ref()?;
+        let Leaf {
+            volume: of,
+            number: its,
+            table_version: then,
+            ..
+        } = known.leaf;
+        (of == volume && its == number && then == table_version).then_some(known)
+    }
+
+    #[inline]
     pub(super) fn get(&self, volume: u64, slot: u64, table_version: u64) -> Option<Leaf> {
-        let number = slot / MAP_LEAF_SLOTS;
-        let leaf = self.0[Self::at(volume, number)]?;
-        let is_it = leaf.volume == volume && leaf.number == number && leaf.table_version == table_version;
-        is_it.then_some(leaf)
+        let known = self.known(volume, slot / MAP_LEAF_SLOTS, table_version);
+        known.map(|known| known.leaf)
+    }
+
+    /// The extent that is all of a slot, if that is known.
+    #[inline]
+    pub(super) fn whole_extent(&self, volume: u64, slot: u64, table_version: u64) -> Option<WholeExtent> {
+        let known = self.known(volume, slot / MAP_LEAF_SLOTS, table_version)?;
+        let raw = *known.extents.get((slot % MAP_LEAF_SLOTS) as usize)?;
+        Some(WholeExtent {
+            extent: ExtentId::from_raw(raw & !OWN)?,
+            is_own: raw & OWN != 0,
+        })
     }
 
     pub(super) fn put(&mut self, leaf: Leaf) {
-        self.0[Self::at(leaf.volume, leaf.number)] = Some(leaf);
+        if let Some(place) = self.0.get_mut(Self::at(leaf.volume, leaf.number)) {
+            *place = Some(Known {
+                leaf,
+                extents: [0; MAP_LEAF_SLOTS as usize],
+            });
+        }
     }
 
-    pub(super) fn forget(&mut self, volume: u64, slot: u64) {
+    fn of(&mut self, volume: u64, slot: u64) -> Option<&mut Option<Known>> {
         let number = slot / MAP_LEAF_SLOTS;
-        let known = &mut self.0[Self::at(volume, number)];
-        if known.is_some_and(|leaf| leaf.volume == volume && leaf.number == number) {
-            *known = None;
+        let place = self.0.get_mut(Self::at(volume, number))?;
+        let is_it = |known: &Known| known.leaf.volume == volume && known.leaf.number == number;
+        place.as_ref().is_some_and(is_it).then_some(place)
+    }
+
+    /// Remembers the extent that is all of a slot of a leaf that is known.
+    pub(super) fn learn(&mut self, volume: u64, slot: u64, whole: WholeExtent) {
+        if let Some(Some(known)) = self.of(volume, slot)
+            && let Some(extent) = known.extents.get_mut((slot % MAP_LEAF_SLOTS) as usize)
+        {
+            *extent = whole.extent.raw() | if whole.is_own { OWN } else { 0 };
+        }
+    }
+
+    /// The blocks of a slot are elsewhere from now on.
+    pub(super) fn forget_slot(&mut self, volume: u64, slot: u64) {
+        if let Some(Some(known)) = self.of(volume, slot)
+            && let Some(extent) = known.extents.get_mut((slot % MAP_LEAF_SLOTS) as usize)
+        {
+            *extent = 0;
+        }
+    }
+
+    /// The leaf of a slot is another page from now on.
+    pub(super) fn forget(&mut self, volume: u64, slot: u64) {
+        if let Some(place) = self.of(volume, slot) {
+            *place = None;
         }
     }
 }

@@ -390,7 +390,10 @@ impl Pool {
                         let applied = records.iter().try_for_each(|record| match record {
                             Record::Volume(entry) => state.apply_volume(entry),
                             Record::Snapshot { volume, entry } => state.apply_snapshot(*volume, entry),
-                            Record::Slot { .. } | Record::Clear { .. } | Record::Intent { .. } => None,
+                            Record::Slot { .. }
+                            | Record::Clear { .. }
+                            | Record::Intent { .. }
+                            | Record::Checksum { .. } => None,
                         });
                         return applied.ok_or(PoolError::Device(IoError::Internal));
                     }

@@ -38,6 +38,7 @@ use crate::cache::{Metadata, PageCache};
 use crate::device::PoolDevice;
 use crate::journal::{COPIES_MAX, Journal, JournalCopy, RingPosition};
 use crate::layout::page::{ALLOCATION_LEAF_EXTENTS, PageKind, VOLUME_LEAF_ENTRIES};
+use crate::layout::slot::SlotView;
 use crate::layout::superblock::Superblock;
 use crate::layout::{EXTENT_BYTES, PagePointer};
 use crate::signal::Signal;
@@ -50,8 +51,8 @@ pub use create::CreateOptions;
 pub use error::PoolError;
 pub use import::{ImportReport, LostBlock};
 pub(crate) use intents::{Intents, REGION_SLOTS, Use};
-pub(crate) use leaves::Leaf;
 use leaves::Leaves;
+pub(crate) use leaves::{Leaf, WholeExtent};
 pub use manage::VolumeOptions;
 pub(crate) use pages::Load;
 pub(crate) use table::{MAP_SHAPE, SLOTS_MAX, Table};
@@ -230,6 +231,29 @@ impl State {
             Some(leaf) => Some(leaf),
             None => self.find_leaf(volume, slot),
         }
+    }
+
+    /// The extent that is all of a slot, if it is one and the way to it is in memory.
+    #[inline]
+    pub(crate) fn whole_extent(&mut self, volume: u64, slot: u64) -> Option<WholeExtent> {
+        let version = self.table.version();
+        match self.leaves.whole_extent(volume, slot, version) {
+            Some(known) => Some(known),
+            None => self.find_whole_extent(volume, slot),
+        }
+    }
+
+    fn find_whole_extent(&mut self, volume: u64, slot: u64) -> Option<WholeExtent> {
+        let leaf = self.leaf(volume, slot)?;
+        let page = self.cache.page_at(leaf.place)?;
+        let view = SlotView::new(page.entry(slot % MAP_SHAPE.leaf_entries))?;
+        let (extent, birth) = view.fragment_with_all(u16::MAX)?;
+        let whole = WholeExtent {
+            extent,
+            is_own: birth > leaf.parent_generation,
+        };
+        self.leaves.learn(volume, slot, whole);
+        Some(whole)
     }
 
     fn find_leaf(&mut self, volume: u64, slot: u64) -> Option<Leaf> {

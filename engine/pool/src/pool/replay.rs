@@ -47,6 +47,23 @@ impl Pool {
                         self.replay_slot(*volume, index, &Slot::default()).await?;
                     }
                 }
+                Record::Checksum {
+                    volume,
+                    index,
+                    block,
+                    checksum,
+                } => {
+                    let (volume, index) = (*volume, *index);
+                    let mut slot = self.with_pages(|state| state.slot(volume, index)).await?;
+                    // A block that is nowhere has none: it was deallocated in a record before, and written
+                    // anew in one after.
+                    if slot.fragment_of(*block).is_some()
+                        && let Some(known) = slot.checksums.get_mut(usize::from(*block))
+                    {
+                        *known = *checksum;
+                        self.replay_slot(volume, index, &slot).await?;
+                    }
+                }
                 Record::Intent { volume, region } => drop(regions.insert((*volume, *region))),
                 Record::Volume(entry) => {
                     let applied = self.state.borrow_mut().apply_volume(entry);
@@ -200,6 +217,9 @@ impl State {
     /// Replaces a slot in a leaf that may be changed where it is, by one that is not empty.
     pub(crate) fn replace_in_leaf(&mut self, leaf: &Leaf, index: u64, old: &Slot, slot: &Slot) {
         debug_assert!(!slot.is_empty(), "a leaf without entries would stay");
+        if old.fragments != slot.fragments {
+            self.leaves.forget_slot(leaf.volume, index);
+        }
         if let Some(page) = self.cache.dirty_page_at(leaf.place) {
             page.put_entry(index % MAP_LEAF_SLOTS, &slot.encode());
         }

@@ -127,7 +127,10 @@ impl Volume {
                                 state.replace_slot(id, index, &Slot::default())?;
                             }
                         }
-                        Record::Intent { .. } | Record::Volume(_) | Record::Snapshot { .. } => {}
+                        Record::Intent { .. }
+                        | Record::Checksum { .. }
+                        | Record::Volume(_)
+                        | Record::Snapshot { .. } => {}
                     }
                     Ok(Ok(Some(sequence)))
                 })

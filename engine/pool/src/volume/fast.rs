@@ -11,10 +11,15 @@ use pollux_hugepages::Buffer;
 use super::abandoned::Unabandoned;
 use super::locks::SlotLock;
 use super::{Part, Volume, parts};
+use crate::journal::AppendFor;
+use crate::layout::journal::Record;
 use crate::layout::slot::SlotView;
 use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, ExtentId, crc32c};
 use crate::map::{Target, WritePlan};
 use crate::pool::{Leaf, REGION_SLOTS};
+
+/// Blocks with a record each; for more of them one of the whole slot is shorter.
+const CHECKSUM_RECORDS_MAX: u8 = 6;
 
 type Checksums = [u32; EXTENT_BLOCKS];
 
@@ -22,7 +27,8 @@ type Checksums = [u32; EXTENT_BLOCKS];
 struct InPlace {
     part: Part,
     extent: ExtentId,
-    leaf: Leaf,
+    /// The leaf that has the checksums, if there are any.
+    leaf: Option<Leaf>,
 }
 
 /// The only part of a request that keeps to one slot.
@@ -60,22 +66,31 @@ impl Volume {
         let mut checksums = [0; EXTENT_BLOCKS];
         let extent = {
             let state = &mut *self.pool.state().borrow_mut();
-            let Some(leaf) = state.leaf(self.head.id, part.slot) else {
-                return Err(into);
-            };
-            let Some(view) = state.slot_view(&leaf, part.slot) else {
-                return Err(into);
-            };
-            let Some((extent, _)) = view.fragment_with_all(part.mask()) else {
-                if view.mask() & part.mask() == 0 {
-                    return Ok(Completion::ready(Ok(Reply::zeros(into))));
+            let whole = state.whole_extent(self.head.id, part.slot);
+            match whole.filter(|_| !self.head.checksums) {
+                Some(whole) => whole.extent,
+                None => {
+                    let Some(leaf) = state.leaf(self.head.id, part.slot) else {
+                        return Err(into);
+                    };
+                    let Some(view) = state.slot_view(&leaf, part.slot) else {
+                        return Err(into);
+                    };
+                    if self.head.checksums {
+                        view.copy_checksums(part.first, part.blocks, &mut checksums);
+                    }
+                    match whole.map(|whole| whole.extent) {
+                        Some(extent) => extent,
+                        None => match view.fragment_with_all(part.mask()) {
+                            Some((extent, _)) => extent,
+                            None if view.mask() & part.mask() == 0 => {
+                                return Ok(Completion::ready(Ok(Reply::zeros(into))));
+                            }
+                            None => return Err(into),
+                        },
+                    }
                 }
-                return Err(into);
-            };
-            if self.head.checksums {
-                view.copy_checksums(part.first, part.blocks, &mut checksums);
             }
-            extent
         };
         let count = locks.count(part.slot);
         let at = extent.number() * EXTENT_BLOCKS as u64 + u64::from(part.first);
@@ -240,13 +255,23 @@ impl Volume {
         if !self.pool.takes_changes(state) {
             return None;
         }
-        let leaf = state.leaf(self.head.id, part.slot)?;
-        let (extent, birth) = state
-            .slot_view(&leaf, part.slot)?
-            .fragment_with_all(part.mask())?;
-        if birth <= leaf.parent_generation {
-            return None;
+        let whole = state.whole_extent(self.head.id, part.slot);
+        if let Some(whole) = whole.filter(|_| !self.head.checksums) {
+            return whole.is_own.then_some(InPlace {
+                part,
+                extent: whole.extent,
+                leaf: None,
+            });
         }
+        let leaf = state.leaf(self.head.id, part.slot)?;
+        let extent = match whole {
+            Some(whole) => whole.is_own.then_some(whole.extent)?,
+            None => {
+                let view = state.slot_view(&leaf, part.slot)?;
+                let (extent, birth) = view.fragment_with_all(part.mask())?;
+                (birth > leaf.parent_generation).then_some(extent)?
+            }
+        };
         if self.head.checksums {
             let region = part.slot / REGION_SLOTS;
             let durable = self.pool.journal().durable();
@@ -257,6 +282,7 @@ impl Volume {
                 return None;
             }
         }
+        let leaf = Some(leaf);
         Some(InPlace { part, extent, leaf })
     }
 
@@ -264,13 +290,23 @@ impl Volume {
     fn record_in_place(&self, in_place: &InPlace, checksums: &Checksums) -> bool {
         let InPlace { part, leaf, .. } = in_place;
         let state = &mut *self.pool.state().borrow_mut();
-        let Some(bytes) = state.patch_checksums(leaf, *part, checksums) else {
+        let patched = leaf.and_then(|leaf| state.patch_checksums(&leaf, *part, checksums));
+        let Some(bytes) = patched else {
             return false;
         };
-        self.pool
-            .journal()
-            .append_slot(self.head.id, part.slot, bytes)
-            .is_ok()
+        let journal = self.pool.journal();
+        if part.blocks > CHECKSUM_RECORDS_MAX {
+            return journal.append_slot(self.head.id, part.slot, bytes).is_ok();
+        }
+        (part.first..part.first + part.blocks).all(|block| {
+            let record = Record::Checksum {
+                volume: self.head.id,
+                index: part.slot,
+                block,
+                checksum: checksums.get(usize::from(block)).copied().unwrap_or(0),
+            };
+            journal.append(&record, AppendFor::Change).is_ok()
+        })
     }
 }
 
