@@ -154,7 +154,7 @@ fn an_export_is_whole_or_did_not_happen() {
                 let (pool, report) = Pool::import(drives.attach().await, options()).await.unwrap();
                 if position >= exported {
                     assert!(report.was_exported);
-                    assert_eq!(report.newer_blocks, 0);
+                    assert_eq!(report.records, 0);
                 }
                 verify_pool(&pool, &model).await.unwrap();
                 assert!(pool.check().await.unwrap().is_sound());
