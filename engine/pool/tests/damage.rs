@@ -185,7 +185,7 @@ impl Scene {
         let is_first = matches!(place.kind, Kind::Label | Kind::Superblock) && place.block < 16;
         let end = BLOCK as u64 * 8;
         let mut bits: Vec<u64> = if is_first && self.images.len() == 1 {
-            (0..160 * 8).chain(end - 32..end).collect()
+            (0..136 * 8).chain(end - 32..end).collect()
         } else {
             (0..3).map(|_| random.below(64 * 8)).collect()
         };
@@ -196,8 +196,8 @@ impl Scene {
     }
 }
 
-fn one_bit_of_any_metadata(drives: usize, export: bool) {
-    let scene = scene(drives, export);
+fn one_bit_of_any_metadata(drives: usize) {
+    let scene = scene(drives, false);
     let mut counts: BTreeMap<Kind, u64> = BTreeMap::new();
     let mut refused = 0;
     let mut random = scene.bench.world.random("bits", 0);
@@ -224,21 +224,17 @@ fn one_bit_of_any_metadata(drives: usize, export: bool) {
         counts.len() == 6 && counts.values().all(|count| *count >= 30),
         "{counts:?}"
     );
-    assert!(
-        refused > 0 || drives > 1 || export,
-        "damage of the journal has to be told"
-    );
+    assert!(refused > 0 || drives > 1, "damage of the journal has to be told");
 }
 
 #[test]
 fn one_bit_of_any_metadata_costs_nothing_with_one_drive() {
-    one_bit_of_any_metadata(1, false);
-    one_bit_of_any_metadata(1, true);
+    one_bit_of_any_metadata(1);
 }
 
 #[test]
 fn one_bit_of_any_metadata_costs_nothing_with_two_drives() {
-    one_bit_of_any_metadata(2, false);
+    one_bit_of_any_metadata(2);
 }
 
 /// What can be read of each volume, after damage that no other copy makes good.
@@ -258,8 +254,8 @@ async fn readable(pool: &Rc<Pool>) -> Vec<(String, Vec<Result<u64, IoError>>)> {
     all
 }
 
-/// Both copies of each page are damaged in turn: what it leads to is lost and told, nothing wrong is returned,
-/// and a bad page of one volume takes no other volume with it.
+/// Both copies of each page are damaged in turn: what it leads to is lost and told, nothing wrong is
+/// returned, and a bad page of one volume takes no other volume with it.
 #[test]
 fn a_page_without_a_good_copy_is_told_and_takes_nothing_else_with_it() {
     let (mut refused, mut partly) = (0, 0);
@@ -442,12 +438,12 @@ fn damage_after_an_export_is_not_taken_for_newer_data() {
     });
 }
 
-/// A drive that loses writes, puts them elsewhere or flips bits in them: a read returns what was written, or an
-/// error; so does one after an export and an import.
+/// A drive that loses writes, puts them elsewhere or flips bits in them: a read returns what was written,
+/// or an error; so does one after an export and an import.
 #[test]
 fn lost_misdirected_and_flipped_writes_are_found() {
     let mut found = BTreeMap::new();
-    for (seed, fault) in (0..90).zip(
+    for (seed, fault) in (0..60).zip(
         [Fault::Lie, Fault::Misdirected, Fault::BitFlip]
             .into_iter()
             .cycle(),

@@ -175,7 +175,8 @@ impl Pool {
         }
         state.space.close_checkpoint();
         state.table.clear_dirty();
-        // With an export no write is under way: what does not match from then on is damage, and nothing newer.
+        // With an export no write is under way: what does not match from then on is damage, and nothing
+        // newer.
         let intents = state.intents.close();
         let intents = if exported { Vec::new() } else { intents };
         let cut = self.journal.cut();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use pollux_device::BlockDeviceExt;
 use pollux_hugepages::Buffer;
-use pollux_pool::{CreateOptions, Pool, PoolError, VolumeOptions};
+use pollux_pool::{CreateOptions, Pool, PoolError, Volume, VolumeOptions};
 use pollux_reactor::{random_u64, spawn};
 use pollux_sim::{CrashState, Recorder};
 
@@ -327,19 +327,30 @@ pub fn model_at(recorded: &Recorded, position: usize) -> PoolModel {
     model
 }
 
+/// The values of all blocks of a volume.
+pub async fn values_of(volume: &Volume, name: &str, blocks: u64) -> Result<Vec<u64>, String> {
+    let mut values = Vec::new();
+    // In small pieces: large ones take the time of the operating system, which gives memory.
+    for first in (0..blocks).step_by(16) {
+        let count = (blocks - first).min(16);
+        let bytes = volume
+            .read(first, Buffer::from_heap(count as usize * BLOCK))
+            .await;
+        let bytes = bytes.map_err(|error| format!("{name} cannot be read: {error}"))?;
+        for (block, bytes) in (first..).zip(bytes.chunks(BLOCK)) {
+            values.push(value_of(bytes).map_err(|error| format!("{name} block {block}: {error}"))?);
+        }
+    }
+    Ok(values)
+}
+
 /// What a pool holds, exactly.
 pub async fn contents(pool: &Rc<Pool>) -> Result<PoolModel, String> {
     let mut model = PoolModel::default();
     for entry in pool.volumes() {
         let name = entry.name;
         let opened = pool.open_volume(&name).map_err(|error| error.to_string())?;
-        let into = Buffer::from_heap(entry.size_blocks as usize * BLOCK);
-        let bytes = opened.read(0, into).await;
-        let bytes = bytes.map_err(|error| format!("{name} cannot be read: {error}"))?;
-        let mut values = Vec::new();
-        for (block, bytes) in bytes.chunks(BLOCK).enumerate() {
-            values.push(value_of(bytes).map_err(|error| format!("{name} block {block}: {error}"))?);
-        }
+        let values = values_of(&opened, &name, entry.size_blocks).await?;
         let is_snapshot = entry.kind == pollux_pool::layout::volume::VolumeKind::Snapshot;
         model
             .volumes
@@ -395,11 +406,8 @@ pub async fn verify_pool(pool: &Rc<Pool>, model: &PoolModel) -> Result<(), Strin
             return Err(format!("{name} has {size} blocks"));
         }
         let opened = pool.open_volume(name).map_err(|error| error.to_string())?;
-        let into = Buffer::from_heap(size as usize * BLOCK);
-        let bytes = opened.read(0, into).await;
-        let bytes = bytes.map_err(|error| format!("{name} cannot be read: {error}"))?;
-        for (block, bytes) in bytes.chunks(BLOCK).enumerate() {
-            let found = value_of(bytes).map_err(|error| format!("{name} block {block}: {error}"))?;
+        let values = values_of(&opened, name, size).await?;
+        for (block, found) in values.into_iter().enumerate() {
             let nothing = BlockModel::default();
             let legal = volume.blocks.get(block).unwrap_or(&nothing);
             if !legal.allows(found) {
