@@ -3,10 +3,19 @@
 //!
 //! - [`membership`] is who takes part: epoch, version, the in-sync set, and the store that holds them.
 //! - [`metadata`] is the reserved area at the end of each replica's device.
+//! - [`mirror`] is the target: a block device over the replicas.
+//! - [`replica`] is the host of a replica, which serves the newest target and no other.
 //!
 //! The protocol, and why it keeps the promises, is in `docs/decisions/replication.md`.
 
 #![forbid(unsafe_code)]
 
+mod locks;
+mod members;
 pub mod membership;
 pub mod metadata;
+pub mod mirror;
+mod regions;
+pub mod replica;
+mod signal;
+mod unabandoned;

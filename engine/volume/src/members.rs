@@ -1,0 +1,422 @@
+//! Which replicas take part in what, as a state machine apart from all I/O.
+//!
+//! Invariants:
+//! - `record` is what the store has confirmed and what the in-sync replicas have a copy of. `proposal` is
+//!   on its way to the store: it may have been accepted, and is never exchanged for another before that is
+//!   known.
+//! - What must have a write before it is acknowledged, [`Members::required`], is the in-sync set of both.
+//! - The last live replica of the set is never proposed to be dropped.
+//! - Once stopped, nothing changes any more.
+
+use crate::membership::{Membership, ReplicaState, SlotNumber, SlotSet};
+
+/// Why a target does no more I/O.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// A newer target has the volume.
+    Superseded,
+    /// The last replica may have lost acknowledged writes from its cache: the volume has to be opened anew,
+    /// as after a power loss.
+    CacheLost,
+    /// The store has another record than it can have, or none.
+    StoreRefused,
+    /// It was closed.
+    Closed,
+}
+
+/// What became of a replica that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// It had no part in anything.
+    Ignored,
+    /// It takes no more part.
+    Out,
+    /// It is the last of the set, and stays.
+    Last,
+}
+
+/// What a replica under resync wants of the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// From empty to behind: the region maps say that it missed everything.
+    Behind(SlotNumber),
+    /// Into the set.
+    Join(SlotNumber),
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Members {
+    record: Membership,
+    proposal: Option<Membership>,
+    /// Those with a session that works.
+    live: SlotSet,
+    /// The one that is brought back; live, and not in the set of `record`.
+    syncing: Option<SlotNumber>,
+    wish: Option<Wish>,
+    stopped: Option<StopReason>,
+}
+
+impl Members {
+    /// A target with sessions of `live`, which are all of the set.
+    pub(crate) fn new(record: Membership, live: SlotSet) -> Self {
+        Self {
+            record,
+            proposal: None,
+            live,
+            syncing: None,
+            wish: None,
+            stopped: None,
+        }
+    }
+
+    pub(crate) fn record(&self) -> &Membership {
+        &self.record
+    }
+
+    pub(crate) fn stopped(&self) -> Option<StopReason> {
+        self.stopped
+    }
+
+    pub(crate) fn live(&self) -> SlotSet {
+        self.live
+    }
+
+    pub(crate) fn syncing(&self) -> Option<SlotNumber> {
+        self.syncing
+    }
+
+    /// Those that must have a write before it is acknowledged, and an intent before it is relied on.
+    pub(crate) fn required(&self) -> SlotSet {
+        let proposed = self.proposal.as_ref().map(Membership::in_sync);
+        self.record.in_sync().or(proposed.unwrap_or_default())
+    }
+
+    /// Those that are read from.
+    pub(crate) fn readable(&self) -> SlotSet {
+        self.record.in_sync().and(self.live)
+    }
+
+    /// Members that writes do not reach.
+    pub(crate) fn absent(&self) -> SlotSet {
+        self.record.members().without(self.live)
+    }
+
+    /// Whether a write that these have done may be acknowledged.
+    pub(crate) fn may_acknowledge(&self, done: SlotSet) -> bool {
+        self.stopped.is_none() && done.contains_all(self.required())
+    }
+
+    /// Whether so few are in sync that writes wait.
+    pub(crate) fn is_short(&self) -> bool {
+        self.record.in_sync().len() < usize::from(self.record.min_in_sync)
+    }
+
+    /// The set has no live replica: I/O waits until one of them is back.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.stopped.is_none() && self.readable().is_empty()
+    }
+
+    pub(crate) fn stop(&mut self, reason: StopReason) {
+        self.stopped = self.stopped.or(Some(reason));
+    }
+
+    /// A replica did something that no healthy one does.
+    pub(crate) fn fail(&mut self, slot: SlotNumber) -> Failed {
+        if !self.live.contains(slot) || self.stopped.is_some() {
+            return Failed::Ignored;
+        }
+        if self.record.in_sync().contains(slot) && self.readable().len() == 1 {
+            return Failed::Last;
+        }
+        self.lose(slot);
+        Failed::Out
+    }
+
+    /// The session of a replica is gone, be it the last.
+    pub(crate) fn lose(&mut self, slot: SlotNumber) {
+        self.live.remove(slot);
+        if self.syncing == Some(slot) {
+            self.syncing = None;
+            self.wish = None;
+        }
+    }
+
+    /// A replica of the set is back that lost nothing meanwhile, while there was none.
+    pub(crate) fn recover(&mut self, slot: SlotNumber) {
+        if self.is_lost() && self.record.in_sync().contains(slot) {
+            self.live.insert(slot);
+        }
+    }
+
+    /// A replica that is behind takes writes from now on; whether it may.
+    pub(crate) fn begin_sync(&mut self, slot: SlotNumber) -> bool {
+        let is_behind = self
+            .record
+            .replica(slot)
+            .is_some_and(|entry| entry.state == ReplicaState::Behind);
+        let may = is_behind
+            && self.stopped.is_none()
+            && self.syncing.is_none()
+            && !self.required().contains(slot)
+            && !self.live.contains(slot);
+        if may {
+            self.syncing = Some(slot);
+            self.live.insert(slot);
+        }
+        may
+    }
+
+    /// The region maps say that an empty replica missed everything: it may be called behind.
+    pub(crate) fn wish_behind(&mut self, slot: SlotNumber) {
+        self.wish = Some(Wish::Behind(slot));
+    }
+
+    /// The replica under resync has everything, also the region map.
+    pub(crate) fn wish_join(&mut self, slot: SlotNumber) {
+        if self.syncing == Some(slot) {
+            self.wish = Some(Wish::Join(slot));
+        }
+    }
+
+    /// The record that the store is to have next; the same one until its fate is known.
+    pub(crate) fn propose(&mut self) -> Option<Membership> {
+        if self.stopped.is_some() {
+            return None;
+        }
+        if self.proposal.is_none() {
+            self.proposal = self.desired();
+        }
+        self.proposal.clone()
+    }
+
+    /// Whether [`Members::propose`] would give something.
+    pub(crate) fn has_proposal(&self) -> bool {
+        self.stopped.is_none() && (self.proposal.is_some() || self.desired().is_some())
+    }
+
+    fn desired(&self) -> Option<Membership> {
+        let mut next = self.record.next();
+        // With none left there is nothing to be gained: one of them has to come back.
+        if !self.readable().is_empty() {
+            for slot in self.record.in_sync().without(self.live).iter() {
+                next = next.with_state(slot, ReplicaState::Behind);
+            }
+        }
+        match self.wish {
+            Some(Wish::Join(slot)) if self.syncing == Some(slot) => {
+                next = next.with_state(slot, ReplicaState::InSync);
+            }
+            Some(Wish::Behind(slot))
+                if self
+                    .record
+                    .replica(slot)
+                    .is_some_and(|entry| entry.state == ReplicaState::Empty) =>
+            {
+                next = next.with_state(slot, ReplicaState::Behind);
+            }
+            Some(_) | None => {}
+        }
+        (next.replicas != self.record.replicas).then_some(next)
+    }
+
+    /// The store has the proposal, and the replicas that are in its set have a copy.
+    pub(crate) fn accepted(&mut self) {
+        let Some(record) = self.proposal.take() else {
+            return;
+        };
+        self.record = record;
+        if self
+            .syncing
+            .is_some_and(|slot| self.record.in_sync().contains(slot))
+        {
+            self.syncing = None;
+        }
+        self.wish = match self.wish {
+            Some(Wish::Join(slot)) if self.syncing != Some(slot) => None,
+            Some(Wish::Behind(_)) => None,
+            wish => wish,
+        };
+    }
+
+    /// The store has another record. Whether it is the proposal, which was accepted unheard.
+    pub(crate) fn refused(&mut self, current: Membership) -> bool {
+        if current.epoch > self.record.epoch {
+            self.stop(StopReason::Superseded);
+            return false;
+        }
+        if self.proposal.as_ref() == Some(&current) {
+            return true;
+        }
+        // Others may add replicas and take those away that do not count; the set is the target's.
+        let same_set = current.in_sync() == self.record.in_sync();
+        let follows = current.epoch == self.record.epoch && current.version > self.record.version;
+        if same_set && follows {
+            self.proposal = None;
+            self.record = current;
+            let gone = |slot: SlotNumber| self.record.replica(slot).is_none();
+            for slot in self
+                .live
+                .iter()
+                .filter(|&slot| gone(slot))
+                .collect::<SlotSet>()
+                .iter()
+            {
+                self.lose(slot);
+            }
+        } else {
+            self.stop(StopReason::StoreRefused);
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::membership::{Epoch, MemoryStore, ReplicaEntry, StoreError};
+
+    const VOLUME: Uuid = Uuid::from_u128(0x77);
+
+    fn record() -> Membership {
+        let entry = |id: u128| {
+            let (id, state) = (Uuid::from_u128(id), ReplicaState::InSync);
+            Some(ReplicaEntry { id, state })
+        };
+        Membership {
+            volume: VOLUME,
+            epoch: Epoch(1),
+            version: 1,
+            size_blocks: 1 << 20,
+            block_bytes: 4096,
+            min_in_sync: 1,
+            replicas: [entry(1), entry(2), entry(3), None, None],
+        }
+    }
+
+    #[derive(Debug, Clone)]
+    enum Event {
+        Fail(usize, bool),
+        Recover(usize),
+        Sync(usize),
+        Join,
+        /// The store gets the proposal: and answers, or does not.
+        Propose {
+            arrives: bool,
+            answered: bool,
+        },
+        /// A swap that was sent long ago arrives now.
+        Late,
+        Supersede,
+        /// A write begins, and all live targets do it.
+        Write,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            4 => (0..3_usize, any::<bool>()).prop_map(|(slot, lost)| Event::Fail(slot, lost)),
+            2 => (0..3_usize).prop_map(Event::Recover),
+            2 => (0..3_usize).prop_map(Event::Sync),
+            2 => Just(Event::Join),
+            8 => any::<(bool, bool)>()
+                .prop_map(|(arrives, answered)| Event::Propose { arrives, answered }),
+            1 => Just(Event::Late),
+            1 => Just(Event::Supersede),
+            8 => Just(Event::Write),
+        ]
+    }
+
+    proptest! {
+        /// Whatever fails and however the store answers: at the moment a write is acknowledged, every replica
+        /// that the store calls in sync has it; what is copied from is in sync in the store; and nothing is
+        /// acknowledged once the store knows a newer target and one of the set has promised to it.
+        #[test]
+        fn an_acknowledged_write_is_on_all_of_the_set(events in proptest::collection::vec(event(), 1..80)) {
+            let store = MemoryStore::default();
+            store.swap(record()).unwrap();
+            let mut members = Members::new(record(), record().in_sync());
+            let mut late: Option<Membership> = None;
+            let mut superseded = false;
+            let slot = |index| SlotNumber::new(index).unwrap();
+            for event in events {
+                match event {
+                    Event::Fail(index, lost) => {
+                        if members.fail(slot(index)) == Failed::Last && lost {
+                            members.lose(slot(index));
+                        }
+                    }
+                    Event::Recover(index) => members.recover(slot(index)),
+                    Event::Sync(index) => { members.begin_sync(slot(index)); }
+                    Event::Join => if let Some(slot) = members.syncing() {
+                        members.wish_join(slot);
+                    },
+                    Event::Propose { arrives, answered } => if let Some(next) = members.propose() {
+                        late = Some(next.clone());
+                        if arrives {
+                            let result = store.swap(next);
+                            match result {
+                                Ok(()) if answered => members.accepted(),
+                                Err(StoreError::Conflict(current)) if answered => {
+                                    if members.refused(*current) {
+                                        members.accepted();
+                                    }
+                                }
+                                Ok(()) | Err(StoreError::Conflict(_)) => {}
+                                Err(other) => prop_assert!(false, "{other}"),
+                            }
+                        }
+                    },
+                    Event::Late => if let Some(next) = &late {
+                        // It arrives a second time, or at last.
+                        let _ = store.swap(next.clone());
+                    },
+                    Event::Supersede => if !superseded {
+                        superseded = true;
+                        store.swap(store.get(VOLUME).unwrap().next_epoch()).unwrap();
+                    },
+                    Event::Write => {
+                        let done = members.required().and(members.live());
+                        let set = store.get(VOLUME).unwrap().in_sync();
+                        if members.may_acknowledge(done) {
+                            prop_assert!(done.contains_all(set), "{done:?} of {set:?}");
+                        }
+                        // A new target takes a part of the set as it is in the store; the old one needs one
+                        // of them at least, which refuses.
+                        prop_assert!(!members.required().and(set).is_empty());
+                    }
+                }
+                prop_assert!(members.record().in_sync().contains_all(members.readable()));
+                if let Some(slot) = members.syncing() {
+                    prop_assert!(members.live().contains(slot));
+                    prop_assert!(!members.record().in_sync().contains(slot));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_replica_stays_in_the_set() {
+        let mut members = Members::new(record(), record().in_sync());
+        let slot = |index| SlotNumber::new(index).unwrap();
+        assert_eq!(members.fail(slot(0)), Failed::Out);
+        assert_eq!(members.fail(slot(1)), Failed::Out);
+        assert_eq!(members.fail(slot(2)), Failed::Last);
+        let next = members.propose().unwrap();
+        assert_eq!(next.in_sync().iter().collect::<Vec<_>>(), [slot(2)]);
+        assert!(
+            !members.may_acknowledge([slot(2)].into_iter().collect()),
+            "not confirmed yet"
+        );
+        members.accepted();
+        assert!(members.may_acknowledge([slot(2)].into_iter().collect()));
+        members.lose(slot(2));
+        assert!(members.is_lost() && !members.has_proposal());
+        members.recover(slot(1));
+        assert!(members.is_lost(), "one that is not of the set does not help");
+        members.recover(slot(2));
+        assert!(!members.is_lost());
+    }
+}

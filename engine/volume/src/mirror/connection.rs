@@ -1,0 +1,288 @@
+//! Sending requests to replicas, and judging what they answer.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use pollux_device::{BlockDevice, Completion, IoError, Reply, Request};
+use pollux_reactor::{Instant, Reactor, sleep, timeout};
+
+use super::{Core, StopReason};
+use crate::members::Failed;
+use crate::membership::{Epoch, REPLICAS_MAX, SlotNumber, SlotSet};
+use crate::metadata::{Area, AreaError};
+use crate::replica::{PromiseError, ReplicaPort};
+
+/// The session of a replica.
+pub(super) struct Connection {
+    pub(super) session: Rc<dyn BlockDevice>,
+    pub(super) area: Area,
+    pub(super) instance: u64,
+    /// The newest epoch that this life of the host had granted before.
+    pub(super) previous: Option<Epoch>,
+    pub(super) is_local: bool,
+    /// When the newest request that it answered was sent: it had promised to nobody else then.
+    confirmed_at: Cell<Instant>,
+}
+
+/// The clock, read now and not at the start of the turn: the lease depends on it.
+pub(super) fn clock() -> Instant {
+    Reactor::current().driver().now()
+}
+
+/// Why a replica could not be connected to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectError {
+    /// It did not promise.
+    #[error(transparent)]
+    Promise(#[from] PromiseError),
+    /// Its reserved area cannot be used.
+    #[error(transparent)]
+    Area(#[from] AreaError),
+    /// The device is another replica, or one of another volume.
+    #[error("the device is not the replica that it should be: nothing was written to it")]
+    Foreign,
+    /// The device is too small, or of another block size.
+    #[error("the device does not have the size or the block size of the volume")]
+    Geometry,
+}
+
+impl Connection {
+    /// Gets the promise of a replica, and makes sure that it is the one. Nothing is written but the promise.
+    pub(super) async fn establish(
+        port: &Rc<dyn ReplicaPort>,
+        record: &crate::membership::Membership,
+        slot: SlotNumber,
+        wait_max: Duration,
+    ) -> Result<(Self, Vec<u8>), ConnectError> {
+        let establishing = async {
+            let started = clock();
+            let granted = port.promise(record.epoch).await?;
+            let area = Area::open(granted.session.clone()).await?;
+            let label = area.label();
+            let is_right = record
+                .replica(slot)
+                .is_some_and(|entry| entry.id == label.replica);
+            if !is_right || label.volume != record.volume {
+                return Err(ConnectError::Foreign);
+            }
+            let geometry = granted.session.geometry();
+            let bytes = label
+                .data_blocks
+                .saturating_mul(crate::metadata::BLOCK_BYTES as u64);
+            if geometry.block_bytes != record.block_bytes || bytes < record.size_bytes() {
+                return Err(ConnectError::Geometry);
+            }
+            // Also to know which slot of each structure is to be written next.
+            area.read_record().await?;
+            let map = area.read_map().await?;
+            let connection = Self {
+                session: granted.session,
+                area,
+                instance: granted.instance,
+                previous: granted.previous,
+                is_local: port.is_local(),
+                confirmed_at: Cell::new(started),
+            };
+            Ok((connection, map))
+        };
+        match timeout(wait_max, establishing).await {
+            Ok(result) => result,
+            Err(_) => Err(PromiseError::Unreachable.into()),
+        }
+    }
+
+    /// Blocks of the volume in a region.
+    pub(super) fn region_blocks(&self) -> u64 {
+        let bytes = self.area.label().region_blocks * crate::metadata::BLOCK_BYTES as u64;
+        bytes / u64::from(self.session.geometry().block_bytes)
+    }
+
+    pub(super) fn confirmed_at(&self) -> Instant {
+        self.confirmed_at.get()
+    }
+
+    fn confirm(&self, sent_at: Instant) {
+        self.confirmed_at.set(self.confirmed_at.get().max(sent_at));
+    }
+
+    /// Sends a request, and gives it up when it takes too long.
+    pub(super) async fn send(&self, request: Request, wait_max: Duration) -> Result<Reply, IoError> {
+        let sent_at = clock();
+        let result = timeout(wait_max, self.session.submit(request)).await;
+        let result = result.unwrap_or(Err(IoError::TimedOut));
+        if result.is_ok() {
+            self.confirm(sent_at);
+        }
+        result
+    }
+}
+
+/// What an answer means for a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The replica is well and could not do it now.
+    Again,
+    /// The replica has no room.
+    NoSpace,
+    /// The replica is out, or soon back: whoever still needs it looks at the members again.
+    Changed,
+    /// The last replica says so, and nobody else knows better.
+    Final(IoError),
+}
+
+/// The session is of no more use, as against a request that it could not do.
+pub(super) fn is_session_lost(error: IoError) -> bool {
+    matches!(
+        error,
+        IoError::Gone | IoError::PathDown | IoError::TimedOut | IoError::Aborted
+    )
+}
+
+/// One answer.
+pub(super) type Answer = (SlotNumber, Rc<Connection>, Result<Reply, IoError>);
+
+impl Core {
+    /// Sends a request to several replicas side by side.
+    pub(super) async fn send_all(
+        &self,
+        slots: SlotSet,
+        make: impl Fn() -> Request,
+    ) -> ArrayVec<Answer, REPLICAS_MAX> {
+        let sent_at = clock();
+        let mut waiting: ArrayVec<(SlotNumber, Rc<Connection>, Option<Completion>), REPLICAS_MAX> =
+            ArrayVec::new();
+        for slot in slots.iter() {
+            if let Some(connection) = self.connection(slot) {
+                let completion = connection.session.submit(make());
+                waiting.push((slot, connection, Some(completion)));
+            }
+        }
+        let mut answers = ArrayVec::new();
+        let mut limit = sleep(self.options.request_timeout);
+        poll_fn(|context| {
+            for (slot, connection, completion) in &mut waiting {
+                let Some(pending) = completion else { continue };
+                if let Poll::Ready(result) = Pin::new(pending).poll(context) {
+                    if result.is_ok() {
+                        connection.confirm(sent_at);
+                    }
+                    answers.push((*slot, connection.clone(), result));
+                    *completion = None;
+                }
+            }
+            if waiting.iter().all(|(.., completion)| completion.is_none()) {
+                return Poll::Ready(());
+            }
+            Pin::new(&mut limit).poll(context)
+        })
+        .await;
+        for (slot, connection, completion) in waiting {
+            if completion.is_some() {
+                answers.push((slot, connection, Err(IoError::TimedOut)));
+            }
+        }
+        answers
+    }
+
+    /// What an error of a replica means. Whatever is no matter of the moment takes the replica out; the last
+    /// one stays.
+    pub(super) fn judge(&self, slot: SlotNumber, connection: &Rc<Connection>, error: IoError) -> Verdict {
+        let is_current = self
+            .connection(slot)
+            .is_some_and(|current| Rc::ptr_eq(&current, connection));
+        match error {
+            IoError::ResourceShortage | IoError::NotReady => return Verdict::Again,
+            IoError::Fenced => {
+                self.stop(StopReason::Superseded);
+                return Verdict::Changed;
+            }
+            // An answer of a session that is no more.
+            _ if !is_current => return Verdict::Changed,
+            IoError::CapacityExceeded if self.members.borrow().required().contains(slot) => {
+                return Verdict::NoSpace;
+            }
+            _ => {}
+        }
+        tracing::debug!(slot = slot.index(), %error, "replica answered with an error");
+        match self.fail(slot) {
+            Failed::Out | Failed::Ignored => Verdict::Changed,
+            Failed::Last if is_session_lost(error) => {
+                self.members.borrow_mut().lose(slot);
+                self.wake();
+                Verdict::Changed
+            }
+            Failed::Last => Verdict::Final(error),
+        }
+    }
+
+    /// The lease: after every replica of the set has answered something that was sent at this moment or
+    /// later, reads are allowed for the lease time. `None` when one has no session.
+    fn confirmed_at(&self) -> Option<Instant> {
+        let required = self.members.borrow().required();
+        let mut earliest: Option<Instant> = None;
+        for slot in required.iter() {
+            let at = self.connection(slot)?.confirmed_at();
+            earliest = Some(earliest.map_or(at, |earliest| earliest.min(at)));
+        }
+        earliest
+    }
+
+    fn is_leased(&self) -> bool {
+        let confirmed = self.confirmed_at();
+        confirmed.is_some_and(|at| clock().saturating_since(at) < self.options.lease)
+    }
+
+    /// Waits until what was read before this was called may be passed on: nobody can have taken the volume
+    /// over before.
+    pub(super) async fn confirm_lease(&self) -> Result<(), IoError> {
+        loop {
+            self.check_serving()?;
+            if self.is_leased() {
+                return Ok(());
+            }
+            let (required, live) = {
+                let members = self.members.borrow();
+                (members.required(), members.live())
+            };
+            if required.and(live).is_empty() || !live.contains_all(required) {
+                // One is on its way out of the set, or back.
+                self.changed
+                    .until(|| {
+                        let members = self.members.borrow();
+                        let settled = members.live().contains_all(members.required());
+                        (settled || members.stopped().is_some()).then_some(())
+                    })
+                    .await;
+                continue;
+            }
+            let bytes = self.geometry.block_bytes as usize;
+            let answers = self
+                .send_all(required, || Request::Read {
+                    // Any block will do: the session answers, or does not.
+                    block: 0,
+                    into: super::read::memory(bytes),
+                })
+                .await;
+            let mut again = false;
+            let mut confirmed = SlotSet::EMPTY;
+            for (slot, connection, result) in answers {
+                match result {
+                    Ok(_) => confirmed.insert(slot),
+                    Err(error) => again |= self.judge(slot, &connection, error) != Verdict::Changed,
+                }
+            }
+            // All were asked after the data was read, however long they took.
+            if confirmed.contains_all(self.members.borrow().required()) {
+                return self.check_serving();
+            }
+            if again {
+                sleep(self.options.retry_pause).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The region map on the replicas: written as it changes, and intents retired that are no longer needed.
+
+use std::rc::Rc;
+
+use pollux_device::IoError;
+use pollux_reactor::{sleep, timeout};
+
+use super::Core;
+use super::keeper::{WithReplica, join};
+use crate::membership::{SlotNumber, SlotSet};
+
+/// Writes what changed, one round after the other; runs as long as the target.
+pub(super) async fn write(core: Rc<Core>) {
+    loop {
+        core.map_changed
+            .until(|| {
+                let dirty = core.regions.borrow().next_dirty(0).is_some();
+                (dirty || core.stopped().is_some()).then_some(())
+            })
+            .await;
+        if core.write_map().await.is_err() {
+            core.map_written.wake();
+            return;
+        }
+    }
+}
+
+/// Retires intents of regions that were idle for a while; runs as long as the target.
+pub(super) async fn retire(core: Rc<Core>) {
+    while core.stopped().is_none() {
+        sleep(core.options.retire_interval).await;
+        let idle = core.regions.borrow_mut().idle();
+        if idle.is_empty() {
+            continue;
+        }
+        // Whatever a replica that was not flushed may lack has an intent until here, and is missed if it
+        // fails.
+        if core.flush().await.is_ok() {
+            core.regions.borrow_mut().retire(&idle);
+            core.map_changed.wake();
+        }
+    }
+}
+
+impl Core {
+    /// Writes every block of the map that is dirty, once. The error is that of a target that has stopped.
+    pub(super) async fn write_map(&self) -> Result<(), IoError> {
+        let mut from = 0;
+        loop {
+            self.check_serving()?;
+            let dirty = self.regions.borrow().next_dirty(from);
+            let Some(block) = dirty else {
+                return Ok(());
+            };
+            self.write_map_block(block).await?;
+            self.map_written.wake();
+            from = block + 1;
+        }
+    }
+
+    /// Those that have to have a block of the map, and those that are to have it.
+    fn map_targets(&self) -> SlotSet {
+        let members = self.members.borrow();
+        let mut targets = members.required();
+        if let Some(slot) = self.mapped.get() {
+            targets.insert(slot);
+        }
+        targets.and(members.live())
+    }
+
+    async fn write_map_block(&self, block: usize) -> Result<(), IoError> {
+        let (stamp, snapshot) = self.regions.borrow().snapshot(block);
+        let snapshot = Rc::new(snapshot);
+        let mut done = SlotSet::EMPTY;
+        loop {
+            self.check_serving()?;
+            let missing = self.map_targets().without(done);
+            if missing.is_empty() {
+                if self.members.borrow().may_acknowledge(done) {
+                    break;
+                }
+                self.changed
+                    .until(|| {
+                        let more = !self.map_targets().without(done).is_empty();
+                        let enough = self.members.borrow().may_acknowledge(done);
+                        (more || enough || self.stopped().is_some()).then_some(())
+                    })
+                    .await;
+                continue;
+            }
+            let mut writes: Vec<(SlotNumber, WithReplica<_>)> = Vec::new();
+            for slot in missing.iter() {
+                let Some(connection) = self.connection(slot) else {
+                    continue;
+                };
+                let (snapshot, wait_max) = (snapshot.clone(), self.options.request_timeout);
+                writes.push((
+                    slot,
+                    Box::pin(async move {
+                        let writing = connection.area.write_map_block(block as u64, &snapshot);
+                        let written = timeout(wait_max, writing).await;
+                        (connection, written.unwrap_or(Err(IoError::TimedOut.into())))
+                    }),
+                ));
+            }
+            for (slot, (connection, result)) in join(writes).await {
+                match result {
+                    Ok(()) => {
+                        done.insert(slot);
+                        self.count(|counters| counters.map_writes += 1);
+                    }
+                    Err(error) => self.judge_area(slot, &connection, &error),
+                }
+            }
+        }
+        self.regions.borrow_mut().written(block, stamp, &snapshot);
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+//! The target: a block device over the replicas of a volume.
+//!
+//! Invariants (`docs/decisions/replication.md` says why they are enough):
+//! - Requests that overlap are done one after the other, reads beside reads.
+//! - Data is sent to a replica only while the intent of its region is durable on all of the set.
+//! - A write is acknowledged when all of the set have it, as the store has confirmed the set.
+//! - A read is answered only when, after the data was read, the lease had not run out.
+
+mod connection;
+mod keeper;
+mod map_writer;
+mod open;
+mod read;
+mod resync;
+mod write;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use pollux_device::{BlockDevice, Completion, Geometry, IoError, Reply, Request};
+use pollux_reactor::Task;
+
+use crate::locks::RangeLocks;
+pub use crate::members::StopReason;
+use crate::members::{Failed, Members};
+use crate::membership::{Epoch, Membership, MembershipStore, REPLICAS_MAX, SlotNumber};
+use crate::regions::RegionMap;
+use crate::replica::ReplicaPort;
+use crate::signal::Signal;
+use crate::unabandoned::Unabandoned;
+use connection::Connection;
+pub use open::OpenError;
+
+/// The times of a target.
+#[derive(Debug, Clone)]
+pub struct MirrorOptions {
+    /// How long an answer of every replica allows reads. All targets of a volume need the same.
+    pub lease: Duration,
+    /// A replica that takes longer than this for a request has failed.
+    pub request_timeout: Duration,
+    /// How long a promise is waited for.
+    pub promise_timeout: Duration,
+    /// How long an answer of the store is waited for.
+    pub store_timeout: Duration,
+    /// The pause before the store, or a replica that is short of resources, is asked again.
+    pub retry_pause: Duration,
+    /// The pause between two attempts to bring a replica back.
+    pub rejoin_pause: Duration,
+    /// Intents of regions without a write for as long as this, up to twice as long, are retired.
+    pub retire_interval: Duration,
+    /// How fast a resync copies, in bytes a second; `None` for as fast as it can.
+    pub resync_bytes_per_second: Option<u64>,
+}
+
+impl Default for MirrorOptions {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(5),
+            promise_timeout: Duration::from_secs(5),
+            store_timeout: Duration::from_secs(2),
+            retry_pause: Duration::from_millis(20),
+            rejoin_pause: Duration::from_secs(1),
+            retire_interval: Duration::from_secs(5),
+            resync_bytes_per_second: None,
+        }
+    }
+}
+
+/// How far a resync is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResyncProgress {
+    /// Regions that replicas out of the set still miss, added up.
+    pub missed_regions: u64,
+    /// Bytes copied since the volume was opened.
+    pub copied_bytes: u64,
+}
+
+/// What a target did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MirrorCounters {
+    /// Blocks ranges that were bad on one replica and written anew from another.
+    pub repairs: u64,
+    /// Replicas that failed.
+    pub failures: u64,
+    /// Replicas that joined the set.
+    pub joins: u64,
+    /// Blocks of the region map written, on all replicas.
+    pub map_writes: u64,
+}
+
+pub(crate) struct Core {
+    options: MirrorOptions,
+    store: Rc<dyn MembershipStore>,
+    ports: [Option<Rc<dyn ReplicaPort>>; REPLICAS_MAX],
+    epoch: Epoch,
+    geometry: Geometry,
+    /// Blocks of the volume in a region.
+    region_blocks: u64,
+    locks: RangeLocks,
+    members: RefCell<Members>,
+    regions: RefCell<RegionMap>,
+    connections: RefCell<[Option<Rc<Connection>>; REPLICAS_MAX]>,
+    /// The one under resync takes the blocks of the region map.
+    mapped: Cell<Option<SlotNumber>>,
+    /// The members or their sessions changed.
+    changed: Signal,
+    /// The region map changed.
+    map_changed: Signal,
+    /// More of the region map is durable.
+    map_written: Signal,
+    copied_bytes: Cell<u64>,
+    counters: Cell<MirrorCounters>,
+}
+
+impl Core {
+    fn connection(&self, slot: SlotNumber) -> Option<Rc<Connection>> {
+        self.connections.borrow().get(slot.index()).cloned().flatten()
+    }
+
+    fn connect(&self, slot: SlotNumber, connection: Option<Rc<Connection>>) {
+        if let Some(place) = self.connections.borrow_mut().get_mut(slot.index()) {
+            *place = connection;
+        }
+    }
+
+    fn count(&self, change: impl FnOnce(&mut MirrorCounters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+
+    /// Wakes everybody, to look again.
+    fn wake(&self) {
+        self.changed.wake();
+        self.map_changed.wake();
+        self.map_written.wake();
+    }
+
+    fn stop(&self, reason: StopReason) {
+        if self.members.borrow().stopped().is_none() {
+            tracing::warn!(volume = %self.volume(), epoch = self.epoch.0, ?reason, "target stops");
+            self.members.borrow_mut().stop(reason);
+        }
+        self.wake();
+    }
+
+    fn volume(&self) -> uuid::Uuid {
+        self.members.borrow().record().volume
+    }
+
+    /// The error of every request once the target has stopped.
+    fn stopped(&self) -> Option<IoError> {
+        Some(match self.members.borrow().stopped()? {
+            StopReason::Superseded => IoError::Fenced,
+            StopReason::CacheLost | StopReason::StoreRefused | StopReason::Closed => IoError::Gone,
+        })
+    }
+
+    fn check_serving(&self) -> Result<(), IoError> {
+        self.stopped().map_or(Ok(()), Err)
+    }
+
+    /// A replica is out: what it may miss is marked before anything else happens.
+    fn out(&self, slot: SlotNumber) {
+        let id = self.members.borrow().record().replica(slot).map(|entry| entry.id);
+        tracing::warn!(volume = %self.volume(), replica = ?id, "replica failed");
+        self.count(|counters| counters.failures += 1);
+        self.regions.borrow_mut().fail(slot);
+        if self.mapped.get() == Some(slot) {
+            self.mapped.set(None);
+        }
+        self.connect(slot, None);
+        self.wake();
+    }
+
+    /// A replica failed with more than a request: see [`Failed`]. The last one stays, whatever it did.
+    fn fail(&self, slot: SlotNumber) -> Failed {
+        let failed = self.members.borrow_mut().fail(slot);
+        if failed == Failed::Out {
+            self.out(slot);
+        }
+        failed
+    }
+
+    fn region_of(&self, block: u64) -> u64 {
+        block / self.region_blocks
+    }
+}
+
+/// See the module. The volume stops being served when it is dropped.
+pub struct Mirror {
+    core: Rc<Core>,
+    /// Ended with the mirror.
+    _tasks: Vec<Task<()>>,
+}
+
+impl Mirror {
+    /// The record as the store has confirmed it.
+    pub fn membership(&self) -> Membership {
+        self.core.members.borrow().record().clone()
+    }
+
+    /// Why it does no more I/O; `None` while it does.
+    pub fn stopped(&self) -> Option<StopReason> {
+        self.core.members.borrow().stopped()
+    }
+
+    /// How far resync is.
+    pub fn resync_progress(&self) -> ResyncProgress {
+        let members = self.core.members.borrow();
+        let regions = self.core.regions.borrow();
+        let behind = members.record().members().without(members.record().in_sync());
+        ResyncProgress {
+            missed_regions: behind.iter().map(|slot| regions.missed(slot)).sum(),
+            copied_bytes: self.core.copied_bytes.get(),
+        }
+    }
+
+    /// What it did.
+    pub fn counters(&self) -> MirrorCounters {
+        self.core.counters.get()
+    }
+
+    /// The volume as a block device. It fails once the mirror is dropped.
+    pub fn device(&self) -> Rc<dyn BlockDevice> {
+        Rc::new(MirrorDevice(self.core.clone()))
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.core.stop(StopReason::Closed);
+    }
+}
+
+struct MirrorDevice(Rc<Core>);
+
+impl BlockDevice for MirrorDevice {
+    fn geometry(&self) -> Geometry {
+        self.0.geometry
+    }
+
+    fn submit(&self, request: Request) -> Completion {
+        if let Err(error) = request
+            .check(&self.0.geometry)
+            .and_then(|()| self.0.check_serving())
+        {
+            return Completion::failed(error);
+        }
+        let core = self.0.clone();
+        match request {
+            Request::Read { block, into } => {
+                Completion::from_future(async move { core.read(block, into).await.map(Reply::Data) })
+            }
+            Request::Compare { block, with } => {
+                Completion::from_future(async move { core.compare(block, &with).await.map(|()| Reply::Done) })
+            }
+            // What was begun has to be ended, or replicas would differ with nobody to say so.
+            request @ (Request::Write { .. }
+            | Request::WriteZeroes { .. }
+            | Request::Deallocate { .. }
+            | Request::Flush) => Completion::from_future(Unabandoned::new(async move {
+                core.change(request).await.map(|()| Reply::Done)
+            })),
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! Opening a volume: a new epoch, promises, one truth, and then service.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use pollux_device::{Gather, Geometry, IoError, Reply, Request};
+use pollux_reactor::{Instant, Reactor, sleep, sleep_until, timeout};
+use uuid::Uuid;
+
+use super::connection::{ConnectError, Connection, Verdict, clock, is_session_lost};
+use super::keeper::{self, WithReplica, join};
+use super::read::memory;
+use super::{Core, Mirror, MirrorCounters, MirrorOptions, map_writer, resync};
+use crate::locks::{Mode, RangeLocks};
+use crate::members::Members;
+use crate::membership::{
+    Epoch, Membership, MembershipStore, REPLICAS_MAX, ReplicaState, SlotNumber, SlotSet, StoreError,
+};
+use crate::metadata::{INTENT, missed_bit};
+use crate::regions::RegionMap;
+use crate::replica::{PromiseError, ReplicaPort};
+use crate::signal::Signal;
+
+/// How often a swap that met another one, or whose outcome is not known, is tried again while opening.
+const SWAPS_MAX: u32 = 100;
+
+/// Bytes that are compared at a time.
+const CHUNK_BYTES: u64 = 128 << 10;
+
+/// Why a volume was not opened. Nothing is lost by trying again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The store has no such volume, or does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Another target opens it at the same time, or has.
+    #[error("a newer target has the volume: this one must not serve it")]
+    Superseded,
+    /// No replica of the set can be reached: nothing else has all data.
+    #[error("no replica that is in sync can be reached: bring one back")]
+    NoReplica,
+    /// The replicas do not fit together.
+    #[error("the replicas have regions of different sizes")]
+    RegionSize,
+    /// All replicas failed while it was opened.
+    #[error("the replicas failed while the volume was opened: {0}")]
+    Io(#[from] IoError),
+}
+
+/// A replica of the set that has promised.
+struct Promised {
+    slot: SlotNumber,
+    connection: Rc<Connection>,
+    map: Vec<u8>,
+}
+
+struct Opening {
+    options: MirrorOptions,
+    store: Rc<dyn MembershipStore>,
+    ports: [Option<Rc<dyn ReplicaPort>>; REPLICAS_MAX],
+}
+
+impl Mirror {
+    /// Opens a volume: from then on this is its target, and no older one changes anything any more. `ports`
+    /// tell how each replica is reached, by its name; one that is missing counts as unreachable.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub async fn open(
+        options: MirrorOptions,
+        store: Rc<dyn MembershipStore>,
+        volume: Uuid,
+        ports: &[(Uuid, Rc<dyn ReplicaPort>)],
+    ) -> Result<Self, OpenError> {
+        let mut opening = Opening {
+            options,
+            store,
+            ports: [const { None }; REPLICAS_MAX],
+        };
+        let (record, old_epoch) = opening.take_epoch(volume).await?;
+        for slot in record.members().iter() {
+            let id = record.replica(slot).map(|entry| entry.id);
+            let port = ports.iter().find(|(name, _)| Some(*name) == id);
+            if let Some(place) = opening.ports.get_mut(slot.index()) {
+                *place = port.map(|(_, port)| port.clone());
+            }
+        }
+        let (promised, record) = opening.promises(record).await?;
+        let core = Rc::new(opening.core(record, promised)?);
+        let mut mirror = Self {
+            core: core.clone(),
+            _tasks: Vec::new(),
+        };
+        let reactor = Reactor::current();
+        mirror._tasks.push(reactor.spawn(keeper::keep(core.clone())));
+        mirror._tasks.push(reactor.spawn(map_writer::write(core.clone())));
+        core.make_identical(old_epoch).await?;
+        mirror
+            ._tasks
+            .push(reactor.spawn(map_writer::retire(core.clone())));
+        mirror._tasks.push(reactor.spawn(resync::bring_back(core)));
+        Ok(mirror)
+    }
+}
+
+impl Opening {
+    /// Raises the epoch in the store; the record then, and the epoch before.
+    async fn take_epoch(&self, volume: Uuid) -> Result<(Membership, Epoch), OpenError> {
+        let mut last = StoreError::Unavailable;
+        for _ in 0..SWAPS_MAX {
+            // Anew each time: whether an earlier attempt or somebody else was successful cannot be told.
+            let loaded = timeout(self.options.store_timeout, self.store.load(volume)).await;
+            let result = match loaded.unwrap_or(Err(StoreError::Unavailable)) {
+                Ok(before) => {
+                    let next = before.next_epoch();
+                    let swap = self.store.compare_and_swap(next.clone());
+                    let swapped = timeout(self.options.store_timeout, swap).await;
+                    swapped
+                        .unwrap_or(Err(StoreError::Unavailable))
+                        .map(|()| (next, before.epoch))
+                }
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(found) => return Ok(found),
+                Err(error @ (StoreError::Unavailable | StoreError::Conflict(_))) => last = error,
+                Err(error) => return Err(error.into()),
+            }
+            sleep(self.options.retry_pause).await;
+        }
+        Err(last.into())
+    }
+
+    /// The promises of those of the set that can be reached; the others are no longer of it then.
+    async fn promises(&self, record: Membership) -> Result<(Vec<Promised>, Membership), OpenError> {
+        let mut attempts: Vec<(SlotNumber, WithReplica<_>)> = Vec::new();
+        for slot in record.in_sync().iter() {
+            let Some(port) = self.ports.get(slot.index()).cloned().flatten() else {
+                continue;
+            };
+            let (record, wait_max) = (record.clone(), self.options.promise_timeout);
+            attempts.push((
+                slot,
+                Box::pin(async move { Connection::establish(&port, &record, slot, wait_max).await }),
+            ));
+        }
+        let mut promised = Vec::new();
+        for (slot, result) in join(attempts).await {
+            match result {
+                Ok((connection, map)) => promised.push(Promised {
+                    slot,
+                    connection: Rc::new(connection),
+                    map,
+                }),
+                Err(ConnectError::Promise(PromiseError::Superseded(_))) => return Err(OpenError::Superseded),
+                Err(error) => {
+                    tracing::warn!(volume = %record.volume, slot = slot.index(), %error, "no promise");
+                }
+            }
+        }
+        let promised_at = clock();
+        promised.sort_by_key(|found| found.slot);
+        let slots: SlotSet = promised.iter().map(|found| found.slot).collect();
+        if slots.is_empty() {
+            return Err(OpenError::NoReplica);
+        }
+        let lost = record.in_sync().without(slots);
+        if lost.is_empty() {
+            return Ok((promised, record));
+        }
+        let record = self.drop_from_set(record, lost).await?;
+        // The old target may read from those for as long as its lease.
+        let lease = self.options.lease;
+        sleep_until(after(promised_at, lease + lease / 8)).await;
+        Ok((promised, record))
+    }
+
+    async fn drop_from_set(&self, record: Membership, lost: SlotSet) -> Result<Membership, OpenError> {
+        let mut next = record.next();
+        for slot in lost.iter() {
+            next = next.with_state(slot, ReplicaState::Behind);
+        }
+        for _ in 0..SWAPS_MAX {
+            let swap = self.store.compare_and_swap(next.clone());
+            match timeout(self.options.store_timeout, swap)
+                .await
+                .unwrap_or(Err(StoreError::Unavailable))
+            {
+                Ok(()) => return Ok(next),
+                Err(StoreError::Conflict(current)) if *current == next => return Ok(next),
+                Err(StoreError::Conflict(_)) => return Err(OpenError::Superseded),
+                Err(StoreError::Unavailable) => sleep(self.options.retry_pause).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::Unavailable.into())
+    }
+
+    fn core(self, record: Membership, promised: Vec<Promised>) -> Result<Core, OpenError> {
+        let first = promised.first().ok_or(OpenError::NoReplica)?;
+        let region_blocks = first.connection.region_blocks();
+        if promised
+            .iter()
+            .any(|found| found.connection.region_blocks() != region_blocks)
+        {
+            return Err(OpenError::RegionSize);
+        }
+        let regions = record.size_blocks.div_ceil(region_blocks);
+        let map = join_maps(&record, &promised, regions as usize);
+        let geometry = geometry(&record, &promised);
+        let slots = promised.iter().map(|found| found.slot).collect();
+        let mut connections = [const { None }; REPLICAS_MAX];
+        for found in promised {
+            if let Some(place) = connections.get_mut(found.slot.index()) {
+                *place = Some(found.connection);
+            }
+        }
+        Ok(Core {
+            options: self.options,
+            store: self.store,
+            ports: self.ports,
+            epoch: record.epoch,
+            geometry,
+            region_blocks,
+            locks: RangeLocks::default(),
+            members: RefCell::new(Members::new(record, slots)),
+            regions: RefCell::new(RegionMap::new(map)),
+            connections: RefCell::new(connections),
+            mapped: Cell::new(None),
+            changed: Signal::default(),
+            map_changed: Signal::default(),
+            map_written: Signal::default(),
+            copied_bytes: Cell::new(0),
+            counters: Cell::new(MirrorCounters::default()),
+        })
+    }
+}
+
+fn after(instant: Instant, span: std::time::Duration) -> Instant {
+    let nanoseconds = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+    Instant::from_nanos(instant.as_nanos().saturating_add(nanoseconds))
+}
+
+/// What the replicas that promised know together. Whoever is absent misses everything that has an intent.
+fn join_maps(record: &Membership, promised: &[Promised], regions: usize) -> Vec<u8> {
+    let behind = record.members().without(record.in_sync());
+    let missed = behind.iter().map(missed_bit).fold(0, |bits, bit| bits | bit);
+    let mut map = vec![0; regions];
+    for found in promised {
+        for (joined, byte) in map.iter_mut().zip(&found.map) {
+            // Bits of those in sync are left over from earlier times, and mean nothing.
+            *joined |= byte & (INTENT | missed);
+        }
+    }
+    for byte in &mut map {
+        if *byte & INTENT != 0 {
+            *byte |= missed;
+        }
+    }
+    map
+}
+
+/// The volume as the replicas can serve it together.
+fn geometry(record: &Membership, promised: &[Promised]) -> Geometry {
+    let mut volume = Geometry {
+        block_bytes: record.block_bytes,
+        blocks: record.size_blocks,
+        optimal_blocks: 1,
+        transfer_blocks_max: u32::MAX,
+        memory_align_bytes: 1,
+        volatile_write_cache: false,
+        atomic_write_blocks: u32::MAX,
+        deallocates: true,
+        metadata_bytes: 0,
+        read_only: false,
+    };
+    for found in promised {
+        let one = found.connection.session.geometry();
+        volume.optimal_blocks = volume.optimal_blocks.max(one.optimal_blocks);
+        volume.transfer_blocks_max = volume.transfer_blocks_max.min(one.transfer_blocks_max);
+        volume.memory_align_bytes = volume.memory_align_bytes.max(one.memory_align_bytes);
+        volume.volatile_write_cache |= one.volatile_write_cache;
+        volume.atomic_write_blocks = volume.atomic_write_blocks.min(one.atomic_write_blocks);
+        volume.deallocates &= one.deallocates;
+    }
+    volume
+}
+
+impl Core {
+    /// Makes every region with an intent the same on all of the set, and ends the intents. The copy of the
+    /// record and the whole region map are on all replicas then.
+    async fn make_identical(&self, old_epoch: Epoch) -> Result<(), OpenError> {
+        let (record, live) = {
+            let members = self.members.borrow();
+            (members.record().clone(), members.live())
+        };
+        self.copy_record(&record, live).await;
+        let sources = self.sources(old_epoch);
+        let intents = self.regions.borrow().intents();
+        tracing::info!(
+            volume = %record.volume, epoch = record.epoch.0, in_sync = live.len(), regions = intents.len(),
+            "opening"
+        );
+        let mut same = Vec::with_capacity(intents.len());
+        for region in intents {
+            if self.make_region_identical(region, &sources).await? {
+                same.push(region);
+            }
+        }
+        self.flush().await?;
+        let stamp = self.regions.borrow_mut().settle(&same);
+        self.map_changed.wake();
+        self.map_written
+            .until(|| {
+                let durable = self.regions.borrow().is_durable(stamp);
+                (durable || self.stopped().is_some()).then_some(())
+            })
+            .await;
+        self.check_serving()?;
+        Ok(())
+    }
+
+    /// Whom to copy from, best first: those whose host has lived since the old target's time have lost
+    /// nothing from their caches.
+    fn sources(&self, old_epoch: Epoch) -> Vec<SlotNumber> {
+        let mut sources: Vec<SlotNumber> = self.members.borrow().readable().iter().collect();
+        sources.sort_by_key(|&slot| {
+            let connection = self.connection(slot);
+            let lived = connection
+                .as_ref()
+                .is_some_and(|found| found.previous == Some(old_epoch));
+            let local = connection.is_some_and(|found| found.is_local);
+            (!lived, !local, slot)
+        });
+        sources
+    }
+
+    /// Whether the region is the same on all now. It is not when nobody can read it: then it stays as it is,
+    /// with its intent.
+    async fn make_region_identical(&self, region: u64, sources: &[SlotNumber]) -> Result<bool, OpenError> {
+        let start = region * self.region_blocks;
+        let end = (start + self.region_blocks).min(self.geometry.blocks);
+        let block_bytes = u64::from(self.geometry.block_bytes);
+        let chunk_blocks = (CHUNK_BYTES / block_bytes)
+            .min(u64::from(self.geometry.transfer_blocks_max))
+            .max(1);
+        let mut all_same = true;
+        let mut at = start;
+        while at < end {
+            let blocks = chunk_blocks.min(end - at);
+            let _lock = self.locks.lock(at..at + blocks, Mode::Exclusive).await;
+            all_same &= self.make_chunk_identical(at, blocks, sources).await?;
+            at += blocks;
+        }
+        Ok(all_same)
+    }
+
+    async fn make_chunk_identical(
+        &self,
+        block: u64,
+        blocks: u64,
+        sources: &[SlotNumber],
+    ) -> Result<bool, OpenError> {
+        let bytes = (blocks * u64::from(self.geometry.block_bytes)) as usize;
+        let mut left = sources.iter();
+        let (source, data) = loop {
+            let Some(&slot) = left.next() else {
+                return Ok(false);
+            };
+            if let Some(data) = self.read_from(slot, block, bytes).await? {
+                break (slot, data);
+            }
+        };
+        for &slot in sources.iter().filter(|&&slot| slot != source) {
+            let same = self.read_from(slot, block, bytes).await?;
+            if same.is_some_and(|same| same[..] == data[..]) {
+                continue;
+            }
+            self.write_to(slot, block, data.clone().into()).await?;
+        }
+        Ok(true)
+    }
+
+    /// Reads from one replica; `None` when it cannot, or is out.
+    async fn read_from(
+        &self,
+        slot: SlotNumber,
+        block: u64,
+        bytes: usize,
+    ) -> Result<Option<pollux_hugepages::Slice>, OpenError> {
+        loop {
+            self.check_serving()?;
+            if !self.members.borrow().readable().contains(slot) {
+                if self.members.borrow().is_lost() {
+                    // With nobody left, the volume is to be opened anew.
+                    return Err(OpenError::NoReplica);
+                }
+                return Ok(None);
+            }
+            let Some(connection) = self.connection(slot) else {
+                return Ok(None);
+            };
+            let into = memory(bytes);
+            let result = connection
+                .send(Request::Read { block, into }, self.options.request_timeout)
+                .await;
+            match result.and_then(Reply::into_slice) {
+                Ok(data) if data.len() == bytes => return Ok(Some(data)),
+                Ok(_) => return Ok(None),
+                Err(IoError::ResourceShortage | IoError::NotReady) => sleep(self.options.retry_pause).await,
+                Err(error) if is_session_lost(error) || error == IoError::Fenced => {
+                    self.judge(slot, &connection, error);
+                }
+                Err(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Writes to one replica, unless it is out. One that cannot is out then.
+    async fn write_to(&self, slot: SlotNumber, block: u64, data: Gather) -> Result<(), OpenError> {
+        loop {
+            self.check_serving()?;
+            let Some(connection) = self.connection(slot) else {
+                return Ok(());
+            };
+            if !self.members.borrow().readable().contains(slot) {
+                return Ok(());
+            }
+            let write = Request::Write {
+                block,
+                from: data.clone(),
+                force_unit_access: false,
+            };
+            match connection.send(write, self.options.request_timeout).await {
+                Ok(_) => return Ok(()),
+                Err(error) => match self.judge(slot, &connection, error) {
+                    Verdict::Again => sleep(self.options.retry_pause).await,
+                    Verdict::Changed => {}
+                    Verdict::NoSpace => {
+                        self.fail(slot);
+                    }
+                    Verdict::Final(error) => return Err(error.into()),
+                },
+            }
+        }
+    }
+}

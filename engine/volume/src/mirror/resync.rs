@@ -1,0 +1,267 @@
+//! Bringing replicas back: what they missed is copied while writes go on.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use pollux_device::{Gather, IoError, Request, ZeroOptions};
+use pollux_hugepages::Slice;
+use pollux_reactor::{sleep, timeout};
+
+use super::connection::{ConnectError, Connection, Verdict};
+use super::{Core, StopReason};
+use crate::locks::Mode;
+use crate::membership::{ReplicaState, SlotNumber};
+use crate::replica::PromiseError;
+
+/// Bytes that are copied under one lock.
+const CHUNK_BYTES: u64 = 128 << 10;
+
+/// Regions that are copied before the replica is flushed, and they count.
+const REGIONS_PER_FLUSH: u32 = 64;
+
+/// The resync did not come to its end: it goes on from where it was, later.
+struct Interrupted;
+
+/// Brings back one replica after the other; runs as long as the target.
+pub(super) async fn bring_back(core: Rc<Core>) {
+    loop {
+        core.changed
+            .until(|| {
+                let members = core.members.borrow();
+                let all = members.record().in_sync() == members.record().members();
+                (!all || members.stopped().is_some()).then_some(())
+            })
+            .await;
+        if core.stopped().is_some() {
+            return;
+        }
+        let behind = {
+            let members = core.members.borrow();
+            members.record().members().without(members.required())
+        };
+        for slot in behind.iter() {
+            if core.resync(slot).await.is_err() && core.stopped().is_some() {
+                return;
+            }
+        }
+        sleep(core.options.rejoin_pause).await;
+    }
+}
+
+impl Core {
+    async fn resync(&self, slot: SlotNumber) -> Result<(), Interrupted> {
+        let record = self.members.borrow().record().clone();
+        let port = self
+            .ports
+            .get(slot.index())
+            .cloned()
+            .flatten()
+            .ok_or(Interrupted)?;
+        let wait_max = self.options.promise_timeout;
+        let (connection, _) = match Connection::establish(&port, &record, slot, wait_max).await {
+            Ok(found) => found,
+            Err(ConnectError::Promise(PromiseError::Superseded(_))) => {
+                self.stop(StopReason::Superseded);
+                return Err(Interrupted);
+            }
+            Err(error) => {
+                tracing::debug!(volume = %record.volume, slot = slot.index(), %error, "not back yet");
+                return Err(Interrupted);
+            }
+        };
+        if connection.region_blocks() != self.region_blocks {
+            tracing::warn!(volume = %record.volume, slot = slot.index(), "regions of another size");
+            return Err(Interrupted);
+        }
+        self.mark_empty(slot).await?;
+        if !self.members.borrow_mut().begin_sync(slot) {
+            return Err(Interrupted);
+        }
+        self.connect(slot, Some(Rc::new(connection)));
+        self.wake();
+        let missed = self.regions.borrow().missed(slot);
+        tracing::info!(volume = %record.volume, slot = slot.index(), missed, "resync begins");
+        self.copy_missed(slot).await?;
+        self.join_set(slot).await
+    }
+
+    /// Whether a resync may go on.
+    fn check_syncing(&self, slot: SlotNumber) -> Result<(), Interrupted> {
+        let members = self.members.borrow();
+        match members.syncing() == Some(slot) && members.stopped().is_none() {
+            true => Ok(()),
+            false => Err(Interrupted),
+        }
+    }
+
+    /// An empty replica: the maps of the others say so, durably, before the record does not any more.
+    async fn mark_empty(&self, slot: SlotNumber) -> Result<(), Interrupted> {
+        let state = |core: &Self| {
+            core.members
+                .borrow()
+                .record()
+                .replica(slot)
+                .map(|entry| entry.state)
+        };
+        if state(self) != Some(ReplicaState::Empty) {
+            return Ok(());
+        }
+        let stamp = self.regions.borrow_mut().miss_all(slot);
+        self.map_changed.wake();
+        self.map_written
+            .until(|| {
+                let durable = self.regions.borrow().is_durable(stamp);
+                (durable || self.stopped().is_some()).then_some(())
+            })
+            .await;
+        self.members.borrow_mut().wish_behind(slot);
+        self.changed.wake();
+        self.changed
+            .until(|| {
+                let changed = state(self) != Some(ReplicaState::Empty);
+                (changed || self.stopped().is_some()).then_some(())
+            })
+            .await;
+        self.stopped().map_or(Ok(()), |_| Err(Interrupted))
+    }
+
+    async fn copy_missed(&self, slot: SlotNumber) -> Result<(), Interrupted> {
+        let mut from = 0;
+        let mut unflushed = 0;
+        loop {
+            self.check_syncing(slot)?;
+            let next = self.regions.borrow().next_missed(from, slot);
+            if let Some(region) = next {
+                // From here on the replica takes the writes of the region: what is written before its chunk
+                // is copied is copied again, with the same content.
+                self.regions.borrow_mut().begin_copy(region, slot);
+                self.copy_region(slot, region).await?;
+                from = region + 1;
+                unflushed += 1;
+            }
+            if unflushed >= REGIONS_PER_FLUSH || (next.is_none() && unflushed > 0) {
+                unflushed = 0;
+                self.commit(slot).await?;
+            }
+            if next.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Flushes the replica: what was copied before counts from then on.
+    async fn commit(&self, slot: SlotNumber) -> Result<(), Interrupted> {
+        let copied = self.regions.borrow().copied(slot);
+        self.to_replica(slot, || Request::Flush).await?;
+        self.regions.borrow_mut().commit_copied(&copied, slot);
+        self.map_changed.wake();
+        Ok(())
+    }
+
+    async fn copy_region(&self, slot: SlotNumber, region: u64) -> Result<(), Interrupted> {
+        let block_bytes = u64::from(self.geometry.block_bytes);
+        let chunk_blocks = (CHUNK_BYTES / block_bytes)
+            .min(u64::from(self.geometry.transfer_blocks_max))
+            .max(1);
+        let start = region * self.region_blocks;
+        let end = (start + self.region_blocks).min(self.geometry.blocks);
+        let mut at = start;
+        while at < end {
+            let blocks = chunk_blocks.min(end - at);
+            let bytes = blocks * block_bytes;
+            {
+                let _lock = self.locks.lock(at..at + blocks, Mode::Exclusive).await;
+                self.check_syncing(slot)?;
+                match self.read_locked(at, bytes as usize).await {
+                    Ok(data) => self.put(slot, at, blocks, data).await?,
+                    // What cannot be read on any of the set cannot be copied, and must not look as if it
+                    // were.
+                    Err(_) => {
+                        self.fail(slot);
+                        return Err(Interrupted);
+                    }
+                }
+            }
+            self.copied_bytes.set(self.copied_bytes.get() + bytes);
+            at += blocks;
+            if let Some(rate) = self.options.resync_bytes_per_second {
+                sleep(Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was copied; zeros as such, so that they take no space.
+    async fn put(&self, slot: SlotNumber, block: u64, blocks: u64, data: Slice) -> Result<(), Interrupted> {
+        let is_zero = data.iter().all(|&byte| byte == 0);
+        self.to_replica(slot, || match is_zero {
+            true => Request::WriteZeroes {
+                block,
+                blocks,
+                options: ZeroOptions {
+                    force_unit_access: false,
+                    may_deallocate: true,
+                },
+            },
+            false => Request::Write {
+                block,
+                from: Gather::from(data.clone()),
+                force_unit_access: false,
+            },
+        })
+        .await
+    }
+
+    /// Has the replica under resync do something.
+    async fn to_replica(&self, slot: SlotNumber, make: impl Fn() -> Request) -> Result<(), Interrupted> {
+        loop {
+            self.check_syncing(slot)?;
+            let connection = self.connection(slot).ok_or(Interrupted)?;
+            match connection.send(make(), self.options.request_timeout).await {
+                Ok(_) => return self.check_syncing(slot),
+                Err(error) => match self.judge(slot, &connection, error) {
+                    Verdict::Again => sleep(self.options.retry_pause).await,
+                    Verdict::NoSpace | Verdict::Changed | Verdict::Final(_) => return Err(Interrupted),
+                },
+            }
+        }
+    }
+
+    /// The replica has all data: it gets the whole map, and joins.
+    async fn join_set(&self, slot: SlotNumber) -> Result<(), Interrupted> {
+        self.mapped.set(Some(slot));
+        let stamp = self.regions.borrow_mut().touch_all();
+        self.map_changed.wake();
+        self.map_written
+            .until(|| {
+                let durable = self.regions.borrow().is_durable(stamp);
+                (durable || self.check_syncing(slot).is_err()).then_some(())
+            })
+            .await;
+        self.check_syncing(slot)?;
+        let record = self.members.borrow().record().clone();
+        let connection = self.connection(slot).ok_or(Interrupted)?;
+        let copied = timeout(
+            self.options.request_timeout,
+            connection.area.write_record(&record),
+        )
+        .await;
+        if let Err(error) = copied.unwrap_or(Err(IoError::TimedOut.into())) {
+            self.judge_area(slot, &connection, &error);
+            self.check_syncing(slot)?;
+        }
+        self.members.borrow_mut().wish_join(slot);
+        self.changed.wake();
+        self.changed
+            .until(|| {
+                let joined = self.members.borrow().record().in_sync().contains(slot);
+                (joined || self.check_syncing(slot).is_err()).then_some(())
+            })
+            .await;
+        if self.members.borrow().record().in_sync().contains(slot) {
+            self.mapped.set(None);
+            return Ok(());
+        }
+        Err(Interrupted)
+    }
+}

@@ -1,0 +1,428 @@
+//! The region map in memory: where replicas may differ, and what of that is durable.
+//!
+//! Invariants:
+//! - A region is *established* while its intent is durable on every replica of the set. Data is written only
+//!   to regions that are.
+//! - The missed bits of a replica that takes no writes include every intent: set together, or when it fails.
+//! - An intent is cleared only by [`RegionMap::retire`], a missed bit only by [`RegionMap::commit_copied`].
+
+use std::collections::BTreeMap;
+
+use crate::membership::{SlotNumber, SlotSet};
+use crate::metadata::codec::MAP_BLOCK_REGIONS;
+use crate::metadata::{INTENT, missed_bit};
+
+/// The intent of a region is durable.
+const ESTABLISHED: u8 = 1;
+
+/// A moment in the life of the map: raised with each change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Stamp(u64);
+
+#[derive(Debug, Clone, Copy, Default)]
+struct BlockState {
+    changed: Stamp,
+    durable: Stamp,
+}
+
+/// What goes on in a region with an intent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Activity {
+    in_flight: u32,
+    /// Writes so far.
+    writes: u64,
+    /// Writes had ended, and none had come since, when idle regions were last looked for.
+    is_idle: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct RegionMap {
+    bytes: Vec<u8>,
+    /// Bit 0: established. The bits of [`missed_bit`]: copied, or being copied, and not flushed.
+    marks: Vec<u8>,
+    blocks: Vec<BlockState>,
+    stamp: Stamp,
+    /// The regions with an intent.
+    active: BTreeMap<u64, Activity>,
+}
+
+impl RegionMap {
+    /// A map of which nothing is known to be durable.
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+        let blocks = bytes.len().div_ceil(MAP_BLOCK_REGIONS);
+        let has_intent = |(region, byte): (usize, &u8)| (byte & INTENT != 0).then_some(region as u64);
+        let active = bytes.iter().enumerate().filter_map(has_intent);
+        let mut map = Self {
+            active: active.map(|region| (region, Activity::default())).collect(),
+            marks: vec![0; bytes.len()],
+            blocks: vec![BlockState::default(); blocks],
+            stamp: Stamp::default(),
+            bytes,
+        };
+        map.touch_all();
+        map
+    }
+
+    fn touch(&mut self, region: u64) {
+        self.stamp.0 += 1;
+        if let Some(block) = self.blocks.get_mut(region as usize / MAP_BLOCK_REGIONS) {
+            block.changed = self.stamp;
+        }
+    }
+
+    /// Has every block written again.
+    pub(crate) fn touch_all(&mut self) -> Stamp {
+        self.stamp.0 += 1;
+        let stamp = self.stamp;
+        self.blocks.iter_mut().for_each(|block| block.changed = stamp);
+        stamp
+    }
+
+    fn byte(&self, region: u64) -> u8 {
+        self.bytes.get(region as usize).copied().unwrap_or(0)
+    }
+
+    fn mark(&self, region: u64) -> u8 {
+        self.marks.get(region as usize).copied().unwrap_or(0)
+    }
+
+    fn change(&mut self, region: u64, change: impl FnOnce(u8) -> u8) {
+        let Some(byte) = self.bytes.get_mut(region as usize) else {
+            return;
+        };
+        let before = *byte;
+        *byte = change(before);
+        if *byte != before {
+            self.touch(region);
+        }
+    }
+
+    fn change_mark(&mut self, region: u64, change: impl FnOnce(u8) -> u8) {
+        if let Some(mark) = self.marks.get_mut(region as usize) {
+            *mark = change(*mark);
+        }
+    }
+
+    /// A write begins in a region, which the absent ones will miss. Data may follow once it is established.
+    pub(crate) fn begin_write(&mut self, region: u64, absent: SlotSet) {
+        let missed = absent.iter().map(missed_bit).fold(0, |bits, bit| bits | bit);
+        self.change(region, |byte| byte | INTENT | missed);
+        let activity = self.active.entry(region).or_default();
+        activity.in_flight += 1;
+        activity.writes += 1;
+        activity.is_idle = false;
+    }
+
+    /// A write has ended.
+    pub(crate) fn end_write(&mut self, region: u64) {
+        if let Some(activity) = self.active.get_mut(&region) {
+            activity.in_flight = activity.in_flight.saturating_sub(1);
+        }
+    }
+
+    pub(crate) fn is_established(&self, region: u64) -> bool {
+        self.mark(region) & ESTABLISHED != 0
+    }
+
+    /// The regions with an intent.
+    pub(crate) fn intents(&self) -> Vec<u64> {
+        self.active.keys().copied().collect()
+    }
+
+    /// A replica takes no more writes: it may lack what has an intent, and what was copied and not flushed.
+    pub(crate) fn fail(&mut self, slot: SlotNumber) {
+        let bit = missed_bit(slot);
+        for region in self.intents() {
+            self.change(region, |byte| byte | bit);
+        }
+        self.marks.iter_mut().for_each(|mark| *mark &= !bit);
+    }
+
+    /// Nothing of a replica counts.
+    pub(crate) fn miss_all(&mut self, slot: SlotNumber) -> Stamp {
+        let bit = missed_bit(slot);
+        self.bytes.iter_mut().for_each(|byte| *byte |= bit);
+        self.marks.iter_mut().for_each(|mark| *mark &= !bit);
+        self.touch_all()
+    }
+
+    /// Whether a replica under resync has to take the writes of a region.
+    pub(crate) fn takes_writes(&self, region: u64, slot: SlotNumber) -> bool {
+        let bit = missed_bit(slot);
+        self.byte(region) & bit == 0 || self.mark(region) & bit != 0
+    }
+
+    /// The next region, from one on, that a replica misses and that nobody copies.
+    pub(crate) fn next_missed(&self, from: u64, slot: SlotNumber) -> Option<u64> {
+        (from..self.bytes.len() as u64).find(|&region| !self.takes_writes(region, slot))
+    }
+
+    /// How many regions a replica misses.
+    pub(crate) fn missed(&self, slot: SlotNumber) -> u64 {
+        let missed = (0..self.bytes.len() as u64).filter(|&region| !self.takes_writes(region, slot));
+        missed.count() as u64
+    }
+
+    /// A region is copied to a replica, which takes its writes from now on.
+    pub(crate) fn begin_copy(&mut self, region: u64, slot: SlotNumber) {
+        self.change_mark(region, |mark| mark | missed_bit(slot));
+    }
+
+    /// The regions that were copied to a replica up to now.
+    pub(crate) fn copied(&self, slot: SlotNumber) -> Vec<u64> {
+        let bit = missed_bit(slot);
+        let copied = |region: &u64| self.mark(*region) & bit != 0;
+        (0..self.bytes.len() as u64).filter(copied).collect()
+    }
+
+    /// Regions were copied to a replica and flushed there: it misses them no more.
+    pub(crate) fn commit_copied(&mut self, regions: &[u64], slot: SlotNumber) {
+        let bit = missed_bit(slot);
+        for &region in regions {
+            if self.mark(region) & bit != 0 {
+                self.change(region, |byte| byte & !bit);
+                self.change_mark(region, |mark| mark & !bit);
+            }
+        }
+    }
+
+    /// Regions with an intent and no write since this was asked before.
+    pub(crate) fn idle(&mut self) -> Vec<(u64, Activity)> {
+        let mut idle = Vec::new();
+        for (region, activity) in &mut self.active {
+            if activity.in_flight == 0 && activity.is_idle {
+                idle.push((*region, *activity));
+            }
+            activity.is_idle = activity.in_flight == 0;
+        }
+        idle
+    }
+
+    /// Ends the intents of regions that had no write since they were found idle. All replicas that take
+    /// writes were flushed in between.
+    pub(crate) fn retire(&mut self, idle: &[(u64, Activity)]) {
+        for (region, before) in idle {
+            if self.active.get(region) == Some(before) {
+                self.active.remove(region);
+                self.change(*region, |byte| byte & !INTENT);
+                self.change_mark(*region, |mark| mark & !ESTABLISHED);
+            }
+        }
+    }
+
+    /// Ends the intents of regions that were made the same on all replicas, before anything is written. The
+    /// moment at which that is so.
+    pub(crate) fn settle(&mut self, regions: &[u64]) -> Stamp {
+        for &region in regions {
+            self.active.remove(&region);
+            self.change(region, |byte| byte & !INTENT);
+            self.change_mark(region, |mark| mark & !ESTABLISHED);
+        }
+        self.stamp
+    }
+
+    /// The first block that is not durable as it is now, from one on.
+    pub(crate) fn next_dirty(&self, from: usize) -> Option<usize> {
+        let dirty = |block: &BlockState| block.changed > block.durable;
+        let later = self.blocks.iter().enumerate().skip(from);
+        later
+            .into_iter()
+            .find(|(_, block)| dirty(block))
+            .map(|(index, _)| index)
+    }
+
+    /// What a block is to hold, as of now.
+    pub(crate) fn snapshot(&self, block: usize) -> (Stamp, Vec<u8>) {
+        let regions = self.bytes.chunks(MAP_BLOCK_REGIONS).nth(block);
+        (self.stamp, regions.unwrap_or_default().to_vec())
+    }
+
+    /// A snapshot of a block is durable on all of the set.
+    pub(crate) fn written(&mut self, block: usize, stamp: Stamp, snapshot: &[u8]) {
+        if let Some(state) = self.blocks.get_mut(block) {
+            state.durable = state.durable.max(stamp);
+        }
+        let first = block * MAP_BLOCK_REGIONS;
+        for (region, durable) in (first as u64..).zip(snapshot) {
+            if durable & self.byte(region) & INTENT != 0 {
+                self.change_mark(region, |mark| mark | ESTABLISHED);
+            }
+        }
+    }
+
+    /// Whether all is durable that had changed by a moment.
+    pub(crate) fn is_durable(&self, stamp: Stamp) -> bool {
+        let durable = |block: &BlockState| block.durable >= stamp || block.durable >= block.changed;
+        self.blocks.iter().all(durable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const REGIONS: usize = MAP_BLOCK_REGIONS + 5;
+
+    fn slot(index: usize) -> SlotNumber {
+        SlotNumber::new(index).unwrap()
+    }
+
+    fn write_all(map: &mut RegionMap) {
+        while let Some(block) = map.next_dirty(0) {
+            let (stamp, snapshot) = map.snapshot(block);
+            map.written(block, stamp, &snapshot);
+        }
+    }
+
+    #[test]
+    fn an_intent_set_again_while_it_is_written_is_established_by_what_was_written() {
+        let mut map = RegionMap::new(vec![0; REGIONS]);
+        map.begin_write(3, SlotSet::EMPTY);
+        let (stamp, snapshot) = map.snapshot(0);
+        map.end_write(3);
+        map.idle();
+        let idle = map.idle();
+        map.retire(&idle);
+        assert!(!map.is_established(3));
+        map.written(0, stamp, &snapshot);
+        assert!(!map.is_established(3), "it is not wanted any more");
+        map.begin_write(3, SlotSet::EMPTY);
+        assert!(
+            !map.is_established(3),
+            "the next write of the block may clear it before"
+        );
+        write_all(&mut map);
+        assert!(map.is_established(3));
+    }
+
+    #[test]
+    fn a_write_after_the_flush_keeps_the_intent() {
+        let mut map = RegionMap::new(vec![0; REGIONS]);
+        map.begin_write(3, SlotSet::EMPTY);
+        map.end_write(3);
+        map.idle();
+        let idle = map.idle();
+        assert_eq!(idle.len(), 1);
+        map.begin_write(3, SlotSet::EMPTY);
+        map.end_write(3);
+        map.retire(&idle);
+        assert_eq!(map.intents(), [3]);
+    }
+
+    #[test]
+    fn what_was_copied_and_not_flushed_is_missed_when_the_replica_fails() {
+        let mut map = RegionMap::new(vec![0; REGIONS]);
+        map.miss_all(slot(1));
+        map.begin_copy(0, slot(1));
+        map.begin_copy(1, slot(1));
+        map.commit_copied(&[0], slot(1));
+        assert_eq!(map.missed(slot(1)), REGIONS as u64 - 2);
+        map.fail(slot(1));
+        assert_eq!(map.missed(slot(1)), REGIONS as u64 - 1);
+        assert_eq!(map.next_missed(0, slot(1)), Some(1));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Begin(u64),
+        End,
+        Fail,
+        Sync,
+        Copy,
+        Commit,
+        Idle,
+        Retire,
+        Snapshot,
+        Written,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..6_u64).prop_map(Step::Begin),
+            Just(Step::End),
+            Just(Step::Fail),
+            Just(Step::Sync),
+            Just(Step::Copy),
+            Just(Step::Commit),
+            Just(Step::Idle),
+            Just(Step::Retire),
+            Just(Step::Snapshot),
+            Just(Step::Written),
+        ]
+    }
+
+    proptest! {
+        /// One replica comes and goes beside those that stay. After a loss of the target at any moment, what
+        /// is durable tells at least every region in which that replica may differ.
+        #[test]
+        fn what_is_durable_tells_all_that_may_differ(steps in proptest::collection::vec(step(), 1..120)) {
+            let other = slot(1);
+            let mut map = RegionMap::new(vec![0; REGIONS]);
+            write_all(&mut map);
+            let mut durable = vec![0_u8; REGIONS];
+            let mut under_way: Vec<u64> = Vec::new();
+            let mut present = true;
+            // Where the other replica differs from those that stay, on its medium: written and not flushed
+            // counts as different.
+            let mut differs = [false; 6];
+            let mut snapshot = None;
+            let mut idle = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Begin(region) => {
+                        let absent = if present { SlotSet::EMPTY } else { [other].into_iter().collect() };
+                        map.begin_write(region, absent);
+                        under_way.push(region);
+                    }
+                    Step::End => if let Some(region) = under_way.pop() {
+                        if map.is_established(region) {
+                            differs[region as usize] = true;
+                        }
+                        map.end_write(region);
+                    },
+                    Step::Fail => if present {
+                        present = false;
+                        map.fail(other);
+                    },
+                    // It takes writes again where it misses nothing.
+                    Step::Sync => present = true,
+                    Step::Copy => if present && let Some(region) = map.next_missed(0, other) {
+                        map.begin_copy(region, other);
+                    },
+                    Step::Commit => if present {
+                        let copied = map.copied(other);
+                        map.commit_copied(&copied, other);
+                        for region in copied.iter().filter(|region| **region < 6) {
+                            differs[*region as usize] = false;
+                        }
+                    },
+                    Step::Idle => idle = map.idle(),
+                    Step::Retire => {
+                        let taken = std::mem::take(&mut idle);
+                        for (region, activity) in &taken {
+                            // A flush reaches it only while it takes the writes of the region.
+                            let still = map.active.get(region) == Some(activity);
+                            if still && present && map.takes_writes(*region, other) {
+                                differs[*region as usize] = false;
+                            }
+                        }
+                        map.retire(&taken);
+                    }
+                    Step::Snapshot => if snapshot.is_none() {
+                        snapshot = Some(map.snapshot(0));
+                    },
+                    Step::Written => if let Some((stamp, bytes)) = snapshot.take() {
+                        durable[..bytes.len()].copy_from_slice(&bytes);
+                        map.written(0, stamp, &bytes);
+                    },
+                }
+                for (region, _) in differs.iter().enumerate().filter(|(_, differs)| **differs) {
+                    prop_assert!(durable[region] != 0, "region {region} is not told");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The host of a replica: the only one who touches its device, and who decides whom it serves.
+//!
+//! Invariants:
+//! - One session at most is served: that of the newest promise. What it was given goes on only while it is.
+//! - When a promise is answered, no request of an older session is at the device, and the epoch is durable.
+//! - An epoch older than one that was promised, in this life or an earlier one, is refused.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use pollux_device::{AllocationQuery, BlockDevice, Completion, Geometry, IoError, Reply, Request};
+use pollux_reactor::{Reactor, random_u64};
+
+use super::{Granted, PromiseError, Promising, ReplicaPort};
+use crate::membership::Epoch;
+use crate::metadata::codec::Label;
+use crate::metadata::{Area, AreaError, AreaLayout};
+use crate::signal::Signal;
+use crate::unabandoned::Unabandoned;
+
+struct Inner {
+    device: Rc<dyn BlockDevice>,
+    area: Area,
+    instance: u64,
+    promised: Cell<Epoch>,
+    /// The newest epoch known to be durable.
+    durable: Cell<Epoch>,
+    /// The number of the newest promise; the session with this number is the one that is served.
+    grant: Cell<u64>,
+    granted: Cell<Option<Epoch>>,
+    /// Requests at the device.
+    in_flight: Cell<u64>,
+    /// A promise is being written.
+    writing: Cell<bool>,
+    changed: Signal,
+}
+
+/// See the module. Cheap to clone; clones are the same host.
+#[derive(Clone)]
+pub struct ReplicaHost(Rc<Inner>);
+
+impl ReplicaHost {
+    /// Takes charge of the device of a replica.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`].
+    pub async fn open(device: Rc<dyn BlockDevice>) -> Result<Self, AreaError> {
+        let area = Area::open(device.clone()).await?;
+        let promised = area.read_promise().await?;
+        Ok(Self(Rc::new(Inner {
+            device,
+            area,
+            instance: random_u64(),
+            promised: Cell::new(promised),
+            durable: Cell::new(promised),
+            grant: Cell::new(0),
+            granted: Cell::new(None),
+            in_flight: Cell::new(0),
+            writing: Cell::new(false),
+            changed: Signal::default(),
+        })))
+    }
+
+    /// Which replica it is.
+    pub fn label(&self) -> Label {
+        self.0.area.label()
+    }
+
+    /// The newest epoch that was promised.
+    pub fn promised(&self) -> Epoch {
+        self.0.promised.get()
+    }
+
+    /// See [`ReplicaPort::promise`].
+    ///
+    /// # Errors
+    ///
+    /// [`PromiseError`].
+    pub fn promise(&self, epoch: Epoch) -> impl Future<Output = Result<Granted, PromiseError>> + 'static {
+        let inner = self.0.clone();
+        // A write of a promise that nobody waits for any more must not land after the next one.
+        Unabandoned::new(async move { inner.promise(epoch).await })
+    }
+}
+
+impl ReplicaPort for ReplicaHost {
+    fn promise(&self, epoch: Epoch) -> Promising {
+        Box::pin(ReplicaHost::promise(self, epoch))
+    }
+
+    fn is_local(&self) -> bool {
+        true
+    }
+}
+
+impl Inner {
+    async fn promise(self: Rc<Self>, epoch: Epoch) -> Result<Granted, PromiseError> {
+        if epoch < self.promised.get() {
+            return Err(PromiseError::Superseded(self.promised.get()));
+        }
+        self.promised.set(epoch);
+        self.grant.set(self.grant.get() + 1);
+        let grant = self.grant.get();
+        self.changed.wake();
+        let overtaken = || match self.grant.get() == grant {
+            true => Ok(()),
+            false if self.promised.get() > epoch => Err(PromiseError::Superseded(self.promised.get())),
+            false => Err(PromiseError::Interrupted),
+        };
+        let drained = || {
+            let is_idle = self.in_flight.get() == 0 && !self.writing.get();
+            overtaken().map(|()| is_idle.then_some(())).transpose()
+        };
+        self.changed.until(drained).await?;
+        if self.durable.get() < epoch {
+            self.writing.set(true);
+            let written = self.area.write_promise(epoch).await;
+            self.writing.set(false);
+            self.changed.wake();
+            written?;
+            self.durable.set(epoch);
+            overtaken()?;
+        }
+        let previous = self.granted.replace(Some(epoch));
+        let session = Session {
+            inner: self.clone(),
+            epoch,
+            grant,
+        };
+        Ok(Granted {
+            session: Rc::new(session),
+            instance: self.instance,
+            previous,
+        })
+    }
+
+    fn ended(&self) {
+        self.in_flight.set(self.in_flight.get().saturating_sub(1));
+        if self.in_flight.get() == 0 {
+            self.changed.wake();
+        }
+    }
+}
+
+/// The device, for the target that was promised its epoch.
+struct Session {
+    inner: Rc<Inner>,
+    epoch: Epoch,
+    grant: u64,
+}
+
+impl Session {
+    fn check(&self, request: &Request) -> Result<(), IoError> {
+        self.check_served()?;
+        if !request.is_mutation() {
+            return Ok(());
+        }
+        let geometry = self.inner.device.geometry();
+        let ratio = AreaLayout::ratio_of(&geometry).map_err(|_| IoError::Internal)?;
+        let (first, count) = self.inner.area.layout().promise_blocks();
+        let (block, blocks) = request.range(&geometry).ok_or(IoError::InvalidField)?;
+        let overlaps = block < (first + count) * ratio && first * ratio < block.saturating_add(blocks);
+        if overlaps { Err(IoError::ReadOnly) } else { Ok(()) }
+    }
+
+    fn check_served(&self) -> Result<(), IoError> {
+        if self.inner.grant.get() == self.grant {
+            return Ok(());
+        }
+        match self.inner.promised.get() > self.epoch {
+            true => Err(IoError::Fenced),
+            false => Err(IoError::Gone),
+        }
+    }
+}
+
+impl BlockDevice for Session {
+    fn geometry(&self) -> Geometry {
+        self.inner.device.geometry()
+    }
+
+    fn submit(&self, request: Request) -> Completion {
+        if let Err(error) = self.check(&request) {
+            return Completion::failed(error);
+        }
+        match self.inner.device.submit(request).try_take() {
+            Ok(result) => Completion::ready(result),
+            Err(completion) => {
+                self.inner.in_flight.set(self.inner.in_flight.get() + 1);
+                Completion::from_future(UnderWay {
+                    completion: Some(completion),
+                    inner: self.inner.clone(),
+                })
+            }
+        }
+    }
+
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        if let Err(error) = self.check_served() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        self.inner.device.allocation(block, blocks, runs_max)
+    }
+}
+
+/// A request at the device. It is counted until the device is done with it, whether or not anybody waits.
+struct UnderWay {
+    completion: Option<Completion>,
+    inner: Rc<Inner>,
+}
+
+impl Future for UnderWay {
+    type Output = Result<Reply, IoError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(completion) = &mut self.completion else {
+            return Poll::Ready(Err(IoError::Internal));
+        };
+        let result = std::task::ready!(Pin::new(completion).poll(context));
+        self.completion = None;
+        self.inner.ended();
+        Poll::Ready(result)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        // Without a reactor the process ends, and no promise will wait for this.
+        if let Some(completion) = self.completion.take()
+            && let Some(reactor) = Reactor::try_current()
+        {
+            let inner = self.inner.clone();
+            let rest = async move {
+                // Whoever wanted to know has gone.
+                let _ = completion.await;
+                inner.ended();
+            };
+            reactor.spawn(rest).detach();
+        }
+    }
+}

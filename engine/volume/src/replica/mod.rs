@@ -1,0 +1,57 @@
+//! A replica as its target has it, and the host that has the drive.
+
+mod host;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use pollux_device::BlockDevice;
+
+pub use host::ReplicaHost;
+
+use crate::membership::Epoch;
+use crate::metadata::AreaError;
+
+/// A promise that was given.
+pub struct Granted {
+    /// The whole device, reserved area included, until the next promise. The blocks of the promise itself
+    /// cannot be written.
+    pub session: Rc<dyn BlockDevice>,
+    /// Which life of the host this is. While it stays the same, nothing was lost from the cache of the drive.
+    pub instance: u64,
+    /// The newest epoch that this life of the host had granted before.
+    pub previous: Option<Epoch>,
+}
+
+/// Why there is no promise.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PromiseError {
+    /// A newer target was here.
+    #[error("epoch {} was promised already: this target is out of date", .0.0)]
+    Superseded(Epoch),
+    /// Another promise of the same epoch came in between.
+    #[error("another promise of the same epoch came in between: ask again")]
+    Interrupted,
+    /// No answer.
+    #[error("the host of the replica does not answer: try again")]
+    Unreachable,
+    /// The device failed, or is no replica.
+    #[error(transparent)]
+    Area(#[from] AreaError),
+}
+
+/// A promise on its way.
+pub type Promising = Pin<Box<dyn Future<Output = Result<Granted, PromiseError>>>>;
+
+/// How a target reaches the host of one replica.
+pub trait ReplicaPort {
+    /// Asks for the promise of an epoch. Once it is given, nothing that was sent through an older session
+    /// changes or reads the replica any more.
+    fn promise(&self, epoch: Epoch) -> Promising;
+
+    /// Reads are best done here.
+    fn is_local(&self) -> bool;
+}

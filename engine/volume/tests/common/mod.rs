@@ -1,0 +1,279 @@
+//! A volume with replicas on simulated drives of one machine, and paths to them that can be cut.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pollux_device::{BlockDevice, Completion, Device, Geometry, IoError, Request};
+use pollux_hugepages::Buffer;
+use pollux_sim::{SimDrive, SimDriveOptions, SimReactor, World};
+use pollux_volume::membership::{
+    Epoch, Membership, MembershipStore, MemoryStore, REPLICAS_MAX, ReplicaEntry, ReplicaState, StoreError,
+    StoreFuture,
+};
+use pollux_volume::metadata::{Area, FormatOptions};
+use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError};
+use pollux_volume::replica::{Granted, PromiseError, Promising, ReplicaHost, ReplicaPort};
+use uuid::Uuid;
+
+pub const BLOCK: usize = 4096;
+pub const VOLUME: Uuid = Uuid::from_u128(0x77);
+/// Blocks of the volume, and of a region.
+pub const BLOCKS: u64 = 128;
+pub const REGION: u64 = 8;
+
+pub fn id(index: usize) -> Uuid {
+    Uuid::from_u128(index as u128 + 1)
+}
+
+/// A path to a host, which may be cut: requests fail then, and those under way do too.
+#[derive(Clone)]
+pub struct Path {
+    host: Rc<RefCell<Option<ReplicaHost>>>,
+    pub cut: Rc<Cell<bool>>,
+    pub is_local: bool,
+}
+
+impl ReplicaPort for Path {
+    fn promise(&self, epoch: Epoch) -> Promising {
+        let path = self.clone();
+        Box::pin(async move {
+            let host = path.host.borrow().clone();
+            let host = host
+                .filter(|_| !path.cut.get())
+                .ok_or(PromiseError::Unreachable)?;
+            let granted = host.promise(epoch).await?;
+            let session: Rc<dyn BlockDevice> = Rc::new(Cuttable {
+                device: granted.session.clone(),
+                cut: path.cut.clone(),
+            });
+            Ok(Granted { session, ..granted })
+        })
+    }
+
+    fn is_local(&self) -> bool {
+        self.is_local
+    }
+}
+
+struct Cuttable {
+    device: Rc<dyn BlockDevice>,
+    cut: Rc<Cell<bool>>,
+}
+
+impl BlockDevice for Cuttable {
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    fn submit(&self, request: Request) -> Completion {
+        if self.cut.get() {
+            return Completion::failed(IoError::PathDown);
+        }
+        let (completion, cut) = (self.device.submit(request), self.cut.clone());
+        Completion::from_future(async move {
+            let result = completion.await;
+            if cut.get() { Err(IoError::PathDown) } else { result }
+        })
+    }
+}
+
+/// A store that may be away.
+#[derive(Clone, Default)]
+pub struct Store {
+    pub inner: MemoryStore,
+    pub away: Rc<Cell<bool>>,
+    /// The next swap is done, and nobody hears of it.
+    pub deaf: Rc<Cell<bool>>,
+}
+
+impl MembershipStore for Store {
+    fn load(&self, volume: Uuid) -> StoreFuture<Membership> {
+        let store = self.clone();
+        Box::pin(async move {
+            if store.away.get() {
+                return Err(StoreError::Unavailable);
+            }
+            store.inner.get(volume)
+        })
+    }
+
+    fn compare_and_swap(&self, next: Membership) -> StoreFuture<()> {
+        let store = self.clone();
+        Box::pin(async move {
+            if store.away.get() {
+                return Err(StoreError::Unavailable);
+            }
+            let result = store.inner.swap(next);
+            if store.deaf.replace(false) {
+                Err(StoreError::Unavailable)
+            } else {
+                result
+            }
+        })
+    }
+}
+
+pub struct Cluster {
+    pub world: World,
+    pub reactor: SimReactor,
+    pub drives: Vec<Arc<SimDrive>>,
+    pub paths: Vec<Path>,
+    pub store: Store,
+}
+
+pub fn options() -> MirrorOptions {
+    MirrorOptions {
+        rejoin_pause: Duration::from_millis(50),
+        retire_interval: Duration::from_millis(500),
+        ..MirrorOptions::default()
+    }
+}
+
+impl Cluster {
+    pub fn new(seed: u64, replicas: usize) -> Self {
+        let drive = SimDriveOptions::new(1 << 20, BLOCK as u32).unwrap();
+        Self::with_drives(seed, replicas, drive)
+    }
+
+    /// Formatted drives with hosts, and a record that has them all in sync.
+    pub fn with_drives(seed: u64, replicas: usize, options: SimDriveOptions) -> Self {
+        let world = World::new(seed);
+        let machine = world.add_machine("one");
+        let reactor = world.add_reactor(machine);
+        let drives: Vec<_> = (0..replicas)
+            .map(|_| world.add_drive(machine, "drive", options.clone()))
+            .collect();
+        let mut entries = [None; REPLICAS_MAX];
+        for (index, entry) in entries.iter_mut().enumerate().take(replicas) {
+            let state = ReplicaState::InSync;
+            *entry = Some(ReplicaEntry { id: id(index), state });
+        }
+        let record = Membership {
+            volume: VOLUME,
+            epoch: Epoch(1),
+            version: 1,
+            size_blocks: BLOCKS,
+            block_bytes: BLOCK as u32,
+            min_in_sync: 1,
+            replicas: entries,
+        };
+        let store = Store::default();
+        store.inner.swap(record).unwrap();
+        let paths = (0..replicas)
+            .map(|index| Path {
+                host: Rc::default(),
+                cut: Rc::default(),
+                is_local: index == 0,
+            })
+            .collect();
+        let cluster = Self {
+            world,
+            reactor,
+            drives,
+            paths,
+            store,
+        };
+        for index in 0..replicas {
+            cluster.format(index, id(index), VOLUME);
+            cluster.start_host(index);
+        }
+        cluster
+    }
+
+    pub fn format(&self, index: usize, replica: Uuid, volume: Uuid) {
+        let drive = self.drives[index].clone();
+        let options = FormatOptions {
+            volume,
+            replica,
+            region_blocks: REGION,
+        };
+        self.world.block_on(self.reactor, async move {
+            Area::format(drive.attach().await.unwrap(), &options)
+                .await
+                .map(drop)
+                .unwrap();
+        });
+    }
+
+    /// A host as of a new process.
+    pub fn start_host(&self, index: usize) {
+        let drive = self.drives[index].clone();
+        let host = self.world.block_on(self.reactor, async move {
+            ReplicaHost::open(drive.attach().await.unwrap()).await.unwrap()
+        });
+        *self.paths[index].host.borrow_mut() = Some(host);
+    }
+
+    pub fn try_open(&self) -> Result<Mirror, OpenError> {
+        let ports = self.ports();
+        let store: Rc<dyn MembershipStore> = Rc::new(self.store.clone());
+        self.world.block_on(self.reactor, async move {
+            Mirror::open(options(), store, VOLUME, &ports).await
+        })
+    }
+
+    pub fn ports(&self) -> Vec<(Uuid, Rc<dyn ReplicaPort>)> {
+        let ports = self.paths.iter().enumerate();
+        ports
+            .map(|(index, path)| (id(index), Rc::new(path.clone()) as Rc<dyn ReplicaPort>))
+            .collect()
+    }
+
+    pub fn open(&self) -> Mirror {
+        self.try_open().unwrap()
+    }
+
+    /// Runs something with the device of a mirror.
+    pub fn with<T: 'static>(
+        &self,
+        mirror: &Mirror,
+        act: impl AsyncFnOnce(Rc<dyn BlockDevice>) -> T + 'static,
+    ) -> T {
+        let device = mirror.device();
+        self.world
+            .block_on(self.reactor, async move { act(device).await })
+    }
+
+    /// The data of a block on one drive, without asking anybody.
+    pub fn peek(&self, index: usize, block: u64) -> Vec<u8> {
+        let mut data = vec![0; BLOCK];
+        self.drives[index].peek(block * BLOCK as u64, &mut data);
+        data
+    }
+
+    /// Whether all data is the same on some drives.
+    pub fn assert_identical(&self, drives: &[usize]) {
+        for block in 0..BLOCKS {
+            let first = self.peek(drives[0], block);
+            for &other in &drives[1..] {
+                assert!(
+                    first == self.peek(other, block),
+                    "block {block} differs on drive {other}"
+                );
+            }
+        }
+    }
+
+    /// How many are in sync, as the store says.
+    pub fn in_sync(&self) -> usize {
+        self.store.inner.get(VOLUME).unwrap().in_sync().len()
+    }
+
+    /// Waits until so many are in sync.
+    pub fn wait_in_sync(&self, count: usize) {
+        let limit = Duration::from_secs(60);
+        self.world.run_until(|| self.in_sync() == count, limit).unwrap();
+    }
+}
+
+pub fn data(byte: u8) -> Buffer {
+    blocks(byte, 1)
+}
+
+pub fn blocks(byte: u8, count: usize) -> Buffer {
+    let mut buffer = Buffer::from_heap(count * BLOCK);
+    buffer.fill(byte);
+    buffer
+}

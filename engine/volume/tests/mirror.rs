@@ -1,0 +1,401 @@
+//! The mirror against simulated drives: what is acknowledged when, and what becomes of replicas that fail.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{BLOCK, BLOCKS, Cluster, REGION, VOLUME, blocks, data, id};
+use pollux_device::{BlockDeviceExt, IoError};
+use pollux_sim::{Fault, Operation, PowerLoss};
+use pollux_volume::membership::{ReplicaEntry, ReplicaState};
+use pollux_volume::mirror::{OpenError, StopReason};
+use uuid::Uuid;
+
+#[test]
+fn a_write_is_on_every_replica_and_survives_the_power() {
+    let cluster = Cluster::new(1, 3);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        // Across a border of regions.
+        device.write(REGION - 1, blocks(7, 3), false).await.unwrap();
+        device.flush().await.unwrap();
+        assert_eq!(device.read(REGION, data(0)).await.unwrap()[0], 7);
+        assert_eq!(device.read(50, data(1)).await.unwrap()[0], 0, "never written");
+    });
+    for (index, drive) in cluster.drives.iter().enumerate() {
+        drive.power_loss(PowerLoss::LoseAll);
+        for block in REGION - 1..REGION + 2 {
+            assert_eq!(cluster.peek(index, block), [7; BLOCK]);
+        }
+    }
+}
+
+#[test]
+fn a_replica_that_fails_leaves_the_set_before_the_write_is_acknowledged_and_comes_back() {
+    let cluster = Cluster::new(2, 3);
+    let mirror = cluster.open();
+    cluster.paths[2].cut.set(true);
+    cluster.with(&mirror, async |device| {
+        device.write(9, data(7), false).await.unwrap()
+    });
+    assert_eq!(cluster.in_sync(), 2);
+    assert_eq!(cluster.peek(2, 9), [0; BLOCK]);
+    cluster.with(&mirror, async |device| {
+        device.write(60, data(8), false).await.unwrap()
+    });
+    cluster.paths[2].cut.set(false);
+    cluster.wait_in_sync(3);
+    assert_eq!(cluster.peek(2, 9), [7; BLOCK]);
+    cluster.assert_identical(&[0, 1, 2]);
+    let progress = mirror.resync_progress();
+    assert_eq!(progress.missed_regions, 0);
+    assert_eq!(
+        progress.copied_bytes,
+        2 * REGION * BLOCK as u64,
+        "only what it missed is copied"
+    );
+}
+
+#[test]
+fn with_the_store_away_a_write_that_misses_a_replica_waits_and_others_go_on() {
+    let cluster = Cluster::new(3, 2);
+    let mirror = cluster.open();
+    cluster.store.away.set(true);
+    cluster.with(&mirror, async |device| {
+        device.write(0, data(1), false).await.unwrap()
+    });
+    cluster.world.run_for(Duration::from_secs(60));
+    cluster.with(&mirror, async |device| {
+        assert_eq!(device.read(0, data(0)).await.unwrap()[0], 1)
+    });
+    cluster.paths[1].cut.set(true);
+    let device = mirror.device();
+    let write = cluster.world.spawn(
+        cluster.reactor,
+        async move { device.write(9, data(7), false).await },
+    );
+    cluster.world.run_for(Duration::from_secs(60));
+    assert!(!write.is_ended(), "acknowledged without the store");
+    cluster.store.away.set(false);
+    assert_eq!(cluster.world.finish(&write), Ok(()));
+    assert_eq!(cluster.in_sync(), 1);
+}
+
+#[test]
+fn a_swap_whose_answer_is_lost_is_found_out() {
+    let cluster = Cluster::new(4, 2);
+    let mirror = cluster.open();
+    cluster.store.deaf.set(true);
+    cluster.paths[1].cut.set(true);
+    cluster.with(&mirror, async |device| {
+        device.write(9, data(7), false).await.unwrap()
+    });
+    assert_eq!(cluster.in_sync(), 1);
+    cluster.store.deaf.set(true);
+    cluster.paths[1].cut.set(false);
+    cluster.wait_in_sync(2);
+    cluster.with(&mirror, async |device| {
+        device.write(9, data(8), false).await.unwrap()
+    });
+    cluster.assert_identical(&[0, 1]);
+}
+
+#[test]
+fn an_old_target_is_fenced_reads_too() {
+    let cluster = Cluster::new(5, 2);
+    let old = cluster.open();
+    cluster.with(&old, async |device| {
+        device.write(0, data(1), false).await.unwrap()
+    });
+    let new = cluster.open();
+    cluster.with(&new, async |device| {
+        device.write(0, data(2), false).await.unwrap()
+    });
+    cluster.with(&old, async |device| {
+        assert_eq!(device.read(0, data(0)).await.map(drop), Err(IoError::Fenced));
+        assert_eq!(device.write(0, data(3), false).await, Err(IoError::Fenced));
+        assert_eq!(device.flush().await, Err(IoError::Fenced));
+    });
+    assert_eq!(old.stopped(), Some(StopReason::Superseded));
+    cluster.with(&new, async |device| {
+        assert_eq!(device.read(0, data(0)).await.unwrap()[0], 2)
+    });
+}
+
+#[test]
+fn an_old_target_with_a_replica_of_its_own_reads_nothing_stale() {
+    let cluster = Cluster::new(6, 2);
+    let old = cluster.open();
+    cluster.with(&old, async |device| {
+        device.write(0, data(1), false).await.unwrap()
+    });
+    // The new target does not reach replica 0, which is local to the old one.
+    cluster.paths[0].cut.set(true);
+    let new = cluster.open();
+    cluster.paths[0].cut.set(false);
+    cluster.with(&new, async |device| {
+        device.write(0, data(2), false).await.unwrap()
+    });
+    let stale = cluster.with(&old, async |device| {
+        device.read(0, data(0)).await.map(|data| data[0])
+    });
+    assert_eq!(stale, Err(IoError::Fenced));
+}
+
+#[test]
+fn a_bad_block_is_read_elsewhere_and_repaired() {
+    let cluster = Cluster::new(7, 2);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        device.write(3, data(7), true).await.unwrap()
+    });
+    for error in [IoError::MediaRead, IoError::ChecksumMismatch] {
+        cluster.drives[0].fail_nth(Operation::Read, 1, Fault::Error(error));
+        cluster.with(&mirror, async |device| {
+            assert_eq!(device.read(3, data(0)).await.unwrap()[0], 7);
+        });
+    }
+    cluster.drives[0].make_unreadable(3, 1);
+    cluster.with(&mirror, async |device| {
+        assert_eq!(device.read(3, data(0)).await.unwrap()[0], 7)
+    });
+    assert_eq!((mirror.counters().repairs, cluster.in_sync()), (3, 2));
+    let reads = cluster.drives[1].counters().reads;
+    cluster.with(&mirror, async |device| {
+        assert_eq!(device.read(3, data(0)).await.unwrap()[0], 7)
+    });
+    assert_eq!(
+        cluster.drives[1].counters().reads,
+        reads,
+        "the local one is well again"
+    );
+}
+
+#[test]
+fn with_no_good_copy_a_read_is_an_error() {
+    let cluster = Cluster::new(8, 2);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        device.write(3, data(7), true).await.unwrap()
+    });
+    for drive in &cluster.drives {
+        drive.make_unreadable(3, 1);
+    }
+    let read = cluster.with(&mirror, async |device| device.read(3, data(0)).await.map(drop));
+    assert_eq!(read, Err(IoError::MediaRead));
+    assert_eq!(cluster.in_sync(), 2);
+}
+
+#[test]
+fn short_of_resources_is_no_fault() {
+    let cluster = Cluster::new(9, 2);
+    let mirror = cluster.open();
+    for drive in &cluster.drives {
+        drive.change_faults(|faults| faults.shortage_probability = 0.7);
+    }
+    cluster.with(&mirror, async |device| {
+        for block in 0..BLOCKS {
+            device.write(block, data(block as u8), false).await.unwrap();
+            assert_eq!(device.read(block, data(0)).await.unwrap()[0], block as u8);
+        }
+        device.flush().await.unwrap();
+    });
+    assert_eq!((mirror.counters().failures, cluster.in_sync()), (0, 2));
+}
+
+#[test]
+fn no_space_on_one_replica_is_an_error_and_leaves_them_the_same() {
+    let cluster = Cluster::new(10, 3);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        device.write(3, data(1), false).await.unwrap()
+    });
+    for drive in [1, 2] {
+        cluster.drives[drive].fail_nth(Operation::Write, 1, Fault::Error(IoError::CapacityExceeded));
+        let full = cluster.with(&mirror, async |device| device.write(3, data(2), false).await);
+        assert_eq!(full, Err(IoError::CapacityExceeded));
+        cluster.assert_identical(&[0, 1, 2]);
+    }
+    assert_eq!(cluster.in_sync(), 3);
+}
+
+#[test]
+fn a_failed_flush_takes_the_replica_out_and_what_it_lost_is_copied_again() {
+    let cluster = Cluster::new(11, 2);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        device.write(3, data(7), false).await.unwrap()
+    });
+    cluster.drives[1].fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    cluster.wait_in_sync(2);
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    cluster.drives[1].power_loss(PowerLoss::LoseAll);
+    assert_eq!(cluster.peek(1, 3), [7; BLOCK]);
+}
+
+#[test]
+fn a_failed_flush_of_the_last_replica_is_not_tried_again_as_if_it_had_worked() {
+    let cluster = Cluster::new(12, 1);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        device.write(3, data(7), false).await.unwrap()
+    });
+    cluster.drives[0].fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
+    cluster.with(&mirror, async |device| {
+        assert_eq!(device.flush().await, Err(IoError::MediaWrite));
+        assert_eq!(device.flush().await, Err(IoError::Gone));
+    });
+    assert_eq!(mirror.stopped(), Some(StopReason::CacheLost));
+    drop(mirror);
+    let again = cluster.open();
+    cluster.with(&again, async |device| device.flush().await.unwrap());
+}
+
+#[test]
+fn the_last_replica_is_waited_for_unless_it_lost_its_cache() {
+    let cluster = Cluster::new(13, 1);
+    let mirror = cluster.open();
+    cluster.paths[0].cut.set(true);
+    let device = mirror.device();
+    let write = cluster.world.spawn(
+        cluster.reactor,
+        async move { device.write(9, data(7), false).await },
+    );
+    cluster.world.run_for(Duration::from_secs(60));
+    assert!(!write.is_ended());
+    cluster.paths[0].cut.set(false);
+    assert_eq!(cluster.world.finish(&write), Ok(()));
+    cluster.drives[0].power_loss(PowerLoss::LoseAll);
+    cluster.start_host(0);
+    let lost = cluster.with(&mirror, async |device| device.read(9, data(0)).await.map(drop));
+    assert_eq!(lost, Err(IoError::Gone));
+    assert_eq!(mirror.stopped(), Some(StopReason::CacheLost));
+}
+
+#[test]
+fn a_stale_replica_alone_does_not_open() {
+    let cluster = Cluster::new(14, 2);
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(true);
+    cluster.with(&mirror, async |device| {
+        device.write(9, data(7), false).await.unwrap()
+    });
+    drop(mirror);
+    cluster.paths[0].cut.set(true);
+    cluster.paths[1].cut.set(false);
+    assert!(matches!(cluster.try_open(), Err(OpenError::NoReplica)));
+}
+
+#[test]
+fn a_device_of_another_volume_at_the_address_is_left_untouched() {
+    let cluster = Cluster::new(15, 2);
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(true);
+    cluster.with(&mirror, async |device| {
+        device.write(9, data(7), false).await.unwrap()
+    });
+    cluster.format(1, id(1), Uuid::from_u128(0x99));
+    cluster.drives[1].poke(5 * BLOCK as u64, &[3; BLOCK]);
+    cluster.start_host(1);
+    cluster.paths[1].cut.set(false);
+    cluster.world.run_for(Duration::from_secs(30));
+    assert_eq!(cluster.in_sync(), 1);
+    assert_eq!(
+        (cluster.peek(1, 5), cluster.peek(1, 9)),
+        (vec![3; BLOCK], vec![0; BLOCK])
+    );
+}
+
+#[test]
+fn a_new_replica_on_a_used_drive_is_copied_in_full() {
+    let cluster = Cluster::new(16, 3);
+    let mut record = cluster.store.inner.get(VOLUME).unwrap().next();
+    record = record.with_state(
+        pollux_volume::membership::SlotNumber::new(2).unwrap(),
+        ReplicaState::Empty,
+    );
+    cluster.store.inner.swap(record).unwrap();
+    for block in 0..BLOCKS {
+        cluster.drives[2].poke(block * BLOCK as u64, &[0xee; BLOCK]);
+    }
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        device.write(9, data(7), false).await.unwrap()
+    });
+    cluster.wait_in_sync(3);
+    cluster.assert_identical(&[0, 1, 2]);
+    assert_eq!(cluster.peek(2, 100), [0; BLOCK]);
+}
+
+#[test]
+fn a_replica_that_is_added_while_the_volume_is_served_is_brought_in() {
+    let cluster = Cluster::new(17, 3);
+    let slot = pollux_volume::membership::SlotNumber::new(2).unwrap();
+    let record = cluster.store.inner.get(VOLUME).unwrap().next();
+    cluster
+        .store
+        .inner
+        .swap(record.with_state(slot, ReplicaState::Empty))
+        .unwrap();
+    let mut record = cluster.store.inner.get(VOLUME).unwrap().next();
+    record.replicas[2] = None;
+    cluster.store.inner.swap(record).unwrap();
+    let mirror = cluster.open();
+    let mut record = cluster.store.inner.get(VOLUME).unwrap().next();
+    record.replicas[2] = Some(ReplicaEntry {
+        id: id(2),
+        state: ReplicaState::Empty,
+    });
+    cluster.store.inner.swap(record).unwrap();
+    // The target hears of it when it changes the set itself, or is opened anew.
+    drop(mirror);
+    let mirror = cluster.open();
+    cluster.wait_in_sync(3);
+    cluster.with(&mirror, async |device| {
+        device.write(9, data(7), false).await.unwrap()
+    });
+    cluster.assert_identical(&[0, 1, 2]);
+}
+
+#[test]
+fn writes_wait_for_enough_replicas() {
+    let cluster = Cluster::new(18, 2);
+    let mut record = cluster.store.inner.get(VOLUME).unwrap().next();
+    record.min_in_sync = 2;
+    cluster.store.inner.swap(record).unwrap();
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(true);
+    let device = mirror.device();
+    let write = cluster.world.spawn(
+        cluster.reactor,
+        async move { device.write(9, data(7), false).await },
+    );
+    cluster.world.run_for(Duration::from_secs(60));
+    assert!(!write.is_ended());
+    cluster.with(&mirror, async |device| {
+        device.read(50, data(0)).await.map(drop).unwrap()
+    });
+    cluster.paths[1].cut.set(false);
+    assert_eq!(cluster.world.finish(&write), Ok(()));
+    cluster.assert_identical(&[0, 1]);
+}
+
+#[test]
+fn an_idle_volume_ends_its_intents_and_a_busy_region_costs_one_write() {
+    let cluster = Cluster::new(19, 2);
+    let mirror = cluster.open();
+    let before = mirror.counters().map_writes;
+    cluster.with(&mirror, async |device| {
+        for _ in 0..50 {
+            device.write(9, data(7), false).await.unwrap();
+        }
+    });
+    assert_eq!(mirror.counters().map_writes - before, 2);
+    cluster.world.run_for(Duration::from_secs(5));
+    assert_eq!(mirror.counters().map_writes - before, 4);
+    cluster.world.run_for(Duration::from_secs(60));
+    assert_eq!(mirror.counters().map_writes - before, 4);
+}
