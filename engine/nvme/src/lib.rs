@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod initiator;
 pub mod status_map;
 pub mod target;

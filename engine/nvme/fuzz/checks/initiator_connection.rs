@@ -164,6 +164,7 @@ async fn use_controller(address: Address, connection: ConnectionOptions) {
         queues: 2,
         keep_alive: Duration::from_secs(1),
         admin_timeout: Duration::from_secs(1),
+        credentials: None,
     };
     if let Ok(controller) = Controller::connect(options).await {
         // It answers all that is asked of it, up to here.

@@ -14,9 +14,11 @@ use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use super::admin::AdminQueue;
+use super::authenticate::authenticate_as_asked;
 use super::connection::{ConnectionOptions, QueuePair, Transfer};
 use super::error::{CONNECT, InitiatorError};
 use super::host::HostIdentity;
+use crate::auth::{Credentials, Names};
 use crate::wire::command::{
     Connect, ConnectAttributes, ConnectData, ConnectResult, DYNAMIC_CONTROLLER, Identify,
 };
@@ -78,6 +80,8 @@ pub struct ControllerOptions {
     pub keep_alive: Duration,
     /// How long an admin command may take.
     pub admin_timeout: Duration,
+    /// The secrets that this host and the subsystem authenticate by, if they do.
+    pub credentials: Option<Credentials>,
 }
 
 impl ControllerOptions {
@@ -93,6 +97,7 @@ impl ControllerOptions {
             queues: 16,
             keep_alive: Duration::from_secs(5),
             admin_timeout: Duration::from_secs(10),
+            credentials: None,
         }
     }
 }
@@ -172,7 +177,8 @@ impl Controller {
             &options.subsystem,
             DYNAMIC_CONTROLLER,
         );
-        let connected = fabrics_connect(&admin, &connect, &data).await?;
+        let names = names(&options.host, &options.subsystem);
+        let connected = fabrics_connect(&admin, &connect, &data, options.credentials.as_ref(), names).await?;
         let keep_alive =
             (!options.keep_alive.is_zero()).then(|| spawn(keep_alive(admin.clone(), options.keep_alive)));
 
@@ -290,6 +296,7 @@ impl Controller {
             host: self.options.host.clone(),
             connection,
             admin_timeout: self.options.admin_timeout,
+            credentials: self.options.credentials.clone(),
             controller_id: self.description.controller_id,
             in_capsule_bytes_max: self.description.in_capsule_bytes_max,
         }
@@ -340,6 +347,7 @@ pub struct QueueTicket {
     host: HostIdentity,
     connection: ConnectionOptions,
     admin_timeout: Duration,
+    credentials: Option<Credentials>,
     controller_id: u16,
     in_capsule_bytes_max: u32,
 }
@@ -370,6 +378,8 @@ impl QueueTicket {
             &AdminQueue::new(queue.clone(), self.admin_timeout),
             &connect,
             &data,
+            self.credentials.as_ref(),
+            names(&self.host, &self.subsystem),
         )
         .await?;
         queue.set_in_capsule_bytes_max(self.in_capsule_bytes_max);
@@ -377,23 +387,27 @@ impl QueueTicket {
     }
 }
 
-/// Binds a connection to a queue (NVMe Base 2.0, 6.3).
+fn names(host: &HostIdentity, subsystem: &Nqn) -> Names {
+    Names {
+        host: host.name.clone(),
+        subsystem: subsystem.clone(),
+    }
+}
+
+/// Binds a connection to a queue (NVMe Base 2.0, 6.3), and authenticates.
 async fn fabrics_connect(
     queue: &AdminQueue,
     connect: &Connect,
     data: &ConnectData,
+    credentials: Option<&Credentials>,
+    names: Names,
 ) -> Result<ConnectResult, InitiatorError> {
     let entry = connect.to_entry(0);
     let data = Slice::copy_from(data.as_bytes());
     let make = || Transfer::Send(data.clone().into());
     let (completion, _) = queue.succeed(CONNECT, &entry, make).await?;
     let result = ConnectResult::from_result(completion.result_low());
-    if result.authentication
-        & (ConnectResult::AUTHENTICATION_REQUIRED | ConnectResult::SECURE_CHANNEL_REQUIRED)
-        != 0
-    {
-        return Err(InitiatorError::AuthenticationRequired);
-    }
+    authenticate_as_asked(queue, result, credentials, names).await?;
     Ok(result)
 }
 

@@ -38,6 +38,7 @@ pub async fn discover(address: &Address, host: HostIdentity) -> Result<Vec<Disco
         // Read and gone: the controller needs no sign of life.
         keep_alive: Duration::ZERO,
         admin_timeout: Duration::from_secs(10),
+        credentials: None,
     };
     let controller = Controller::connect(options).await?;
     let entries = read_log(&controller).await;

@@ -30,8 +30,22 @@ pub enum InitiatorError {
         limit: Duration,
     },
     /// The target wants hosts to authenticate.
-    #[error("the target wants this host to authenticate, which is not supported; allow the host without it")]
+    #[error("the target wants this host to authenticate; give `secret_file`, or allow the host without it")]
     AuthenticationRequired,
+    /// The target wants a secure channel besides.
+    #[error(
+        "the target wants a secure channel (TLS), which is not supported; have it ask for no more than \
+             authentication"
+    )]
+    SecureChannelRequired,
+    /// One side could not prove who it is.
+    #[error("{who} is not authenticated: {why}")]
+    NotAuthenticated {
+        /// Who.
+        who: &'static str,
+        /// Why.
+        why: String,
+    },
     /// The controller did not become ready, or stop being ready.
     #[error("the controller did not {what} within {} ms, which is what it said it needs", .limit.as_millis())]
     NotReady {

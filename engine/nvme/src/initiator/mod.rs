@@ -11,6 +11,7 @@
 //! | [`host`] | who this host is |
 
 pub mod admin;
+mod authenticate;
 pub mod connection;
 pub mod controller;
 pub mod device;

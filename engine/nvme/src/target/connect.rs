@@ -14,11 +14,13 @@ use zerocopy::FromBytes;
 
 use super::Target;
 use super::admin::AdminQueue;
+use super::authentication::GuardedQueue;
 use super::controller::{Association, Controller, Host, KeepAlive, Kind, RegisterError, Registration};
 use super::io::IoQueue;
 use super::placement::{Lease, QueueKind};
 use super::queue::{Admission, Admitted, ConnectRequest, Queue};
 use super::subsystem::Subsystem;
+use crate::auth::Credentials;
 use crate::wire::command::{
     CompletionEntry, Connect, ConnectData, ConnectRefusal, ConnectResult, DYNAMIC_CONTROLLER,
     FabricsCommandType,
@@ -210,6 +212,8 @@ impl Target {
         registration: Registration,
         kind: QueueKind,
     ) -> Result<Admitted, Refused> {
+        let controller = &registration.controller;
+        let credentials = controller.subsystem.credentials(&controller.host.nqn);
         let lease = self.placement.place(kind).ok_or(Refused::BUSY)?;
         let reactor = lease.reactor().clone();
         // Checked before: less than the most entries of a queue.
@@ -217,18 +221,32 @@ impl Target {
         let command_id = request.entry.command_id.get();
         let result = ConnectResult {
             controller_id: registration.controller.id,
-            authentication: 0,
+            authentication: match &credentials {
+                Some(_) => ConnectResult::AUTHENTICATION_REQUIRED,
+                None => 0,
+            },
         };
         let response = CompletionEntry::new(command_id, Status::SUCCESS, result.to_result());
-        let make_queue = Box::new(move || (make(kind, registration, lease, depth), response));
+        let make_queue = Box::new(move || (make(kind, registration, credentials, lease, depth), response));
         Ok(Admitted { reactor, make_queue })
     }
 }
 
-fn make(kind: QueueKind, registration: Registration, lease: Lease, depth: u16) -> Rc<dyn Queue> {
-    match kind {
+fn make(
+    kind: QueueKind,
+    registration: Registration,
+    credentials: Option<Arc<Credentials>>,
+    lease: Lease,
+    depth: u16,
+) -> Rc<dyn Queue> {
+    let (controller, link) = (registration.controller.clone(), registration.link.clone());
+    let queue: Rc<dyn Queue> = match kind {
         QueueKind::Admin => Rc::new(AdminQueue::new(registration, lease, depth)),
         QueueKind::Io => Rc::new(IoQueue::new(registration, lease, depth)),
+    };
+    match credentials {
+        Some(credentials) => Rc::new(GuardedQueue::new(queue, controller, link, &credentials)),
+        None => queue,
     }
 }
 

@@ -9,6 +9,7 @@
 //!   queues, `discovery` tells hosts what there is.
 
 mod admin;
+mod authentication;
 mod config;
 mod connect;
 pub mod connection;

@@ -14,6 +14,7 @@
 //! with the section), *NVM* (NVM Command Set Specification 1.0) and *TCP* (NVMe/TCP Transport Specification
 //! 1.0).
 
+pub mod auth;
 pub mod command;
 pub mod digest;
 pub mod features;

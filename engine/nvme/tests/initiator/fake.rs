@@ -400,6 +400,7 @@ fn controller_options(address: Address) -> ControllerOptions {
         queues: 1,
         keep_alive: Duration::from_secs(5),
         admin_timeout: Duration::from_secs(3),
+        credentials: None,
     }
 }
 

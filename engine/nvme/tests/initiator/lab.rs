@@ -1,5 +1,6 @@
 //! A target machine with a drive, and a host machine, in a simulated world.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +57,7 @@ pub struct Lab {
     pub drive: Arc<SimDrive>,
     pub host: MachineId,
     pub host_reactors: Vec<SimReactor>,
+    served: RefCell<Option<Arc<Target>>>,
     options: LabOptions,
 }
 
@@ -86,6 +88,7 @@ impl Lab {
             drive,
             host,
             host_reactors,
+            served: RefCell::default(),
             options,
         };
         lab.serve();
@@ -125,7 +128,13 @@ impl Lab {
             let settings = Arc::new(TransportSettings::default());
             listen(&address, admission, settings).unwrap().1.detach();
         });
+        self.served.replace(Some(target.clone()));
         target
+    }
+
+    /// What was served last.
+    pub fn served(&self) -> Arc<Target> {
+        self.served.borrow().clone().unwrap()
     }
 
     /// Opens the device on the host's first reactor.

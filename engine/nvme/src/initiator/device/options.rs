@@ -22,7 +22,11 @@
 //! | `resubmit` | what is sent again after a loss: `all`, `reads` or `none` | `all` |
 //! | `unflushed` | a flush after a loss that may have cost a write cache: `fail` or `trust` | `fail` |
 //! | `deallocate` | how blocks are freed: `zeroes` or `dataset` | `zeroes` |
+//! | `secret_file` | the file of the secret that this host authenticates by | |
+//! | `controller_secret_file` | that of the secret by which the subsystem has to authenticate too | |
+//! | `dhgroups` | Diffie-Hellman groups that may be used for it, the best first | up to `ffdhe4096` |
 
+use std::path::Path;
 use std::time::Duration;
 
 use pollux_device::uri::{Parameter, Parameters};
@@ -33,6 +37,7 @@ use super::super::connection::{ConnectionOptions, DEPTH_MAX};
 use super::super::host::HostIdentity;
 use super::super::namespace::NamespaceSelector;
 use super::endpoint::Endpoint;
+use crate::auth::{Credentials, Methods, Secret};
 use crate::wire::nqn::Nqn;
 
 /// The port of NVMe over TCP (NVMe/TCP Transport, registered with IANA).
@@ -123,6 +128,8 @@ pub struct NvmfOptions {
     pub loss: LossOptions,
     /// How blocks are freed.
     pub deallocate: DeallocateBy,
+    /// The secrets that this host and the subsystem authenticate by, if they do.
+    pub credentials: Option<Credentials>,
 }
 
 pub(super) const NAMESPACE_EXPECTED: &str = "a number from 1 to 4294967294";
@@ -208,6 +215,7 @@ impl NvmfOptions {
             command_timeout: Duration::from_secs(30),
             loss: LossOptions::default(),
             deallocate: DeallocateBy::Zeroes,
+            credentials: None,
         }
     }
 
@@ -238,6 +246,7 @@ impl NvmfOptions {
         })? {
             options.deallocate = by;
         }
+        options.credentials = read_credentials(uri, &mut parameters)?;
         parameters.finish()?;
         Ok(options)
     }
@@ -286,6 +295,45 @@ impl NvmfOptions {
         }
         Ok(())
     }
+}
+
+/// The secrets themselves are never part of a URI, which is logged and listed: it names their files.
+fn read_credentials(
+    uri: &DeviceUri,
+    parameters: &mut Parameters<'_>,
+) -> Result<Option<Credentials>, UriError> {
+    let mut read = |name| {
+        parameters.take_with(
+            name,
+            "the path of a file with a readable secret: DHHC-1:xx:BASE64:",
+            |path| {
+                Secret::read(Path::new(path))
+                    .inspect_err(|error| tracing::error!(path, %error, "no secret"))
+                    .ok()
+            },
+        )
+    };
+    let (host, controller) = (read("secret_file")?, read("controller_secret_file")?);
+    let expected = "`null` and `ffdhe2048` to `ffdhe8192`, separated by commas";
+    let groups = parameters.take_with("dhgroups", expected, Methods::read_groups)?;
+    let wrong = |reason| UriError::Name {
+        uri: uri.to_string(),
+        reason,
+    };
+    let Some(host) = host else {
+        if controller.is_some() || groups.is_some() {
+            let reason = "`controller_secret_file` and `dhgroups` mean nothing without `secret_file`";
+            return Err(wrong(reason));
+        }
+        return Ok(None);
+    };
+    let mut methods = Methods::default();
+    methods.groups = groups.unwrap_or(methods.groups);
+    Ok(Some(Credentials {
+        host,
+        controller,
+        methods,
+    }))
 }
 
 pub(super) fn read_host(parameters: &mut Parameters<'_>) -> Result<HostIdentity, UriError> {
@@ -403,6 +451,7 @@ mod tests {
                 unflushed: Unflushed::Trust,
             },
             deallocate: DeallocateBy::Dataset,
+            credentials: None,
         };
         assert_eq!(options, expected);
         let options =

@@ -61,6 +61,7 @@ pub(super) async fn connect(
             queues: options.queues,
             keep_alive: options.keep_alive,
             admin_timeout: options.connection.connect_timeout,
+            credentials: options.credentials.clone(),
         })
         .await;
         match controller {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{State, Subsystem, SubsystemError};
+use crate::auth::Credentials;
 use crate::target::config::Hosts;
 use crate::target::controller::Controller;
 use crate::target::sync::lock;
@@ -72,6 +73,31 @@ impl Subsystem {
         if let Some(directory) = self.directory.upgrade() {
             directory.changed();
         }
+    }
+
+    /// Sets the secrets by which a host and this subsystem authenticate to each other, or none: then the host
+    /// does not have to. Whoever is connected stays so, as it was admitted by what held then.
+    ///
+    /// # Errors
+    ///
+    /// The name is no NVMe Qualified Name.
+    pub fn set_credentials(
+        &self,
+        host: &str,
+        credentials: Option<Credentials>,
+    ) -> Result<(), SubsystemError> {
+        let host = host.parse()?;
+        let mut state = lock(&self.state);
+        match credentials {
+            Some(credentials) => state.credentials.insert(host, Arc::new(credentials)),
+            None => state.credentials.remove(&host),
+        };
+        Ok(())
+    }
+
+    /// The secrets of a host, if it has to authenticate.
+    pub(crate) fn credentials(&self, host: &Nqn) -> Option<Arc<Credentials>> {
+        lock(&self.state).credentials.get(host).cloned()
     }
 
     /// Whether a host may connect.

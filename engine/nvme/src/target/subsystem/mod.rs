@@ -26,6 +26,7 @@ use super::namespace::{Identity, Namespace};
 use super::reservation::ReservationStore;
 use super::sync::lock;
 use super::watch;
+use crate::auth::Credentials;
 use crate::wire::log::AnaState;
 use crate::wire::nqn::Nqn;
 pub use error::SubsystemError;
@@ -43,6 +44,8 @@ struct State {
     last_controller: u16,
     allow_any_host: bool,
     allowed_hosts: BTreeSet<Nqn>,
+    /// Hosts that have to authenticate.
+    credentials: BTreeMap<Nqn, Arc<Credentials>>,
     viewers: Vec<ReactorHandle>,
     removed: bool,
 }

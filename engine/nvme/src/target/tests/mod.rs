@@ -3,6 +3,7 @@
 
 mod access;
 mod admin;
+mod authentication;
 mod connect;
 mod devices;
 mod discovery;
