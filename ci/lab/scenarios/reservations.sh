@@ -12,14 +12,14 @@
 
 port="$(ask engine start 'uring://@/disk?size=64MiB&block=4096' --reservations '@/reservations')"
 
-# host NUMBER: connects as that host, and prints the device of its controller. nvme-cli connects to one subsystem
-# once; the kernel takes both controllers for paths of one device, so that commands go to each by itself.
+# host NUMBER: connects as that host, and prints the device of its controller. nvme-cli connects to one
+# subsystem once; the kernel takes both controllers for paths of one device, so commands go to each by itself.
 host() {
     local before options
     before="$(ls /sys/class/nvme)"
-    options="transport=tcp,traddr=$gateway,trsvcid=$port,nqn=$nqn,nr_io_queues=1,reconnect_delay=1,ctrl_loss_tmo=300"
-    echo "$options,hostnqn=nqn.2026-11.io.pollux:host-$1,hostid=00000000-0000-0000-0000-00000000000$1" \
-        > /dev/nvme-fabrics
+    options="transport=tcp,traddr=$gateway,trsvcid=$port,nqn=$nqn,nr_io_queues=1"
+    options="$options,reconnect_delay=1,ctrl_loss_tmo=300,hostnqn=nqn.2026-11.io.pollux:host-$1"
+    echo "$options,hostid=00000000-0000-0000-0000-00000000000$1" > /dev/nvme-fabrics
     for name in $(ls /sys/class/nvme); do
         case "$before" in *"$name"*) ;; *) echo "/dev/$name" ;; esac
     done
@@ -67,7 +67,11 @@ refused read_block "$one"
 # It persists.
 ask engine kill
 ask engine restart
-both_live() { for name in $(ls /sys/class/nvme); do [ "$(cat "/sys/class/nvme/$name/state")" = live ] || return 1; done; }
+both_live() {
+    for name in $(ls /sys/class/nvme); do
+        [ "$(cat "/sys/class/nvme/$name/state")" = live ] || return 1
+    done
+}
 until_true 60 both_live
 refused write_block "$one" /tmp/first
 read_block "$two"

@@ -52,6 +52,14 @@ pub enum StartError {
         /// Why.
         source: TargetError,
     },
+    /// A host's credentials cannot be had.
+    #[error("host {host} cannot authenticate: {error}")]
+    Authentication {
+        /// Its name.
+        host: String,
+        /// Why.
+        error: String,
+    },
     /// What is kept of reservations cannot be read.
     #[error("cannot keep reservations: {0}")]
     Reservations(StoreError),

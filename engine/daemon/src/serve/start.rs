@@ -68,6 +68,16 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         ..SubsystemConfig::new(&settings.nvmf.subsystem)
     };
     let subsystem = target.add_subsystem(&subsystem).map_err(failed)?;
+    for host in &settings.nvmf.authentication {
+        let failed = |error: String| StartError::Authentication {
+            host: host.host.clone(),
+            error,
+        };
+        let credentials = host.credentials().map_err(|error| failed(error.to_string()))?;
+        subsystem
+            .set_credentials(&host.host, Some(credentials))
+            .map_err(|error| failed(error.to_string()))?;
+    }
 
     // Before the devices, which may take long to open: hosts that come early find no namespaces yet, and are
     // told of each as it comes.

@@ -4,6 +4,7 @@
 //! not become a setting that silently does nothing. `docs/pollux-engine.toml` is the annotated example; a
 //! test compares it with the defaults here.
 
+mod authentication;
 mod control;
 mod cores;
 mod file;
@@ -19,6 +20,7 @@ use pollux_nvme::target::{Hosts, TargetConfig};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
+pub use authentication::AuthenticationSettings;
 pub use control::{ControlAddress, ControlAddressError};
 pub use cores::{CORES_MAX, CoreList, CoreListError};
 pub use file::SettingsError;
@@ -115,6 +117,8 @@ pub struct NvmfSettings {
     pub subsystem: String,
     /// Which hosts may connect. Default: any.
     pub hosts: Hosts,
+    /// The hosts that have to authenticate. Default: none; hosts that are not among them connect as before.
+    pub authentication: Vec<AuthenticationSettings>,
     /// The directory where reservations are kept that hosts want to persist through a loss of power; made if
     /// it is not there. Default: none, and no reservation persists.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +133,7 @@ impl Default for NvmfSettings {
             listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, NVMF_PORT))],
             subsystem: SUBSYSTEM_NQN.to_owned(),
             hosts: Hosts::default(),
+            authentication: Vec::new(),
             reservations: None,
             limits: TargetConfig::default(),
         }
@@ -277,6 +282,14 @@ impl Settings {
                 "nvmf.listen",
                 !self.nvmf.listen.is_empty(),
                 "one address at least",
+            ),
+            (
+                "nvmf.authentication",
+                self.nvmf
+                    .authentication
+                    .iter()
+                    .all(AuthenticationSettings::is_valid),
+                "hashes of sha256, sha384 and sha512, and dhgroups of null and ffdhe2048 to ffdhe8192",
             ),
             (
                 "namespaces.id",

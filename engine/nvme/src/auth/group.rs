@@ -211,7 +211,8 @@ mod tests {
         }
     }
 
-    /// The definition in RFC 7919: 2^b - 2^(b-64) + (the first b-130 bits of e, and a small number) * 2^64 - 1.
+    /// The ends, and by Fermat's test that the modulus is a prime of which 2 is a square, as of a safe prime.
+    /// Any wrong digit would show.
     #[test]
     fn the_groups_are_those_of_the_rfc() {
         for (group, end) in [
@@ -229,6 +230,10 @@ mod tests {
                 "{group:?}"
             );
             assert!(digits.ends_with(end), "{group:?}");
+            let two = BoxedUint::from(2u8).resize(modulus.bits_precision());
+            let mut one = power(&modulus, &two, &modulus.shr(1)).unwrap();
+            assert_eq!(one.pop(), Some(1));
+            assert!(one.iter().all(|byte| *byte == 0), "{group:?}");
         }
         assert!(GroupId::Null.modulus().is_none());
     }

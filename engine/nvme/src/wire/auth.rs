@@ -4,7 +4,8 @@
 //! ```text
 //! Send, Receive  41 SPSP0   42 SPSP1   43 SECP   44 TL or AL (32 bits)
 //! all            0 AUTH_TYPE   1 AUTH_ID   4 T_ID
-//! Negotiate      6 SC_C   7 NAPD   8 descriptors of 64 bytes: 0 AuthID   2 HALEN   3 DHLEN   4 hashes   34 groups
+//! Negotiate      6 SC_C   7 NAPD   8 descriptors of 64 bytes:
+//!                    0 AuthID   2 HALEN   3 DHLEN   4 hashes   34 groups
 //! Challenge      6 HL   8 HashID   9 DHgID   10 DHVLEN   12 SEQNUM   16 CVAL   16+HL DHV
 //! Reply          6 HL   8 CVALID   10 DHVLEN   12 SEQNUM   16 RVAL   16+HL CVAL   16+2*HL DHV
 //! Success1       6 HL   8 RVALID   16 RVAL
