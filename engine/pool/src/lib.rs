@@ -28,6 +28,6 @@ mod volume;
 
 pub use pool::{
     CheckReport, CreateOptions, ImportReport, LostBlock, Misplaced, Pool, PoolCounters, PoolError,
-    PoolOptions, Space, VolumeOptions,
+    PoolOptions, ScrubOptions, ScrubProgress, ScrubReport, Space, VolumeOptions,
 };
 pub use volume::{BlockRange, RangePage, Volume};

@@ -61,7 +61,12 @@ pub async fn load(
     Ok(page)
 }
 
-async fn load_copy(
+/// Reads one copy of a page.
+///
+/// # Errors
+///
+/// [`CopyError`].
+pub(crate) async fn load_copy(
     pool: Uuid,
     devices: &[Option<PoolDevice>],
     address: BlockAddress,

@@ -29,6 +29,7 @@ use crate::layout::page::{FAN_OUT, Page, PageIdentity, PageKind};
 use crate::layout::{BlockAddress, PagePointer};
 use crate::space::PoolSpace;
 use crate::tree::{PageStore, TreeError};
+pub(crate) use load::load_copy;
 pub use load::{LoadError, load};
 pub(crate) use pages::PagePlace;
 use pages::Pages;

@@ -164,7 +164,11 @@ impl Pool {
     }
 
     /// A page from memory or from the devices, without a change of either.
-    async fn any_page(&self, pointer: &PagePointer, identity: &PageIdentity) -> Result<Page, PoolError> {
+    pub(super) async fn any_page(
+        &self,
+        pointer: &PagePointer,
+        identity: &PageIdentity,
+    ) -> Result<Page, PoolError> {
         let known = {
             let mut state = self.state.borrow_mut();
             state.metadata().page(pointer, identity).ok().cloned()

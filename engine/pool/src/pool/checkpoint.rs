@@ -43,6 +43,23 @@ struct Closed {
     cut: RingPosition,
 }
 
+/// Keeps checkpoints from beginning.
+pub(super) struct CheckpointHold(Rc<Pool>);
+
+impl Drop for CheckpointHold {
+    fn drop(&mut self) {
+        let is_wanted = {
+            let mut state = self.0.state.borrow_mut();
+            state.checkpoint_running = false;
+            state.checkpoints_wanted > state.checkpoints_done
+        };
+        self.0.checkpoint_done.wake();
+        if is_wanted {
+            self.0.run_checkpoints();
+        }
+    }
+}
+
 impl Pool {
     /// Makes a checkpoint, or waits for one that begins now or later.
     ///
@@ -74,6 +91,19 @@ impl Pool {
             .await
     }
 
+    /// Waits until no checkpoint runs, and keeps new ones from beginning until the hold is dropped.
+    pub(super) async fn hold_checkpoints(self: &Rc<Self>) -> CheckpointHold {
+        self.checkpoint_done
+            .until(|| {
+                let mut state = self.state.borrow_mut();
+                let idle = !state.checkpoint_running;
+                state.checkpoint_running = true;
+                idle.then_some(())
+            })
+            .await;
+        CheckpointHold(self.clone())
+    }
+
     /// Has the checkpoints made that were asked for, in a task of its own.
     fn run_checkpoints(self: &Rc<Self>) {
         {
@@ -91,6 +121,8 @@ impl Pool {
                     let more = state.checkpoints_done < state.checkpoints_wanted;
                     if !more || state.stopped.is_some() {
                         state.checkpoint_running = false;
+                        drop(state);
+                        pool.checkpoint_done.wake();
                         break;
                     }
                 }

@@ -345,7 +345,7 @@ impl Pool {
         Ok(Rc::new(Volume::new(self.clone(), head)))
     }
 
-    fn head_of(&self, id: u64) -> Option<Rc<Head>> {
+    pub(super) fn head_of(&self, id: u64) -> Option<Rc<Head>> {
         self.state.borrow().heads.get(&id)?.upgrade()
     }
 

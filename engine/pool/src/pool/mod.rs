@@ -22,6 +22,7 @@ mod manage;
 mod pages;
 mod reclaim;
 mod replay;
+mod scrub;
 mod table;
 
 use std::cell::{Cell, RefCell};
@@ -55,6 +56,7 @@ use leaves::Leaves;
 pub(crate) use leaves::{Leaf, WholeExtent};
 pub use manage::VolumeOptions;
 pub(crate) use pages::Load;
+pub use scrub::{ScrubOptions, ScrubProgress, ScrubReport};
 pub(crate) use table::{MAP_SHAPE, SLOTS_MAX, Table};
 
 /// The tree of the table of volumes.

@@ -11,7 +11,7 @@ use arrayvec::ArrayVec;
 
 use super::{Generations, LEVELS_MAX, PageStore, Tree, TreeError};
 use crate::layout::PagePointer;
-use crate::layout::page::{FAN_OUT, Page};
+use crate::layout::page::{FAN_OUT, Page, PageIdentity};
 
 /// A tree that goes, and its children.
 #[derive(Debug, Clone, Copy)]
@@ -143,6 +143,31 @@ fn path_of(
             .pointer(at);
     }
     Ok(path)
+}
+
+/// The pages on the way to an entry, as far as there are any, and which they are.
+///
+/// # Errors
+///
+/// [`TreeError::Absent`] for one that leads to another; the leaf need not be there.
+pub fn pages_to(
+    store: &impl PageStore,
+    tree: &Tree,
+    entry: u64,
+) -> Result<Vec<(PagePointer, PageIdentity)>, TreeError> {
+    let mut pages = Vec::new();
+    let mut next = tree.root;
+    for level in (0..=tree.shape.height).rev() {
+        let Some(pointer) = next else { break };
+        let (index, at) = tree.shape.place(entry, level);
+        let identity = tree.identity(&pointer, level, index);
+        pages.push((pointer, identity));
+        next = match level {
+            0 => None,
+            _ => store.page(&pointer, &identity)?.pointer(at),
+        };
+    }
+    Ok(pages)
 }
 
 /// What only the tree holds, before anything is freed.

@@ -18,7 +18,7 @@ mod delete;
 mod tests;
 mod walk;
 
-pub use delete::{Deletion, Freed, delete_range, trim_leaf};
+pub use delete::{Deletion, Freed, delete_range, pages_to, trim_leaf};
 pub use walk::{Difference, differences};
 
 use crate::layout::PagePointer;

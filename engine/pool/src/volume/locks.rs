@@ -237,7 +237,7 @@ impl Drop for Locking {
 }
 
 /// Blocks of a slot that are locked until this is dropped.
-pub(super) struct SlotLock {
+pub(crate) struct SlotLock {
     locks: Rc<Locks>,
     slot: u64,
     mask: u16,

@@ -32,7 +32,7 @@ use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS};
 use crate::pool::{Pool, PoolError};
 use crate::signal::Signal;
 use abandoned::Unabandoned;
-use locks::Locks;
+use locks::{Locks, SlotLock};
 pub use ranges::{BlockRange, RangePage};
 
 /// The largest read or write, in blocks: 4 MiB.
@@ -77,6 +77,11 @@ impl Head {
         if self.size_blocks.swap(size_blocks, Ordering::Relaxed) != size_blocks {
             self.publisher.publish(DeviceEvent::Resized);
         }
+    }
+
+    /// Locks a slot: nothing of it is written until the lock is dropped.
+    pub(crate) async fn lock_slot(&self, slot: u64) -> SlotLock {
+        self.locks.lock(slot, locks::WHOLE_SLOT).await
     }
 
     /// Waits until no change is under way, and keeps new ones waiting until the hold is dropped.
@@ -186,7 +191,7 @@ fn parts(block: u64, blocks: u64) -> impl Iterator<Item = Part> {
 }
 
 /// Runs of neighbouring bits: first and number.
-fn runs(mask: u16) -> impl Iterator<Item = (u8, u8)> {
+pub(crate) fn runs(mask: u16) -> impl Iterator<Item = (u8, u8)> {
     let mut rest = u32::from(mask);
     std::iter::from_fn(move || {
         if rest == 0 {

@@ -1,0 +1,338 @@
+//! Looking at everything that is stored, before somebody needs it: every block that has a checksum, and both
+//! copies of every page. A page with one good copy is repaired; a bad block of data is told.
+//!
+//! Volumes go on meanwhile. A slot is looked at with its blocks locked; a page that looks bad is looked at again
+//! while no checkpoint runs, since its place may have been given to another page by then.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pollux_device::{Gather, IoError};
+use pollux_hugepages::Slice;
+use pollux_reactor::{now, sleep};
+
+use super::{ALLOCATION_SHAPE, LostBlock, Pool, PoolError};
+use crate::cache::load_copy;
+use crate::layout::page::{MAP_LEAF_SLOTS, PageIdentity};
+use crate::layout::slot::{Fragment, Slot};
+use crate::layout::volume::VolumeState;
+use crate::layout::{BLOCK_BYTES, BlockAddress, EXTENT_BLOCKS, PagePointer, crc32c};
+use crate::tree::{Tree, TreeError, differences, pages_to};
+
+/// Bad blocks that are told one by one; all are counted.
+const BAD_BLOCKS_MAX: usize = 10_000;
+
+/// How a pool is scrubbed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ScrubOptions {
+    /// Bytes read a second, at most; 0 for no limit.
+    pub bytes_per_second: u64,
+}
+
+/// How far a scrub has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ScrubProgress {
+    /// Volumes and snapshots that are done, deleted ones that are still kept among them.
+    pub volumes_done: usize,
+    /// How many there are.
+    pub volumes: usize,
+    /// Bytes that were read.
+    pub read_bytes: u64,
+}
+
+/// What a scrub found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScrubReport {
+    /// Blocks of data that were read and compared with their checksums.
+    pub blocks: u64,
+    /// Blocks without a checksum, which were not read.
+    pub unchecked_blocks: u64,
+    /// Blocks that do not match their checksum or cannot be read, the first of them.
+    pub bad_blocks: Vec<LostBlock>,
+    /// How many there are.
+    pub bad_block_count: u64,
+    /// Pages of metadata whose copies were both read.
+    pub pages: u64,
+    /// Copies of pages that were bad and are written again.
+    pub repaired_pages: u64,
+    /// Pages without a good copy, or whose bad copy could not be written.
+    pub lost_pages: u64,
+}
+
+/// A scrub under way.
+struct Scrub<'a> {
+    options: ScrubOptions,
+    report: ScrubReport,
+    progress: ScrubProgress,
+    tell: &'a mut dyn FnMut(ScrubProgress),
+    started: pollux_reactor::Instant,
+    /// Pages that were looked at, by the address of their first copy.
+    seen: HashSet<u64>,
+}
+
+impl Scrub<'_> {
+    /// So much was read: waits as the limit asks for.
+    async fn read(&mut self, bytes: u64) {
+        self.progress.read_bytes += bytes;
+        if self.options.bytes_per_second > 0 {
+            let due = self.progress.read_bytes as f64 / self.options.bytes_per_second as f64;
+            let elapsed = now() - self.started;
+            if let Some(ahead) = Duration::from_secs_f64(due).checked_sub(elapsed)
+                && !ahead.is_zero()
+            {
+                sleep(ahead).await;
+            }
+        }
+    }
+
+    fn bad(&mut self, volume: u64, block: u64) {
+        self.report.bad_block_count += 1;
+        if self.report.bad_blocks.len() < BAD_BLOCKS_MAX {
+            self.report.bad_blocks.push(LostBlock { volume, block });
+        }
+    }
+}
+
+impl Pool {
+    /// Reads everything that is stored and compares it with its checksums; `tell` is told how it gets on.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Page`] if a page without a good copy leads to something that is not in memory, and
+    /// [`PoolError::Closed`].
+    pub async fn scrub(
+        self: &Rc<Self>,
+        options: ScrubOptions,
+        tell: &mut dyn FnMut(ScrubProgress),
+    ) -> Result<ScrubReport, PoolError> {
+        let ids: Vec<u64> = self
+            .state
+            .borrow()
+            .table
+            .entries()
+            .map(|entry| entry.id)
+            .collect();
+        let mut scrub = Scrub {
+            options,
+            report: ScrubReport::default(),
+            progress: ScrubProgress {
+                volumes: ids.len(),
+                ..ScrubProgress::default()
+            },
+            tell,
+            started: now(),
+            seen: HashSet::new(),
+        };
+        self.scrub_metadata(&ids, &mut scrub).await?;
+        for id in ids {
+            self.scrub_volume(id, &mut scrub).await?;
+            scrub.progress.volumes_done += 1;
+            (scrub.tell)(scrub.progress);
+        }
+        Ok(scrub.report)
+    }
+
+    /// The pages of the table of volumes and of the allocation state.
+    async fn scrub_metadata(self: &Rc<Self>, ids: &[u64], scrub: &mut Scrub<'_>) -> Result<(), PoolError> {
+        for id in ids {
+            self.scrub_path(*id, scrub, |state| Some(state.volumes_tree()))
+                .await?;
+        }
+        let devices: Vec<(u8, u64)> = {
+            let state = self.state.borrow();
+            let numbers = state.space.numbers();
+            numbers
+                .filter_map(|number| Some((number, state.space.device(number)?.extents())))
+                .collect()
+        };
+        for (device, extents) in devices {
+            for first in (0..extents).step_by(ALLOCATION_SHAPE.leaf_entries as usize) {
+                self.scrub_path(first, scrub, |state| Some(state.allocation_tree(device)))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn scrub_volume(self: &Rc<Self>, id: u64, scrub: &mut Scrub<'_>) -> Result<(), PoolError> {
+        let mut next = Some(0);
+        while let Some(from) = next {
+            self.check_open()?;
+            let leaf = self
+                .with_pages(|state| {
+                    // What its parent has too is looked at there.
+                    let Some(entry) = state.table.get(id).cloned() else {
+                        return Ok(None);
+                    };
+                    let passed = match entry.state {
+                        VolumeState::Deleting => entry.delete_cursor,
+                        VolumeState::InUse | VolumeState::Kept => 0,
+                    };
+                    let tree = state.table.tree(&entry);
+                    let nothing = Tree { root: None, ..tree };
+                    let parent = state.table.get(entry.parent);
+                    let parent = parent.map_or(nothing, |parent| state.table.tree(parent));
+                    let found = differences(&state.metadata(), &tree, &parent, from.max(passed), 1)?;
+                    Ok(found.leaves.first().map(|(first, _)| *first))
+                })
+                .await?;
+            let Some(first) = leaf else { return Ok(()) };
+            self.scrub_path(first, scrub, |state| state.tree_of(id)).await?;
+            for index in first..first + MAP_LEAF_SLOTS {
+                self.scrub_slot(id, index, scrub).await?;
+            }
+            (scrub.tell)(scrub.progress);
+            next = Some(first + MAP_LEAF_SLOTS);
+        }
+        Ok(())
+    }
+
+    async fn scrub_slot(
+        self: &Rc<Self>,
+        id: u64,
+        index: u64,
+        scrub: &mut Scrub<'_>,
+    ) -> Result<(), PoolError> {
+        let head = self.head_of(id);
+        let _locked = match &head {
+            Some(head) => Some(head.lock_slot(index).await),
+            None => None,
+        };
+        let (slot, born_after, checksums) = self
+            .with_pages(|state| {
+                let checksums = state.table.get(id).is_some_and(|entry| entry.checksums);
+                Ok((
+                    state.slot(id, index)?,
+                    state.parent_generation(id, index),
+                    checksums,
+                ))
+            })
+            .await?;
+        for fragment in slot
+            .fragments
+            .iter()
+            .filter(|fragment| fragment.birth > born_after)
+        {
+            if !checksums {
+                scrub.report.unchecked_blocks += u64::from(fragment.mask.count_ones());
+                continue;
+            }
+            self.scrub_fragment((id, index), &slot, fragment, scrub).await?;
+        }
+        Ok(())
+    }
+
+    async fn scrub_fragment(
+        &self,
+        (id, index): (u64, u64),
+        slot: &Slot,
+        fragment: &Fragment,
+        scrub: &mut Scrub<'_>,
+    ) -> Result<(), PoolError> {
+        let Fragment { extent, mask, .. } = *fragment;
+        let device = self.device(extent.device())?;
+        let place = extent.number() * EXTENT_BLOCKS as u64;
+        for (first, blocks) in crate::volume::runs(mask) {
+            let all = device.read(place + u64::from(first), blocks.into()).await.ok();
+            for number in 0..blocks {
+                let block = first + number;
+                let at = usize::from(number) * BLOCK_BYTES;
+                let single;
+                let bytes = match &all {
+                    Some(all) => all.get(at..at + BLOCK_BYTES),
+                    // One by one, to tell which it is.
+                    None => {
+                        single = device.read(place + u64::from(block), 1).await.ok();
+                        single.as_deref()
+                    }
+                };
+                let expected = slot.checksums.get(usize::from(block)).copied();
+                scrub.report.blocks += 1;
+                if bytes.map(crc32c) != expected {
+                    scrub.bad(id, index * EXTENT_BLOCKS as u64 + u64::from(block));
+                }
+            }
+            scrub.read(u64::from(blocks) * BLOCK_BYTES as u64).await;
+        }
+        Ok(())
+    }
+
+    /// Looks at the pages on the way to an entry of a tree.
+    async fn scrub_path(
+        self: &Rc<Self>,
+        entry: u64,
+        scrub: &mut Scrub<'_>,
+        tree: impl Fn(&super::State) -> Option<Tree>,
+    ) -> Result<(), PoolError> {
+        let path = |state: &mut super::State| -> Result<Vec<(PagePointer, PageIdentity)>, TreeError> {
+            match tree(state) {
+                Some(tree) => pages_to(&state.metadata(), &tree, entry),
+                None => Ok(Vec::new()),
+            }
+        };
+        for (pointer, identity) in self.with_pages(path).await? {
+            // A page without a CRC is in memory only.
+            if pointer.crc == 0 || !scrub.seen.insert(pointer.first.raw()) {
+                continue;
+            }
+            scrub.report.pages += 1;
+            let bad = self.bad_copies(&pointer, &identity).await;
+            scrub.read(2 * BLOCK_BYTES as u64).await;
+            if bad.is_empty() {
+                continue;
+            }
+            let hold = self.hold_checkpoints().await;
+            let is_there = self.with_pages(path).await?.contains(&(pointer, identity));
+            if is_there {
+                self.repair(&pointer, &identity, scrub).await;
+            }
+            drop(hold);
+        }
+        Ok(())
+    }
+
+    async fn bad_copies(&self, pointer: &PagePointer, identity: &PageIdentity) -> Vec<BlockAddress> {
+        let devices = self.devices.borrow().clone();
+        let mut bad = Vec::new();
+        for copy in [pointer.first, pointer.second] {
+            let read = load_copy(self.uuid, &devices, copy, pointer.crc, identity).await;
+            if read.is_err() {
+                bad.push(copy);
+            }
+        }
+        bad
+    }
+
+    /// Writes copies of a page that are bad again, from the other one or from memory.
+    async fn repair(&self, pointer: &PagePointer, identity: &PageIdentity, scrub: &mut Scrub<'_>) {
+        let bad = self.bad_copies(pointer, identity).await;
+        if bad.is_empty() {
+            return;
+        }
+        let Ok(page) = self.any_page(pointer, identity).await else {
+            scrub.report.lost_pages += 1;
+            return;
+        };
+        for copy in bad {
+            let result = self.write_page_copy(copy, Slice::copy_from(page.bytes())).await;
+            match result {
+                Ok(()) => {
+                    scrub.report.repaired_pages += 1;
+                    tracing::warn!(pool = %self.name, page = ?identity, "a copy of a page was repaired");
+                }
+                Err(error) => {
+                    scrub.report.lost_pages += 1;
+                    tracing::error!(pool = %self.name, page = ?identity, %error, "a page cannot be repaired");
+                }
+            }
+        }
+    }
+
+    async fn write_page_copy(&self, address: BlockAddress, bytes: Slice) -> Result<(), IoError> {
+        let extent = address.extent();
+        let device = self.device(extent.device())?;
+        let block = extent.number() * EXTENT_BLOCKS as u64 + u64::from(address.index());
+        device.write(block, Gather::from(bytes), true).await
+    }
+}
