@@ -1,8 +1,8 @@
 //! Looking at everything that is stored, before somebody needs it: every block that has a checksum, and both
 //! copies of every page. A page with one good copy is repaired; a bad block of data is told.
 //!
-//! Volumes go on meanwhile. A slot is looked at with its blocks locked; a page that looks bad is looked at again
-//! while no checkpoint runs, since its place may have been given to another page by then.
+//! Volumes go on meanwhile. A slot is looked at with its blocks locked; a page that looks bad is looked at
+//! again while no checkpoint runs, since its place may have been given to another page by then.
 
 use std::collections::HashSet;
 use std::rc::Rc;
