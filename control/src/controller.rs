@@ -91,7 +91,8 @@ impl Observations {
         self.lock().get(node).cloned()
     }
 
-    fn all(&self) -> BTreeMap<String, Observation> {
+    /// What all engines told last.
+    pub(crate) fn all(&self) -> BTreeMap<String, Observation> {
         self.lock().clone()
     }
 }
@@ -171,8 +172,8 @@ impl Controller {
                 }
             }
             tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
-                _ = lost.wait_for(|lost| *lost) => return Ok(()),
+                () = turns_true(&mut stop) => return Ok(()),
+                () = turns_true(&mut lost) => return Ok(()),
                 () = self.parts.observations.changed.notified() => {}
                 changes = self.watcher.next() => self.take(changes).await?,
                 _ = reports_due.tick() => {
@@ -336,6 +337,12 @@ impl Controller {
         self.watcher = self.parts.store.watch("/", listing.revision).await?;
         Ok(())
     }
+}
+
+/// Returns when it is true, or nobody can set it any more.
+async fn turns_true(receiver: &mut watch::Receiver<bool>) {
+    // The guard in the answer must not be kept.
+    drop(receiver.wait_for(|value| *value).await);
 }
 
 fn flatten(result: Result<Result<u64, StoreError>, tokio::task::JoinError>) -> Result<u64, StoreError> {

@@ -9,5 +9,7 @@ pub mod model;
 pub mod placement;
 pub mod plan;
 pub mod registry;
+pub mod security;
+pub mod server;
 pub mod store;
 pub mod world;

@@ -19,8 +19,9 @@ use prost::Message;
 use crate::store::{Condition, Entry, StoreError, Transaction, Write};
 
 pub use policy::{EffectivePolicy, REPLICAS_MAX};
+pub(crate) use validate::HOSTS_MAX;
 pub use validate::{
-    FieldError, Validate, host_nqn, label_map, name as check_name, node_address, volume_size,
+    Checker, FieldError, Validate, host_nqn, label_map, name as check_name, node_address, volume_size,
 };
 
 /// Kinds of records.

@@ -14,6 +14,7 @@
 
 mod context;
 mod nodes;
+mod preview;
 mod repair;
 mod snapshots;
 mod targets;
@@ -27,6 +28,8 @@ use crate::store::{Transaction, Write};
 use crate::world::World;
 
 use context::Context;
+
+pub use preview::{explain_volume, preview};
 
 /// What reconciling may do, and how long it waits.
 #[derive(Debug, Clone, PartialEq, Eq)]

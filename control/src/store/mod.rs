@@ -157,7 +157,7 @@ pub enum StoreError {
 
 /// Changes as they happen.
 #[tonic::async_trait]
-pub trait Watcher: Send {
+pub trait Watcher: Send + Sync {
     /// The next changes: of whole transactions, in order, at least one.
     ///
     /// # Errors

@@ -1,0 +1,202 @@
+//! The calls of `pollux.control.v1`: who may, whether it makes sense, then one transaction of the store.
+//!
+//! Nothing here talks to engines. A call that asks for something returns once that is stored; the planner
+//! does the rest, and `status` tells how far it is.
+
+mod errors;
+mod nodes;
+mod policies;
+mod records;
+mod registry;
+mod snapshots;
+mod volumes;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pollux_api::control::v1::events_server::EventsServer;
+use pollux_api::control::v1::groups_server::GroupsServer;
+use pollux_api::control::v1::nodes_server::NodesServer;
+use pollux_api::control::v1::pools_server::PoolsServer;
+use pollux_api::control::v1::registry_server::RegistryServer;
+use pollux_api::control::v1::snapshots_server::SnapshotsServer;
+use pollux_api::control::v1::templates_server::TemplatesServer;
+use pollux_api::control::v1::volumes_server::VolumesServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Request;
+use tonic::service::Routes;
+use tonic::transport::{Server, ServerTlsConfig};
+
+use crate::controller::{Clock, Observations};
+use crate::plan::Limits;
+use crate::security::{Action, Caller, Guard};
+use crate::store::Store;
+
+pub use errors::CallError;
+
+/// Largest request: a volume with all rules that may be given.
+const REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// Calls under way on one connection.
+const CALLS_PER_CONNECTION_MAX: u32 = 256;
+
+/// How long a peer may be silent before it is asked whether it is still there.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long a request may take to be answered, but for watches.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What calls are answered from.
+#[derive(Debug, Clone)]
+pub struct ServiceParts {
+    /// Where records are.
+    pub store: Arc<dyn Store>,
+    /// What engines told last.
+    pub observations: Arc<Observations>,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+    /// What planning may do: for plans that are only shown.
+    pub limits: Limits,
+    /// Who may do what.
+    pub guard: Guard,
+}
+
+/// Answers calls.
+#[derive(Debug, Clone)]
+pub struct Services {
+    parts: ServiceParts,
+}
+
+impl Services {
+    /// Answers from these parts.
+    pub fn new(parts: ServiceParts) -> Self {
+        Self { parts }
+    }
+
+    /// Who calls, if the caller may do that.
+    fn permit<T>(&self, request: &Request<T>, action: Action) -> Result<Caller, CallError> {
+        self.parts.guard.permit(request, action)
+    }
+
+    /// All services, for a server.
+    pub fn routes(self) -> Routes {
+        macro_rules! service {
+            ($server:ident) => {
+                $server::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX)
+            };
+        }
+        Routes::new(service!(NodesServer))
+            .add_service(service!(PoolsServer))
+            .add_service(service!(VolumesServer))
+            .add_service(service!(SnapshotsServer))
+            .add_service(service!(GroupsServer))
+            .add_service(service!(TemplatesServer))
+            .add_service(service!(EventsServer))
+            .add_service(service!(RegistryServer))
+    }
+}
+
+/// Why the interface cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be taken.
+    #[error("cannot listen at {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It would be open to all.
+    #[error(
+        "{0} can be reached from other machines: give certificates (`pollux cert`), or listen on 127.0.0.1"
+    )]
+    Open(SocketAddr),
+    /// The certificates cannot be used, or the server has ended.
+    #[error("the interface cannot be served: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// An interface that listens.
+#[derive(Debug)]
+pub struct Listening {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: Option<ServerTlsConfig>,
+}
+
+impl Listening {
+    /// Listens, without taking calls yet. Without certificates, on this machine only.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub async fn bind(address: SocketAddr, tls: Option<ServerTlsConfig>) -> Result<Self, ServeError> {
+        if tls.is_none() && !address.ip().is_loopback() {
+            return Err(ServeError::Open(address));
+        }
+        let failed = |source| ServeError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self {
+            listener,
+            address,
+            tls,
+        })
+    }
+
+    /// Where it listens, with the port that was taken.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers calls until `stop` turns true.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError::Transport`].
+    pub async fn serve(self, services: Services, mut stop: watch::Receiver<bool>) -> Result<(), ServeError> {
+        let mut server = Server::builder()
+            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+            .timeout(CALL_TIMEOUT);
+        if let Some(tls) = self.tls {
+            server = server.tls_config(tls)?;
+        }
+        let stopped = async move {
+            // A sender that is gone stops it too.
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        server
+            .add_routes(services.routes())
+            .serve_with_incoming_shutdown(TcpListenerStream::new(self.listener), stopped)
+            .await?;
+        Ok(())
+    }
+}
+
+/// The methods that all kinds of resources have, in the words of one kind.
+macro_rules! answer {
+    ($call:expr) => {
+        Ok(tonic::Response::new($call))
+    };
+}
+
+/// The message of a change of one kind.
+macro_rules! change_message {
+    ($message:ident, $module:ident) => {
+        |revision, change| $message {
+            revision,
+            change: Some(match change {
+                Ok(record) => pollux_api::control::v1::$module::Change::Put(record),
+                Err(name) => pollux_api::control::v1::$module::Change::Deleted(name),
+            }),
+        }
+    };
+}
+
+pub(crate) use {answer, change_message};

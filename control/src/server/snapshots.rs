@@ -1,0 +1,136 @@
+//! Calls about snapshots.
+
+use pollux_api::control::v1::snapshots_server::Snapshots;
+use pollux_api::control::v1::{
+    CreateSnapshotRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, GetSnapshotRequest,
+    ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, SnapshotChange, SnapshotState, SnapshotStatus,
+    Volume, WatchRequest,
+};
+use tonic::{Request, Response, Status};
+
+use crate::model::{Kind, Record};
+use crate::security::Action;
+use crate::store::Condition;
+
+use super::errors::CallError;
+use super::records::{ChangeStream, Managed, require_name};
+use super::{Services, answer, change_message};
+
+#[tonic::async_trait]
+impl Managed for Snapshot {
+    fn sanitize(&mut self) {
+        self.status = None;
+    }
+
+    fn set(&mut self, _update: &Self, _path: &str) -> bool {
+        // Nothing but its labels can be changed.
+        false
+    }
+
+    async fn refer(
+        &mut self,
+        before: Option<&Self>,
+        services: &Services,
+    ) -> Result<Vec<Condition>, CallError> {
+        if before.is_some() {
+            return Ok(Vec::new());
+        }
+        let volume = self.spec.as_ref().map_or("", |spec| spec.volume.as_str());
+        let (volume, condition) = services.refer::<Volume>("snapshot.spec.volume", volume).await?;
+        let status = volume.status.as_ref().filter(|status| status.epoch > 0);
+        let Some(status) = status else {
+            return Err(CallError::NotReady {
+                name: volume.name().to_owned(),
+                why: "it is still being made".to_owned(),
+            });
+        };
+        self.status = Some(SnapshotStatus {
+            state: SnapshotState::Pending.into(),
+            volume_uid: volume.meta().uid.clone(),
+            size_bytes: status.size_bytes,
+            taken_unix_us: None,
+        });
+        Ok(vec![condition])
+    }
+
+    async fn require_unused(&self, services: &Services) -> Result<(), CallError> {
+        let volumes = services.all::<Volume>().await?;
+        // Once it serves, a copy does not need its source any more.
+        let copy = volumes.iter().find(|volume| {
+            let is_made = volume.status.as_ref().is_some_and(|status| status.epoch > 0);
+            let source = volume.spec.as_ref().map(|spec| spec.source_snapshot.as_str());
+            !is_made && source == Some(self.name())
+        });
+        match copy {
+            Some(volume) => Err(CallError::InUse {
+                kind: Kind::Snapshot,
+                name: self.name().to_owned(),
+                by: format!("volume {} is being made of it: wait for that", volume.name()),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Snapshots for Services {
+    type WatchSnapshotsStream = ChangeStream<SnapshotChange>;
+
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        self.permit(&request, Action::Provision)?;
+        answer!(self.create(request.into_inner().snapshot).await?)
+    }
+
+    async fn get_snapshot(&self, request: Request<GetSnapshotRequest>) -> Result<Response<Snapshot>, Status> {
+        self.permit(&request, Action::Read)?;
+        let name = request.into_inner().name;
+        require_name(&name)?;
+        answer!(self.find(&name).await?)
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        self.permit(&request, Action::Read)?;
+        let ListSnapshotsRequest { page, volume } = request.into_inner();
+        if !volume.is_empty() {
+            require_name(&volume).map_err(|_| CallError::field("volume", "is no name of a volume"))?;
+        }
+        let wanted = |snapshot: &Snapshot| {
+            let spec = snapshot.spec.as_ref();
+            volume.is_empty() || spec.is_some_and(|spec| spec.volume == volume)
+        };
+        let page = self.page(page, &volume, wanted).await?;
+        answer!(ListSnapshotsResponse {
+            snapshots: page.records,
+            next_page_token: page.next_page_token,
+            revision: page.revision,
+        })
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<DeleteSnapshotResponse>, Status> {
+        self.permit(&request, Action::Provision)?;
+        let name = request.into_inner().name;
+        require_name(&name)?;
+        match self.mark_deleted::<Snapshot>(&name).await {
+            Ok(_) | Err(CallError::NotFound { .. }) => answer!(DeleteSnapshotResponse {}),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn watch_snapshots(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchSnapshotsStream>, Status> {
+        self.permit(&request, Action::Read)?;
+        let message = change_message!(SnapshotChange, snapshot_change);
+        answer!(self.watch(request.into_inner(), message).await?)
+    }
+}

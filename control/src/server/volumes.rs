@@ -1,0 +1,330 @@
+//! Calls about volumes.
+
+use pollux_api::control::v1::volumes_server::Volumes;
+use pollux_api::control::v1::{
+    CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, Group, HostAccess,
+    ListVolumesRequest, ListVolumesResponse, Node, PlanVolumeRequest, PlanVolumeResponse,
+    PublishVolumeRequest, PublishVolumeResponse, Snapshot, TargetConfig, Template, UnpublishVolumeRequest,
+    UnpublishVolumeResponse, UpdateVolumeRequest, Volume, VolumeChange, VolumePath, VolumeSpec, VolumeState,
+    VolumeStatus, WatchRequest,
+};
+use tonic::{Request, Response, Status};
+
+use crate::model::{Checker, HOSTS_MAX, Kind, Record, Validate, host_nqn};
+use crate::plan::explain_volume;
+use crate::security::Action;
+use crate::store::Condition;
+use crate::world::World;
+
+use super::errors::CallError;
+use super::records::{ChangeStream, Managed, by_name, require_name};
+use super::{Services, answer, change_message};
+
+/// What the names of subsystems begin with; one for each volume, so that hosts see only what they may use.
+const SUBSYSTEM_PREFIX: &str = "nqn.2026-11.io.pollux:volume:";
+
+#[tonic::async_trait]
+impl Managed for Volume {
+    fn sanitize(&mut self) {
+        self.status = Some(VolumeStatus {
+            state: VolumeState::Pending.into(),
+            ..VolumeStatus::default()
+        });
+    }
+
+    fn set(&mut self, update: &Self, path: &str) -> bool {
+        let spec = self.spec.get_or_insert_default();
+        let VolumeSpec {
+            size_bytes,
+            template,
+            policy,
+            group,
+            ..
+        } = update.spec.clone().unwrap_or_default();
+        match path {
+            "spec.size_bytes" => spec.size_bytes = size_bytes,
+            "spec.template" => spec.template = template,
+            "spec.policy" => spec.policy = policy,
+            "spec.group" => spec.group = group,
+            _ => return false,
+        }
+        true
+    }
+
+    async fn refer(
+        &mut self,
+        before: Option<&Self>,
+        services: &Services,
+    ) -> Result<Vec<Condition>, CallError> {
+        let size = |volume: &Self| volume.spec.as_ref().map_or(0, |spec| spec.size_bytes);
+        match before {
+            None => services.new_volume_references(self).await,
+            Some(before) if size(self) < size(before) => {
+                let description = format!("is less than now, {}: a volume can only grow", size(before));
+                Err(CallError::field("volume.spec.size_bytes", &description))
+            }
+            Some(_) => services.volume_references(self).await,
+        }
+    }
+
+    async fn require_unused(&self, services: &Services) -> Result<(), CallError> {
+        let in_use = |by: String| CallError::InUse {
+            kind: Kind::Volume,
+            name: self.name().to_owned(),
+            by,
+        };
+        let host = self.spec.as_ref().and_then(|spec| spec.hosts.first());
+        if let Some(host) = host {
+            let by = format!("it is published to {}: unpublish it first", host.host_nqn);
+            return Err(in_use(by));
+        }
+        let snapshots = services.all::<Snapshot>().await?;
+        let own = snapshots.iter().find(|snapshot| {
+            let status = snapshot.status.as_ref();
+            status.is_some_and(|status| status.volume_uid == self.meta().uid) && !snapshot.is_deleting()
+        });
+        match own {
+            Some(snapshot) => Err(in_use(format!(
+                "it has the snapshot {}: delete that first",
+                snapshot.name()
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Services {
+    /// All records and what engines told last, for plans that are only shown.
+    pub(super) async fn world(&self) -> Result<World, CallError> {
+        let listing = self.parts.store.list_all("/").await?;
+        let now = self.parts.clock.now_unix_us();
+        let mut world = World::load(&listing, now)?;
+        world.reports = self.parts.observations.all();
+        Ok(world)
+    }
+
+    /// Looks at what a volume names, and returns the conditions that it stays so.
+    async fn volume_references(&self, volume: &Volume) -> Result<Vec<Condition>, CallError> {
+        let spec = volume.spec.clone().unwrap_or_default();
+        let mut conditions = Vec::new();
+        if !spec.template.is_empty() {
+            let (_, condition) = self
+                .refer::<Template>("volume.spec.template", &spec.template)
+                .await?;
+            conditions.push(condition);
+        }
+        if !spec.group.is_empty() {
+            let (_, condition) = self.refer::<Group>("volume.spec.group", &spec.group).await?;
+            conditions.push(condition);
+        }
+        Ok(conditions)
+    }
+
+    async fn new_volume_references(&self, volume: &Volume) -> Result<Vec<Condition>, CallError> {
+        let spec = volume.spec.clone().unwrap_or_default();
+        let mut conditions = self.volume_references(volume).await?;
+        if !spec.source_snapshot.is_empty() {
+            let field = "volume.spec.source_snapshot";
+            let (snapshot, condition) = self.refer::<Snapshot>(field, &spec.source_snapshot).await?;
+            let least = snapshot.status.as_ref().map_or(0, |status| status.size_bytes);
+            if spec.size_bytes < least {
+                let description = format!("is less than the {least} bytes of its source");
+                return Err(CallError::field("volume.spec.size_bytes", &description));
+            }
+            conditions.push(condition);
+        }
+        Ok(conditions)
+    }
+
+    /// What the target of a volume serves, as its engine told last.
+    fn served(&self, volume: &Volume) -> Option<TargetConfig> {
+        let status = volume.status.as_ref()?;
+        let observation = self.parts.observations.get(&status.target_node)?;
+        let mut targets = observation.report.targets.iter();
+        targets
+            .find(|target| target.volume_uid == volume.meta().uid && target.epoch == status.epoch)
+            .cloned()
+    }
+}
+
+/// The host of a request.
+fn checked_host(host: Option<HostAccess>) -> Result<HostAccess, CallError> {
+    let host = host.ok_or_else(|| CallError::field("host", "is missing"))?;
+    let mut errors = Vec::new();
+    host_nqn(&host.host_nqn, &mut Checker::new("host.host_nqn", &mut errors));
+    match errors.is_empty() {
+        true => Ok(host),
+        false => Err(CallError::Fields(errors)),
+    }
+}
+
+#[tonic::async_trait]
+impl Volumes for Services {
+    type WatchVolumesStream = ChangeStream<VolumeChange>;
+
+    async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Result<Response<Volume>, Status> {
+        self.permit(&request, Action::Provision)?;
+        answer!(self.create(request.into_inner().volume).await?)
+    }
+
+    async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Result<Response<Volume>, Status> {
+        self.permit(&request, Action::Read)?;
+        let name = request.into_inner().name;
+        require_name(&name)?;
+        answer!(self.find(&name).await?)
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
+        self.permit(&request, Action::Read)?;
+        let page = self.page(request.into_inner().page, "", |_| true).await?;
+        answer!(ListVolumesResponse {
+            volumes: page.records,
+            next_page_token: page.next_page_token,
+            revision: page.revision,
+        })
+    }
+
+    async fn update_volume(&self, request: Request<UpdateVolumeRequest>) -> Result<Response<Volume>, Status> {
+        self.permit(&request, Action::Provision)?;
+        let UpdateVolumeRequest { volume, update_mask } = request.into_inner();
+        answer!(self.update(volume, update_mask).await?)
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<DeleteVolumeResponse>, Status> {
+        self.permit(&request, Action::Provision)?;
+        let name = request.into_inner().name;
+        require_name(&name)?;
+        match self.mark_deleted::<Volume>(&name).await {
+            Ok(_) | Err(CallError::NotFound { .. }) => answer!(DeleteVolumeResponse {}),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn publish_volume(
+        &self,
+        request: Request<PublishVolumeRequest>,
+    ) -> Result<Response<PublishVolumeResponse>, Status> {
+        self.permit(&request, Action::Provision)?;
+        let PublishVolumeRequest { name, host } = request.into_inner();
+        require_name(&name)?;
+        let host = checked_host(host)?;
+        let admit = |volume: &mut Volume| {
+            if volume.is_deleting() {
+                return Err(CallError::Deleting {
+                    kind: Kind::Volume,
+                    name: name.clone(),
+                });
+            }
+            let hosts = &mut volume.spec.get_or_insert_default().hosts;
+            match hosts.iter().find(|known| known.host_nqn == host.host_nqn) {
+                Some(known) if known == &host => {}
+                Some(_) => {
+                    let description = "is not as it was published to that host: unpublish it first";
+                    return Err(CallError::field("host.read_only", description));
+                }
+                None if hosts.len() >= HOSTS_MAX => {
+                    return Err(CallError::field(
+                        "host",
+                        &format!("is one more than {HOSTS_MAX} hosts"),
+                    ));
+                }
+                None => hosts.push(host.clone()),
+            }
+            Ok(())
+        };
+        let volume = self.change::<Volume>(&name, admit).await?;
+        let status = volume.status.clone().unwrap_or_default();
+        let served = self.served(&volume);
+        let ready = served.is_some_and(|target| {
+            let mut hosts = target.hosts.iter();
+            hosts.any(|admitted| admitted.host_nqn == host.host_nqn)
+        });
+        let nodes = by_name(self.all::<Node>().await?);
+        let mut paths = Vec::new();
+        // The target's own node first; the others are standbys.
+        let mut names = vec![status.target_node.clone()];
+        names.extend(status.replicas.iter().map(|replica| replica.node.clone()));
+        for name in names {
+            if paths.iter().any(|path: &VolumePath| path.node == name) {
+                continue;
+            }
+            let listeners = nodes.get(&name).and_then(|node| node.status.as_ref());
+            for address in listeners.map_or(&[][..], |status| &status.nvmf_listeners) {
+                paths.push(VolumePath {
+                    node: name.clone(),
+                    address: address.clone(),
+                });
+            }
+        }
+        answer!(PublishVolumeResponse {
+            subsystem_nqn: format!("{SUBSYSTEM_PREFIX}{}", volume.meta().uid),
+            namespace_uuid: volume.meta().uid.clone(),
+            ready: ready && !paths.is_empty(),
+            paths,
+        })
+    }
+
+    async fn unpublish_volume(
+        &self,
+        request: Request<UnpublishVolumeRequest>,
+    ) -> Result<Response<UnpublishVolumeResponse>, Status> {
+        self.permit(&request, Action::Provision)?;
+        let UnpublishVolumeRequest { name, host_nqn: nqn } = request.into_inner();
+        require_name(&name)?;
+        if let Some(nqn) = &nqn {
+            let mut errors = Vec::new();
+            host_nqn(nqn, &mut Checker::new("host_nqn", &mut errors));
+            if !errors.is_empty() {
+                return Err(CallError::Fields(errors).into());
+            }
+        }
+        let is_meant = |host: &str| nqn.as_ref().is_none_or(|nqn| nqn == host);
+        let refuse = |volume: &mut Volume| {
+            let hosts = &mut volume.spec.get_or_insert_default().hosts;
+            hosts.retain(|host| !is_meant(&host.host_nqn));
+            Ok(())
+        };
+        let volume = match self.change::<Volume>(&name, refuse).await {
+            Err(CallError::NotFound { .. }) => return answer!(UnpublishVolumeResponse { ready: true }),
+            changed => changed?,
+        };
+        let served = self.served(&volume);
+        let ready = served.is_none_or(|target| {
+            let mut hosts = target.hosts.iter();
+            !hosts.any(|admitted| is_meant(&admitted.host_nqn))
+        });
+        answer!(UnpublishVolumeResponse { ready })
+    }
+
+    async fn plan_volume(
+        &self,
+        request: Request<PlanVolumeRequest>,
+    ) -> Result<Response<PlanVolumeResponse>, Status> {
+        self.permit(&request, Action::Read)?;
+        let volume = request.into_inner().volume;
+        let mut volume = volume.ok_or_else(|| CallError::field("volume", "is missing"))?;
+        let errors = volume.field_errors();
+        if !errors.is_empty() {
+            return Err(CallError::Fields(errors).into());
+        }
+        volume.sanitize();
+        self.new_volume_references(&volume).await?;
+        let world = self.world().await?;
+        answer!(explain_volume(&world, &self.parts.limits, &volume))
+    }
+
+    async fn watch_volumes(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchVolumesStream>, Status> {
+        self.permit(&request, Action::Read)?;
+        let message = change_message!(VolumeChange, volume_change);
+        answer!(self.watch(request.into_inner(), message).await?)
+    }
+}
