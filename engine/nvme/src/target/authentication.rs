@@ -27,6 +27,10 @@ use crate::wire::status::Status;
 /// How long a transaction may stand still where there is no keep alive timer (Base 2.2, 8.3.4.2).
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(120);
 
+/// Data of an authentication command, in bytes: what hosts send, and what they are sent at most.
+const DATA_BYTES_MAX: usize = 4096;
+const _: () = assert!(MESSAGE_BYTES_MAX <= DATA_BYTES_MAX);
+
 /// What the task that watches the time shares with the queue.
 struct Shared {
     side: RefCell<ControllerSide>,
@@ -104,7 +108,7 @@ impl Shared {
         if !fields.is_nvme {
             return Err(Refusal::invalid_field(field::DWORD_10));
         }
-        if fields.bytes == 0 || fields.bytes as usize > MESSAGE_BYTES_MAX.next_power_of_two() {
+        if fields.bytes == 0 {
             return Err(Refusal::invalid_field(field::DWORD_11));
         }
         Ok(fields)
@@ -113,6 +117,9 @@ impl Shared {
     /// Authentication Send (Base 2.2, 6.2).
     fn send(&self, command: &Command) -> Result<Outcome, Refusal> {
         let fields = Self::check(&command.entry)?;
+        if fields.bytes as usize > DATA_BYTES_MAX {
+            return Err(Refusal::invalid_field(field::DWORD_11));
+        }
         if command.data.len_bytes() < fields.bytes as usize {
             return Err(Refusal::at(Status::DATA_SGL_LENGTH_INVALID, field::DATA));
         }
@@ -165,8 +172,8 @@ impl Shared {
             side.forget();
             return Err(Refusal::at(Status::DATA_SGL_LENGTH_INVALID, field::DATA));
         }
-        // All that the host takes, with zeros behind the message: some wait for it.
-        let mut buffer = Buffer::from_heap(room);
+        // As much as the host takes, within bounds, with zeros behind the message: some hosts wait for it.
+        let mut buffer = Buffer::from_heap(message.len().max(room.min(DATA_BYTES_MAX)));
         buffer.fill(0);
         for (slot, byte) in buffer.iter_mut().zip(message) {
             *slot = byte;
@@ -214,7 +221,7 @@ impl Queue for GuardedQueue {
 
     fn refuse_early(&self, entry: &SubmissionEntry, transfer_bytes: u32) -> Option<CompletionEntry> {
         let refusal = match Self::kind_of(entry) {
-            Some(_) if transfer_bytes as usize > MESSAGE_BYTES_MAX.next_power_of_two() => {
+            Some(_) if transfer_bytes as usize > DATA_BYTES_MAX => {
                 Refusal::at(Status::DATA_SGL_LENGTH_INVALID, field::DATA)
             }
             Some(_) => return None,

@@ -156,7 +156,7 @@ fn commands_that_make_no_sense_are_refused() {
     let mut other = send(&first);
     other.entry.cdw10 = 0.into();
     assert_eq!(fixture.status(&admin, other), Status::INVALID_FIELD);
-    for (told, sent) in [(0, 72), (4096, 72)] {
+    for (told, sent) in [(0, 72), (4100, 72)] {
         let entry = AuthenticationCommand::send(9, told);
         assert_eq!(
             fixture.status(&admin, writing(entry, &vec![0; sent])),
@@ -169,8 +169,16 @@ fn commands_that_make_no_sense_are_refused() {
         Status::DATA_SGL_LENGTH_INVALID
     );
     let entry = AuthenticationCommand::send(9, 80);
-    assert!(admin.queue.refuse_early(&entry, 4096).is_some());
-    assert!(admin.queue.refuse_early(&entry, 2048).is_none());
+    assert!(admin.queue.refuse_early(&entry, 4100).is_some());
+    assert!(admin.queue.refuse_early(&entry, 4096).is_none());
+    // One with room for far more is given what it takes, up to a bound.
+    for (room, given) in [(4096, 4096), (65_536, 4096), (48, 48)] {
+        assert_eq!(fixture.status(&admin, send(&first)), Status::SUCCESS);
+        let entry = AuthenticationCommand::receive(9, room);
+        let outcome = fixture.run(&admin, reading(entry, room as usize));
+        assert_eq!(outcome.entry.status(), Status::SUCCESS);
+        assert_eq!(outcome.bytes().len(), given);
+    }
     // A host without room for the answer has to begin again.
     assert_eq!(fixture.status(&admin, send(&first)), Status::SUCCESS);
     let small = reading(AuthenticationCommand::receive(9, 16), 16);
