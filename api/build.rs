@@ -30,6 +30,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .type_attribute(".pollux.engine.v1", "#[derive(serde::Serialize)]")
         .type_attribute("Event.what", "#[serde(rename_all = \"snake_case\")]")
+        .field_attribute(
+            ".pollux.engine.v1.Volume.kind",
+            "#[serde(serialize_with = \"crate::text::volume_kind\")]",
+        )
         .compile_well_known_types(true)
         .extern_path(".google.protobuf", "::pbjson_types")
         .btree_map(".pollux.control.v1")

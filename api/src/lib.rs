@@ -36,6 +36,18 @@ pub mod etcd {
     tonic::include_proto!("etcdserverpb");
 }
 
+/// How enums are shown as JSON: by their names, as protobuf does it.
+mod text {
+    use serde::Serializer;
+
+    use crate::engine::v1::VolumeKind;
+
+    pub(crate) fn volume_kind<S: Serializer>(kind: &i32, serializer: S) -> Result<S::Ok, S::Error> {
+        let known = VolumeKind::try_from(*kind).unwrap_or(VolumeKind::Unspecified);
+        serializer.serialize_str(known.as_str_name())
+    }
+}
+
 /// Names some fields of a message, for updates that leave the others alone (google.protobuf.FieldMask).
 pub use pbjson_types::FieldMask;
 

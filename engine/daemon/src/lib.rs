@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod client;
+mod devices;
 pub mod doctor;
 pub mod drives;
 pub mod engine;
@@ -22,7 +23,9 @@ use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
+use cli::pools::{PoolArguments, VolumeArguments};
 use cli::{Cli, Command, DoctorArguments, DrivesCommand, NamespaceArguments, Output};
+use client::ClientError;
 use doctor::Verdict;
 
 /// Does what the command line says.
@@ -32,6 +35,8 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Doctor(arguments) => doctor(arguments),
         Command::Drives(arguments) => drives(&arguments.command),
         Command::Namespace(arguments) => namespace(arguments),
+        Command::Pool(arguments) => pool(arguments),
+        Command::Volume(arguments) => volume(arguments),
         Command::Version => version(),
     }
 }
@@ -64,13 +69,31 @@ fn drives(command: &DrivesCommand) -> ExitCode {
 }
 
 fn namespace(arguments: &NamespaceArguments) -> ExitCode {
+    ask(async || {
+        client::namespace(arguments, &mut io::stdout())
+            .await
+            .map(|()| true)
+    })
+}
+
+fn pool(arguments: &PoolArguments) -> ExitCode {
+    ask(async || client::pool(arguments, &mut io::stdout()).await)
+}
+
+fn volume(arguments: &VolumeArguments) -> ExitCode {
+    ask(async || client::volume(arguments, &mut io::stdout()).await.map(|()| true))
+}
+
+/// Does what a command asks for; whether all is well is the exit code.
+fn ask(command: impl AsyncFnOnce() -> Result<bool, ClientError>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = match runtime {
-        Ok(runtime) => runtime.block_on(client::namespace(arguments, &mut io::stdout())),
+        Ok(runtime) => runtime.block_on(command()),
         Err(error) => Err(error.into()),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => fail(&error),
     }
 }

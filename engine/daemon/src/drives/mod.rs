@@ -6,7 +6,7 @@
 
 mod bind;
 mod claim;
-mod signature;
+pub(crate) mod signature;
 #[cfg(test)]
 mod tests;
 

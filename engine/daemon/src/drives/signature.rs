@@ -23,7 +23,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 /// How much of a drive is looked at, in bytes: up to the end of the first ZFS label.
-pub(super) const LOOK_BYTES: usize = 256 << 10;
+pub(crate) const LOOK_BYTES: usize = 256 << 10;
 
 /// Pollux's own mark.
 const OWN: &[u8] = b"PLXLABEL";
@@ -66,7 +66,7 @@ const ZFS_RING: std::ops::Range<usize> = (128 << 10)..(256 << 10);
 
 /// What a drive holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Content {
+pub(crate) enum Content {
     /// Nothing that is known here.
     Unmarked,
     /// A pool of Pollux, or a part of one.
@@ -76,7 +76,7 @@ pub(super) enum Content {
 }
 
 /// What the beginning of a drive says that is on it.
-pub(super) fn content(start: &[u8]) -> Content {
+pub(crate) fn content(start: &[u8]) -> Content {
     let is_at = |at: usize, mark: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(mark));
     for (name, at, mark) in MARKS {
         if is_at(at, mark) {

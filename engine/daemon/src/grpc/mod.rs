@@ -4,8 +4,11 @@
 //! owner alone; TCP is refused anywhere but on the loopback interface ([`ControlAddress`]).
 
 mod accept;
+mod fields;
+mod pools;
 mod service;
 mod status;
+mod volumes;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -14,20 +17,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pollux_api::engine::v1::engine_server::EngineServer;
+use pollux_api::engine::v1::pools_server::PoolsServer;
+use pollux_api::engine::v1::volumes_server::VolumesServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
 
 use crate::engine::Engine;
+use crate::pools::Pools;
 use crate::settings::ControlAddress;
+pub(crate) use pools::PoolsService;
 use service::EngineService;
+pub(crate) use volumes::VolumesService;
 
 /// Calls that one connection may have under way.
 const CALLS_PER_CONNECTION_MAX: u32 = 64;
 
-/// Bytes of one request, at most; the longest is a URI.
-const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// Bytes of one request, at most; the longest are the URIs of the devices of a pool.
+const REQUEST_BYTES_MAX: usize = 512 << 10;
 
 /// How often a silent connection is asked whether it is still there.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -120,20 +128,32 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Answers calls about pools.
+pub(crate) fn pools_server(pools: Arc<Pools>) -> PoolsServer<PoolsService> {
+    PoolsServer::new(PoolsService::new(pools)).max_decoding_message_size(REQUEST_BYTES_MAX)
+}
+
+/// Answers calls about volumes.
+pub(crate) fn volumes_server(pools: Arc<Pools>) -> VolumesServer<VolumesService> {
+    VolumesServer::new(VolumesService::new(pools)).max_decoding_message_size(REQUEST_BYTES_MAX)
+}
+
 impl ControlServer {
     /// Answers calls about an engine.
     ///
     /// # Errors
     ///
     /// When the listener cannot tell where it listens.
-    pub fn start(listener: ControlListener, engine: Arc<Engine>) -> io::Result<Self> {
+    pub fn start(listener: ControlListener, engine: Arc<Engine>, pools: Arc<Pools>) -> io::Result<Self> {
         let address = listener.address()?;
         let service =
             EngineServer::new(EngineService::new(engine)).max_decoding_message_size(REQUEST_BYTES_MAX);
         let router = Server::builder()
             .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-            .add_service(service);
+            .add_service(service)
+            .add_service(pools_server(pools.clone()))
+            .add_service(volumes_server(pools));
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             // A sender that is gone stops it too.

@@ -39,6 +39,14 @@ pub(super) fn status(reason: Reason, message: impl Into<String>) -> Status {
     Status::with_error_details(code_of(reason), message, details)
 }
 
+/// The status of a field that cannot be what it is.
+pub(super) fn field(name: &str, problem: &str) -> Status {
+    let mut details = details(Reason::FieldInvalid);
+    details.add_bad_request_violation(name, problem);
+    let code = code_of(Reason::FieldInvalid);
+    Status::with_error_details(code, format!("{name}: {problem}"), details)
+}
+
 /// The status of a task that did not come to its end.
 pub(super) fn lost(error: &tokio::task::JoinError) -> Status {
     status(Reason::Internal, error.to_string())

@@ -1,9 +1,12 @@
 //! Why a pool cannot be had.
 
+use pollux_api::engine::v1::Reason;
 use pollux_device::{DeviceUri, OpenError, UringError};
 use pollux_pool::PoolError;
 use pollux_pool::shared::SharedError;
 use pollux_reactor::RemoteCallError;
+
+use super::Refusal;
 
 /// Why a pool or a volume of one cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +21,28 @@ pub enum PoolsError {
         devices: String,
         /// Why.
         source: Box<PoolError>,
+    },
+    /// A device holds something.
+    #[error("{uri} holds {what}: give another device, or give up its content with --overwrite {uri}")]
+    Holds {
+        /// The device.
+        uri: String,
+        /// What.
+        what: String,
+    },
+    /// Content is given up of a device that is not one of the pool.
+    #[error("{uri} is to be overwritten, and is not among the devices of the pool")]
+    NotADevice {
+        /// The device.
+        uri: String,
+    },
+    /// Volumes are in use.
+    #[error("the pool {name:?} is in use by {}: remove them from what is served first", .volumes.join(", "))]
+    InUse {
+        /// The pool.
+        name: String,
+        /// The volumes and snapshots.
+        volumes: Vec<String>,
     },
     /// There is a pool of this name already.
     #[error("a pool {name:?} is open already: export it first")]
@@ -42,7 +67,7 @@ pub enum PoolsError {
         source: Box<PoolError>,
     },
     /// The pool said no.
-    #[error("pool {name:?}: {source}")]
+    #[error("pool {name:?}: {source}{}", way(.source))]
     Pool {
         /// Its name.
         name: String,
@@ -82,25 +107,39 @@ fn hint(devices: &str, source: &PoolError) -> &'static str {
     }
 }
 
+/// The way to what a pool refused, in the words of the command line.
+fn way(source: &PoolError) -> &'static str {
+    match source {
+        PoolError::Shrink { .. } => ", with --may-drop",
+        PoolError::Busy { .. } => " (`pollux-engine namespace list` shows what is served)",
+        _ => "",
+    }
+}
+
 impl PoolsError {
-    /// What a pool said about devices, with the name of the one it is about.
-    pub(super) fn of_devices(uris: &[DeviceUri], source: PoolError) -> Self {
-        let about = match &source {
+    /// Why nothing was made of devices, with the URI of the one it is about.
+    pub(super) fn of_devices(uris: &[DeviceUri], refusal: Refusal) -> Self {
+        let all = || {
+            let all: Vec<String> = uris.iter().map(ToString::to_string).collect();
+            all.join(", ")
+        };
+        let one = |device: usize| uris.get(device).map_or_else(all, ToString::to_string);
+        let source = match refusal {
+            Refusal::Holds { device, what } => {
+                let uri = one(device);
+                return Self::Holds { uri, what };
+            }
+            Refusal::Pool(source) => source,
+        };
+        let devices = match &source {
             PoolError::TornWrites { device }
             | PoolError::TooSmall { device, .. }
             | PoolError::InUse { device, .. }
             | PoolError::NoPool { device, .. }
             | PoolError::OtherPool { device, .. }
             | PoolError::Foreign { device, .. }
-            | PoolError::Shrunk { device, .. } => uris.get(*device),
-            _ => None,
-        };
-        let devices = match about {
-            Some(uri) => uri.to_string(),
-            None => {
-                let all: Vec<String> = uris.iter().map(ToString::to_string).collect();
-                all.join(", ")
-            }
+            | PoolError::Shrunk { device, .. } => one(*device),
+            _ => all(),
         };
         Self::Devices {
             devices,
@@ -109,19 +148,63 @@ impl PoolsError {
     }
 
     /// What a pool said, with its name.
-    pub fn of_pool(name: &str, error: SharedError) -> Self {
+    pub fn of_pool(name: &str, source: PoolError) -> Self {
+        Self::Pool {
+            name: name.to_owned(),
+            source: source.into(),
+        }
+    }
+
+    /// What the owner of a pool said, or why it said nothing.
+    pub(super) fn of_shared(name: &str, error: SharedError) -> Self {
         match error {
-            SharedError::Pool(source) => Self::Pool {
-                name: name.to_owned(),
-                source: source.into(),
-            },
+            SharedError::Pool(source) => Self::of_pool(name, source),
             SharedError::Reactor(error) => Self::Reactor(error),
+        }
+    }
+
+    /// Whether a volume is in use, whose users may be about to leave.
+    pub(crate) fn is_volume_in_use(&self) -> bool {
+        matches!(self, Self::Pool { source, .. } if matches!(**source, PoolError::Busy { .. }))
+    }
+
+    /// The reason for machines.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Device(OpenError::Failed { .. }) => Reason::DeviceUnavailable,
+            Self::Device(OpenError::Uri(_) | OpenError::Nesting { .. }) => Reason::UriInvalid,
+            Self::Devices { .. } | Self::Export { .. } => Reason::PoolUnavailable,
+            Self::Holds { .. } => Reason::DeviceHoldsData,
+            Self::NotADevice { .. } => Reason::FieldInvalid,
+            Self::InUse { .. } => Reason::PoolInUse,
+            Self::NameTaken { .. } => Reason::PoolExists,
+            Self::NotOpen { .. } => Reason::PoolNotFound,
+            Self::Pool { source, .. } => reason_of(source),
+            Self::Closed => Reason::Draining,
+            Self::Reactor(_) | Self::NoReactor => Reason::Internal,
         }
     }
 
     /// Whether somebody else has a device, who may be about to let go of it.
     pub(crate) fn is_device_in_use(&self) -> bool {
         matches!(self, Self::Device(error) if is_in_use(error))
+    }
+}
+
+fn reason_of(error: &PoolError) -> Reason {
+    match error {
+        PoolError::NoSpace => Reason::NoSpace,
+        PoolError::Name { .. } | PoolError::Empty | PoolError::TooLarge { .. } => Reason::FieldInvalid,
+        PoolError::Exists { .. } => Reason::VolumeExists,
+        PoolError::NotFound { .. } => Reason::VolumeNotFound,
+        PoolError::Kind { .. } => Reason::VolumeKind,
+        PoolError::Busy { .. } => Reason::VolumeInUse,
+        PoolError::Shrink { .. } => Reason::ShrinkRefused,
+        PoolError::Closed => Reason::PoolNotFound,
+        PoolError::Device(_) | PoolError::Journal(_) | PoolError::Stopped(_) | PoolError::Page(_) => {
+            Reason::PoolStopped
+        }
+        _ => Reason::Internal,
     }
 }
 

@@ -8,6 +8,7 @@
 //! - A pool that is exported is taken out of the list first: nobody finds it any more.
 
 mod error;
+mod inspect;
 mod opener;
 
 use std::collections::BTreeMap;
@@ -15,9 +16,9 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, Device, DeviceUri, OpenError, Registry};
+use pollux_device::{BlockDevice, ByteSize, Device, DeviceUri, OpenError, Registry};
 use pollux_pool::shared::SharedPool;
-use pollux_pool::{ImportReport, Pool, PoolError, PoolOptions};
+use pollux_pool::{CheckReport, CreateOptions, ImportReport, Pool, PoolError, PoolOptions};
 use pollux_reactor::ReactorHandle;
 
 use crate::patience::while_in_use;
@@ -27,12 +28,13 @@ pub(crate) use error::is_in_use;
 pub use opener::{PoolOpener, SCHEME};
 
 /// A pool that is open.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct OpenPool {
     /// The pool.
     pub shared: SharedPool,
     /// Its devices, as they were given.
-    pub devices: Arc<[DeviceUri]>,
+    pub uris: Arc<[DeviceUri]>,
+    devices: Arc<[Arc<dyn Device>]>,
     /// What opening it found; nothing for one that was made here.
     pub report: Arc<ImportReport>,
 }
@@ -44,6 +46,31 @@ pub struct Pools {
     reactors: Vec<ReactorHandle>,
     open: Mutex<BTreeMap<String, OpenPool>>,
     changes: tokio::sync::Mutex<Changes>,
+}
+
+/// A pool that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewPool {
+    /// Its name.
+    pub name: String,
+    /// Its devices, and how it uses this machine.
+    pub settings: PoolSettings,
+    /// Those of the devices whose content may be lost.
+    pub overwrite: Vec<String>,
+    /// Bytes of its journal; what suits the first device if not given.
+    pub journal: Option<ByteSize>,
+}
+
+/// Why nothing could be made of devices, which are told by their place.
+enum Refusal {
+    Pool(PoolError),
+    Holds { device: usize, what: String },
+}
+
+impl<E: Into<PoolError>> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self::Pool(error.into())
+    }
 }
 
 /// What whoever changes the pools has to itself.
@@ -83,60 +110,99 @@ impl Pools {
         })
     }
 
-    /// Opens the pool that devices hold.
+    /// Opens the pool that devices hold. One that is open on these devices already is returned.
     ///
     /// # Errors
     ///
     /// [`PoolsError`].
     pub async fn import(&self, settings: &PoolSettings) -> Result<OpenPool, PoolsError> {
         let mut changes = self.changes.lock().await;
+        let uris = parse(&settings.devices)?;
+        if let Some(open) = self.all().into_iter().find(|pool| pool.is_on(&uris)) {
+            return Ok(open);
+        }
         let options = options(settings);
-        let act = move |devices| async move {
-            let (pool, report) = Pool::import(devices, options).await?;
+        let act = move |devices| async move { Ok(Pool::import(devices, options).await?) };
+        self.begin(&mut changes, uris, act).await
+    }
+
+    /// Makes a pool and opens it. One of this name that is open on these devices already is returned.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolsError`]: nothing was written, unless it is of a device that failed, or of one that may be
+    /// overwritten.
+    pub async fn create(&self, new: &NewPool) -> Result<OpenPool, PoolsError> {
+        let mut changes = self.changes.lock().await;
+        let uris = parse(&new.settings.devices)?;
+        let overwrite = parse(&new.overwrite)?;
+        if let Some(stranger) = overwrite.iter().find(|uri| !uris.contains(uri)) {
+            return Err(PoolsError::NotADevice {
+                uri: stranger.to_string(),
+            });
+        }
+        match self.get(&new.name) {
+            Ok(open) if open.is_on(&uris) => return Ok(open),
+            Ok(_) => {
+                return Err(PoolsError::NameTaken {
+                    name: new.name.clone(),
+                });
+            }
+            Err(_) => {}
+        }
+        let given_up: Vec<bool> = uris.iter().map(|uri| overwrite.contains(uri)).collect();
+        let (name, options) = (new.name.clone(), options(&new.settings));
+        let create = CreateOptions {
+            journal_bytes: new.journal.map_or(0, |size| size.0),
+            // What may not be is refused before.
+            overwrite: true,
+        };
+        let act = move |devices: Vec<Rc<dyn BlockDevice>>| async move {
+            inspect::prepare(&devices, &given_up).await?;
+            let pool = Pool::create(&name, devices, &create, options).await?;
+            let report = ImportReport {
+                was_exported: true,
+                ..ImportReport::default()
+            };
             Ok((pool, report))
         };
-        self.begin(&mut changes, &settings.devices, act).await
+        self.begin(&mut changes, uris, act).await
     }
 
     /// Opens devices on the next reactor, and what `act` makes of them.
     async fn begin<F>(
         &self,
         changes: &mut Changes,
-        uris: &[String],
+        uris: Vec<DeviceUri>,
         act: impl FnOnce(Vec<Rc<dyn BlockDevice>>) -> F + Send + 'static,
     ) -> Result<OpenPool, PoolsError>
     where
-        F: Future<Output = Result<(Rc<Pool>, ImportReport), PoolError>> + 'static,
+        F: Future<Output = Result<(Rc<Pool>, ImportReport), Refusal>> + 'static,
     {
         if changes.closed {
             return Err(PoolsError::Closed);
         }
-        let uris: Vec<DeviceUri> = parse(uris)?;
         let next = changes.opened % self.reactors.len().max(1);
         let reactor = self.reactors.get(next).ok_or(PoolsError::NoReactor)?;
-        let opened = self.open_devices(reactor, &uris).await?;
-        let about = |source| PoolsError::of_devices(&uris, source);
+        let devices = self.open_devices(reactor, &uris).await?;
         let names: Vec<String> = self.open().keys().cloned().collect();
+        let attached = devices.clone();
         let called = reactor.call(move || async move {
-            let mut devices = Vec::new();
-            for device in opened {
-                devices.push(device.attach().await?);
-            }
-            let (pool, report) = act(devices).await?;
+            let (pool, report) = act(attach(attached).await?).await?;
             if names.iter().any(|name| name == pool.name()) {
                 pool.export().await?;
                 return Ok(Err(pool.name().to_owned()));
             }
             Ok(Ok((SharedPool::new(pool), report)))
         });
-        let (shared, report) = match called.await?.map_err(about)? {
-            Ok(made) => made,
-            Err(name) => return Err(PoolsError::NameTaken { name }),
-        };
+        let made = called.await?;
+        let made = made.map_err(|refusal| PoolsError::of_devices(&uris, refusal))?;
+        let (shared, report) = made.map_err(|name| PoolsError::NameTaken { name })?;
         changes.opened += 1;
         let pool = OpenPool {
             shared,
-            devices: uris.into(),
+            uris: uris.into(),
+            devices: devices.into(),
             report: report.into(),
         };
         tell(&pool);
@@ -163,47 +229,144 @@ impl Pools {
         Ok(opened)
     }
 
-    /// Closes a pool in good order: everything is durable, and its devices can be given to others. Its
-    /// volumes should not be in use any more; those that are fail from now on.
+    /// Has the owner of a pool do something with it.
     ///
     /// # Errors
     ///
-    /// [`PoolsError`]: the pool is closed all the same, and can be imported again.
-    pub async fn export(&self, name: &str) -> Result<(), PoolsError> {
-        let _one_at_a_time = self.changes.lock().await;
-        self.export_one(name).await
+    /// [`PoolsError::Pool`].
+    pub async fn with<F, T>(
+        &self,
+        name: &str,
+        act: impl FnOnce(Rc<Pool>) -> F + Send + 'static,
+    ) -> Result<T, PoolsError>
+    where
+        F: Future<Output = Result<T, PoolError>> + 'static,
+        T: Send + 'static,
+    {
+        let pool = self.get(name)?.shared;
+        let done = pool.call(act).await?;
+        done.map_err(|source| PoolsError::of_pool(name, source))
     }
 
-    async fn export_one(&self, name: &str) -> Result<(), PoolsError> {
+    /// Walks all metadata of a pool that is not in use.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolsError::InUse`] and those of the pool.
+    pub async fn check(&self, name: &str) -> Result<CheckReport, PoolsError> {
+        let _one_at_a_time = self.changes.lock().await;
         let pool = self.get(name)?;
-        self.open().remove(name);
-        let exported = pool.shared.call(|pool| async move { pool.export().await });
-        exported.await?.map_err(|source| PoolsError::Export {
-            name: name.to_owned(),
-            source: source.into(),
-        })?;
-        tracing::info!(pool = name, "pool exported");
+        self.refuse_in_use(&pool).await?;
+        self.with(name, |pool| async move { pool.check().await }).await
+    }
+
+    /// Closes a pool in good order: everything is durable, and its devices can be given to others.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolsError::InUse`]; with [`PoolsError::Export`] the pool is closed all the same, and can be
+    /// imported again.
+    pub async fn export(&self, name: &str) -> Result<(), PoolsError> {
+        let _one_at_a_time = self.changes.lock().await;
+        self.take(name).await?;
         Ok(())
     }
 
-    /// Closes all pools, and opens none from now on. Whether all could be exported.
-    pub async fn close(&self) -> bool {
+    /// Closes a pool and wipes its labels: its data is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolsError::InUse`]; with [`PoolsError::Devices`] some of its devices may have no label any more.
+    pub async fn destroy(&self, name: &str) -> Result<(), PoolsError> {
+        let _one_at_a_time = self.changes.lock().await;
+        let pool = self.take(name).await?;
+        let devices = pool.devices.to_vec();
+        let wiped = pool.shared.owner().call(move || async move {
+            Pool::destroy(attach(devices).await?).await?;
+            Ok::<_, Refusal>(())
+        });
+        let wiped = wiped.await?;
+        wiped.map_err(|refusal| PoolsError::of_devices(&pool.uris, refusal))?;
+        tracing::info!(pool = name, "pool destroyed");
+        Ok(())
+    }
+
+    /// Closes a pool that is not in use.
+    async fn take(&self, name: &str) -> Result<OpenPool, PoolsError> {
+        let pool = self.get(name)?;
+        // First, so that no volume of it can be opened from now on.
+        self.open().remove(name);
+        if let Err(error) = self.refuse_in_use(&pool).await {
+            self.open().insert(name.to_owned(), pool);
+            return Err(error);
+        }
+        close(&pool).await?;
+        Ok(pool)
+    }
+
+    /// Refuses a pool whose volumes are in use, after waiting a moment for users that are leaving.
+    async fn refuse_in_use(&self, pool: &OpenPool) -> Result<(), PoolsError> {
+        let attempt = || async {
+            let volumes = pool.shared.call(|pool| async move { pool.opened() }).await?;
+            let name = pool.shared.name().to_owned();
+            match volumes.is_empty() {
+                true => Ok(()),
+                false => Err(PoolsError::InUse { name, volumes }),
+            }
+        };
+        while_in_use(attempt, |error| matches!(error, PoolsError::InUse { .. })).await
+    }
+
+    /// Closes all pools, and opens none from now on.
+    ///
+    /// # Errors
+    ///
+    /// The first pool that could not be exported; the others are.
+    pub async fn close(&self) -> Result<(), PoolsError> {
         let mut changes = self.changes.lock().await;
         changes.closed = true;
-        let names: Vec<String> = self.open().keys().cloned().collect();
-        let mut all = true;
-        for name in names {
-            if let Err(error) = self.export_one(&name).await {
+        let pools = std::mem::take(&mut *self.open());
+        let mut outcome = Ok(());
+        for pool in pools.values() {
+            if let Err(error) = close(pool).await {
                 tracing::error!(%error, "a pool is left as after a crash");
-                all = false;
+                outcome = outcome.and(Err(error));
             }
         }
-        all
+        outcome
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<String, OpenPool>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl OpenPool {
+    /// Whether its devices are these, in any order.
+    fn is_on(&self, uris: &[DeviceUri]) -> bool {
+        self.uris.len() == uris.len() && uris.iter().all(|uri| self.uris.contains(uri))
+    }
+}
+
+/// Leaves a pool in good order, whoever still has volumes of it open.
+async fn close(pool: &OpenPool) -> Result<(), PoolsError> {
+    let name = pool.shared.name();
+    let exported = pool.shared.call(|pool| async move { pool.export().await });
+    exported.await?.map_err(|source| PoolsError::Export {
+        name: name.to_owned(),
+        source: source.into(),
+    })?;
+    tracing::info!(pool = name, "pool exported");
+    Ok(())
+}
+
+/// A queue to each device, on the current reactor.
+async fn attach(devices: Vec<Arc<dyn Device>>) -> Result<Vec<Rc<dyn BlockDevice>>, PoolError> {
+    let mut attached = Vec::new();
+    for device in devices {
+        attached.push(device.attach().await?);
+    }
+    Ok(attached)
 }
 
 fn parse(uris: &[String]) -> Result<Vec<DeviceUri>, PoolsError> {
@@ -226,7 +389,7 @@ fn tell(pool: &OpenPool) {
     let report = &pool.report;
     tracing::info!(
         pool = pool.shared.name(),
-        devices = pool.devices.len(),
+        devices = pool.uris.len(),
         reactor = %pool.shared.owner().id(),
         in_order = report.was_exported,
         journal_blocks = report.journal_blocks,

@@ -28,7 +28,7 @@ impl PoolOpener {
         let failed = |error| OpenError::failed(uri, error);
         let pool = self.pools.get(&pool).map_err(failed)?;
         let device = pool.shared.device(&volume).await;
-        let device = device.map_err(|error| failed(PoolsError::of_pool(pool.shared.name(), error)))?;
+        let device = device.map_err(|error| failed(PoolsError::of_shared(pool.shared.name(), error)))?;
         Ok(device)
     }
 }

@@ -3,14 +3,13 @@
 use std::io;
 use std::sync::Arc;
 
-use pollux_device::Registry;
 use pollux_nbd::Exports;
-use pollux_nvme::initiator::device::NvmfOpener;
 use pollux_nvme::target::{FileReservationStore, NamespaceConfig, ReservationStore, SubsystemConfig, Target};
 
 use super::error::StartError;
 use super::listeners::Listeners;
 use super::reactors::EngineReactors;
+use crate::devices;
 use crate::engine::{Engine, Parts};
 use crate::grpc::{ControlListener, ControlServer};
 use crate::patience::while_in_use;
@@ -85,7 +84,7 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     listeners.start_nvmf(&settings.nvmf, &target, &handles).await?;
     let exports = Exports::new();
     listeners.start_nbd(&settings.nbd, &exports, &handles).await?;
-    let mut registry = registry();
+    let mut registry = devices::registry();
     let pools = Pools::new(registry.clone(), handles.clone());
     PoolOpener::register(pools.clone(), &mut registry);
     let engine = Engine::new(Parts {
@@ -101,7 +100,7 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     });
     if let Err(error) = open(settings, &pools, &engine).await {
         // What was opened is not left as after a crash.
-        pools.close().await;
+        drop(pools.close().await);
         return Err(error);
     }
     let control = match (control, &settings.grpc.listen) {
@@ -110,7 +109,7 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
                 address: address.clone(),
                 source,
             };
-            Some(ControlServer::start(listener, engine.clone()).map_err(failed)?)
+            Some(ControlServer::start(listener, engine.clone(), pools.clone()).map_err(failed)?)
         }
         _ => None,
     };
@@ -137,13 +136,6 @@ async fn open(settings: &Settings, pools: &Pools, engine: &Arc<Engine>) -> Resul
         engine.add_namespace(&namespace.uri, &config).await?;
     }
     Ok(())
-}
-
-/// Every kind of device there is, but for volumes of pools.
-fn registry() -> Registry {
-    let mut registry = Registry::standard();
-    NvmfOpener::register(&mut registry);
-    registry
 }
 
 /// Each connection is a descriptor: takes as many as the process may have.

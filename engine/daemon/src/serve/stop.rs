@@ -31,10 +31,10 @@ impl Running {
                 let left = timeout.saturating_sub(started.elapsed());
                 tokio::time::timeout(left, self.pools.close()).await
             }
-            Ok(Err(_)) | Err(_) => Ok(true),
+            Ok(Err(_)) | Err(_) => Ok(Ok(())),
         };
         match drained {
-            Ok(Ok(_)) if exported != Ok(true) => {
+            Ok(Ok(_)) if !matches!(exported, Ok(Ok(()))) => {
                 let timeout_ms = timeout.as_millis() as u64;
                 tracing::error!(
                     timeout_ms,

@@ -17,6 +17,7 @@ mod import;
 mod intents;
 mod labels;
 mod leaves;
+mod look;
 mod maintenance;
 mod manage;
 mod pages;

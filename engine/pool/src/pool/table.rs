@@ -9,6 +9,7 @@
 //! - Names of entries in use are unique.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use crate::layout::page::{MAP_LEAF_SLOTS, PageKind};
 use crate::layout::volume::{VolumeEntry, VolumeKind, VolumeState};
@@ -60,6 +61,14 @@ impl Table {
 
     pub(crate) fn by_name(&self, name: &str) -> Option<&VolumeEntry> {
         self.get(*self.by_name.get(name)?)
+    }
+
+    /// Those in use whose names come after one, by name.
+    pub(crate) fn after(&self, name: &str) -> impl Iterator<Item = &VolumeEntry> {
+        let after = (Bound::Excluded(name), Bound::Unbounded);
+        self.by_name
+            .range::<str, _>(after)
+            .filter_map(|(_, id)| self.get(*id))
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &VolumeEntry> {

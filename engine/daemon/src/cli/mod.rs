@@ -1,11 +1,15 @@
 //! The command line.
 
+pub mod pools;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pollux_device::ByteSize;
+
+use pools::{PoolArguments, VolumeArguments};
 
 use crate::settings::{
     ControlAddress, CoreList, DeviceList, IdleSettings, ListenAddress, LogFormat, NamespaceSettings,
@@ -42,6 +46,10 @@ pub enum Command {
     Drives(DrivesArguments),
     /// List and change the namespaces of a running engine.
     Namespace(NamespaceArguments),
+    /// Make pools of devices, look at them, check and destroy them.
+    Pool(PoolArguments),
+    /// Make and change volumes of pools, their snapshots and clones.
+    Volume(VolumeArguments),
     /// Print the version.
     Version,
 }

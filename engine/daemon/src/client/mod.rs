@@ -1,4 +1,8 @@
-//! `pollux-engine namespace`: asks a running engine by its control interface.
+//! Commands that ask a running engine by its control interface, or do without one.
+
+mod local;
+mod pools;
+mod progress;
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -14,6 +18,7 @@ use tonic::{Code, Status};
 use crate::cli::{NamespaceArguments, NamespaceCommand, Output};
 use crate::settings::ControlAddress;
 use crate::table::Table;
+pub use pools::{pool, volume};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,6 +49,9 @@ pub enum ClientError {
         /// Where it is.
         address: ControlAddress,
     },
+    /// There is no reactor for pools that no engine has.
+    #[error("cannot start a reactor: {0}; `pollux-engine doctor` tells what this machine offers")]
+    Reactor(#[source] io::Error),
     /// The answer could not be printed.
     #[error("cannot print the answer: {0}")]
     Print(#[from] io::Error),
@@ -100,6 +108,15 @@ pub async fn namespace(arguments: &NamespaceArguments, into: &mut impl Write) ->
 ///
 /// [`ClientError::Connect`].
 pub async fn connect(address: &ControlAddress) -> Result<EngineClient<Channel>, ClientError> {
+    Ok(EngineClient::new(channel(address).await?))
+}
+
+/// A connection for all services of an engine.
+///
+/// # Errors
+///
+/// [`ClientError::Connect`].
+pub async fn channel(address: &ControlAddress) -> Result<Channel, ClientError> {
     let uri = match address {
         ControlAddress::Unix(path) => format!("unix://{}", path.display()),
         ControlAddress::Tcp(address) => format!("http://{address}"),
@@ -108,14 +125,13 @@ pub async fn connect(address: &ControlAddress) -> Result<EngineClient<Channel>, 
         address: address.clone(),
         reason: innermost(&error),
     };
-    let channel = Endpoint::from_shared(uri)
+    Endpoint::from_shared(uri)
         .map_err(failed)?
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(CALL_TIMEOUT)
         .connect()
         .await
-        .map_err(failed)?;
-    Ok(EngineClient::new(channel))
+        .map_err(failed)
 }
 
 /// What lies at the bottom of an error: the layers above say no more than that there was one.

@@ -1,0 +1,215 @@
+//! The calls of `pollux.engine.v1.Pools`.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use pollux_api::engine::v1 as api;
+use pollux_api::engine::v1::pools_server;
+use pollux_device::ByteSize;
+use pollux_pool::layout::volume::VolumeKind;
+use pollux_pool::{CheckReport, Pool};
+use tokio::task::JoinError;
+use tonic::{Request, Response, Status};
+
+use super::{fields, status};
+use crate::pools::{NewPool, OpenPool, Pools, PoolsError};
+use crate::settings::PoolSettings;
+
+/// Things that a check tells one by one.
+const FINDINGS_MAX: usize = 100;
+
+/// Bytes of a journal, at most: longer ones only make imports long.
+const JOURNAL_BYTES_MAX: u64 = 1 << 40;
+
+/// Answers calls about pools.
+pub(crate) struct PoolsService {
+    pools: Arc<Pools>,
+}
+
+impl PoolsService {
+    pub(super) fn new(pools: Arc<Pools>) -> Self {
+        Self { pools }
+    }
+
+    async fn describe(&self, pool: &OpenPool) -> Result<api::Pool, Status> {
+        let counted = pool.shared.call(|pool| async move { count(&pool) });
+        let counted = counted.await.map_err(|error| failed(PoolsError::from(error)))?;
+        let report = &pool.report;
+        Ok(api::Pool {
+            name: pool.shared.name().to_owned(),
+            uuid: pool.shared.uuid().to_string(),
+            devices: pool.uris.iter().map(ToString::to_string).collect(),
+            reactor: pool.shared.owner().id().0,
+            import: Some(api::ImportReport {
+                was_exported: report.was_exported,
+                journal_blocks: report.journal_blocks,
+                records: report.records,
+                newer_blocks: report.newer_blocks,
+                unreadable_blocks: report.unreadable.len() as u64,
+            }),
+            ..counted
+        })
+    }
+}
+
+/// What changes in a pool, as its owner sees it.
+fn count(pool: &Rc<Pool>) -> api::Pool {
+    let space = pool.space();
+    let counters = pool.counters();
+    let all = pool.volumes();
+    let snapshots = all
+        .iter()
+        .filter(|entry| entry.kind == VolumeKind::Snapshot)
+        .count();
+    api::Pool {
+        total_bytes: space.total_bytes,
+        free_bytes: space.free_bytes,
+        freeing_bytes: space.freeing_bytes,
+        metadata_bytes: space.metadata_bytes,
+        provisioned_bytes: space.provisioned_bytes,
+        volumes: (all.len() - snapshots) as u64,
+        snapshots: snapshots as u64,
+        deleting: pool.deleting() as u64,
+        stopped: pool.stopped().map(|error| error.to_string()),
+        checkpoints: counters.checkpoints,
+        checksum_mismatches: counters.checksum_mismatches,
+        ..api::Pool::default()
+    }
+}
+
+#[tonic::async_trait]
+impl pools_server::Pools for PoolsService {
+    async fn create_pool(
+        &self,
+        request: Request<api::CreatePoolRequest>,
+    ) -> Result<Response<api::CreatePoolResponse>, Status> {
+        let request = request.into_inner();
+        if let Some(bytes) = request.journal_bytes
+            && !(1..=JOURNAL_BYTES_MAX).contains(&bytes)
+        {
+            return Err(status::field("journal_bytes", "is not from 1 to 1 TiB"));
+        }
+        let new = NewPool {
+            name: fields::name("name", request.name)?,
+            settings: PoolSettings::new(fields::devices("devices", request.devices)?),
+            overwrite: match request.overwrite.is_empty() {
+                true => Vec::new(),
+                false => fields::devices("overwrite", request.overwrite)?,
+            },
+            journal: request.journal_bytes.map(ByteSize),
+        };
+        let pools = self.pools.clone();
+        // On a task of its own: a caller that hangs up must not leave a change half done.
+        let created = tokio::spawn(async move { pools.create(&new).await }).await;
+        let pool = self.describe(&finished(created)?).await?;
+        Ok(Response::new(api::CreatePoolResponse { pool: Some(pool) }))
+    }
+
+    async fn import_pool(
+        &self,
+        request: Request<api::ImportPoolRequest>,
+    ) -> Result<Response<api::ImportPoolResponse>, Status> {
+        let devices = fields::devices("devices", request.into_inner().devices)?;
+        let pools = self.pools.clone();
+        let imported = tokio::spawn(async move { pools.import(&PoolSettings::new(devices)).await }).await;
+        let pool = self.describe(&finished(imported)?).await?;
+        Ok(Response::new(api::ImportPoolResponse { pool: Some(pool) }))
+    }
+
+    async fn export_pool(
+        &self,
+        request: Request<api::ExportPoolRequest>,
+    ) -> Result<Response<api::ExportPoolResponse>, Status> {
+        let name = fields::name("name", request.into_inner().name)?;
+        let pools = self.pools.clone();
+        finished(tokio::spawn(async move { pools.export(&name).await }).await)?;
+        Ok(Response::new(api::ExportPoolResponse {}))
+    }
+
+    async fn list_pools(
+        &self,
+        request: Request<api::ListPoolsRequest>,
+    ) -> Result<Response<api::ListPoolsResponse>, Status> {
+        let request = request.into_inner();
+        let size = fields::page_size("page_size", request.page_size)?;
+        let token = fields::page_token("page_token", request.page_token)?;
+        let all = self.pools.all().into_iter();
+        let after = all.filter(|pool| *pool.shared.name() > *token).take(size + 1);
+        let (page, next_page_token) = fields::page(after.collect(), size, |pool| pool.shared.name());
+        let mut pools = Vec::new();
+        for pool in &page {
+            pools.push(self.describe(pool).await?);
+        }
+        Ok(Response::new(api::ListPoolsResponse {
+            pools,
+            next_page_token,
+        }))
+    }
+
+    async fn get_pool(
+        &self,
+        request: Request<api::GetPoolRequest>,
+    ) -> Result<Response<api::GetPoolResponse>, Status> {
+        let name = fields::name("name", request.into_inner().name)?;
+        let pool = self.pools.get(&name).map_err(failed)?;
+        let pool = Some(self.describe(&pool).await?);
+        Ok(Response::new(api::GetPoolResponse { pool }))
+    }
+
+    async fn check_pool(
+        &self,
+        request: Request<api::CheckPoolRequest>,
+    ) -> Result<Response<api::CheckPoolResponse>, Status> {
+        let name = fields::name("name", request.into_inner().name)?;
+        let report = self.pools.check(&name).await.map_err(failed)?;
+        let findings = findings(&report);
+        Ok(Response::new(api::CheckPoolResponse {
+            pages: report.pages,
+            extents: report.extents,
+            findings_count: findings.len() as u64,
+            findings: findings.into_iter().take(FINDINGS_MAX).collect(),
+        }))
+    }
+
+    async fn destroy_pool(
+        &self,
+        request: Request<api::DestroyPoolRequest>,
+    ) -> Result<Response<api::DestroyPoolResponse>, Status> {
+        let name = fields::name("name", request.into_inner().name)?;
+        let pools = self.pools.clone();
+        finished(tokio::spawn(async move { pools.destroy(&name).await }).await)?;
+        Ok(Response::new(api::DestroyPoolResponse {}))
+    }
+}
+
+/// What a check found, a line each.
+fn findings(report: &CheckReport) -> Vec<String> {
+    let misplaced = report.misplaced.iter().map(|found| {
+        let (device, extent) = (found.extent.device(), found.extent.number());
+        format!(
+            "extent {extent} of device {device}: blocks {:#06x} are reached, and {:#06x} are marked as used",
+            found.reached, found.marked
+        )
+    });
+    let twice = report.claimed_twice.iter().map(|extent| {
+        let (device, extent) = (extent.device(), extent.number());
+        format!("extent {extent} of device {device} is claimed by two")
+    });
+    let miscounted = report.miscounted.iter().map(|(volume, counted, kept)| {
+        format!("volume {volume} has {counted} extents of its own, and says {kept}")
+    });
+    misplaced.chain(twice).chain(miscounted).collect()
+}
+
+/// The status of an error.
+pub(super) fn failed(error: PoolsError) -> Status {
+    match &error {
+        PoolsError::NotADevice { .. } => status::field("overwrite", &error.to_string()),
+        _ => status::status(error.reason(), error.to_string()),
+    }
+}
+
+/// The outcome of a task.
+pub(super) fn finished<T>(result: Result<Result<T, PoolsError>, JoinError>) -> Result<T, Status> {
+    result.map_err(|error| status::lost(&error))?.map_err(failed)
+}
