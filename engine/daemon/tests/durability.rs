@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::content::{BLOCK_BYTES, read, version, write};
 use common::host::{Host, block_on};
 use common::{EngineProcess, PATIENCE};
 use pollux_device::events::DeviceEvent;
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
-use pollux_hugepages::{Buffer, Slice};
 use tokio_stream::StreamExt;
 
-const BLOCK_BYTES: usize = 4096;
 const BLOCKS: u64 = 1024;
 
 /// Parameters of a host that gives up soon when its engine is gone for good.
@@ -58,40 +57,6 @@ impl Disk {
             })
             .collect()
     }
-}
-
-/// The content of a block in a version: no block and no version look alike, to the last byte.
-fn content(block: u64, version: u64) -> Vec<u8> {
-    if version == 0 {
-        return vec![0; BLOCK_BYTES];
-    }
-    let mut bytes = Vec::with_capacity(BLOCK_BYTES);
-    for word in 0..(BLOCK_BYTES / 16) as u64 {
-        bytes.extend((block ^ word.rotate_left(32)).to_le_bytes());
-        bytes.extend(version.to_le_bytes());
-    }
-    bytes
-}
-
-/// The version that a block has; it must have one from its first byte to its last.
-fn version(block: u64, bytes: &[u8]) -> u64 {
-    let word = bytes.get(8..16).expect("a block is longer");
-    let version = u64::from_le_bytes(word.try_into().expect("eight bytes"));
-    assert!(
-        content(block, version) == bytes,
-        "block {block} is torn or not its own"
-    );
-    version
-}
-
-async fn write(device: &Rc<dyn BlockDevice>, block: u64, version: u64) -> Result<(), IoError> {
-    let data = Slice::copy_from(&content(block, version));
-    device.write(block, data, false).await
-}
-
-async fn read(device: &Rc<dyn BlockDevice>, block: u64) -> Result<u64, IoError> {
-    let data = device.read(block, Buffer::from_heap(BLOCK_BYTES)).await?;
-    Ok(version(block, &data))
 }
 
 /// How far a writer came: rounds over all blocks, in order.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use clap::{Args, Subcommand};
+use clap::{ArgAction, Args, Subcommand};
 use pollux_device::ByteSize;
 
 use super::{CONTROL_SOCKET, Output};
@@ -150,8 +150,8 @@ pub enum VolumeCommand {
         #[arg(value_name = "SIZE")]
         size: ByteSize,
         /// Keep no checksums of its blocks.
-        #[arg(long)]
-        no_checksums: bool,
+        #[arg(long = "no-checksums", action = ArgAction::SetFalse)]
+        checksums: bool,
         /// The UUID that hosts know it by [default: one is drawn].
         #[arg(long, value_name = "UUID")]
         uuid: Option<String>,

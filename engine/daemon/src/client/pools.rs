@@ -215,7 +215,7 @@ async fn volume_command(
         VolumeCommand::Create {
             of,
             size,
-            no_checksums,
+            checksums,
             uuid,
             output,
         } => {
@@ -224,7 +224,7 @@ async fn volume_command(
                 pool,
                 name,
                 size_bytes: size.0,
-                without_checksums: *no_checksums,
+                checksums: Some(*checksums),
                 uuid: uuid.clone(),
             };
             let answer = client.create_volume(request).await.map_err(refused)?;

@@ -112,7 +112,7 @@ impl volumes_server::Volumes for VolumesService {
         let name = fields::name("name", request.name)?;
         let uuid = request.uuid.map(|uuid| fields::uuid("uuid", &uuid)).transpose()?;
         let options = VolumeOptions {
-            checksums: !request.without_checksums,
+            checksums: request.checksums.unwrap_or(true),
             uuid,
             created_seconds: unix_seconds(),
             ..VolumeOptions::new(fields::blocks("size_bytes", request.size_bytes)?)

@@ -257,7 +257,12 @@ impl Pools {
         let _one_at_a_time = self.changes.lock().await;
         let pool = self.get(name)?;
         self.refuse_in_use(&pool).await?;
-        self.with(name, |pool| async move { pool.check().await }).await
+        let check = |pool: Rc<Pool>| async move {
+            // What goes on giving back space in the background would be told as wrong.
+            pool.reclaim().await?;
+            pool.check().await
+        };
+        self.with(name, check).await
     }
 
     /// Closes a pool in good order: everything is durable, and its devices can be given to others.

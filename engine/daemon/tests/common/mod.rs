@@ -2,7 +2,9 @@
 
 #![allow(dead_code, reason = "not every test needs all of it")]
 
+pub mod content;
 pub mod host;
+pub mod pool;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -159,10 +161,15 @@ impl EngineProcess {
 
     /// Runs `pollux-engine namespace` against it.
     pub fn namespace(&self, arguments: &[&str]) -> Output {
-        let mut all = vec!["namespace", "--grpc"];
+        self.command("namespace", arguments)
+    }
+
+    /// Runs a command against it.
+    pub fn command(&self, command: &str, arguments: &[&str]) -> Output {
         let control = self.control();
-        all.push(&control);
+        let mut all = vec![command];
         all.extend(arguments);
+        all.extend(["--grpc", &control]);
         run(&all)
     }
 
