@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use pollux_device::BlockDeviceExt;
+use pollux_device::{BlockDeviceExt, IoError};
 use pollux_hugepages::Buffer;
 use pollux_pool::{CreateOptions, Pool, PoolError, Volume, VolumeOptions};
 use pollux_reactor::{random_u64, spawn};
@@ -16,6 +16,8 @@ use crate::common::{Bench, Drives, options};
 use crate::model::{BlockModel, Done, PoolModel, Step, VolumeModel};
 
 pub const BLOCK: usize = 4096;
+const FILLER: &str = "filler";
+const FILLER_VALUE: u64 = 1 << 40;
 pub fn below(limit: u64) -> u64 {
     random_u64() % limit.max(1)
 }
@@ -65,7 +67,7 @@ impl Run {
             .model
             .volumes
             .iter()
-            .filter(|(_, volume)| volume.is_snapshot == snapshots)
+            .filter(|(name, volume)| volume.is_snapshot == snapshots && *name != FILLER)
             .map(|(name, _)| name)
             .collect();
         let at = below(names.len() as u64) as usize;
@@ -94,8 +96,43 @@ impl Run {
                 self.note(start, step);
                 Ok(())
             }
-            Err(PoolError::NoSpace) => Err(PoolError::NoSpace),
+            Err(PoolError::NoSpace | PoolError::Device(IoError::CapacityExceeded)) => {
+                self.note_what_was_done(start, &step).await;
+                Err(PoolError::NoSpace)
+            }
             Err(error) => panic!("{step:?}: {error}"),
+        }
+    }
+
+    /// A write, or a change of size, for which there was no space has been done in part: which is read.
+    async fn note_what_was_done(&mut self, start: usize, step: &Step) {
+        let (name, from, upto, value) = match step {
+            Step::Write {
+                name,
+                block,
+                blocks,
+                value,
+                ..
+            } => (name, *block, block + blocks, *value),
+            Step::Resize { name, blocks } => (name, *blocks, u64::MAX, 0),
+            _ => return,
+        };
+        let size = self.model.volumes[name].blocks.len() as u64;
+        let volume = self.pool.open_volume(name).unwrap();
+        let found = values_of(&volume, name, size).await.unwrap();
+        for block in from..upto.min(size) {
+            if found[block as usize] == value
+                && self.model.volumes[name].blocks[block as usize].last() != value
+            {
+                let written = Step::Write {
+                    name: name.clone(),
+                    block,
+                    blocks: 1,
+                    value,
+                    forced: false,
+                };
+                self.note(start, written);
+            }
         }
     }
 
@@ -228,31 +265,67 @@ pub struct Recorded {
     pub created: usize,
     /// When it was exported, at the end.
     pub exported: Option<usize>,
+    /// Steps for which there was no space.
+    pub refused: u64,
     next_value: u64,
     next_name: u64,
 }
 
 /// Makes a pool, and does random things to it.
 pub fn record(bench: &Bench, steps: u64) -> Recorded {
+    record_in(bench, steps, &CreateOptions::default(), None)
+}
+
+/// The same in a pool of which a volume takes all space but so many bytes.
+pub fn record_in(bench: &Bench, steps: u64, create: &CreateOptions, free_bytes: Option<u64>) -> Recorded {
     let recorder = Recorder::new();
-    let recorded = Recorded {
+    let mut recorded = Recorded {
         recorder: recorder.clone(),
         base: PoolModel::default(),
         done: Vec::new(),
         created: 0,
         exported: None,
+        refused: 0,
         next_value: 0,
         next_name: 0,
     };
-    for drive in &bench.drives.0 {
-        drive.record(&recorder);
-    }
+    let create = create.clone();
     bench.run(move |drives| async move {
-        let devices = drives.attach().await;
-        let pool = Pool::create("tank", devices, &CreateOptions::default(), options()).await;
+        let record = || drives.0.iter().for_each(|drive| drive.record(&recorder));
+        if free_bytes.is_none() {
+            record();
+        }
+        let pool = Pool::create("tank", drives.attach().await, &create, options()).await;
+        let pool = pool.unwrap();
+        if let Some(free_bytes) = free_bytes {
+            recorded.base = fill(&pool, free_bytes).await;
+            record();
+        }
         let created = recorder.position();
-        go_on(pool.unwrap(), Recorded { created, ..recorded }, steps, false).await
+        go_on(pool, Recorded { created, ..recorded }, steps, false).await
     })
+}
+
+/// Fills a pool up to so many bytes with a volume that nothing is done to.
+async fn fill(pool: &Rc<Pool>, free_bytes: u64) -> PoolModel {
+    let slots = pool.space().free_bytes.saturating_sub(free_bytes) / 65536;
+    let mut values = vec![0; slots as usize * 16];
+    pool.create_volume(FILLER, &VolumeOptions::new(slots * 16))
+        .await
+        .unwrap();
+    let volume = pool.open_volume(FILLER).unwrap();
+    for slot in 0..slots {
+        volume
+            .write(slot * 16, data(FILLER_VALUE, 1), false)
+            .await
+            .unwrap();
+        values[slot as usize * 16] = FILLER_VALUE;
+    }
+    volume.flush().await.unwrap();
+    let filler = VolumeModel::of_values(&values, false, true);
+    PoolModel {
+        volumes: [(FILLER.to_owned(), filler)].into(),
+    }
 }
 
 /// Imports what is on drives, and does more to it; at the end it is exported, or not.
@@ -274,6 +347,7 @@ pub fn record_more(
         done: Vec::new(),
         created: 0,
         exported: None,
+        refused: 0,
         ..*after
     };
     let drives = drives.clone();
@@ -293,9 +367,10 @@ async fn go_on(pool: Rc<Pool>, recorded: Recorded, steps: u64, export: bool) -> 
         next_value: recorded.next_value,
         next_name: recorded.next_name,
     };
+    let mut refused = 0;
     for _ in 0..steps {
         // Out of space is fine: something is deleted sooner or later.
-        let _ = run.step().await;
+        refused += u64::from(run.step().await.is_err());
     }
     let mut exported = None;
     if export {
@@ -308,6 +383,7 @@ async fn go_on(pool: Rc<Pool>, recorded: Recorded, steps: u64, export: bool) -> 
     Recorded {
         done: done.take(),
         exported,
+        refused,
         next_value: run.next_value,
         next_name: run.next_name,
         ..recorded

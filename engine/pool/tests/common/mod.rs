@@ -53,16 +53,21 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(seed: u64, drives: usize) -> Self {
+        Self::of_sizes(seed, &vec![DRIVE_BYTES; drives])
+    }
+
+    /// With drives of so many bytes.
+    pub fn of_sizes(seed: u64, sizes: &[u64]) -> Self {
         let world = World::new(seed);
         let machine = world.add_machine("engine");
         let reactor = world.add_reactor(machine);
-        let drives = (0..drives)
-            .map(|number| SimDrive::new(&format!("drive{number}"), drive_options(DRIVE_BYTES), seed))
-            .collect();
+        let drives = sizes.iter().enumerate();
+        let drives = drives
+            .map(|(number, bytes)| SimDrive::new(&format!("drive{number}"), drive_options(*bytes), seed));
         Self {
             world,
             reactor,
-            drives: Drives(drives),
+            drives: Drives(drives.collect()),
         }
     }
 
