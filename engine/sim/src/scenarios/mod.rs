@@ -1,9 +1,8 @@
-//! Scenarios of the simulator's own parts.
-//!
-//! Those of the layers above are defined by their crates, next to what they exercise.
+//! Scenarios: of the simulator's own parts, and of replicated volumes.
 
 mod drive;
 mod echo;
+pub mod mirror;
 
 pub use drive::exercise_drive;
 
@@ -15,6 +14,11 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "drive-flush",
         about: "clients write, flush and read one drive whose machine loses power: what was flushed stays",
         run: drive::run,
+    },
+    Scenario {
+        name: "mirror",
+        about: "clients of a replicated volume, through crashes, partitions, takeovers and bad drives",
+        run: mirror::run,
     },
     Scenario {
         name: "network-echo",

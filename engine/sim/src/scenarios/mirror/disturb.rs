@@ -1,0 +1,99 @@
+//! What goes wrong.
+
+use std::time::Duration;
+
+use super::cluster::{Cluster, Node};
+use crate::random::Random;
+use crate::{Crash, Fault, Faults, LinkRule, MachineId, Operation};
+
+impl Cluster {
+    /// Does one thing wrong, or ends it.
+    pub(super) fn disturb(&self, random: &mut Random) {
+        let machines: Vec<MachineId> = self.nodes.iter().map(|node| node.machine).collect();
+        let Some(node) = self.nodes.get(random.index(self.nodes.len())) else {
+            return;
+        };
+        let mut others = machines;
+        others.push(self.store_machine);
+        others.retain(|other| *other != node.machine);
+        random.shuffle(&mut others);
+        others.truncate(random.within(1..=3) as usize);
+        let one = [node.machine];
+        match random.below(20) {
+            0 => self.world.partition(&one, &others),
+            1 => self.world.partition_one_way(&one, &others),
+            2 => self.world.partition_one_way(&others, &one),
+            3 => {
+                let period = random.duration(Duration::ZERO..=Duration::from_secs(1));
+                self.world.flap(&one, &others, period, 3);
+            }
+            4 => others
+                .iter()
+                .for_each(|other| self.world.reset_connections(node.machine, *other)),
+            5 => self.world.set_links(LinkRule {
+                loss_probability: 0.01,
+                reset_probability: 0.001,
+                latency: random.duration(Duration::ZERO..=Duration::from_millis(5)),
+                ..LinkRule::HEALTHY
+            }),
+            6 | 7 => self.crash(node, Crash::Process),
+            8 => self.crash(node, Crash::Power),
+            9 => {
+                let crash = if random.chance(0.7) {
+                    Crash::Power
+                } else {
+                    Crash::Process
+                };
+                self.nodes.iter().for_each(|node| self.crash(node, crash));
+                self.nodes.iter().for_each(|node| self.restart(node));
+                self.start_target(random);
+            }
+            10 => node.drive.set_faults(faults(random)),
+            11 => {
+                let error = pollux_device::IoError::CapacityExceeded;
+                node.drive
+                    .fail_nth(Operation::Write, random.within(1..=20), Fault::Error(error));
+            }
+            12 => {
+                let span = random.duration(Duration::ZERO..=Duration::from_secs(5));
+                node.drive
+                    .fail_nth(Operation::Write, random.within(1..=20), Fault::Delay(span));
+            }
+            13 | 14 => self.start_target(random),
+            _ => self.mend(random),
+        }
+    }
+
+    fn mend(&self, random: &mut Random) {
+        if random.chance(0.7) {
+            self.world.heal();
+        }
+        let down = |node: &&Node| !self.world.is_up(node.machine);
+        for node in self.nodes.iter().filter(down).collect::<Vec<_>>() {
+            if random.chance(0.8) {
+                self.restart(node);
+            }
+        }
+        for node in &self.nodes {
+            if random.chance(0.7) {
+                node.drive.set_faults(Faults::default());
+            }
+        }
+        if random.chance(0.5) {
+            self.start_target(random);
+        }
+    }
+}
+
+fn faults(random: &mut Random) -> Faults {
+    let mut faults = Faults::default();
+    match random.below(6) {
+        0 => faults.read_error_probability = 0.05,
+        1 => faults.write_error_probability = 0.02,
+        2 => faults.flush_error_probability = 0.2,
+        3 => faults.shortage_probability = 0.3,
+        4 => faults.slowdown = random.within(2..=200) as u32,
+        _ => faults.stuck = true,
+    }
+    faults
+}

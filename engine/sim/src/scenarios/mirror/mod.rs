@@ -1,0 +1,68 @@
+//! Replicated volumes: targets on any machine, replicas on several, and everything that goes wrong with both.
+//!
+//! Checked all along: every read is one that a single copy of the volume could have given, by whichever
+//! target, and what was flushed survives. At the end, when the faults have stopped: all replicas are in sync
+//! within a limit, and byte by byte the same.
+//!
+//! When the power of a machine with a replica was cut, writes that were acknowledged and not flushed may be
+//! gone once the volume is opened anew; not before.
+
+mod cluster;
+mod disturb;
+mod store;
+mod wire;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use pollux_volume::membership::MembershipStore;
+use pollux_volume::replica::ReplicaPort;
+
+use crate::{Finished, Run, WorldOptions};
+use cluster::Cluster;
+
+/// What may be put in the place of parts of the product, to see whether the checks find a mistake in them.
+#[derive(Clone)]
+pub struct Parts {
+    /// What targets reach replicas by.
+    pub port: Wrap<dyn ReplicaPort>,
+    /// What targets keep the record in.
+    pub store: Wrap<dyn MembershipStore>,
+}
+
+/// Makes something of something else of the same kind.
+pub type Wrap<T> = Rc<dyn Fn(Rc<T>) -> Rc<T>>;
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self {
+            port: Rc::new(|port| port),
+            store: Rc::new(|store| store),
+        }
+    }
+}
+
+pub(super) fn run(run: &Run) -> Result<Finished, String> {
+    exercise_mirror(run, Parts::default())
+}
+
+/// Has clients use a replicated volume while everything fails; checks every read.
+///
+/// # Errors
+///
+/// What was wrong.
+pub fn exercise_mirror(run: &Run, parts: Parts) -> Result<Finished, String> {
+    let world = run.world(WorldOptions::default());
+    let mut random = world.random("scenario", 0);
+    let cluster = Cluster::new(world, &mut random, parts);
+    cluster.start_target(&mut random);
+    for _ in 0..random.within(5..=25) {
+        cluster
+            .world
+            .run_for(random.duration(Duration::ZERO..=Duration::from_millis(1500)));
+        cluster.disturb(&mut random);
+        cluster.verdict()?;
+    }
+    cluster.finish()?;
+    Ok(Finished::of(&cluster.world))
+}

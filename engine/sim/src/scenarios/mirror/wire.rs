@@ -1,0 +1,465 @@
+//! Replicas over the simulated network: promises and sessions as frames on a stream.
+//!
+//! A connection is a session. What was received before it broke is done all the same, later, as by a real
+//! target: that is what promises have to drain.
+//!
+//! A frame: length of the rest, u32; id, u64; code, u8; two numbers, u64 each; data. Requests have an
+//! operation as code, answers a status.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
+use std::io::{IoSlice, IoSliceMut};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use pollux_device::{BlockDevice, Completion, Geometry, IoError, Reply, Request, ZeroOptions};
+use pollux_hugepages::{Buffer, Slice};
+use pollux_reactor::net::{Address, Stream, accept, attach, connect, listen};
+use pollux_reactor::{sleep, spawn};
+use pollux_volume::membership::Epoch;
+use pollux_volume::replica::{Granted, PromiseError, Promising, ReplicaHost, ReplicaPort};
+
+/// The host of a machine's replica, while its process runs and has opened the drive.
+pub(super) type HostSlot = Rc<RefCell<Option<ReplicaHost>>>;
+
+const HEAD_BYTES: usize = 4 + 8 + 1 + 8 + 8;
+
+/// Operations and statuses. An error is its place in [`ERRORS`], from 1.
+const PROMISE: u8 = 0;
+const READ: u8 = 1;
+const WRITE: u8 = 2;
+const WRITE_FORCED: u8 = 3;
+const FLUSH: u8 = 4;
+const DEALLOCATE: u8 = 5;
+const ZEROES: u8 = 6;
+const OK: u8 = 0;
+const SUPERSEDED: u8 = 254;
+const OTHER: u8 = 255;
+const ERRORS: [IoError; 9] = [
+    IoError::Fenced,
+    IoError::Gone,
+    IoError::MediaRead,
+    IoError::MediaWrite,
+    IoError::ResourceShortage,
+    IoError::CapacityExceeded,
+    IoError::ChecksumMismatch,
+    IoError::OutOfRange,
+    IoError::ReadOnly,
+];
+
+fn status_of(error: IoError) -> u8 {
+    let place = ERRORS.iter().position(|known| *known == error);
+    place.map_or(OTHER, |place| place as u8 + 1)
+}
+
+fn error_of(status: u8) -> IoError {
+    let place = usize::from(status).checked_sub(1);
+    place
+        .and_then(|place| ERRORS.get(place))
+        .copied()
+        .unwrap_or(IoError::Internal)
+}
+
+#[derive(Debug, Clone, Default)]
+struct Frame {
+    id: u64,
+    code: u8,
+    first: u64,
+    second: u64,
+    data: Vec<u8>,
+}
+
+impl Frame {
+    fn encode(&self, into: &mut VecDeque<u8>) {
+        let rest = (HEAD_BYTES - 4 + self.data.len()) as u32;
+        into.extend(rest.to_le_bytes());
+        into.extend(self.id.to_le_bytes());
+        into.push_back(self.code);
+        into.extend(self.first.to_le_bytes());
+        into.extend(self.second.to_le_bytes());
+        into.extend(&self.data);
+    }
+
+    /// Takes a whole frame from the front.
+    fn decode(from: &mut Vec<u8>) -> Option<Self> {
+        let number = |at: usize| Some(u64::from_le_bytes(*from.get(at..)?.first_chunk()?));
+        let rest = u32::from_le_bytes(*from.first_chunk()?) as usize;
+        let data = from.get(HEAD_BYTES..4 + rest)?.to_vec();
+        let frame = Self {
+            id: number(4)?,
+            code: *from.get(12)?,
+            first: number(13)?,
+            second: number(21)?,
+            data,
+        };
+        from.drain(..4 + rest);
+        Some(frame)
+    }
+}
+
+/// One end of a connection.
+#[derive(Default)]
+struct End {
+    outgoing: RefCell<VecDeque<u8>>,
+    closed: Cell<bool>,
+    pump: RefCell<Option<Waker>>,
+}
+
+impl End {
+    fn send(&self, frame: &Frame) {
+        frame.encode(&mut self.outgoing.borrow_mut());
+        self.wake();
+    }
+
+    fn close(&self) {
+        self.closed.set(true);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.pump.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Sends and receives until the connection is closed, here or there.
+    async fn pump(&self, mut stream: Box<dyn Stream>, on_frame: impl Fn(Frame)) {
+        let mut incoming = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
+        poll_fn(|context| {
+            *self.pump.borrow_mut() = Some(context.waker().clone());
+            while !self.closed.get() {
+                let mut moved = false;
+                let mut outgoing = self.outgoing.borrow_mut();
+                if !outgoing.is_empty() {
+                    let (front, _) = outgoing.as_slices();
+                    match stream.poll_send(context, &[IoSlice::new(front)]) {
+                        Poll::Ready(Ok(sent)) => {
+                            outgoing.drain(..sent);
+                            moved = true;
+                        }
+                        Poll::Ready(Err(_)) => return Poll::Ready(()),
+                        Poll::Pending => {}
+                    }
+                }
+                drop(outgoing);
+                match stream.poll_receive(context, &mut [IoSliceMut::new(&mut buffer)]) {
+                    Poll::Ready(Ok(count @ 1..)) => {
+                        incoming.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                        while let Some(frame) = Frame::decode(&mut incoming) {
+                            on_frame(frame);
+                        }
+                        moved = true;
+                    }
+                    Poll::Ready(Ok(_) | Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => {}
+                }
+                if !moved {
+                    return Poll::Pending;
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        self.closed.set(true);
+    }
+}
+
+/// Serves the replica of a machine to whoever connects.
+pub(super) async fn serve(address: Address, host: HostSlot) {
+    let Ok(mut listener) = listen(&address) else {
+        return;
+    };
+    loop {
+        let stream = match accept(&mut *listener).await.map(attach) {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(_)) | Err(_) => {
+                sleep(std::time::Duration::from_millis(1)).await;
+                continue;
+            }
+        };
+        let (end, host) = (Rc::new(End::default()), host.clone());
+        let session: Rc<RefCell<Option<Rc<dyn BlockDevice>>>> = Rc::default();
+        spawn(async move {
+            let on_frame = |frame: Frame| {
+                let (end, host, session) = (end.clone(), host.clone(), session.clone());
+                spawn(async move {
+                    let answer = answer(frame, host, session).await;
+                    end.send(&answer);
+                })
+                .detach();
+            };
+            end.pump(stream, on_frame).await;
+        })
+        .detach();
+    }
+}
+
+async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn BlockDevice>>>>) -> Frame {
+    let mut answer = Frame {
+        id: frame.id,
+        ..Frame::default()
+    };
+    if frame.code == PROMISE {
+        let host = host.borrow().clone();
+        let promised = match host {
+            Some(host) => host.promise(Epoch(frame.first)).await,
+            None => Err(PromiseError::Unreachable),
+        };
+        match promised {
+            Ok(granted) => {
+                answer.first = granted.instance;
+                answer.second = granted.previous.map_or(0, |epoch| epoch.0);
+                *session.borrow_mut() = Some(granted.session);
+            }
+            Err(PromiseError::Superseded(epoch)) => {
+                (answer.code, answer.first) = (SUPERSEDED, epoch.0);
+            }
+            Err(_) => answer.code = OTHER,
+        }
+        return answer;
+    }
+    let device = session.borrow().clone();
+    let result = match device {
+        Some(device) => device.submit(request_of(frame)).await,
+        None => Err(IoError::Gone),
+    };
+    match result {
+        Ok(Reply::Done) => {}
+        Ok(reply) => match reply.into_slice() {
+            Ok(data) => answer.data = data.to_vec(),
+            Err(error) => answer.code = status_of(error),
+        },
+        Err(error) => answer.code = status_of(error),
+    }
+    answer
+}
+
+fn request_of(frame: Frame) -> Request {
+    let (block, second) = (frame.first, frame.second);
+    match frame.code {
+        READ => Request::Read {
+            block,
+            into: Buffer::from_heap(second as usize),
+        },
+        WRITE | WRITE_FORCED => Request::Write {
+            block,
+            from: Slice::copy_from(&frame.data).into(),
+            force_unit_access: frame.code == WRITE_FORCED,
+        },
+        DEALLOCATE => Request::Deallocate {
+            block,
+            blocks: second,
+        },
+        ZEROES => Request::WriteZeroes {
+            block,
+            blocks: second >> 2,
+            options: ZeroOptions {
+                force_unit_access: second & 1 != 0,
+                may_deallocate: second & 2 != 0,
+            },
+        },
+        _ => Request::Flush,
+    }
+}
+
+fn frame_of(id: u64, request: &Request) -> Frame {
+    let frame = |code, first, second| Frame {
+        id,
+        code,
+        first,
+        second,
+        data: Vec::new(),
+    };
+    match request {
+        Request::Read { block, into } => frame(READ, *block, into.len() as u64),
+        Request::Write {
+            block,
+            from,
+            force_unit_access,
+        } => {
+            let mut data = vec![0; from.len_bytes()];
+            from.copy_to(&mut data);
+            let code = if *force_unit_access { WRITE_FORCED } else { WRITE };
+            Frame {
+                data,
+                ..frame(code, *block, 0)
+            }
+        }
+        Request::Deallocate { block, blocks } => frame(DEALLOCATE, *block, *blocks),
+        Request::WriteZeroes {
+            block,
+            blocks,
+            options,
+        } => {
+            let flags = u64::from(options.force_unit_access) | u64::from(options.may_deallocate) << 1;
+            frame(ZEROES, *block, blocks << 2 | flags)
+        }
+        // Targets do not compare on replicas.
+        Request::Flush | Request::Compare { .. } => frame(FLUSH, 0, 0),
+    }
+}
+
+/// The target's end.
+#[derive(Default)]
+struct Client {
+    end: End,
+    next_id: Cell<u64>,
+    answers: RefCell<BTreeMap<u64, (Option<Frame>, Option<Waker>)>>,
+}
+
+impl Client {
+    fn begin(&self) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        self.answers.borrow_mut().insert(id, (None, None));
+        id
+    }
+
+    fn deliver(&self, frame: Frame) {
+        if let Some((answer, waker)) = self.answers.borrow_mut().get_mut(&frame.id) {
+            *answer = Some(frame);
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    fn fail_all(&self) {
+        for (_, waker) in self.answers.borrow_mut().values_mut() {
+            if let Some(waker) = waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// The answer; `None` when the connection is gone.
+    async fn answer(&self, id: u64) -> Option<Frame> {
+        let answer = poll_fn(|context| {
+            let mut answers = self.answers.borrow_mut();
+            let Some((answer, waker)) = answers.get_mut(&id) else {
+                return Poll::Ready(None);
+            };
+            if answer.is_some() || self.end.closed.get() {
+                return Poll::Ready(answer.take());
+            }
+            *waker = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        self.answers.borrow_mut().remove(&id);
+        answer
+    }
+}
+
+/// A session over the network. Closed when it is dropped.
+struct RemoteSession {
+    client: Rc<Client>,
+    geometry: Geometry,
+}
+
+impl Drop for RemoteSession {
+    fn drop(&mut self) {
+        self.client.end.close();
+    }
+}
+
+impl BlockDevice for RemoteSession {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn submit(&self, request: Request) -> Completion {
+        if self.client.end.closed.get() {
+            return Completion::failed(IoError::PathDown);
+        }
+        let client = self.client.clone();
+        let id = client.begin();
+        client.end.send(&frame_of(id, &request));
+        Completion::from_future(async move {
+            let answer = client.answer(id).await.ok_or(IoError::PathDown)?;
+            match (answer.code, request) {
+                (OK, Request::Read { mut into, .. }) => {
+                    if into.len() != answer.data.len() {
+                        return Err(IoError::Internal);
+                    }
+                    into.copy_from_slice(&answer.data);
+                    Ok(Reply::Data(into))
+                }
+                (OK, _) => Ok(Reply::Done),
+                (status, _) => Err(error_of(status)),
+            }
+        })
+    }
+}
+
+/// The way to the replica of another machine.
+#[derive(Clone)]
+pub(super) struct RemotePort {
+    pub(super) address: Address,
+    pub(super) geometry: Geometry,
+}
+
+impl ReplicaPort for RemotePort {
+    fn promise(&self, epoch: Epoch) -> Promising {
+        let port = self.clone();
+        Box::pin(async move {
+            let stream = connect(&port.address)
+                .await
+                .map_err(|_| PromiseError::Unreachable)?;
+            let client = Rc::new(Client::default());
+            let session = RemoteSession {
+                client: client.clone(),
+                geometry: port.geometry,
+            };
+            let pumped = client.clone();
+            spawn(async move {
+                pumped.end.pump(stream, |frame| pumped.deliver(frame)).await;
+                pumped.fail_all();
+            })
+            .detach();
+            let id = client.begin();
+            client.end.send(&Frame {
+                id,
+                code: PROMISE,
+                first: epoch.0,
+                ..Frame::default()
+            });
+            let answer = client.answer(id).await.ok_or(PromiseError::Unreachable)?;
+            match answer.code {
+                OK => Ok(Granted {
+                    session: Rc::new(session),
+                    instance: answer.first,
+                    previous: (answer.second > 0).then_some(Epoch(answer.second)),
+                }),
+                SUPERSEDED => Err(PromiseError::Superseded(Epoch(answer.first))),
+                _ => Err(PromiseError::Unreachable),
+            }
+        })
+    }
+
+    fn is_local(&self) -> bool {
+        false
+    }
+}
+
+/// The way to the replica of the target's own machine.
+#[derive(Clone)]
+pub(super) struct LocalPort(pub(super) HostSlot);
+
+impl ReplicaPort for LocalPort {
+    fn promise(&self, epoch: Epoch) -> Promising {
+        let host = self.0.borrow().clone();
+        Box::pin(async move {
+            match host {
+                Some(host) => host.promise(epoch).await,
+                None => Err(PromiseError::Unreachable),
+            }
+        })
+    }
+
+    fn is_local(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,169 @@
+//! Replicated volumes: many seeds, and deliberate mistakes that the checks must find.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
+
+use std::rc::Rc;
+
+use pollux_device::{AllocationQuery, BlockDevice, Completion, Geometry, IoError, Reply, Request};
+use pollux_sim::scenarios::SCENARIOS;
+use pollux_sim::scenarios::mirror::{Parts, exercise_mirror};
+use pollux_sim::{CampaignOptions, Run, run_campaign};
+use pollux_volume::membership::{Epoch, Membership, MembershipStore, StoreFuture};
+use pollux_volume::replica::{Granted, Promising, ReplicaPort};
+use uuid::Uuid;
+
+/// Seeds that each mistake is looked for with.
+const SEEDS: u64 = 30;
+
+#[test]
+fn a_hundred_seeds_pass() {
+    let scenario = SCENARIOS
+        .iter()
+        .find(|scenario| scenario.name == "mirror")
+        .unwrap();
+    let options = CampaignOptions {
+        seeds: 0..100,
+        jobs: 2,
+        repeat_every: 20,
+        failures_max: 1,
+    };
+    let summary = run_campaign(scenario, &options, |seed| format!("seed {seed}"), |_, _| {});
+    assert_eq!(summary.failures, []);
+    assert_eq!((summary.runs, summary.repeated), (100, 5));
+}
+
+/// What a replica makes of each request.
+type Act = fn(&Rc<dyn BlockDevice>, Request) -> Completion;
+
+/// A replica with a mistake.
+struct BadPort {
+    port: Rc<dyn ReplicaPort>,
+    act: Act,
+}
+
+impl ReplicaPort for BadPort {
+    fn promise(&self, epoch: Epoch) -> Promising {
+        let (promising, act) = (self.port.promise(epoch), self.act);
+        Box::pin(async move {
+            let granted = promising.await?;
+            let device = granted.session.clone();
+            let session: Rc<dyn BlockDevice> = Rc::new(BadSession { device, act });
+            Ok(Granted { session, ..granted })
+        })
+    }
+
+    fn is_local(&self) -> bool {
+        self.port.is_local()
+    }
+}
+
+struct BadSession {
+    device: Rc<dyn BlockDevice>,
+    act: Act,
+}
+
+impl BlockDevice for BadSession {
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    fn submit(&self, request: Request) -> Completion {
+        (self.act)(&self.device, request)
+    }
+
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        self.device.allocation(block, blocks, runs_max)
+    }
+}
+
+/// How many of the seeds find a mistake.
+fn found(parts: impl Fn() -> Parts) -> usize {
+    let runs = (0..SEEDS).map(|seed| exercise_mirror(&Run::of_seed(seed), parts()));
+    runs.filter(Result::is_err).count()
+}
+
+fn with_replicas(act: Act) -> Parts {
+    let port = move |port| Rc::new(BadPort { port, act }) as Rc<dyn ReplicaPort>;
+    Parts {
+        port: Rc::new(port),
+        ..Parts::default()
+    }
+}
+
+#[test]
+fn replicas_that_do_not_refuse_an_old_target_are_found() {
+    let act: Act = |device, request| {
+        let read = match &request {
+            Request::Read { into, .. } => Some(into.len()),
+            _ => None,
+        };
+        let completion = device.submit(request);
+        Completion::from_future(async move {
+            match (completion.await, read) {
+                (Err(IoError::Fenced), Some(bytes)) => {
+                    Ok(Reply::zeros(pollux_hugepages::Buffer::from_heap(bytes)))
+                }
+                (Err(IoError::Fenced), None) => Ok(Reply::Done),
+                (result, _) => result,
+            }
+        })
+    };
+    let found = found(|| with_replicas(act));
+    assert!(found > SEEDS as usize / 4, "{found}");
+}
+
+#[test]
+fn intents_that_are_not_kept_are_found() {
+    let act: Act = |device, request| {
+        let geometry = device.geometry();
+        let ratio = 4096 / u64::from(geometry.block_bytes);
+        // The two slots of the region map.
+        let map = geometry.blocks - 8 * ratio..geometry.blocks - 6 * ratio;
+        match &request {
+            Request::Write { block, .. } if map.contains(block) => Completion::done(),
+            _ => device.submit(request),
+        }
+    };
+    let found = found(|| with_replicas(act));
+    assert!(found > SEEDS as usize / 4, "{found}");
+}
+
+#[test]
+fn flushes_that_do_not_reach_the_replicas_are_found() {
+    let act: Act = |device, request| match request {
+        Request::Flush => Completion::done(),
+        request => device.submit(request),
+    };
+    let found = found(|| with_replicas(act));
+    assert!(found > SEEDS as usize / 4, "{found}");
+}
+
+/// A store that says yes to every smaller set, and forgets it.
+struct Forgetful(Rc<dyn MembershipStore>);
+
+impl MembershipStore for Forgetful {
+    fn load(&self, volume: Uuid) -> StoreFuture<Membership> {
+        self.0.load(volume)
+    }
+
+    fn compare_and_swap(&self, next: Membership) -> StoreFuture<()> {
+        let store = self.0.clone();
+        Box::pin(async move {
+            let before = store.load(next.volume).await?;
+            if next.in_sync().len() < before.in_sync().len() {
+                return Ok(());
+            }
+            store.compare_and_swap(next).await
+        })
+    }
+}
+
+#[test]
+fn a_store_that_forgets_is_found() {
+    let parts = || Parts {
+        store: Rc::new(|store| Rc::new(Forgetful(store))),
+        ..Parts::default()
+    };
+    let found = found(parts);
+    assert!(found > SEEDS as usize / 10, "{found}");
+}
