@@ -301,12 +301,15 @@ fn frame_of(id: u64, request: &Request) -> Frame {
     }
 }
 
+/// The answer to a request, and who waits for it.
+type Expected = (Option<Frame>, Option<Waker>);
+
 /// The target's end.
 #[derive(Default)]
 struct Client {
     end: End,
     next_id: Cell<u64>,
-    answers: RefCell<BTreeMap<u64, (Option<Frame>, Option<Waker>)>>,
+    answers: RefCell<BTreeMap<u64, Expected>>,
 }
 
 impl Client {
