@@ -1,0 +1,486 @@
+//! Pools and volumes by the command line and by gRPC: what works, and what is refused in which words.
+
+mod common;
+
+use common::pool::{PoolFile, json, refused, succeed, succeeded};
+use common::{EngineProcess, run, start_error};
+use pollux_api::engine::v1 as api;
+use pollux_api::engine::v1::pools_client::PoolsClient;
+use pollux_api::engine::v1::volumes_client::VolumesClient;
+use pollux_engine::client;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+const POOL_BYTES: u64 = 64 << 20;
+
+#[track_caller]
+fn contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn a_pool_lives_from_its_making_to_its_end() {
+    let file = PoolFile::new(POOL_BYTES);
+    let uri = file.uri();
+    let made = succeed(&["pool", "create", "tank", &uri, "--journal", "4MiB"]);
+    contains(&made, &["NAME", "tank", "64 MiB", &uri]);
+    contains(&succeed(&["pool", "import", &uri]), &["tank", "in good order"]);
+    contains(&file.command(&["pool", "list"]), &["tank", "open"]);
+    let shown = json(&file.command(&["pool", "show", "tank", "-o", "json"]));
+    assert_eq!(shown["name"], "tank");
+    assert_eq!(shown["total_bytes"], POOL_BYTES);
+    assert_eq!(shown["import"]["was_exported"], true);
+    let checked = json(&file.command(&["pool", "check", "tank", "-o", "json"]));
+    assert_eq!(checked["findings_count"], 0);
+    contains(
+        &file.command(&["pool", "destroy", "tank"]),
+        &["tank is destroyed"],
+    );
+    contains(
+        &refused(&run(&["pool", "import", &uri])),
+        &[&uri, "holds no pool"],
+    );
+    succeed(&["pool", "create", "other", &uri]);
+}
+
+#[test]
+fn a_volume_lives_from_its_making_to_its_end() {
+    let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
+    let volume = |arguments: &[&str]| file.command(&[&["volume"], arguments].concat());
+    let of = |text: &str| json(text)[0].clone();
+    let uuid = "6c1b0a7e-7d3c-4c58-9a5e-0f1d2c3b4a59";
+    let made = of(&volume(&[
+        "create",
+        "tank/a",
+        "8MiB",
+        "--no-checksums",
+        "--uuid",
+        uuid,
+        "-o",
+        "json",
+    ]));
+    assert_eq!((&made["uuid"], &made["checksums"]), (&uuid.into(), &false.into()));
+    assert_eq!(made["kind"], "VOLUME_KIND_VOLUME");
+    // The same again is what is there.
+    let again = of(&volume(&[
+        "create",
+        "tank/a",
+        "8MiB",
+        "--no-checksums",
+        "-o",
+        "json",
+    ]));
+    assert_eq!(again, made);
+
+    let taken = of(&volume(&["snapshot", "tank/db", "monday", "-o", "json"]));
+    assert_eq!(
+        (&taken["kind"], &taken["origin"]),
+        (&"VOLUME_KIND_SNAPSHOT".into(), &"db".into())
+    );
+    assert_eq!(
+        of(&volume(&["snapshot", "tank/db", "monday", "-o", "json"])),
+        taken
+    );
+    let cloned = of(&volume(&["clone", "tank/monday", "copy", "-o", "json"]));
+    assert_eq!(
+        (&cloned["size_bytes"], &cloned["origin"]),
+        (&(16 << 20).into(), &"monday".into())
+    );
+    contains(&volume(&["rename", "tank/copy", "tuesday"]), &["tank/tuesday"]);
+    contains(&volume(&["resize", "tank/tuesday", "32MiB"]), &["32 MiB"]);
+    contains(
+        &volume(&["resize", "tank/tuesday", "4MiB", "--may-drop"]),
+        &["4 MiB"],
+    );
+    contains(&volume(&["rollback", "tank/tuesday", "monday"]), &["16 MiB"]);
+    contains(&volume(&["show", "tank/monday"]), &["snapshot", "16 MiB"]);
+    contains(
+        &volume(&["diff", "tank/db", "--since", "monday"]),
+        &["0 B in 0 ranges"],
+    );
+
+    let list = volume(&["list", "tank", "-o", "json"]);
+    let list = json(&list);
+    let names: Vec<&str> = list
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|one| one["name"].as_str())
+        .collect();
+    assert_eq!(names, ["a", "db", "monday", "tuesday"]);
+    for name in names {
+        contains(&volume(&["delete", &format!("tank/{name}")]), &["is deleted"]);
+    }
+    volume(&["delete", "tank/db", "--if-exists"]);
+    contains(&volume(&["list", "tank"]), &["no volumes"]);
+    let shown = json(&file.command(&["pool", "show", "tank", "-o", "json"]));
+    assert_eq!(
+        (&shown["deleting"], &shown["provisioned_bytes"]),
+        (&0.into(), &0.into())
+    );
+    file.check();
+}
+
+#[test]
+fn what_is_wrong_with_volumes_is_told_in_one_line() {
+    let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
+    file.command(&["volume", "snapshot", "tank/db", "monday"]);
+    for (arguments, parts) in [
+        (&["create", "tank/db", "8MiB"][..], &["already", "db"][..]),
+        (&["create", "tank/x", "5000"], &["size_bytes", "multiple of 4096"]),
+        (&["create", "tank/x", "0"], &["size_bytes", "is 0"]),
+        (&["create", "tank/x", "15EiB"], &["size_bytes", "more than"]),
+        (&["create", "tank/x", "4EiB"], &["4 KiB at most"]),
+        (&["create", "tank/x", "8MiB", "--uuid", "x"], &["uuid", "no UUID"]),
+        (
+            &["create", "pond/x", "8MiB"],
+            &["no pool \"pond\"", "there is tank"],
+        ),
+        (&["show", "tank/x"], &["no volume or snapshot \"x\""]),
+        (&["snapshot", "tank/x", "y"], &["no volume or snapshot \"x\""]),
+        (&["snapshot", "tank/monday", "y"], &["no volume", "monday"]),
+        (&["snapshot", "tank/db", "db"], &["already"]),
+        (&["snapshot", "tank/db", "a/b"], &["name", "slashes"]),
+        (&["clone", "tank/db", "y"], &["no snapshot", "db"]),
+        (&["rollback", "tank/db", "db"], &["no snapshot"]),
+        (&["resize", "tank/db", "8MiB"], &["drops", "--may-drop"]),
+        (&["resize", "tank/monday", "32MiB"], &["no volume"]),
+        (&["rename", "tank/db", "monday"], &["already"]),
+        (&["delete", "tank/x"], &["no volume or snapshot \"x\""]),
+        (
+            &["diff", "tank/db", "--since", "x"],
+            &["no volume or snapshot \"x\""],
+        ),
+    ] {
+        let text = file.refused(&[&["volume"], arguments].concat());
+        contains(&text, parts);
+    }
+    let usage = run(&["volume", "show", "db"]);
+    assert_eq!(usage.status.code(), Some(2));
+    contains(&common::errors(&usage), &["POOL/NAME"]);
+    file.check();
+}
+
+#[test]
+fn what_is_wrong_with_devices_is_told_in_one_line() {
+    let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
+    let (uri, empty) = (file.uri(), PoolFile::new(POOL_BYTES));
+    let small = PoolFile::new(1 << 20);
+    let gone = uri.replace("pool.img", "gone");
+    let torn = format!("uring://{}?block=512", empty.path().display());
+    for (arguments, parts) in [
+        (
+            &["create", "tank", &uri][..],
+            &[uri.as_str(), "holds", "tank", "--overwrite"][..],
+        ),
+        (
+            &["create", "pond", &small.uri()],
+            &[&small.uri(), "blocks of 4 KiB", "needs"],
+        ),
+        (&["create", "pond", &gone], &[&gone, "does not exist"]),
+        (&["create", "pond", &torn], &["4 KiB is not torn", "4096"]),
+        (&["create", "a/b", &empty.uri()], &["name", "slashes"]),
+        (&["create", "pond", "disk:///x"], &["unknown scheme", "uring"]),
+        (
+            &["create", "pond", "pool://tank/db"],
+            &["unknown scheme \"pool\""],
+        ),
+        (
+            &["create", "pond", &empty.uri(), &empty.uri()],
+            &["devices", "twice"],
+        ),
+        (
+            &["create", "pond", &empty.uri(), "--overwrite", &uri],
+            &["overwrite", "not among"],
+        ),
+        (&["import", &empty.uri()], &[&empty.uri(), "holds no pool"]),
+        (&["import", &gone], &[&gone, "does not exist"]),
+        (&["import", &uri, &empty.uri()], &[&empty.uri(), "holds no pool"]),
+        (&["show", "pond", "--pool", &uri], &["no pool \"pond\""]),
+        (&["destroy", "pond", "--pool", &uri], &["no pool \"pond\""]),
+        (
+            &["list", "--grpc", "unix:/nowhere/engine.sock"],
+            &["no engine answers"],
+        ),
+    ] {
+        let text = refused(&run(&[&["pool"], arguments].concat()));
+        contains(&text, parts);
+    }
+    // Nothing of all that harmed the pool.
+    file.check();
+    succeed(&["pool", "create", "pond", &uri, "--overwrite", &uri]);
+    contains(&succeed(&["pool", "import", &uri]), &["pond"]);
+}
+
+#[test]
+fn file_systems_and_partition_tables_are_left_alone() {
+    for (at, mark, what) in [
+        (0x438, &[0x53, 0xef][..], "an ext file system"),
+        (512, b"EFI PART", "a GPT partition table"),
+        (0, b"XFSB", "an XFS file system"),
+        (65_600, b"_BHRfS_M", "a btrfs file system"),
+    ] {
+        let file = PoolFile::new(POOL_BYTES);
+        let uri = file.uri();
+        let mut bytes = vec![0; 1 << 20];
+        bytes[at..at + mark.len()].copy_from_slice(mark);
+        std::fs::write(file.path(), &bytes).expect("written");
+        std::fs::File::options()
+            .write(true)
+            .open(file.path())
+            .and_then(|file| file.set_len(POOL_BYTES))
+            .expect("room");
+        let text = refused(&run(&["pool", "create", "tank", &uri]));
+        contains(&text, &[&uri, "holds", what, "--overwrite"]);
+        let after = std::fs::read(file.path()).expect("readable");
+        assert!(after.starts_with(&bytes), "nothing is written");
+        succeed(&["pool", "create", "tank", &uri, "--overwrite", &uri]);
+        // Nobody takes it for what it was.
+        file.command(&["pool", "destroy", "tank"]);
+        succeed(&["pool", "create", "tank", &uri]);
+        file.check();
+    }
+}
+
+#[test]
+fn engines_tell_what_is_wrong_with_pools() {
+    let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
+    let (uri, empty) = (file.uri(), PoolFile::new(POOL_BYTES));
+    let copy = empty.path().with_file_name("copy.img");
+    std::fs::copy(file.path(), &copy).expect("copied");
+    let copy = format!("uring://{}?block=4096", copy.display());
+    for (arguments, parts) in [
+        (
+            &["--pool", &empty.uri(), "pool://tank/db"][..],
+            &[empty.path().to_str().expect("UTF-8"), "holds no pool"][..],
+        ),
+        (
+            &["--pool", &uri, "pool://pond/db"],
+            &["no pool \"pond\"", "there is tank"],
+        ),
+        (
+            &["--pool", &uri, "pool://tank/x"],
+            &["no volume or snapshot \"x\""],
+        ),
+        (
+            &["--pool", &uri, "pool://tank/db?size=1GiB"],
+            &["unknown parameter", "size"],
+        ),
+        (&["--pool", &uri, "pool://tank"], &["pool://POOL/VOLUME"]),
+        (
+            &["--pool", &uri, "pool://tank/db", "pool://tank/db"],
+            &["already", "namespace 1"],
+        ),
+        (
+            &["--pool", &uri, "--pool", &copy, "pool://tank/db"],
+            &["\"tank\" is open already"],
+        ),
+        (&["pool://tank/db"], &["no pool \"tank\"", "--pool"]),
+    ] {
+        let all = [&["--nvmf", "127.0.0.1:0"], arguments].concat();
+        let text = start_error(&all, 1);
+        assert_eq!(
+            text.lines().filter(|line| line.starts_with("error: ")).count(),
+            1,
+            "{text}"
+        );
+        contains(&text, parts);
+    }
+    // An engine that does not start leaves the pool in good order all the same.
+    contains(&succeed(&["pool", "import", &uri]), &["in good order"]);
+    file.check();
+}
+
+#[test]
+fn a_running_engine_does_the_same() {
+    let engine = EngineProcess::start(&[]);
+    let file = PoolFile::new(POOL_BYTES);
+    let uri = file.uri();
+    let pool = |arguments: &[&str]| engine.command("pool", arguments);
+    let volume = |arguments: &[&str]| engine.command("volume", arguments);
+    contains(&succeeded(&pool(&["list"])), &["no pools"]);
+    succeeded(&pool(&["create", "tank", &uri]));
+    // Again is what is there; under another name it is not.
+    succeeded(&pool(&["create", "tank", &uri]));
+    contains(&refused(&pool(&["create", "pond", &uri])), &["in use"]);
+    succeeded(&pool(&["import", &uri]));
+    succeeded(&volume(&["create", "tank/db", "16MiB"]));
+    succeeded(&volume(&["snapshot", "tank/db", "monday"]));
+    succeeded(&engine.namespace(&["add", "pool://tank/db"]));
+    succeeded(&engine.namespace(&["add", "pool://tank/monday"]));
+    contains(
+        &succeeded(&engine.namespace(&["list"])),
+        &["pool://tank/db", "none"],
+    );
+    contains(&refused(&pool(&["export", "tank"])), &["in use by db, monday"]);
+    contains(&refused(&pool(&["check", "tank"])), &["in use by"]);
+    contains(&refused(&pool(&["destroy", "tank"])), &["in use by"]);
+    contains(
+        &refused(&volume(&["delete", "tank/db"])),
+        &["in use", "namespace list"],
+    );
+    contains(&refused(&volume(&["rollback", "tank/db", "monday"])), &["in use"]);
+    succeeded(&volume(&["resize", "tank/db", "32MiB"]));
+    contains(&succeeded(&engine.namespace(&["list"])), &["32 MiB"]);
+    succeeded(&engine.namespace(&["resize", "1", "48MiB"]));
+    contains(&succeeded(&volume(&["show", "tank/db"])), &["48 MiB"]);
+    succeeded(&engine.namespace(&["remove", "1"]));
+    succeeded(&engine.namespace(&["remove", "2"]));
+    // Whoever had it open is about to leave: that is waited for.
+    succeeded(&volume(&["rollback", "tank/db", "monday"]));
+    succeeded(&volume(&["delete", "tank/monday", "--wait"]));
+    contains(&succeeded(&pool(&["check", "tank"])), &["is sound"]);
+    contains(&succeeded(&pool(&["export", "tank"])), &["exported"]);
+    contains(&refused(&volume(&["list", "tank"])), &["no pool \"tank\""]);
+    file.check();
+    succeeded(&pool(&["import", &uri]));
+    succeeded(&pool(&["destroy", "tank"]));
+    engine.stop();
+    contains(&refused(&run(&["pool", "import", &uri])), &["holds no pool"]);
+}
+
+/// The reason, and the field that a status names.
+fn details(status: &Status) -> (String, Option<String>) {
+    let info = status.get_details_error_info().expect("every error has a reason");
+    let request = status.get_details_bad_request();
+    let field = request.and_then(|request| Some(request.field_violations.first()?.field.clone()));
+    (info.reason, field)
+}
+
+#[tokio::test]
+async fn calls_name_the_field_that_is_wrong() {
+    let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
+    let engine = EngineProcess::start(&["--pool", &file.uri()]);
+    let address = engine.control().parse().expect("an address");
+    let channel = client::channel(&address).await.expect("it listens");
+    let (mut pools, mut volumes) = (PoolsClient::new(channel.clone()), VolumesClient::new(channel));
+    let tank = || "tank".to_owned();
+    let mut wrong = vec![
+        (pools.get_pool(api::GetPoolRequest::default()).await.err(), "name"),
+        (
+            pools.import_pool(api::ImportPoolRequest::default()).await.err(),
+            "devices",
+        ),
+        (
+            pools.check_pool(api::CheckPoolRequest::default()).await.err(),
+            "name",
+        ),
+        (
+            pools.export_pool(api::ExportPoolRequest::default()).await.err(),
+            "name",
+        ),
+        (
+            pools.destroy_pool(api::DestroyPoolRequest::default()).await.err(),
+            "name",
+        ),
+        (
+            volumes.get_volume(api::GetVolumeRequest::default()).await.err(),
+            "pool",
+        ),
+        (
+            volumes
+                .delete_volume(api::DeleteVolumeRequest::default())
+                .await
+                .err(),
+            "pool",
+        ),
+        (
+            volumes
+                .clone_snapshot(api::CloneSnapshotRequest::default())
+                .await
+                .err(),
+            "pool",
+        ),
+    ];
+    let list = api::ListPoolsRequest {
+        page_size: 5000,
+        ..api::ListPoolsRequest::default()
+    };
+    wrong.push((pools.list_pools(list).await.err(), "page_size"));
+    let create = api::CreatePoolRequest {
+        name: "pond".to_owned(),
+        devices: vec![file.uri()],
+        journal_bytes: Some(0),
+        ..api::CreatePoolRequest::default()
+    };
+    wrong.push((pools.create_pool(create).await.err(), "journal_bytes"));
+    let list = api::ListVolumesRequest {
+        pool: tank(),
+        page_token: "a/b".to_owned(),
+        ..api::ListVolumesRequest::default()
+    };
+    wrong.push((volumes.list_volumes(list).await.err(), "page_token"));
+    let resize = api::ResizeVolumeRequest {
+        pool: tank(),
+        name: "db".to_owned(),
+        size_bytes: 1,
+        may_drop: true,
+    };
+    wrong.push((volumes.resize_volume(resize).await.err(), "size_bytes"));
+    let changes = api::StreamChangesRequest {
+        pool: tank(),
+        name: "db".to_owned(),
+        since: None,
+        offset_bytes: 7,
+    };
+    wrong.push((volumes.stream_changes(changes).await.err(), "offset_bytes"));
+    let rename = api::RenameVolumeRequest {
+        pool: tank(),
+        name: "db".to_owned(),
+        new_name: "\n".to_owned(),
+    };
+    wrong.push((volumes.rename_volume(rename).await.err(), "new_name"));
+    for (status, field) in wrong {
+        let status = status.expect("it is refused");
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        assert_eq!(
+            details(&status),
+            ("FIELD_INVALID".to_owned(), Some(field.to_owned()))
+        );
+        assert!(status.message().starts_with(&format!("{field}: ")), "{status:?}");
+    }
+    engine.stop();
+}
+
+#[tokio::test]
+async fn long_lists_come_in_pages() {
+    let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
+    let engine = EngineProcess::start(&["--pool", &file.uri()]);
+    let address = engine.control().parse().expect("an address");
+    let mut volumes = VolumesClient::new(client::channel(&address).await.expect("it listens"));
+    let mut expected = vec!["db".to_owned()];
+    for number in 0..25 {
+        let name = format!("snapshot-{number:02}");
+        let request = api::CreateSnapshotRequest {
+            pool: "tank".to_owned(),
+            volume: "db".to_owned(),
+            name: name.clone(),
+        };
+        volumes.create_snapshot(request).await.expect("taken");
+        expected.push(name);
+    }
+    let mut names = Vec::new();
+    let mut request = api::ListVolumesRequest {
+        pool: "tank".to_owned(),
+        page_size: 10,
+        page_token: String::new(),
+    };
+    let mut pages = 0;
+    loop {
+        let page = volumes
+            .list_volumes(request.clone())
+            .await
+            .expect("a page")
+            .into_inner();
+        pages += 1;
+        names.extend(page.volumes.into_iter().map(|volume| volume.name));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!((names, pages), (expected, 3));
+    engine.stop();
+}
