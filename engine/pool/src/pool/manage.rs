@@ -355,6 +355,7 @@ impl Pool {
             let state = self.state.borrow();
             state.heads.values().filter_map(std::rc::Weak::upgrade).collect()
         };
+        heads.iter().for_each(|head| head.close());
         for head in heads {
             let hold = head.hold().await;
             self.drained.borrow_mut().push(hold);

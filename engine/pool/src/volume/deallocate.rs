@@ -18,7 +18,7 @@ impl Volume {
     /// Makes blocks read as zeros, and gives back their space.
     pub(crate) async fn deallocate_blocks(&self, block: u64, blocks: u64) -> Result<(), IoError> {
         {
-            let _change = self.head.begin_change().await;
+            let _change = self.head.begin_change().await?;
             let extent_blocks = EXTENT_BLOCKS as u64;
             let end = block + blocks;
             // The slots that are in the range as a whole.

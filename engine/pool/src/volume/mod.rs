@@ -53,6 +53,8 @@ pub(crate) struct Head {
     changes: Cell<u64>,
     /// Those who keep changes from beginning.
     holders: Cell<u32>,
+    /// No change begins any more: the pool was exported.
+    closed: Cell<bool>,
     changed: Signal,
 }
 
@@ -69,6 +71,7 @@ impl Head {
             locks: Rc::default(),
             changes: Cell::new(0),
             holders: Cell::new(0),
+            closed: Cell::new(false),
             changed: Signal::default(),
         }
     }
@@ -96,7 +99,7 @@ impl Head {
 
     /// Whether nobody keeps changes from beginning.
     fn may_change_now(&self) -> bool {
-        self.holders.get() == 0
+        self.holders.get() == 0 && !self.closed.get()
     }
 
     fn count_change(self: &Rc<Self>) -> Change {
@@ -104,13 +107,22 @@ impl Head {
         Change(self.clone())
     }
 
-    async fn begin_change(self: &Rc<Self>) -> Change {
+    /// Changes that wait for leave to begin, and later ones, fail from now on.
+    pub(crate) fn close(&self) {
+        self.closed.set(true);
+        self.changed.wake();
+    }
+
+    async fn begin_change(self: &Rc<Self>) -> Result<Change, IoError> {
         if self.holders.get() > 0 {
             self.changed
-                .until(|| (self.holders.get() == 0).then_some(()))
+                .until(|| (self.holders.get() == 0 || self.closed.get()).then_some(()))
                 .await;
         }
-        self.count_change()
+        if self.closed.get() {
+            return Err(IoError::Gone);
+        }
+        Ok(self.count_change())
     }
 }
 

@@ -62,7 +62,7 @@ impl Volume {
     ) -> Result<Reply, IoError> {
         let blocks = (from.len_bytes() / BLOCK_BYTES) as u64;
         {
-            let _change = self.head.begin_change().await;
+            let _change = self.head.begin_change().await?;
             let mut parts = parts(block, blocks);
             let (first, second) = (parts.next(), parts.next());
             match (first, second) {
