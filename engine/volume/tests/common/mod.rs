@@ -121,9 +121,10 @@ pub struct Cluster {
     pub drives: Vec<Arc<SimDrive>>,
     pub paths: Vec<Path>,
     pub store: Store,
+    pub options: MirrorOptions,
 }
 
-pub fn options() -> MirrorOptions {
+pub fn times() -> MirrorOptions {
     MirrorOptions {
         rejoin_pause: Duration::from_millis(50),
         retire_interval: Duration::from_millis(500),
@@ -174,6 +175,7 @@ impl Cluster {
             drives,
             paths,
             store,
+            options: times(),
         };
         for index in 0..replicas {
             cluster.format(index, id(index), VOLUME);
@@ -207,10 +209,10 @@ impl Cluster {
     }
 
     pub fn try_open(&self) -> Result<Mirror, OpenError> {
-        let ports = self.ports();
+        let (ports, options) = (self.ports(), self.options.clone());
         let store: Rc<dyn MembershipStore> = Rc::new(self.store.clone());
         self.world.block_on(self.reactor, async move {
-            Mirror::open(options(), store, VOLUME, &ports).await
+            Mirror::open(options, store, VOLUME, &ports).await
         })
     }
 

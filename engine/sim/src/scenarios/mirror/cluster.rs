@@ -365,10 +365,22 @@ impl Target {
             let client = async move {
                 let blocks = random.within(1..=BLOCKS / 2);
                 let start = random.below(BLOCKS - blocks);
-                let workload = Workload {
+                let mixed = Workload {
                     flushes: random.within(1..=6),
                     pause: random.duration(Duration::ZERO..=Duration::from_millis(20)),
                     ..Workload::mixed(start..start + blocks, 1)
+                };
+                // Some only read: no write keeps them from going on when the target is cut off.
+                let workload = match random.chance(0.4) {
+                    true => Workload {
+                        writes: 0,
+                        forced_writes: 0,
+                        flushes: 0,
+                        zeroes: 0,
+                        deallocates: 0,
+                        ..mixed
+                    },
+                    false => mixed,
                 };
                 for _ in 0..random.within(1..=400) {
                     match workload.run(&checked, &mut random, |error| !is_end(error)).await {

@@ -1,0 +1,274 @@
+//! Known ways in which replicated storage lost data, each played once.
+//!
+//! Those about one request are in `mirror.rs`: a device of another volume at a reused address, a stale drive
+//! alone, memory that was short, a failed flush tried again, an old target that goes on.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod common;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use common::{BLOCKS, Cluster, REGION, VOLUME, blocks, data};
+use pollux_device::{BlockDevice, BlockDeviceExt, IoError, Request};
+use pollux_sim::{Fault, Operation, PowerLoss};
+use pollux_volume::membership::{ReplicaState, SlotNumber};
+use pollux_volume::mirror::{Mirror, StopReason};
+
+fn write(cluster: &Cluster, mirror: &Mirror, block: u64, byte: u8) {
+    cluster.with(mirror, async move |device| {
+        device.write(block, data(byte), false).await.unwrap()
+    });
+}
+
+fn assert_reads(cluster: &Cluster, mirror: &Mirror, block: u64, byte: u8) {
+    let found = cluster.with(mirror, async move |device| {
+        device.read(block, data(0)).await.unwrap()[0]
+    });
+    assert_eq!(found, byte, "block {block}");
+}
+
+/// All machines stop and start again.
+fn power_cycle(cluster: &Cluster) {
+    for (index, drive) in cluster.drives.iter().enumerate() {
+        drive.power_loss(PowerLoss::LoseAll);
+        cluster.start_host(index);
+    }
+}
+
+#[test]
+fn a_clean_shutdown_does_not_forget_what_an_absent_replica_missed() {
+    let cluster = Cluster::new(1, 2);
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(true);
+    write(&cluster, &mirror, 9, 7);
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    // All intents are retired; only the missed bit is left.
+    cluster.world.run_for(Duration::from_secs(60));
+    drop(mirror);
+    power_cycle(&cluster);
+    let mirror = cluster.open();
+    drop(mirror);
+    power_cycle(&cluster);
+    cluster.paths[1].cut.set(false);
+    let mirror = cluster.open();
+    cluster.wait_in_sync(2);
+    assert_reads(&cluster, &mirror, 9, 7);
+    cluster.assert_identical(&[0, 1]);
+    assert_eq!(
+        mirror.resync_progress().copied_bytes,
+        REGION * 4096,
+        "and nothing else was copied"
+    );
+}
+
+#[test]
+fn two_of_three_are_away_for_hours_one_after_the_other_and_come_back() {
+    let cluster = Cluster::new(2, 3);
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(true);
+    write(&cluster, &mirror, 1, 1);
+    cluster.world.run_for(Duration::from_secs(3600));
+    cluster.paths[2].cut.set(true);
+    for block in 0..BLOCKS {
+        write(&cluster, &mirror, block, block as u8);
+    }
+    cluster.world.run_for(Duration::from_secs(3600));
+    cluster.paths[2].cut.set(false);
+    cluster.wait_in_sync(2);
+    write(&cluster, &mirror, 5, 99);
+    cluster.paths[1].cut.set(false);
+    cluster.wait_in_sync(3);
+    cluster.assert_identical(&[0, 1, 2]);
+    assert_eq!(cluster.peek(1, 5)[0], 99);
+}
+
+#[test]
+fn what_is_written_across_regions_under_resync_and_flushed_is_on_the_replica_that_joins() {
+    for seed in 0..8 {
+        let mut cluster = Cluster::new(seed, 2);
+        // A region takes 0.3 s.
+        cluster.options.resync_bytes_per_second = Some(100_000);
+        let mirror = cluster.open();
+        cluster.paths[1].cut.set(true);
+        for region in 0..6 {
+            write(&cluster, &mirror, region * REGION, 1);
+        }
+        cluster.paths[1].cut.set(false);
+        let span = Duration::from_millis(200 * seed);
+        cluster.world.run_for(span);
+        for border in 1..6 {
+            cluster.with(&mirror, async move |device| {
+                device
+                    .write(border * REGION - 1, blocks(50 + border as u8, 2), false)
+                    .await
+                    .unwrap();
+                device.flush().await.unwrap();
+                device.write(border * REGION + 3, data(90), true).await.unwrap();
+            });
+        }
+        cluster.wait_in_sync(2);
+        cluster.with(&mirror, async |device| device.flush().await.unwrap());
+        drop(mirror);
+        // The first one is gone for good, and the second loses its power.
+        cluster.drives[1].power_loss(PowerLoss::LoseAll);
+        cluster.start_host(1);
+        cluster.paths[0].cut.set(true);
+        let mirror = cluster.open();
+        for border in 1..6 {
+            assert_reads(&cluster, &mirror, border * REGION - 1, 50 + border as u8);
+            assert_reads(&cluster, &mirror, border * REGION, 50 + border as u8);
+            assert_reads(&cluster, &mirror, border * REGION + 3, 90);
+        }
+    }
+}
+
+#[test]
+fn a_replica_that_goes_in_the_middle_of_a_rebuild_and_loses_its_cache_misses_what_was_not_flushed() {
+    for moment in 0..12 {
+        let mut cluster = Cluster::new(moment, 2);
+        cluster.options.resync_bytes_per_second = Some(200_000);
+        let mirror = cluster.open();
+        cluster.paths[1].cut.set(true);
+        for region in 0..BLOCKS / REGION {
+            write(&cluster, &mirror, region * REGION + 1, 7);
+        }
+        cluster.paths[1].cut.set(false);
+        cluster.world.run_for(Duration::from_millis(250 * moment));
+        write(&cluster, &mirror, 2, 8);
+        cluster.drives[1].power_loss(PowerLoss::LoseAll);
+        cluster.start_host(1);
+        write(&cluster, &mirror, 3, 9);
+        // Also the target goes, and another one takes up what is left.
+        drop(mirror);
+        let mirror = cluster.open();
+        cluster.wait_in_sync(2);
+        cluster.with(&mirror, async |device| device.flush().await.unwrap());
+        cluster.assert_identical(&[0, 1]);
+    }
+}
+
+#[test]
+fn a_source_that_goes_in_the_middle_of_a_rebuild_does_not_leave_a_half_copied_replica_in_its_place() {
+    let mut cluster = Cluster::new(5, 2);
+    let slot = SlotNumber::new(1).unwrap();
+    let record = cluster.store.inner.get(VOLUME).unwrap().next();
+    cluster
+        .store
+        .inner
+        .swap(record.with_state(slot, ReplicaState::Empty))
+        .unwrap();
+    cluster.options.resync_bytes_per_second = Some(50_000);
+    let mirror = cluster.open();
+    write(&cluster, &mirror, 100, 7);
+    cluster.world.run_for(Duration::from_secs(2));
+    assert!(mirror.resync_progress().copied_bytes > 0);
+    drop(mirror);
+    cluster.paths[0].cut.set(true);
+    assert!(cluster.try_open().is_err(), "the half-copied one alone");
+    cluster.paths[0].cut.set(false);
+    let mirror = cluster.open();
+    cluster.wait_in_sync(2);
+    cluster.assert_identical(&[0, 1]);
+    assert_reads(&cluster, &mirror, 100, 7);
+}
+
+#[test]
+fn a_write_that_reached_one_replica_only_is_on_all_or_none_after_a_takeover() {
+    for delayed in 0..3 {
+        let cluster = Cluster::new(20 + delayed as u64, 3);
+        let mirror = cluster.open();
+        write(&cluster, &mirror, 9, 1);
+        let span = Duration::from_secs(1);
+        cluster.drives[delayed].fail_nth(Operation::Write, 1, Fault::Delay(span));
+        let device = mirror.device();
+        let hanging = cluster.world.spawn(
+            cluster.reactor,
+            async move { device.write(9, data(2), false).await },
+        );
+        cluster.world.run_for(Duration::from_millis(100));
+        assert!(!hanging.is_ended());
+        drop(mirror);
+        let mirror = cluster.open();
+        cluster.assert_identical(&[0, 1, 2]);
+        let first = cluster.peek(0, 9)[0];
+        assert_reads(&cluster, &mirror, 9, first);
+        cluster.world.run_for(Duration::from_secs(60));
+        assert_reads(&cluster, &mirror, 9, first);
+    }
+}
+
+#[test]
+fn a_late_request_of_an_old_session_does_not_land_after_the_resync() {
+    let cluster = Cluster::new(30, 2);
+    let mirror = cluster.open();
+    write(&cluster, &mirror, 9, 1);
+    // The second replica takes ten seconds for a write, and is given up after five.
+    cluster.drives[1].fail_nth(Operation::Write, 1, Fault::Delay(Duration::from_secs(10)));
+    write(&cluster, &mirror, 9, 2);
+    assert_eq!(cluster.in_sync(), 1);
+    write(&cluster, &mirror, 9, 3);
+    cluster.wait_in_sync(2);
+    write(&cluster, &mirror, 9, 4);
+    cluster.world.run_for(Duration::from_secs(60));
+    cluster.assert_identical(&[0, 1]);
+    assert_eq!(cluster.peek(1, 9)[0], 4);
+}
+
+#[test]
+fn an_old_target_that_reaches_one_replica_writes_nothing_that_stays() {
+    let cluster = Cluster::new(31, 2);
+    let old = cluster.open();
+    // The intent of the region stays for a while.
+    write(&cluster, &old, 9, 1);
+    cluster.paths[0].cut.set(true);
+    let new = cluster.open();
+    cluster.paths[0].cut.set(false);
+    // The old one still has a session of replica 0, which promised nobody else.
+    let device: Rc<dyn BlockDevice> = old.device();
+    let ghost = cluster.world.block_on(
+        cluster.reactor,
+        async move { device.write(10, data(66), false).await },
+    );
+    assert_eq!(ghost, Err(IoError::Fenced));
+    assert_eq!(old.stopped(), Some(StopReason::Superseded));
+    cluster.wait_in_sync(2);
+    cluster.assert_identical(&[0, 1]);
+    assert_reads(&cluster, &new, 10, 0);
+}
+
+#[test]
+fn of_the_replicas_that_promise_the_one_that_kept_its_cache_is_the_source() {
+    let cluster = Cluster::new(32, 2);
+    let mirror = cluster.open();
+    write(&cluster, &mirror, 9, 7);
+    drop(mirror);
+    // Acknowledged, not flushed; the local one loses it, the other one has it.
+    cluster.drives[0].power_loss(PowerLoss::LoseAll);
+    cluster.start_host(0);
+    let mirror = cluster.open();
+    assert_reads(&cluster, &mirror, 9, 7);
+    cluster.assert_identical(&[0, 1]);
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_ended_all_the_same() {
+    let cluster = Cluster::new(33, 2);
+    let mirror = cluster.open();
+    for block in 0..40 {
+        cluster.with(&mirror, async move |device| {
+            drop(device.submit(Request::Write {
+                block,
+                from: data(5).into(),
+                force_unit_access: false,
+            }));
+        });
+    }
+    cluster.world.run_for(Duration::from_secs(1));
+    cluster.assert_identical(&[0, 1]);
+    cluster.with(&mirror, async |device| {
+        device.write(3, data(6), false).await.unwrap()
+    });
+    assert_reads(&cluster, &mirror, 3, 6);
+}
