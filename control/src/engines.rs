@@ -1,9 +1,25 @@
-//! How engines are asked and told.
+//! How engines are asked and told: by a trait, so that tests have engines in memory, and by gRPC.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use pollux_api::control::v1::{EngineReport, engine_command::Command};
+use pollux_api::control::v1::agent_client::AgentClient;
+use pollux_api::control::v1::{
+    EngineCommand, EngineReport, ExecuteRequest, GetReportRequest, engine_command::Command,
+};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Status};
+
+/// How long connecting to an engine may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a command may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest report: about 20,000 replicas.
+const REPORT_BYTES_MAX: usize = 16 << 20;
 
 /// An engine, and where it is called.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,4 +73,95 @@ pub trait EngineClient: Send + Sync + fmt::Debug + 'static {
     ///
     /// [`EngineError::Unreachable`].
     async fn report(&self, engine: &EngineAddress) -> Result<Arc<EngineReport>, EngineError>;
+}
+
+/// Engines by gRPC: each serves `pollux.control.v1.Agent` at its address.
+#[derive(Debug, Default)]
+pub struct GrpcEngines {
+    /// How they are trusted, and the control plane by them; none on one machine.
+    tls: Option<ClientTlsConfig>,
+    /// Connections, by address. They connect when they are used, and again when they broke.
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+impl GrpcEngines {
+    /// Engines that are called with these certificates, or without.
+    pub fn new(tls: Option<ClientTlsConfig>) -> Self {
+        Self {
+            tls,
+            channels: Mutex::default(),
+        }
+    }
+
+    fn client(&self, engine: &EngineAddress) -> Result<AgentClient<Channel>, EngineError> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = match channels.get(&engine.address) {
+            Some(channel) => channel.clone(),
+            None => {
+                let channel = self.connect(engine)?;
+                channels.insert(engine.address.clone(), channel.clone());
+                channel
+            }
+        };
+        Ok(AgentClient::new(channel).max_decoding_message_size(REPORT_BYTES_MAX))
+    }
+
+    fn connect(&self, engine: &EngineAddress) -> Result<Channel, EngineError> {
+        let unreachable = |error: tonic::transport::Error| EngineError::Unreachable {
+            node: engine.node.clone(),
+            reason: error.to_string(),
+        };
+        let is_socket = engine.address.starts_with("unix:");
+        let uri = match (is_socket, &self.tls) {
+            (true, _) => engine.address.clone(),
+            (false, Some(_)) => format!("https://{}", engine.address),
+            (false, None) => format!("http://{}", engine.address),
+        };
+        let mut endpoint = Endpoint::from_shared(uri)
+            .map_err(unreachable)?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(CALL_TIMEOUT);
+        if let Some(tls) = self.tls.clone().filter(|_| !is_socket) {
+            endpoint = endpoint.tls_config(tls).map_err(unreachable)?;
+        }
+        Ok(endpoint.connect_lazy())
+    }
+}
+
+fn failed(engine: &EngineAddress, status: &Status) -> EngineError {
+    let node = engine.node.clone();
+    let reason = status.message().to_owned();
+    match status.code() {
+        Code::FailedPrecondition => EngineError::TermStale { node },
+        Code::Unimplemented => EngineError::Unreachable {
+            node,
+            reason: "it is of a version that takes no commands of a control plane".to_owned(),
+        },
+        Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::ResourceExhausted => {
+            EngineError::Refused { node, reason }
+        }
+        _ => EngineError::Unreachable { node, reason },
+    }
+}
+
+#[tonic::async_trait]
+impl EngineClient for GrpcEngines {
+    async fn execute(&self, engine: &EngineAddress, term: u64, command: Command) -> Result<(), EngineError> {
+        let request = ExecuteRequest {
+            term,
+            command: Some(EngineCommand {
+                command: Some(command),
+            }),
+        };
+        let done = self.client(engine)?.execute(request).await;
+        done.map(drop).map_err(|status| failed(engine, &status))
+    }
+
+    async fn report(&self, engine: &EngineAddress) -> Result<Arc<EngineReport>, EngineError> {
+        let report = self.client(engine)?.get_report(GetReportRequest {}).await;
+        match report {
+            Ok(report) => Ok(Arc::new(report.into_inner())),
+            Err(status) => Err(failed(engine, &status)),
+        }
+    }
 }

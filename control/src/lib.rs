@@ -3,7 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod controller;
+pub mod daemon;
 pub mod engines;
 pub mod model;
 pub mod placement;

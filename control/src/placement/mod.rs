@@ -23,6 +23,7 @@ mod tests;
 use pollux_api::control::v1::{Domain, PlacementPolicy};
 
 pub use explain::explain;
+pub(crate) use explain::media_name;
 pub use fleet::{Closed, Fleet, PlacementLimits, Site, SiteId};
 pub use rules::Rejection;
 

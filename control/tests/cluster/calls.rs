@@ -76,6 +76,25 @@ impl Server {
         VolumesClient::new(self.channel.clone())
     }
 
+    /// Waits until that many pools can be used.
+    async fn until_online(&self, count: usize) {
+        loop {
+            let request = ListPoolsRequest::default();
+            let pools = PoolsClient::new(self.channel.clone())
+                .list_pools(request)
+                .await
+                .expect("pools");
+            let pools = pools.into_inner().pools;
+            let states = pools
+                .iter()
+                .filter_map(|pool| Some(pool.status.as_ref()?.state()));
+            if states.filter(|state| *state == PoolState::Online).count() == count {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
     async fn add_node(&self, name: &str) {
         let spec = NodeSpec {
             address: format!("{name}:4430"),
@@ -572,6 +591,7 @@ async fn templates_tell_what_they_would_move() {
     for node in ["a", "b", "c"] {
         server.add_node(node).await;
     }
+    server.until_online(3).await;
     let mut templates = TemplatesClient::new(server.channel.clone());
     let template = |replicas| {
         let policy = VolumePolicy {

@@ -3,5 +3,7 @@
 mod calls;
 mod common;
 mod killed;
+mod programs;
 mod reconcile;
 mod scale;
+mod trust;

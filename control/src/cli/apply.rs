@@ -1,0 +1,180 @@
+//! `pollux apply`: nodes, pools, groups and templates from one file; first the difference, then the deed.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use pollux_api::control::v1::{Group, Node, Pool, Template};
+use serde::Deserialize;
+use tonic::Code;
+use tonic::transport::Channel;
+
+use crate::model::{Record, Validate};
+
+use super::connection::{CommandError, read};
+use super::resource::Changed;
+
+/// `apply`.
+#[derive(Debug, Args)]
+pub(super) struct ApplyArguments {
+    /// The file, in YAML or JSON: lists `nodes`, `pools`, `groups` and `templates`.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+
+    /// Only tell what would be done.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What a file holds. What is not in it stays as it is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Topology {
+    nodes: Vec<Node>,
+    templates: Vec<Template>,
+    groups: Vec<Group>,
+    pools: Vec<Pool>,
+}
+
+/// Fields that can be changed, and how they look: those that differ are updated.
+trait Comparable: Changed + Validate {
+    fn fields(&self) -> Vec<(&'static str, String)>;
+}
+
+fn shown<T: std::fmt::Debug>(value: &T) -> String {
+    format!("{value:?}")
+}
+
+impl Comparable for Node {
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let spec = self.spec.clone().unwrap_or_default();
+        vec![
+            ("spec.address", shown(&spec.address)),
+            ("spec.zone", shown(&spec.zone)),
+            ("spec.rack", shown(&spec.rack)),
+            ("spec.cordoned", shown(&spec.cordoned)),
+            ("spec.drained", shown(&spec.drained)),
+            ("metadata.labels", shown(&self.meta().labels)),
+        ]
+    }
+}
+
+impl Comparable for Pool {
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let spec = self.spec.clone().unwrap_or_default();
+        vec![
+            // The control plane refuses these two, by name.
+            ("spec.node", shown(&spec.node)),
+            ("spec.devices", shown(&spec.devices)),
+            ("spec.cordoned", shown(&spec.cordoned)),
+            ("spec.drained", shown(&spec.drained)),
+            ("metadata.labels", shown(&self.meta().labels)),
+        ]
+    }
+}
+
+impl Comparable for Template {
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let policy = self.spec.clone().and_then(|spec| spec.policy);
+        vec![
+            ("spec.policy", shown(&policy)),
+            ("metadata.labels", shown(&self.meta().labels)),
+        ]
+    }
+}
+
+impl Comparable for Group {
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let schedule = self.spec.as_ref().and_then(|spec| spec.schedule);
+        vec![
+            ("spec.schedule", shown(&schedule)),
+            ("metadata.labels", shown(&self.meta().labels)),
+        ]
+    }
+}
+
+/// One thing that is to be done.
+enum Deed<R> {
+    Create(R),
+    Update(R, Vec<String>),
+}
+
+/// Tells what differs, and returns what is to be done about it.
+async fn compare<R: Comparable>(
+    channel: &Channel,
+    wanted: Vec<R>,
+    into: &mut impl Write,
+) -> Result<Vec<Deed<R>>, CommandError> {
+    let mut deeds = Vec::new();
+    for record in wanted {
+        if let Some(error) = record.field_errors().first() {
+            let text = format!("{}: {} {}", record.subject(), error.field, error.description);
+            return Err(CommandError::Refused(text));
+        }
+        match R::get(channel.clone(), record.name().to_owned()).await {
+            Ok(present) => {
+                let mut paths = Vec::new();
+                for ((path, is), (_, wanted)) in present.fields().into_iter().zip(record.fields()) {
+                    if is != wanted {
+                        writeln!(into, "~ {}: {path} {is} -> {wanted}", record.subject())?;
+                        paths.push(path.to_owned());
+                    }
+                }
+                if !paths.is_empty() {
+                    deeds.push(Deed::Update(record, paths));
+                }
+            }
+            Err(status) if status.code() == Code::NotFound => {
+                writeln!(into, "+ {}", record.subject())?;
+                deeds.push(Deed::Create(record));
+            }
+            Err(status) => return Err(status.into()),
+        }
+    }
+    Ok(deeds)
+}
+
+async fn perform<R: Comparable>(channel: &Channel, deeds: Vec<Deed<R>>) -> Result<(), CommandError> {
+    for deed in deeds {
+        match deed {
+            Deed::Create(record) => R::create(channel.clone(), record).await?,
+            Deed::Update(record, paths) => R::update(channel.clone(), record, paths).await?,
+        };
+    }
+    Ok(())
+}
+
+/// Compares, tells, and does it.
+pub(super) async fn apply(
+    channel: &Channel,
+    arguments: &ApplyArguments,
+    into: &mut impl Write,
+) -> Result<(), CommandError> {
+    let text = read(&arguments.file)?;
+    let wrong = |reason: String| CommandError::File {
+        path: arguments.file.clone(),
+        reason,
+    };
+    let text = String::from_utf8(text).map_err(|_| wrong("is not UTF-8".to_owned()))?;
+    let topology: Topology = serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    // All is compared before anything is done.
+    let nodes = compare(channel, topology.nodes, into).await?;
+    let templates = compare(channel, topology.templates, into).await?;
+    let groups = compare(channel, topology.groups, into).await?;
+    let pools = compare(channel, topology.pools, into).await?;
+    let count = nodes.len() + templates.len() + groups.len() + pools.len();
+    if count == 0 {
+        writeln!(into, "all is as the file says")?;
+        return Ok(());
+    }
+    if arguments.dry_run {
+        writeln!(into, "{count} changes, none of them made")?;
+        return Ok(());
+    }
+    perform(channel, nodes).await?;
+    perform(channel, templates).await?;
+    perform(channel, groups).await?;
+    perform(channel, pools).await?;
+    writeln!(into, "{count} changes made")?;
+    Ok(())
+}

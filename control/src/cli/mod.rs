@@ -1,0 +1,382 @@
+//! `pollux`: what people ask of the control plane.
+
+mod apply;
+mod certificates;
+mod connection;
+mod output;
+mod resource;
+mod run;
+mod size;
+mod wait;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use connection::CommandError;
+pub use output::Output;
+pub use size::Size;
+
+/// Nodes, pools, volumes and what is made of them.
+#[derive(Debug, Parser)]
+#[command(name = "pollux", version, arg_required_else_help = true, max_term_width = 110)]
+pub struct Cli {
+    /// Where the control plane is.
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:4440"
+    )]
+    control: String,
+
+    /// A directory with own.pem, own.key and authority.pem, as `pollux cert issue` makes it.
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    certificates: Option<PathBuf>,
+
+    /// How answers are told.
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    output: Output,
+
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Machines with an engine.
+    Node {
+        #[command(subcommand)]
+        verb: NodeVerb,
+    },
+    /// The drives of a node that hold replicas.
+    Pool {
+        #[command(subcommand)]
+        verb: PoolVerb,
+    },
+    /// What hosts use.
+    Volume {
+        #[command(subcommand)]
+        verb: VolumeVerb,
+    },
+    /// What volumes were at one instant.
+    Snapshot {
+        #[command(subcommand)]
+        verb: SnapshotVerb,
+    },
+    /// Volumes that belong together, and when their snapshots are taken.
+    Group {
+        #[command(subcommand)]
+        verb: GroupVerb,
+    },
+    /// How volumes keep their data.
+    Template {
+        #[command(subcommand)]
+        verb: TemplateVerb,
+    },
+    /// What happened, and why.
+    Event {
+        #[command(subcommand)]
+        verb: ListVerb,
+    },
+    /// Tell where a volume would go, and why not elsewhere.
+    Plan(VolumeArguments),
+    /// Create or change nodes, pools, groups and templates from a file; tells the difference first.
+    Apply(apply::ApplyArguments),
+    /// Make certificates of a private authority.
+    Cert {
+        #[command(subcommand)]
+        command: certificates::CertificateCommand,
+    },
+    /// Print the completion for a shell.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a directory.
+    Man {
+        /// The directory.
+        directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ListArguments {
+    /// Go on and tell changes as they happen.
+    #[arg(short, long)]
+    watch: bool,
+}
+
+#[derive(Debug, Args)]
+struct NameArguments {
+    /// Its name.
+    name: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum ListVerb {
+    /// List all.
+    List(ListArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeVerb {
+    /// List all.
+    List(ListArguments),
+    /// Tell all about one.
+    Get(NameArguments),
+    /// Add a machine.
+    Create {
+        /// Its name.
+        name: String,
+        /// Where its engine is called, as HOST:PORT or unix:/PATH.
+        #[arg(long)]
+        address: String,
+        /// The zone it stands in.
+        #[arg(long, default_value = "")]
+        zone: String,
+        /// The rack it stands in.
+        #[arg(long, default_value = "")]
+        rack: String,
+        /// Labels, as KEY=VALUE.
+        #[arg(long, value_name = "KEY=VALUE", value_parser = run::label)]
+        label: Vec<(String, String)>,
+    },
+    /// Let nothing new go there.
+    Cordon(NameArguments),
+    /// Let new things go there again.
+    Uncordon(NameArguments),
+    /// Let all that is there go elsewhere.
+    Drain(NameArguments),
+    /// Let things stay again.
+    Undrain(NameArguments),
+    /// Forget it.
+    Delete(NameArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum PoolVerb {
+    /// List all.
+    List(ListArguments),
+    /// Tell all about one.
+    Get(NameArguments),
+    /// Make a pool of drives. What is on them is lost.
+    Create {
+        /// Its name.
+        name: String,
+        /// The node it is on.
+        #[arg(long)]
+        node: String,
+        /// The URIs of its devices.
+        #[arg(long = "device", value_name = "URI", required = true)]
+        devices: Vec<String>,
+        /// What its data is on.
+        #[arg(long, value_enum)]
+        media: Option<Media>,
+        /// Labels, as KEY=VALUE.
+        #[arg(long, value_name = "KEY=VALUE", value_parser = run::label)]
+        label: Vec<(String, String)>,
+    },
+    /// Let nothing new go there.
+    Cordon(NameArguments),
+    /// Let new things go there again.
+    Uncordon(NameArguments),
+    /// Let all that is there go elsewhere.
+    Drain(NameArguments),
+    /// Let things stay again.
+    Undrain(NameArguments),
+    /// Take it apart, once nothing is on it.
+    Delete(NameArguments),
+}
+
+/// What data is on.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Media {
+    Nvme,
+    Ssd,
+    Hdd,
+    Scratch,
+}
+
+#[derive(Debug, Args)]
+struct VolumeArguments {
+    /// Its name.
+    name: String,
+    /// Its size, such as 10GiB.
+    #[arg(long)]
+    size: Size,
+    /// Copies of the data.
+    #[arg(long, value_name = "N")]
+    replicas: Option<u32>,
+    /// The template that it follows.
+    #[arg(long, default_value = "")]
+    template: String,
+    /// The group that it is in.
+    #[arg(long, default_value = "")]
+    group: String,
+    /// The snapshot that it begins as a copy of.
+    #[arg(long, value_name = "SNAPSHOT", default_value = "")]
+    source: String,
+    /// Labels, as KEY=VALUE.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = run::label)]
+    label: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+struct WaitArguments {
+    /// Wait until it is done.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum VolumeVerb {
+    /// List all.
+    List(ListArguments),
+    /// Tell all about one.
+    Get(NameArguments),
+    /// Make one.
+    Create {
+        #[command(flatten)]
+        volume: VolumeArguments,
+        #[command(flatten)]
+        wait: WaitArguments,
+    },
+    /// Let it grow.
+    Resize {
+        /// Its name.
+        name: String,
+        /// The new size, such as 20GiB.
+        #[arg(long)]
+        size: Size,
+    },
+    /// Let a host use it, and tell how to reach it.
+    Publish {
+        /// Its name.
+        name: String,
+        /// The NVMe qualified name of the host.
+        #[arg(long, value_name = "NQN")]
+        host: String,
+        /// Let the host read only.
+        #[arg(long)]
+        read_only: bool,
+        #[command(flatten)]
+        wait: WaitArguments,
+    },
+    /// Let a host use it no more; without --host, any.
+    Unpublish {
+        /// Its name.
+        name: String,
+        /// The NVMe qualified name of the host.
+        #[arg(long, value_name = "NQN")]
+        host: Option<String>,
+    },
+    /// Delete it and its data.
+    Delete(NameArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum SnapshotVerb {
+    /// List all.
+    List(ListArguments),
+    /// Tell all about one.
+    Get(NameArguments),
+    /// Take one.
+    Create {
+        /// Its name.
+        name: String,
+        /// The volume.
+        #[arg(long)]
+        volume: String,
+    },
+    /// Delete it.
+    Delete(NameArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum GroupVerb {
+    /// List all.
+    List(ListArguments),
+    /// Tell all about one.
+    Get(NameArguments),
+    /// Make one.
+    Create {
+        /// Its name.
+        name: String,
+        /// Take snapshots every so many seconds.
+        #[arg(long, value_name = "SECONDS", requires = "keep")]
+        every: Option<u64>,
+        /// Keep so many of them.
+        #[arg(long, value_name = "N", requires = "every")]
+        keep: Option<u32>,
+    },
+    /// Delete it.
+    Delete(NameArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum TemplateVerb {
+    /// List all.
+    List(ListArguments),
+    /// Tell all about one.
+    Get(NameArguments),
+    /// Make one; with rules for placement, use `pollux apply`.
+    Create {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        policy: PolicyArguments,
+    },
+    /// Change it, and with it the volumes that follow it.
+    Set {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        policy: PolicyArguments,
+        /// Only tell what would move.
+        #[arg(long)]
+        preview: bool,
+    },
+    /// Delete it.
+    Delete(NameArguments),
+}
+
+#[derive(Debug, Args)]
+struct PolicyArguments {
+    /// Copies of the data.
+    #[arg(long, value_name = "N")]
+    replicas: Option<u32>,
+    /// With fewer in-sync copies no write is acknowledged.
+    #[arg(long, value_name = "N")]
+    min_in_sync: Option<u32>,
+    /// Requests in a second.
+    #[arg(long, value_name = "N")]
+    iops: Option<u64>,
+}
+
+/// Does what the command line says.
+pub fn run(cli: Cli) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(run::run(cli, &mut io::stdout())),
+        Err(error) => Err(error.into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let (red, plain) = match io::stderr().is_terminal() {
+                true => ("\x1b[1;31m", "\x1b[0m"),
+                false => ("", ""),
+            };
+            // There is nobody to tell that nobody can be told.
+            let _ = writeln!(io::stderr(), "{red}error:{plain} {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Answers as tables for people, and as JSON or YAML for machines.
+
+use std::io::Write;
+
+use pollux_api::control::v1::{
+    Event, Group, MediaClass, Node, NodeState, Pool, PoolState, ReplicaState, Severity, Snapshot,
+    SnapshotState, Template, Volume, VolumeState,
+};
+use serde::Serialize;
+
+use crate::model::Record;
+use crate::placement::media_name;
+
+use super::connection::CommandError;
+use super::size::Size;
+
+/// How answers are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Output {
+    /// A table.
+    #[default]
+    Table,
+    /// A table with more columns.
+    Wide,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// What tables tell of a record.
+pub(super) trait Row: Record + Serialize {
+    /// The names of the columns; those after `NARROW` are for wide tables.
+    const COLUMNS: &'static [&'static str];
+    /// Columns of a narrow table.
+    const NARROW: usize;
+
+    /// What is in the columns.
+    fn row(&self) -> Vec<String>;
+}
+
+/// The part of a name in capitals that tells something: `NODE_STATE_ONLINE` is `online`.
+fn short(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix)
+        .unwrap_or(name)
+        .to_lowercase()
+        .replace('_', " ")
+}
+
+fn flags(pairs: &[(bool, &str)]) -> String {
+    let set: Vec<&str> = pairs
+        .iter()
+        .filter(|(set, _)| *set)
+        .map(|(_, name)| *name)
+        .collect();
+    set.join(", ")
+}
+
+impl Row for Node {
+    const COLUMNS: &'static [&'static str] = &[
+        "NAME",
+        "STATE",
+        "ZONE",
+        "RACK",
+        "FLAGS",
+        "ADDRESS",
+        "VERSION",
+        "LISTENERS",
+    ];
+    const NARROW: usize = 5;
+
+    fn row(&self) -> Vec<String> {
+        let spec = self.spec.clone().unwrap_or_default();
+        let status = self.status.clone().unwrap_or_default();
+        let state = match status.state() {
+            NodeState::Unspecified => "never heard from".to_owned(),
+            state => short(state.as_str_name(), "NODE_STATE_"),
+        };
+        vec![
+            self.name().to_owned(),
+            state,
+            spec.zone,
+            spec.rack,
+            flags(&[
+                (spec.cordoned, "cordoned"),
+                (spec.drained, "drained"),
+                (status.empty, "empty"),
+            ]),
+            spec.address,
+            status.version,
+            status.nvmf_listeners.join(" "),
+        ]
+    }
+}
+
+impl Row for Pool {
+    const COLUMNS: &'static [&'static str] = &[
+        "NAME",
+        "STATE",
+        "NODE",
+        "CAPACITY",
+        "USED",
+        "REPLICAS",
+        "FLAGS",
+        "MEDIA",
+        "GIVEN OUT",
+        "MESSAGE",
+    ];
+    const NARROW: usize = 7;
+
+    fn row(&self) -> Vec<String> {
+        let spec = self.spec.clone().unwrap_or_default();
+        let status = self.status.clone().unwrap_or_default();
+        let state = match status.state() {
+            PoolState::Unspecified => "being made".to_owned(),
+            state => short(state.as_str_name(), "POOL_STATE_"),
+        };
+        let media = match spec.media() {
+            MediaClass::Unspecified => String::new(),
+            media => media_name(media).to_owned(),
+        };
+        vec![
+            self.name().to_owned(),
+            state,
+            spec.node,
+            Size(status.capacity_bytes).to_string(),
+            Size(status.used_bytes).to_string(),
+            status.replicas.to_string(),
+            flags(&[(spec.cordoned, "cordoned"), (spec.drained, "drained")]),
+            media,
+            Size(status.provisioned_bytes).to_string(),
+            status.message,
+        ]
+    }
+}
+
+impl Row for Volume {
+    const COLUMNS: &'static [&'static str] = &[
+        "NAME", "STATE", "SIZE", "REPLICAS", "TARGET", "HOSTS", "MESSAGE", "TEMPLATE", "EPOCH", "WHERE",
+    ];
+    const NARROW: usize = 7;
+
+    fn row(&self) -> Vec<String> {
+        let spec = self.spec.clone().unwrap_or_default();
+        let status = self.status.clone().unwrap_or_default();
+        let state = match self.is_deleting() {
+            true => VolumeState::Deleting,
+            false => status.state(),
+        };
+        let in_sync = status
+            .replicas
+            .iter()
+            .filter(|replica| replica.state() == ReplicaState::InSync)
+            .count();
+        let places = status.replicas.iter().map(|replica| {
+            let state = short(replica.state().as_str_name(), "REPLICA_STATE_");
+            format!("{} ({state})", replica.pool)
+        });
+        vec![
+            self.name().to_owned(),
+            short(state.as_str_name(), "VOLUME_STATE_"),
+            Size(spec.size_bytes).to_string(),
+            format!("{in_sync}/{}", status.replicas.len()),
+            status.target_node,
+            spec.hosts.len().to_string(),
+            status.message,
+            spec.template,
+            status.epoch.to_string(),
+            places.collect::<Vec<_>>().join(", "),
+        ]
+    }
+}
+
+impl Row for Snapshot {
+    const COLUMNS: &'static [&'static str] = &["NAME", "STATE", "VOLUME", "SIZE", "UID"];
+    const NARROW: usize = 4;
+
+    fn row(&self) -> Vec<String> {
+        let status = self.status.clone().unwrap_or_default();
+        let state = match self.is_deleting() {
+            true => SnapshotState::Deleting,
+            false => status.state(),
+        };
+        vec![
+            self.name().to_owned(),
+            short(state.as_str_name(), "SNAPSHOT_STATE_"),
+            self.spec.clone().unwrap_or_default().volume,
+            Size(status.size_bytes).to_string(),
+            self.meta().uid.clone(),
+        ]
+    }
+}
+
+impl Row for Group {
+    const COLUMNS: &'static [&'static str] = &["NAME", "EVERY", "KEPT", "LAST"];
+    const NARROW: usize = 4;
+
+    fn row(&self) -> Vec<String> {
+        let schedule = self.spec.as_ref().and_then(|spec| spec.schedule);
+        let last = self
+            .status
+            .as_ref()
+            .and_then(|status| status.last_snapshot_unix_us);
+        vec![
+            self.name().to_owned(),
+            schedule.map_or_else(String::new, |schedule| {
+                format!("{}s", schedule.interval_us / 1_000_000)
+            }),
+            schedule.map_or_else(String::new, |schedule| schedule.kept_max.to_string()),
+            last.map_or_else(String::new, time),
+        ]
+    }
+}
+
+impl Row for Template {
+    const COLUMNS: &'static [&'static str] = &["NAME", "REPLICAS", "MIN IN SYNC", "IOPS"];
+    const NARROW: usize = 4;
+
+    fn row(&self) -> Vec<String> {
+        let policy = self.spec.clone().and_then(|spec| spec.policy).unwrap_or_default();
+        let number = |number: Option<u32>| number.map_or_else(String::new, |number| number.to_string());
+        let iops = policy.qos.and_then(|qos| qos.iops_max);
+        vec![
+            self.name().to_owned(),
+            number(policy.replicas),
+            number(policy.min_in_sync),
+            iops.map_or_else(|| "any".to_owned(), |iops| iops.to_string()),
+        ]
+    }
+}
+
+impl Row for Event {
+    const COLUMNS: &'static [&'static str] = &["TIME", "SEVERITY", "SUBJECT", "MESSAGE"];
+    const NARROW: usize = 4;
+
+    fn row(&self) -> Vec<String> {
+        let severity = match self.severity() {
+            Severity::Unspecified => String::new(),
+            severity => short(severity.as_str_name(), "SEVERITY_"),
+        };
+        vec![
+            time(self.unix_us),
+            severity,
+            self.subject.clone(),
+            self.message.clone(),
+        ]
+    }
+}
+
+/// A time in UTC, to the second.
+fn time(unix_us: u64) -> String {
+    let seconds = i64::try_from(unix_us / 1_000_000).unwrap_or(i64::MAX);
+    match time::OffsetDateTime::from_unix_timestamp(seconds) {
+        Ok(at) => format!(
+            "{}-{:02}-{:02} {:02}:{:02}:{:02}",
+            at.year(),
+            u8::from(at.month()),
+            at.day(),
+            at.hour(),
+            at.minute(),
+            at.second()
+        ),
+        Err(_) => unix_us.to_string(),
+    }
+}
+
+/// Writes lines of cells in columns as wide as what is in them.
+pub(super) fn table(
+    names: &[&str],
+    rows: Vec<Vec<String>>,
+    into: &mut impl Write,
+) -> Result<(), CommandError> {
+    let mut lines = vec![names.iter().map(ToString::to_string).collect::<Vec<String>>()];
+    lines.extend(rows);
+    let width = |column: usize| {
+        let cells = lines.iter().filter_map(|line| line.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..names.len()).map(width).collect();
+    for line in &lines {
+        let cells = line
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        let text = cells.collect::<Vec<_>>().join("  ");
+        writeln!(into, "{}", text.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Writes anything that can be serialized.
+pub(super) fn serialized<T: Serialize>(
+    value: &T,
+    output: Output,
+    into: &mut impl Write,
+) -> Result<(), CommandError> {
+    match output {
+        Output::Yaml => {
+            let text =
+                serde_saphyr::to_string(value).map_err(|error| CommandError::Print(error.to_string()))?;
+            write!(into, "{text}")?;
+        }
+        Output::Json | Output::Table | Output::Wide => {
+            serde_json::to_writer_pretty(&mut *into, value)
+                .map_err(|error| CommandError::Print(error.to_string()))?;
+            writeln!(into)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes records.
+pub(super) fn records<R: Row>(
+    records: &[R],
+    output: Output,
+    into: &mut impl Write,
+) -> Result<(), CommandError> {
+    let columns = match output {
+        Output::Json | Output::Yaml => return serialized(&records, output, into),
+        Output::Table if records.is_empty() => {
+            writeln!(into, "there is no {}", R::KIND)?;
+            return Ok(());
+        }
+        Output::Table => R::NARROW,
+        Output::Wide => R::COLUMNS.len(),
+    };
+    let rows = records.iter().map(|record| {
+        let mut row = record.row();
+        row.truncate(columns);
+        row
+    });
+    table(
+        R::COLUMNS.get(..columns).unwrap_or(R::COLUMNS),
+        rows.collect(),
+        into,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told<R: Row>(record: &R, output: Output) -> String {
+        let mut text = Vec::new();
+        records(std::slice::from_ref(record), output, &mut text).expect("memory takes it");
+        String::from_utf8(text).expect("UTF-8")
+    }
+
+    #[test]
+    fn rows_have_all_columns() {
+        fn check<R: Row>() {
+            assert_eq!(R::default().row().len(), R::COLUMNS.len(), "{}", R::KIND);
+            assert!(R::NARROW <= R::COLUMNS.len());
+        }
+        check::<Node>();
+        check::<Pool>();
+        check::<Volume>();
+        check::<Snapshot>();
+        check::<Group>();
+        check::<Template>();
+        check::<Event>();
+    }
+
+    #[test]
+    fn answers_have_all_forms() {
+        let mut event = Event {
+            unix_us: 1_763_700_000_000_000,
+            severity: Severity::Warning.into(),
+            subject: "node/a".to_owned(),
+            message: "is away".to_owned(),
+            ..Event::default()
+        };
+        event.meta_mut().name = "e".to_owned();
+        let expected = "TIME                 SEVERITY  SUBJECT  MESSAGE\n\
+                        2025-11-21 04:40:00  warning   node/a   is away\n";
+        assert_eq!(told(&event, Output::Table), expected);
+        let json: Vec<Event> = serde_json::from_str(&told(&event, Output::Json)).expect("JSON");
+        assert_eq!(json, [event.clone()]);
+        assert!(told(&event, Output::Json).contains("\"SEVERITY_WARNING\""));
+        let yaml: Vec<Event> = serde_saphyr::from_str(&told(&event, Output::Yaml)).expect("YAML");
+        assert_eq!(yaml, [event]);
+    }
+}

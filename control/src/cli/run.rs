@@ -1,0 +1,506 @@
+//! Does what the command line says, one answer for each.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use pollux_api::FieldMask;
+use pollux_api::control::v1::templates_client::TemplatesClient;
+use pollux_api::control::v1::volumes_client::VolumesClient;
+use pollux_api::control::v1::*;
+use tokio_stream::StreamExt;
+use tonic::transport::Channel;
+
+use crate::model::Record;
+
+use super::connection::{CommandError, connect};
+use super::output::{Output, records, serialized, table};
+use super::resource::{Changed, Listed, Named, all};
+use super::{
+    Cli, Command, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments, PoolVerb,
+    SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, wait,
+};
+
+/// The pause before it is asked again whether a target has confirmed something.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection, and how answers are told.
+struct Session<'a, W> {
+    channel: Channel,
+    output: Output,
+    into: &'a mut W,
+}
+
+/// A label as KEY=VALUE.
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("give KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn labelled<R: Record>(mut record: R, name: &str, labels: &[(String, String)]) -> R {
+    let metadata = record.meta_mut();
+    metadata.name = name.to_owned();
+    metadata.labels = labels.iter().cloned().collect::<BTreeMap<_, _>>();
+    record
+}
+
+fn named<R: Record>(record: R, name: &str) -> R {
+    labelled(record, name, &[])
+}
+
+/// Does what the command line says.
+pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandError> {
+    match &cli.command {
+        Command::Cert { command } => return certificates::run(command, into),
+        Command::Completion { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "pollux", into);
+            return Ok(());
+        }
+        Command::Man { directory } => {
+            return clap_mangen::generate_to(Cli::command(), directory).map_err(|error| CommandError::File {
+                path: directory.clone(),
+                reason: error.to_string(),
+            });
+        }
+        _ => {}
+    }
+    let channel = connect(&cli.control, cli.certificates.as_deref()).await?;
+    let mut session = Session {
+        channel,
+        output: cli.output,
+        into,
+    };
+    match &cli.command {
+        Command::Node { verb } => session.node(verb).await,
+        Command::Pool { verb } => session.pool(verb).await,
+        Command::Volume { verb } => session.volume(verb).await,
+        Command::Snapshot { verb } => session.snapshot(verb).await,
+        Command::Group { verb } => session.group(verb).await,
+        Command::Template { verb } => session.template(verb).await,
+        Command::Event {
+            verb: ListVerb::List(arguments),
+        } => session.list::<Event>(arguments).await,
+        Command::Plan(arguments) => session.plan(arguments).await,
+        Command::Apply(arguments) => apply::apply(&session.channel, arguments, session.into).await,
+        // Done above, without a connection.
+        Command::Cert { .. } | Command::Completion { .. } | Command::Man { .. } => Ok(()),
+    }
+}
+
+impl<W: Write> Session<'_, W> {
+    fn show<R: super::output::Row>(&mut self, record: R) -> Result<(), CommandError> {
+        records(&[record], self.output, self.into)
+    }
+
+    async fn list<R: Listed>(&mut self, arguments: &ListArguments) -> Result<(), CommandError> {
+        if !arguments.watch {
+            let found = all::<R>(&self.channel).await?;
+            return records(&found, self.output, self.into);
+        }
+        let mut changes = R::watch(self.channel.clone()).await?;
+        while let Some(change) = changes.next().await {
+            match change? {
+                Ok(record) => records(&[record], self.output, self.into)?,
+                Err(name) => writeln!(self.into, "{} {name} is gone", R::KIND)?,
+            }
+            self.into.flush()?;
+        }
+        Ok(())
+    }
+
+    /// All there is to tell: as YAML, unless JSON is asked for.
+    async fn get<R: Named>(&mut self, name: &str) -> Result<(), CommandError> {
+        let record = R::get(self.channel.clone(), name.to_owned()).await?;
+        let output = match self.output {
+            Output::Json => Output::Json,
+            Output::Table | Output::Wide | Output::Yaml => Output::Yaml,
+        };
+        serialized(&record, output, self.into)
+    }
+
+    async fn create<R: Named>(&mut self, record: R) -> Result<(), CommandError> {
+        let created = R::create(self.channel.clone(), record).await?;
+        self.show(created)
+    }
+
+    async fn delete<R: Named>(&mut self, name: &str) -> Result<(), CommandError> {
+        R::delete(self.channel.clone(), name.to_owned()).await?;
+        writeln!(self.into, "{} {name} is deleted", R::KIND)?;
+        Ok(())
+    }
+
+    async fn update<R: Changed>(&mut self, record: R, path: &str) -> Result<(), CommandError> {
+        let updated = R::update(self.channel.clone(), record, vec![path.to_owned()]).await?;
+        self.show(updated)
+    }
+
+    async fn node(&mut self, verb: &NodeVerb) -> Result<(), CommandError> {
+        let with = |cordoned, drained| NodeSpec {
+            cordoned,
+            drained,
+            ..NodeSpec::default()
+        };
+        let node = |name: &str, spec| {
+            let node = Node {
+                spec: Some(spec),
+                ..Node::default()
+            };
+            named(node, name)
+        };
+        match verb {
+            NodeVerb::List(arguments) => self.list::<Node>(arguments).await,
+            NodeVerb::Get(one) => self.get::<Node>(&one.name).await,
+            NodeVerb::Create {
+                name,
+                address,
+                zone,
+                rack,
+                label,
+            } => {
+                let spec = NodeSpec {
+                    address: address.clone(),
+                    zone: zone.clone(),
+                    rack: rack.clone(),
+                    ..NodeSpec::default()
+                };
+                self.create(labelled(node(name, spec), name, label)).await
+            }
+            NodeVerb::Cordon(one) => {
+                self.update(node(&one.name, with(true, false)), "spec.cordoned")
+                    .await
+            }
+            NodeVerb::Uncordon(one) => {
+                self.update(node(&one.name, with(false, false)), "spec.cordoned")
+                    .await
+            }
+            NodeVerb::Drain(one) => {
+                self.update(node(&one.name, with(false, true)), "spec.drained")
+                    .await
+            }
+            NodeVerb::Undrain(one) => {
+                self.update(node(&one.name, with(false, false)), "spec.drained")
+                    .await
+            }
+            NodeVerb::Delete(one) => self.delete::<Node>(&one.name).await,
+        }
+    }
+
+    async fn pool(&mut self, verb: &PoolVerb) -> Result<(), CommandError> {
+        let with = |cordoned, drained| PoolSpec {
+            cordoned,
+            drained,
+            ..PoolSpec::default()
+        };
+        let pool = |name: &str, spec| {
+            let pool = Pool {
+                spec: Some(spec),
+                ..Pool::default()
+            };
+            named(pool, name)
+        };
+        match verb {
+            PoolVerb::List(arguments) => self.list::<Pool>(arguments).await,
+            PoolVerb::Get(one) => self.get::<Pool>(&one.name).await,
+            PoolVerb::Create {
+                name,
+                node,
+                devices,
+                media,
+                label,
+            } => {
+                let media = media.map_or(MediaClass::Unspecified, |media| match media {
+                    Media::Nvme => MediaClass::Nvme,
+                    Media::Ssd => MediaClass::Ssd,
+                    Media::Hdd => MediaClass::Hdd,
+                    Media::Scratch => MediaClass::Scratch,
+                });
+                let spec = PoolSpec {
+                    node: node.clone(),
+                    devices: devices.clone(),
+                    media: media.into(),
+                    ..PoolSpec::default()
+                };
+                self.create(labelled(pool(name, spec), name, label)).await
+            }
+            PoolVerb::Cordon(one) => {
+                self.update(pool(&one.name, with(true, false)), "spec.cordoned")
+                    .await
+            }
+            PoolVerb::Uncordon(one) => {
+                self.update(pool(&one.name, with(false, false)), "spec.cordoned")
+                    .await
+            }
+            PoolVerb::Drain(one) => {
+                self.update(pool(&one.name, with(false, true)), "spec.drained")
+                    .await
+            }
+            PoolVerb::Undrain(one) => {
+                self.update(pool(&one.name, with(false, false)), "spec.drained")
+                    .await
+            }
+            PoolVerb::Delete(one) => self.delete::<Pool>(&one.name).await,
+        }
+    }
+
+    async fn volume(&mut self, verb: &VolumeVerb) -> Result<(), CommandError> {
+        match verb {
+            VolumeVerb::List(arguments) => self.list::<Volume>(arguments).await,
+            VolumeVerb::Get(one) => self.get::<Volume>(&one.name).await,
+            VolumeVerb::Create {
+                volume,
+                wait: waiting,
+            } => {
+                let created = Volume::create(self.channel.clone(), asked(volume)).await?;
+                let shown = match waiting.wait {
+                    true => wait::healthy(&self.channel, &volume.name, waiting.timeout).await?,
+                    false => created,
+                };
+                self.show(shown)
+            }
+            VolumeVerb::Resize { name, size } => {
+                let volume = Volume {
+                    spec: Some(VolumeSpec {
+                        size_bytes: size.0,
+                        ..VolumeSpec::default()
+                    }),
+                    ..Volume::default()
+                };
+                self.update(named(volume, name), "spec.size_bytes").await
+            }
+            VolumeVerb::Publish {
+                name,
+                host,
+                read_only,
+                wait: waiting,
+            } => {
+                let request = PublishVolumeRequest {
+                    name: name.clone(),
+                    host: Some(HostAccess {
+                        host_nqn: host.clone(),
+                        read_only: *read_only,
+                    }),
+                };
+                self.publish(request, waiting.wait.then_some(waiting.timeout))
+                    .await
+            }
+            VolumeVerb::Unpublish { name, host } => {
+                let request = UnpublishVolumeRequest {
+                    name: name.clone(),
+                    host_nqn: host.clone(),
+                };
+                VolumesClient::new(self.channel.clone())
+                    .unpublish_volume(request)
+                    .await?;
+                writeln!(self.into, "volume {name} is published there no more")?;
+                Ok(())
+            }
+            VolumeVerb::Delete(one) => self.delete::<Volume>(&one.name).await,
+        }
+    }
+
+    /// Publishes a volume, and waits for its target if seconds are given.
+    async fn publish(
+        &mut self,
+        request: PublishVolumeRequest,
+        seconds: Option<u64>,
+    ) -> Result<(), CommandError> {
+        let mut client = VolumesClient::new(self.channel.clone());
+        let name = request.name.clone();
+        let ask = async {
+            loop {
+                let answer = client.publish_volume(request.clone()).await?.into_inner();
+                if answer.ready || seconds.is_none() {
+                    return Ok::<_, CommandError>(answer);
+                }
+                tokio::time::sleep(CONFIRM_PAUSE).await;
+            }
+        };
+        let limit = seconds.unwrap_or(u64::from(u32::MAX));
+        let answer = tokio::time::timeout(Duration::from_secs(limit), ask).await;
+        let answer = answer.map_err(|_| CommandError::Patience {
+            what: format!("publishing volume {name}"),
+            seconds: limit,
+            state: "its target has not confirmed the host".to_owned(),
+            look: format!("volume get {name}"),
+        })??;
+        if matches!(self.output, Output::Json | Output::Yaml) {
+            return serialized(&answer, self.output, self.into);
+        }
+        for path in &answer.paths {
+            let (host, port) = path.address.rsplit_once(':').unwrap_or((&path.address, "4420"));
+            let nqn = &answer.subsystem_nqn;
+            writeln!(self.into, "nvme connect -t tcp -a {host} -s {port} -n {nqn}")?;
+        }
+        if !answer.ready {
+            writeln!(
+                self.into,
+                "its target has not confirmed the host yet: ask again, or give --wait"
+            )?;
+        }
+        Ok(())
+    }
+
+    async fn plan(&mut self, arguments: &VolumeArguments) -> Result<(), CommandError> {
+        let request = PlanVolumeRequest {
+            volume: Some(asked(arguments)),
+        };
+        let plan = VolumesClient::new(self.channel.clone())
+            .plan_volume(request)
+            .await?
+            .into_inner();
+        if matches!(self.output, Output::Json | Output::Yaml) {
+            return serialized(&plan, self.output, self.into);
+        }
+        writeln!(self.into, "{}", plan.summary)?;
+        let mut rows = Vec::new();
+        for placed in plan.placed {
+            rows.push(vec![
+                "+".to_owned(),
+                placed.pool,
+                placed.node,
+                placed.reasons.join("; "),
+            ]);
+        }
+        for rejected in plan.rejected {
+            rows.push(vec![
+                "-".to_owned(),
+                rejected.pool,
+                String::new(),
+                rejected.reason,
+            ]);
+        }
+        table(&["", "POOL", "NODE", "WHY"], rows, self.into)
+    }
+
+    async fn snapshot(&mut self, verb: &SnapshotVerb) -> Result<(), CommandError> {
+        match verb {
+            SnapshotVerb::List(arguments) => self.list::<Snapshot>(arguments).await,
+            SnapshotVerb::Get(one) => self.get::<Snapshot>(&one.name).await,
+            SnapshotVerb::Create { name, volume } => {
+                let snapshot = Snapshot {
+                    spec: Some(SnapshotSpec {
+                        volume: volume.clone(),
+                        group_snapshot: String::new(),
+                    }),
+                    ..Snapshot::default()
+                };
+                self.create(named(snapshot, name)).await
+            }
+            SnapshotVerb::Delete(one) => self.delete::<Snapshot>(&one.name).await,
+        }
+    }
+
+    async fn group(&mut self, verb: &GroupVerb) -> Result<(), CommandError> {
+        match verb {
+            GroupVerb::List(arguments) => self.list::<Group>(arguments).await,
+            GroupVerb::Get(one) => self.get::<Group>(&one.name).await,
+            GroupVerb::Create { name, every, keep } => {
+                let schedule = every.zip(*keep).map(|(seconds, kept_max)| SnapshotSchedule {
+                    interval_us: seconds.saturating_mul(1_000_000),
+                    kept_max,
+                });
+                let group = Group {
+                    spec: Some(GroupSpec { schedule }),
+                    ..Group::default()
+                };
+                self.create(named(group, name)).await
+            }
+            GroupVerb::Delete(one) => self.delete::<Group>(&one.name).await,
+        }
+    }
+
+    async fn template(&mut self, verb: &TemplateVerb) -> Result<(), CommandError> {
+        match verb {
+            TemplateVerb::List(arguments) => self.list::<Template>(arguments).await,
+            TemplateVerb::Get(one) => self.get::<Template>(&one.name).await,
+            TemplateVerb::Create { name, policy } => {
+                let template = with_policy(VolumePolicy::default(), policy);
+                self.create(named(template, name)).await
+            }
+            TemplateVerb::Set {
+                name,
+                policy,
+                preview,
+            } => {
+                let present = Template::get(self.channel.clone(), name.clone()).await?;
+                let revision = present.meta().revision;
+                let present = present.spec.and_then(|spec| spec.policy).unwrap_or_default();
+                let mut template = named(with_policy(present, policy), name);
+                // What was read is what is changed, or nothing.
+                template.meta_mut().revision = revision;
+                match preview {
+                    true => self.preview(template).await,
+                    false => self.update(template, "spec.policy").await,
+                }
+            }
+            TemplateVerb::Delete(one) => self.delete::<Template>(&one.name).await,
+        }
+    }
+
+    async fn preview(&mut self, template: Template) -> Result<(), CommandError> {
+        let request = UpdateTemplateRequest {
+            template: Some(template),
+            update_mask: Some(FieldMask {
+                paths: vec!["spec.policy".to_owned()],
+            }),
+        };
+        let mut client = TemplatesClient::new(self.channel.clone());
+        let preview = client.preview_template(request).await?.into_inner();
+        if matches!(self.output, Output::Json | Output::Yaml) {
+            return serialized(&preview, self.output, self.into);
+        }
+        let copied = super::Size(preview.copied_bytes_max);
+        let (changes, volumes) = (preview.changes.len(), preview.volumes);
+        writeln!(
+            self.into,
+            "{changes} of {volumes} volumes change, {copied} are copied at most"
+        )?;
+        let rows = preview.changes.into_iter().map(|change| {
+            vec![
+                change.volume,
+                change.added_pools.join(" "),
+                change.removed_pools.join(" "),
+                change.problem,
+            ]
+        });
+        table(
+            &["VOLUME", "ADDED", "REMOVED", "PROBLEM"],
+            rows.collect(),
+            self.into,
+        )
+    }
+}
+
+/// A volume as it is asked for.
+fn asked(arguments: &VolumeArguments) -> Volume {
+    let policy = arguments.replicas.map(|replicas| VolumePolicy {
+        replicas: Some(replicas),
+        ..VolumePolicy::default()
+    });
+    let volume = Volume {
+        spec: Some(VolumeSpec {
+            size_bytes: arguments.size.0,
+            template: arguments.template.clone(),
+            policy,
+            source_snapshot: arguments.source.clone(),
+            group: arguments.group.clone(),
+            hosts: Vec::new(),
+        }),
+        ..Volume::default()
+    };
+    labelled(volume, &arguments.name, &arguments.label)
+}
+
+/// A template with a policy, in which what is given replaces what was.
+fn with_policy(mut policy: VolumePolicy, arguments: &PolicyArguments) -> Template {
+    policy.replicas = arguments.replicas.or(policy.replicas);
+    policy.min_in_sync = arguments.min_in_sync.or(policy.min_in_sync);
+    if let Some(iops) = arguments.iops {
+        policy.qos.get_or_insert_default().iops_max = Some(iops);
+    }
+    Template {
+        spec: Some(TemplateSpec { policy: Some(policy) }),
+        ..Template::default()
+    }
+}

@@ -1,0 +1,66 @@
+//! Waiting for what was asked for, with a bar that tells how far it is.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use pollux_api::control::v1::{ReplicaState, Volume, VolumeState};
+use tokio_stream::StreamExt;
+use tonic::transport::Channel;
+
+use crate::model::Record;
+
+use super::connection::CommandError;
+use super::resource::Listed;
+
+/// Waits until a volume is healthy.
+pub(super) async fn healthy(channel: &Channel, name: &str, seconds: u64) -> Result<Volume, CommandError> {
+    let bar = ProgressBar::new(1);
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {bar:20} {pos}/{len} replicas  {msg}")
+    {
+        bar.set_style(style);
+    }
+    bar.set_prefix(name.to_owned());
+    let mut state = "it is not there".to_owned();
+    let wait = async {
+        let mut changes = Volume::watch(channel.clone()).await?;
+        while let Some(change) = changes.next().await {
+            match change? {
+                Ok(volume) if volume.name() == name => {
+                    let status = volume.status.clone().unwrap_or_default();
+                    let in_sync = status
+                        .replicas
+                        .iter()
+                        .filter(|replica| replica.state() == ReplicaState::InSync)
+                        .count();
+                    bar.set_length(status.replicas.len().max(1) as u64);
+                    bar.set_position(in_sync as u64);
+                    bar.set_message(status.message.clone());
+                    state = match status.message.is_empty() {
+                        true => format!("{in_sync} of {} replicas are in sync", status.replicas.len()),
+                        false => status.message.clone(),
+                    };
+                    if status.state() == VolumeState::Healthy {
+                        return Ok(volume);
+                    }
+                }
+                Err(gone) if gone == name => {
+                    return Err(CommandError::Refused(format!(
+                        "volume {name} was deleted meanwhile"
+                    )));
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Err(CommandError::Refused("the control plane has ended".to_owned()))
+    };
+    let done = tokio::time::timeout(Duration::from_secs(seconds), wait).await;
+    bar.finish_and_clear();
+    done.unwrap_or_else(|_| {
+        Err(CommandError::Patience {
+            what: format!("volume {name}"),
+            seconds,
+            state,
+            look: format!("volume get {name}"),
+        })
+    })
+}

@@ -1,0 +1,327 @@
+//! `pollux-control`: opens the store, answers calls, and plans while it leads.
+
+use std::error::Error;
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+
+use crate::controller::{Controller, Observations, Parts, SystemClock};
+use crate::engines::GrpcEngines;
+use crate::plan::Limits;
+use crate::security::Guard;
+use crate::server::{Listening, ServiceParts, Services};
+use crate::store::{
+    EmbeddedStore, EtcdSettings, EtcdStore, MemoryStore, Store, StoreError, restore, write_backup,
+};
+
+/// The pause before the lead is sought again after the store failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Decides where data lives, and keeps it there.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pollux-control",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer calls and plan, until SIGINT or SIGTERM.
+    Serve(ServeArguments),
+    /// Write all that is in the store to a file.
+    Backup(FileArguments),
+    /// Put a backup into an empty store.
+    Restore(FileArguments),
+}
+
+#[derive(Debug, Args)]
+struct ServeArguments {
+    /// Where records are: file:PATH, etcd://HOST:PORT,HOST:PORT or memory:
+    #[arg(
+        long,
+        value_name = "STORE",
+        default_value = "file:/var/lib/pollux/control.redb"
+    )]
+    store: StoreAddress,
+
+    /// Where calls are answered. Without certificates, on this machine only.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4440")]
+    listen: SocketAddr,
+
+    /// A directory with authority.pem, own.pem and own.key, as `pollux cert issue` makes it: then calls are
+    /// by mutual TLS only.
+    #[arg(long, value_name = "DIRECTORY")]
+    certificates: Option<PathBuf>,
+
+    /// What the leader is called in the store [default: the process].
+    #[arg(long, value_name = "NAME")]
+    instance: Option<String>,
+
+    /// Seconds after which a node that is away counts as lost, and its replicas are replaced.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    replace_after: u64,
+
+    /// Replicas that are made anew at a time on a node, and from a node.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    rebuilds_per_node: u32,
+
+    /// Replicas that are made anew at a time altogether.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    rebuilds: u32,
+}
+
+#[derive(Debug, Args)]
+struct FileArguments {
+    /// Where records are: file:PATH or etcd://HOST:PORT,HOST:PORT
+    #[arg(
+        long,
+        value_name = "STORE",
+        default_value = "file:/var/lib/pollux/control.redb"
+    )]
+    store: StoreAddress,
+
+    /// The backup.
+    file: PathBuf,
+}
+
+/// Where records are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreAddress {
+    /// In a file.
+    File(PathBuf),
+    /// In etcd.
+    Etcd(Vec<String>),
+    /// Nowhere: they are gone with the process.
+    Memory,
+}
+
+impl FromStr for StoreAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "memory:" {
+            return Ok(Self::Memory);
+        }
+        if let Some(path) = text.strip_prefix("file:").filter(|path| !path.is_empty()) {
+            return Ok(Self::File(path.into()));
+        }
+        if let Some(hosts) = text.strip_prefix("etcd://").filter(|hosts| !hosts.is_empty()) {
+            let endpoints = hosts.split(',').map(|host| format!("http://{host}")).collect();
+            return Ok(Self::Etcd(endpoints));
+        }
+        Err("give file:PATH, etcd://HOST:PORT,HOST:PORT or memory:".to_owned())
+    }
+}
+
+impl StoreAddress {
+    async fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+        match self {
+            Self::Memory => Ok(Arc::new(MemoryStore::default())),
+            Self::File(path) => Ok(Arc::new(EmbeddedStore::open(path)?)),
+            Self::Etcd(endpoints) => {
+                let settings = EtcdSettings {
+                    endpoints: endpoints.clone(),
+                    ..EtcdSettings::default()
+                };
+                Ok(Arc::new(EtcdStore::connect(settings).await?))
+            }
+        }
+    }
+}
+
+/// What is read from a directory of certificates.
+#[derive(Debug)]
+struct Certificates {
+    authority: Certificate,
+    own: Identity,
+}
+
+impl Certificates {
+    fn read(directory: &Path) -> io::Result<Self> {
+        let read = |name: &str| {
+            let path = directory.join(name);
+            std::fs::read(&path)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+        };
+        Ok(Self {
+            authority: Certificate::from_pem(read("authority.pem")?),
+            own: Identity::from_pem(read("own.pem")?, read("own.key")?),
+        })
+    }
+}
+
+/// Does what the command line says.
+pub fn run(cli: &Cli) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done: Result<(), Box<dyn Error>> = match runtime {
+        Ok(runtime) => runtime.block_on(async {
+            match &cli.command {
+                Command::Serve(arguments) => serve(arguments).await,
+                Command::Backup(arguments) => backup(arguments).await,
+                Command::Restore(arguments) => restore_file(arguments).await,
+            }
+        }),
+        Err(error) => Err(error.into()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // There is nobody to tell that nobody can be told.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn backup(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
+    let store = arguments.store.open().await?;
+    let bytes = write_backup(store.as_ref()).await?;
+    // Beside it first, so that a backup that was cut off is none.
+    let beside = arguments.file.with_extension("part");
+    std::fs::write(&beside, &bytes)?;
+    std::fs::File::open(&beside)?.sync_all()?;
+    std::fs::rename(&beside, &arguments.file)?;
+    writeln!(
+        io::stdout(),
+        "{} bytes are in {}",
+        bytes.len(),
+        arguments.file.display()
+    )?;
+    Ok(())
+}
+
+async fn restore_file(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
+    let bytes = std::fs::read(&arguments.file)?;
+    let store = arguments.store.open().await?;
+    let count = restore(store.as_ref(), &bytes).await?;
+    writeln!(io::stdout(), "{count} records are restored")?;
+    Ok(())
+}
+
+async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let certificates = arguments
+        .certificates
+        .as_deref()
+        .map(Certificates::read)
+        .transpose()?;
+    let server_tls = certificates.as_ref().map(|certificates| {
+        ServerTlsConfig::new()
+            .identity(certificates.own.clone())
+            .client_ca_root(certificates.authority.clone())
+    });
+    let client_tls = certificates.as_ref().map(|certificates| {
+        ClientTlsConfig::new()
+            .identity(certificates.own.clone())
+            .ca_certificate(certificates.authority.clone())
+    });
+    let store = arguments.store.open().await?;
+    let listening = Listening::bind(arguments.listen, server_tls).await?;
+    let limits = Limits {
+        replace_after_us: arguments.replace_after.saturating_mul(1_000_000),
+        rebuilds_per_node_max: arguments.rebuilds_per_node.max(1),
+        rebuilds_max: arguments.rebuilds.max(1),
+        ..Limits::default()
+    };
+    let parts = Parts {
+        store,
+        engines: Arc::new(GrpcEngines::new(client_tls)),
+        clock: Arc::new(SystemClock),
+        limits,
+        observations: Arc::new(Observations::default()),
+    };
+    let services = Services::new(ServiceParts {
+        store: parts.store.clone(),
+        observations: parts.observations.clone(),
+        clock: parts.clock.clone(),
+        limits: parts.limits.clone(),
+        guard: match certificates {
+            Some(_) => Guard::Certificates,
+            None => Guard::Local,
+        },
+    });
+    writeln!(io::stdout(), "pollux-control answers at {}", listening.address())?;
+    let (stop, stopped) = watch::channel(false);
+    let instance = arguments
+        .instance
+        .clone()
+        .unwrap_or_else(|| format!("process-{}", std::process::id()));
+    let planner = tokio::spawn(lead(parts, instance, stopped.clone()));
+    let server = tokio::spawn(listening.serve(services, stopped));
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        ended = server => return Ok(ended??),
+    }
+    stop.send_replace(true);
+    planner.await?;
+    Ok(())
+}
+
+/// Seeks the lead and plans while it has it, again and again.
+async fn lead(parts: Parts, instance: String, mut stopped: watch::Receiver<bool>) {
+    while !*stopped.borrow() {
+        let term = async {
+            let leadership = parts.store.lead(&instance).await?;
+            tracing::info!(term = leadership.term, "leads");
+            let controller = Controller::start(parts.clone(), leadership).await?;
+            controller.run(stopped.clone()).await
+        };
+        let mut wait = stopped.clone();
+        let stopping = async { drop(wait.wait_for(|stop| *stop).await) };
+        let ended = tokio::select! {
+            ended = term => ended,
+            () = stopping => return,
+        };
+        match ended {
+            Ok(()) => tracing::info!("leads no more"),
+            Err(error) => tracing::error!(%error, "planning was interrupted"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_PAUSE) => {}
+            _ = stopped.changed() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stores_have_addresses() {
+        let etcd = StoreAddress::Etcd(vec!["http://a:1".to_owned(), "http://b:2".to_owned()]);
+        for (text, address) in [
+            ("memory:", StoreAddress::Memory),
+            ("file:x/y", StoreAddress::File("x/y".into())),
+            ("etcd://a:1,b:2", etcd),
+        ] {
+            assert_eq!(text.parse(), Ok(address));
+        }
+        for text in ["", "file:", "etcd://", "redis://x", "memory"] {
+            assert!(text.parse::<StoreAddress>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The two programs as people run them, with simulated engines behind gRPC.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use pollux_api::control::v1::agent_server::{Agent, AgentServer};
+use pollux_api::control::v1::{EngineReport, ExecuteRequest, ExecuteResponse, GetReportRequest};
+use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status};
+
+use crate::common::fleet::Fleet;
+
+/// One engine of a fleet, as it is called.
+struct AgentOf(Fleet, EngineAddress);
+
+fn status(error: EngineError) -> Status {
+    match error {
+        EngineError::Unreachable { reason, .. } => Status::unavailable(reason),
+        EngineError::Refused { reason, .. } => Status::resource_exhausted(reason),
+        EngineError::TermStale { node } => Status::failed_precondition(node),
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for AgentOf {
+    async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<ExecuteResponse>, Status> {
+        let ExecuteRequest { term, command } = request.into_inner();
+        let command = command.and_then(|command| command.command);
+        let command = command.ok_or_else(|| Status::invalid_argument("no command"))?;
+        self.0.execute(&self.1, term, command).await.map_err(status)?;
+        Ok(Response::new(ExecuteResponse {}))
+    }
+
+    async fn get_report(&self, _: Request<GetReportRequest>) -> Result<Response<EngineReport>, Status> {
+        let report = self.0.report(&self.1).await.map_err(status)?;
+        Ok(Response::new(report.as_ref().clone()))
+    }
+}
+
+/// Serves an engine, and returns where.
+async fn serve(fleet: &Fleet, node: &str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("it has one");
+    let agent = AgentOf(
+        fleet.clone(),
+        EngineAddress {
+            node: node.to_owned(),
+            address: address.to_string(),
+        },
+    );
+    let server = tonic::transport::Server::builder().add_service(AgentServer::new(agent));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    address
+}
+
+/// A control plane of our own, ended with the test.
+struct Daemon {
+    process: Child,
+    address: String,
+}
+
+impl Daemon {
+    fn start(arguments: &[&str]) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_pollux-control"))
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it was built");
+        let output = process.stdout.take().expect("it was asked for");
+        let mut line = String::new();
+        BufReader::new(output)
+            .read_line(&mut line)
+            .expect("it tells where it answers");
+        let address = line.trim().rsplit(' ').next().expect("a word").to_owned();
+        Self { process, address }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It is gone already, or goes now.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn pollux(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pollux"))
+        .args(arguments)
+        .output()
+        .expect("it was built")
+}
+
+/// What a command tells when all goes well.
+#[track_caller]
+fn told(daemon: &Daemon, arguments: &[&str]) -> String {
+    let output = pollux(&[&["--control", &daemon.address], arguments].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// What a command tells when it fails.
+#[track_caller]
+fn refused(daemon: &Daemon, arguments: &[&str]) -> String {
+    let output = pollux(&[&["--control", &daemon.address], arguments].concat());
+    assert!(!output.status.success(), "{arguments:?} is taken");
+    String::from_utf8(output.stderr).expect("UTF-8")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_by_its_command_line() {
+    let fleet = Fleet::new(["a", "b", "c"]);
+    let mut topology = "nodes:\n".to_owned();
+    for node in ["a", "b", "c"] {
+        let address = serve(&fleet, node).await;
+        topology +=
+            &format!("- metadata: {{name: {node}}}\n  spec: {{address: \"{address}\", zone: z{node}}}\n");
+    }
+    topology +=
+        "templates:\n- metadata: {name: gold}\n  spec: {policy: {replicas: 3, min_in_sync: 2}}\npools:\n";
+    for node in ["a", "b", "c"] {
+        topology += &format!(
+            "- metadata: {{name: {node}.p}}\n  spec: {{node: {node}, devices: [\"malloc:///x?size=1GiB\"], \
+             media: MEDIA_CLASS_SCRATCH}}\n"
+        );
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("topology.yaml");
+    std::fs::write(&file, topology).expect("it can be written");
+    let file = file.to_str().expect("UTF-8");
+    let store = format!("file:{}", directory.path().join("store").display());
+    let daemon = Daemon::start(&["--store", &store]);
+
+    assert!(told(&daemon, &["apply", "-f", file, "--dry-run"]).contains("7 changes, none of them made"));
+    assert!(told(&daemon, &["apply", "-f", file]).ends_with("7 changes made\n"));
+    assert_eq!(told(&daemon, &["apply", "-f", file]), "all is as the file says\n");
+
+    let made = told(
+        &daemon,
+        &[
+            "volume",
+            "create",
+            "v",
+            "--size",
+            "10GiB",
+            "--template",
+            "gold",
+            "--wait",
+        ],
+    );
+    assert!(made.contains("healthy"), "{made}");
+    assert!(made.contains("3/3"), "{made}");
+    let plan = told(&daemon, &["plan", "other", "--size", "1GiB", "--replicas", "4"]);
+    assert!(plan.starts_with("only 3 of 4 replicas have a place"), "{plan}");
+    let published = told(
+        &daemon,
+        &["volume", "publish", "v", "--host", "nqn.2026-11.x:h", "--wait"],
+    );
+    assert_eq!(published.matches("nvme connect -t tcp").count(), 3, "{published}");
+    assert!(refused(&daemon, &["volume", "delete", "v"]).contains("unpublish it first"));
+    told(&daemon, &["volume", "unpublish", "v"]);
+    let grown = told(&daemon, &["volume", "resize", "v", "--size", "20GiB"]);
+    assert!(grown.contains("20GiB"), "{grown}");
+    assert!(refused(&daemon, &["volume", "resize", "v", "--size", "1GiB"]).contains("can only grow"));
+    assert!(refused(&daemon, &["volume", "get", "none"]).contains("`pollux volume list`"));
+    let preview = told(
+        &daemon,
+        &["template", "set", "gold", "--replicas", "2", "--preview"],
+    );
+    assert!(preview.starts_with("1 of 1 volumes change"), "{preview}");
+    told(&daemon, &["node", "cordon", "a"]);
+    assert!(told(&daemon, &["node", "list"]).contains("cordoned"));
+    told(&daemon, &["snapshot", "create", "s", "--volume", "v"]);
+    assert!(told(&daemon, &["snapshot", "list", "-o", "wide"]).contains("UID"));
+    assert!(told(&daemon, &["event", "list"]).contains("is healthy"));
+    let json: serde_json::Value =
+        serde_json::from_str(&told(&daemon, &["pool", "list", "-o", "json"])).expect("JSON");
+    assert_eq!(json.as_array().map(Vec::len), Some(3));
+    assert!(told(&daemon, &["volume", "get", "v"]).contains("state: VOLUME_STATE_"));
+
+    // All is there again after the control plane was killed.
+    drop(daemon);
+    let backup = directory.path().join("backup");
+    let backup = backup.to_str().expect("UTF-8");
+    let control = |arguments: &[&str]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_pollux-control"))
+            .args(arguments)
+            .output();
+        let done = done.expect("it was built");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    control(&["backup", "--store", &store, backup]);
+    let daemon = Daemon::start(&["--store", &store]);
+    assert!(told(&daemon, &["volume", "list"]).contains("20GiB"));
+    let other = format!("file:{}", directory.path().join("other").display());
+    control(&["restore", "--store", &other, backup]);
+    let restored = Daemon::start(&["--store", &other]);
+    assert!(told(&restored, &["volume", "list"]).contains("20GiB"));
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = pollux(&["completion", shell]);
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("snapshot"));
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().to_str().expect("UTF-8");
+    assert!(pollux(&["man", path]).status.success());
+    assert!(Path::new(path).join("pollux-volume-create.1").exists());
+}
+
+#[test]
+fn who_is_not_there_is_told_so() {
+    let output = pollux(&["--control", "127.0.0.1:1", "node", "list"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        errors.contains("no control plane answers at 127.0.0.1:1"),
+        "{errors}"
+    );
+    let open = Command::new(env!("CARGO_BIN_EXE_pollux-control"))
+        .args(["serve", "--store", "memory:", "--listen", "0.0.0.0:0"])
+        .output()
+        .expect("it was built");
+    let errors = String::from_utf8_lossy(&open.stderr);
+    assert!(errors.contains("can be reached from other machines"), "{errors}");
+}
