@@ -67,6 +67,7 @@ macro_rules! listed {
         #[tonic::async_trait]
         impl Listed for $record {
             async fn page(channel: Channel, token: String) -> Result<(Vec<Self>, String), Status> {
+                #[allow(clippy::needless_update, reason = "some requests have more fields")]
                 let request = $request {
                     page: Some(PageRequest {
                         size: PAGE_SIZE,
