@@ -12,8 +12,33 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long to wait for volumes whose users are leaving: hosts that were told let go of them at once.
+const PATIENCE_WITH_USERS: Duration = Duration::from_millis(500);
+
+/// [`while_in_use`] for volumes, whose users leave sooner than the kernel lets go of what a process had.
+pub(crate) async fn while_users_leave<T, E, F>(
+    attempt: impl FnMut() -> F,
+    is_in_use: impl Fn(&E) -> bool,
+) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    wait(PATIENCE_WITH_USERS, attempt, is_in_use).await
+}
+
 /// Tries until it works, fails for another reason than that something is in use, or patience is at its end.
 pub(crate) async fn while_in_use<T, E, F>(
+    attempt: impl FnMut() -> F,
+    is_in_use: impl Fn(&E) -> bool,
+) -> Result<T, E>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    wait(PATIENCE, attempt, is_in_use).await
+}
+
+async fn wait<T, E, F>(
+    patience: Duration,
     mut attempt: impl FnMut() -> F,
     is_in_use: impl Fn(&E) -> bool,
 ) -> Result<T, E>
@@ -23,7 +48,7 @@ where
     let started = Instant::now();
     loop {
         match attempt().await {
-            Err(error) if is_in_use(&error) && started.elapsed() < PATIENCE => {
+            Err(error) if is_in_use(&error) && started.elapsed() < patience => {
                 tokio::time::sleep(PAUSE).await;
             }
             result => return result,

@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::content::{BLOCK_BYTES, read, read_all, write};
+use common::content::{BLOCK_BYTES, content, read, read_all, write};
 use common::host::{Host, block_on};
 use common::pool::{PoolFile, json, succeeded};
-use common::{EngineProcess, cores};
+use common::{EngineProcess, answer, cores, errors, run};
 use pollux_api::engine::v1::GetStatisticsRequest;
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
 use pollux_engine::client;
@@ -254,4 +254,63 @@ fn a_pool_that_is_full_says_so_and_heals() {
 
 async fn read_one(device: &Rc<dyn BlockDevice>, block: u64) -> u64 {
     read(device, block).await.expect("it reads")
+}
+
+#[test]
+fn a_scrub_finds_what_a_drive_has_spoiled() {
+    let file = PoolFile::with_volume(POOL_BYTES, "64MiB");
+    let mut engine = serve(&file, &[]);
+    let host = Host::connect(engine.listener(), IMPATIENT).expect("it connects");
+    write_all(&host, 3);
+    // While it is in use.
+    let report = succeeded(&engine.command("pool", &["scrub", "tank", "--rate", "1GiB", "-o", "json"]));
+    let report = json(&report);
+    assert_eq!(
+        (&report["blocks"], &report["bad_block_count"]),
+        (&BLOCKS.into(), &0.into())
+    );
+    drop(host);
+    engine.stop();
+
+    // A bit of block 77, wherever it is.
+    let mut bytes = std::fs::read(file.path()).expect("readable");
+    let wanted = content(77, 3);
+    let at = bytes.chunks(BLOCK_BYTES).position(|block| block == wanted);
+    bytes[at.expect("it is there") * BLOCK_BYTES + 1000] ^= 4;
+    std::fs::write(file.path(), &bytes).expect("written");
+    let uri = file.uri();
+    let output = run(&["pool", "scrub", "tank", "--pool", &uri]);
+    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+    let text = answer(&output);
+    let offset = 77 * BLOCK_BYTES;
+    assert!(
+        text.contains(&format!("tank/db: 4 KiB at {offset} are lost")),
+        "{text}"
+    );
+    assert!(text.contains("512 blocks of data compared, 1 bad"), "{text}");
+
+    // A host is told, and given no such data.
+    let mut engine = serve(&file, &[]);
+    let host = Host::connect(engine.listener(), IMPATIENT).expect("it connects");
+    host.run(|device| async move {
+        let error = read(&device, 77).await.expect_err("it is lost");
+        assert!(
+            matches!(
+                error,
+                IoError::MediaRead | IoError::ChecksumMismatch | IoError::Nvme(_)
+            ),
+            "{error}"
+        );
+        assert_eq!(read(&device, 78).await, Ok(3));
+        write(&device, 77, 9).await.expect("written anew");
+        assert_eq!(read(&device, 77).await, Ok(9));
+    });
+    let shown = json(&succeeded(
+        &engine.command("pool", &["show", "tank", "-o", "json"]),
+    ));
+    assert_ne!(shown["checksum_mismatches"], 0);
+    drop(host);
+    engine.stop();
+    let report = file.command(&["pool", "scrub", "tank"]);
+    assert!(report.contains("512 blocks of data compared, 0 bad"), "{report}");
 }

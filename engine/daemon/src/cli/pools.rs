@@ -108,6 +108,22 @@ pub enum PoolCommand {
         #[arg(short, long, value_name = "FORMAT", default_value = "table")]
         output: Output,
     },
+    /// Read everything that is stored and compare it with its checksums, while volumes are in use. The exit
+    /// code is 1 if something is lost.
+    Scrub {
+        /// Its name.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// How much to read a second, at most, such as 200MiB [default: as fast as it goes].
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<ByteSize>,
+        /// Where it is.
+        #[command(flatten)]
+        place: Place,
+        /// How to print what was found.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
     /// Wipe the labels of a pool: it is no more, and its data is lost.
     Destroy {
         /// Its name.

@@ -26,6 +26,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take: removing a namespace flushes its device.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How often an engine is asked whether it is still there, and how long it may take to say so.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Why an engine could not be asked, or refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -108,15 +112,29 @@ pub async fn namespace(arguments: &NamespaceArguments, into: &mut impl Write) ->
 ///
 /// [`ClientError::Connect`].
 pub async fn connect(address: &ControlAddress) -> Result<EngineClient<Channel>, ClientError> {
-    Ok(EngineClient::new(channel(address).await?))
+    let channel = reach(address, |endpoint| endpoint.timeout(CALL_TIMEOUT)).await?;
+    Ok(EngineClient::new(channel))
 }
 
-/// A connection for all services of an engine.
+/// A connection for the services of an engine whose calls may take as long as they do, as long as the engine
+/// is there.
 ///
 /// # Errors
 ///
 /// [`ClientError::Connect`].
 pub async fn channel(address: &ControlAddress) -> Result<Channel, ClientError> {
+    reach(address, |endpoint| {
+        endpoint
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+    })
+    .await
+}
+
+async fn reach(
+    address: &ControlAddress,
+    limit: impl FnOnce(Endpoint) -> Endpoint,
+) -> Result<Channel, ClientError> {
     let uri = match address {
         ControlAddress::Unix(path) => format!("unix://{}", path.display()),
         ControlAddress::Tcp(address) => format!("http://{address}"),
@@ -125,13 +143,9 @@ pub async fn channel(address: &ControlAddress) -> Result<Channel, ClientError> {
         address: address.clone(),
         reason: innermost(&error),
     };
-    Endpoint::from_shared(uri)
-        .map_err(failed)?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(CALL_TIMEOUT)
-        .connect()
-        .await
-        .map_err(failed)
+    let endpoint = Endpoint::from_shared(uri).map_err(failed)?;
+    let endpoint = limit(endpoint.connect_timeout(CONNECT_TIMEOUT));
+    endpoint.connect().await.map_err(failed)
 }
 
 /// What lies at the bottom of an error: the layers above say no more than that there was one.

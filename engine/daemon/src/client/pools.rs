@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::pools_client::PoolsClient;
+use pollux_api::engine::v1::scrub_pool_response::What;
 use pollux_api::engine::v1::volumes_client::VolumesClient;
 use pollux_device::ByteSize;
 use serde::Serialize;
@@ -91,6 +92,7 @@ pub async fn pool(arguments: &PoolArguments, into: &mut impl Write) -> Result<bo
         PoolCommand::List { place, .. }
         | PoolCommand::Show { place, .. }
         | PoolCommand::Check { place, .. }
+        | PoolCommand::Scrub { place, .. }
         | PoolCommand::Destroy { place, .. } => Reached::at(place).await?,
     };
     let done = pool_command(&arguments.command, &reached, into).await;
@@ -169,6 +171,21 @@ async fn pool_command(
                 Output::Table => check_lines(name, &report, into)?,
             }
             return Ok(report.findings_count == 0);
+        }
+        PoolCommand::Scrub {
+            name, rate, output, ..
+        } => {
+            let request = api::ScrubPoolRequest {
+                name: name.clone(),
+                bytes_per_second: rate.map(|rate| rate.0),
+            };
+            let answers = client.scrub_pool(request).await.map_err(refused)?;
+            let report = scrubbed(answers.into_inner()).await.map_err(refused)?;
+            match output {
+                Output::Json => json(&report, into)?,
+                Output::Table => scrub_lines(name, &report, into)?,
+            }
+            return Ok(report.bad_block_count == 0 && report.lost_pages == 0);
         }
         PoolCommand::Destroy { name, .. } => {
             let progress = Progress::new("destroying the pool");
@@ -408,6 +425,51 @@ async fn ranges(
         writeln!(into, "{} in {count} {ranges}", ByteSize(bytes))?;
     }
     Ok(())
+}
+
+/// Shows how a scrub gets on, and returns what it found.
+async fn scrubbed(mut answers: tonic::Streaming<api::ScrubPoolResponse>) -> Result<api::ScrubReport, Status> {
+    let progress = Progress::new("scrubbing the pool");
+    while let Some(answer) = answers.message().await? {
+        match answer.what {
+            Some(What::Progress(how_far)) => progress.tell(|| {
+                let api::ScrubProgress {
+                    volumes_done,
+                    volumes,
+                    read_bytes,
+                } = how_far;
+                let read = ByteSize(read_bytes);
+                format!("scrubbing: {volumes_done} of {volumes} volumes and snapshots, {read} read")
+            }),
+            Some(What::Report(report)) => return Ok(report),
+            None => {}
+        }
+    }
+    Err(Status::unavailable("the scrub ended without a report"))
+}
+
+fn scrub_lines(name: &str, report: &api::ScrubReport, into: &mut impl Write) -> io::Result<()> {
+    for bad in &report.bad_blocks {
+        let volume = match bad.volume.as_str() {
+            "" => "a deleted volume".to_owned(),
+            volume => format!("{name}/{volume}"),
+        };
+        writeln!(into, "{volume}: 4 KiB at {} are lost", bad.offset_bytes)?;
+    }
+    let api::ScrubReport {
+        blocks,
+        unchecked_blocks,
+        bad_block_count,
+        pages,
+        repaired_pages,
+        lost_pages,
+        ..
+    } = report;
+    writeln!(
+        into,
+        "pool {name}: {blocks} blocks of data compared, {bad_block_count} bad, {unchecked_blocks} without a \
+         checksum; {pages} pages of metadata read, {repaired_pages} copies repaired, {lost_pages} lost"
+    )
 }
 
 fn json(value: &impl Serialize, into: &mut impl Write) -> io::Result<()> {

@@ -6,6 +6,7 @@
 mod accept;
 mod fields;
 mod pools;
+mod scrub;
 mod service;
 mod status;
 mod volumes;

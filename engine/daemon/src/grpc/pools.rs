@@ -7,11 +7,12 @@ use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::pools_server;
 use pollux_device::ByteSize;
 use pollux_pool::layout::volume::VolumeKind;
-use pollux_pool::{CheckReport, Pool};
+use pollux_pool::{CheckReport, Pool, ScrubOptions};
 use tokio::task::JoinError;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{fields, status};
+use super::{fields, scrub, status};
 use crate::pools::{NewPool, OpenPool, Pools, PoolsError};
 use crate::settings::PoolSettings;
 
@@ -79,6 +80,8 @@ fn count(pool: &Rc<Pool>) -> api::Pool {
 
 #[tonic::async_trait]
 impl pools_server::Pools for PoolsService {
+    type ScrubPoolStream = ReceiverStream<Result<api::ScrubPoolResponse, Status>>;
+
     async fn create_pool(
         &self,
         request: Request<api::CreatePoolRequest>,
@@ -169,6 +172,27 @@ impl pools_server::Pools for PoolsService {
             findings_count: findings.len() as u64,
             findings: findings.into_iter().take(FINDINGS_MAX).collect(),
         }))
+    }
+
+    async fn scrub_pool(
+        &self,
+        request: Request<api::ScrubPoolRequest>,
+    ) -> Result<Response<Self::ScrubPoolStream>, Status> {
+        let request = request.into_inner();
+        let name = fields::name("name", request.name)?;
+        if request.bytes_per_second == Some(0) {
+            return Err(status::field(
+                "bytes_per_second",
+                "is 0: leave it out for no limit",
+            ));
+        }
+        // What there is not is told before the stream begins.
+        self.pools.get(&name).map_err(failed)?;
+        let options = ScrubOptions {
+            bytes_per_second: request.bytes_per_second.unwrap_or(0),
+        };
+        let stream = scrub::stream(self.pools.clone(), name, options);
+        Ok(Response::new(stream))
     }
 
     async fn destroy_pool(

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 use super::fields;
 use super::pools::{failed, finished};
-use crate::patience::while_in_use;
+use crate::patience::while_users_leave;
 use crate::pools::{Pools, PoolsError};
 
 /// Answers with ranges on their way to one caller.
@@ -52,7 +52,7 @@ impl VolumesService {
                     Ok(describe(&pool, &entry))
                 })
             };
-            while_in_use(attempt, PoolsError::is_volume_in_use).await
+            while_users_leave(attempt, PoolsError::is_volume_in_use).await
         });
         finished(changed.await)
     }
@@ -250,7 +250,7 @@ impl volumes_server::Volumes for VolumesService {
         let pools = self.pools.clone();
         let deleted = tokio::spawn(async move {
             let attempt = || pools.with(&pool, act.clone());
-            while_in_use(attempt, PoolsError::is_volume_in_use).await
+            while_users_leave(attempt, PoolsError::is_volume_in_use).await
         });
         finished(deleted.await)?;
         Ok(Response::new(api::DeleteVolumeResponse {}))

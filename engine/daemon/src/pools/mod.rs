@@ -21,7 +21,7 @@ use pollux_pool::shared::SharedPool;
 use pollux_pool::{CheckReport, CreateOptions, ImportReport, Pool, PoolError, PoolOptions};
 use pollux_reactor::ReactorHandle;
 
-use crate::patience::while_in_use;
+use crate::patience::{while_in_use, while_users_leave};
 use crate::settings::PoolSettings;
 pub use error::PoolsError;
 pub(crate) use error::is_in_use;
@@ -319,7 +319,7 @@ impl Pools {
                 false => Err(PoolsError::InUse { name, volumes }),
             }
         };
-        while_in_use(attempt, |error| matches!(error, PoolsError::InUse { .. })).await
+        while_users_leave(attempt, |error| matches!(error, PoolsError::InUse { .. })).await
     }
 
     /// Closes all pools, and opens none from now on.
