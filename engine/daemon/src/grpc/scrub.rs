@@ -1,7 +1,7 @@
 //! A scrub of a pool, as a call that tells how far it is.
 //!
-//! The scrub runs on the owner of the pool. What it tells is dropped if nobody takes it in time; a caller that
-//! hangs up ends it.
+//! The scrub runs on the owner of the pool. What it tells is dropped if nobody takes it in time; a caller
+//! that hangs up ends it.
 
 use std::convert::Infallible;
 use std::pin::pin;
