@@ -7,4 +7,5 @@ mod basics;
 mod fake;
 mod lab;
 mod loss;
+mod reservations;
 mod shortage;

@@ -13,6 +13,7 @@
 //! | [`execute`] | a command to its end |
 //! | [`supervisor`] | the controller, and its loss |
 //! | `rdma` | RDMA, by SPDK |
+//! | [`reservations`] | who may access the namespace |
 //! | [`follow`] | events, aborts and health |
 //! | [`shared`] | what all reactors know |
 //! | [`ledger`] | what may be in a volatile cache |
@@ -27,6 +28,7 @@ mod queue;
 mod race;
 #[cfg(feature = "spdk")]
 mod rdma;
+mod reservations;
 mod shared;
 mod supervisor;
 
@@ -43,6 +45,7 @@ use options::TransportKind;
 pub use options::{DeallocateBy, LossOptions, NvmfOptions, PORT, QUEUES_MAX, Resubmit, Unflushed};
 use plan::Limits;
 pub use queue::WAITING_MAX;
+pub use reservations::Reservations;
 use shared::{Phase, Shared};
 use supervisor::{Supervisor, connect};
 

@@ -78,6 +78,13 @@ pub(super) struct NvmfQueue(Rc<Inner>);
 impl NvmfQueue {
     /// Connects a queue for the current reactor.
     pub(super) async fn attach(device: Arc<NvmfDevice>) -> Result<Rc<dyn BlockDevice>, IoError> {
+        Ok(Rc::new(Self(Inner::attach(device).await?)))
+    }
+}
+
+impl Inner {
+    /// The same, for whoever sends commands of its own.
+    pub(super) async fn attach(device: Arc<NvmfDevice>) -> Result<Rc<Self>, IoError> {
         let shared = device.shared().clone();
         let Some(queue_id) = shared.take_seat() else {
             let queues = shared.options.queues;
@@ -85,10 +92,10 @@ impl NvmfQueue {
             tracing::warn!(%device, queues, "no I/O queue is left for one more reactor; raise `queues`");
             return Err(IoError::ResourceShortage);
         };
-        let inner = Rc::new_cyclic(|weak: &Weak<Inner>| {
+        let inner = Rc::new_cyclic(|weak: &Weak<Self>| {
             let reactor = Reactor::current();
             let keeper = reactor.spawn(keep_connected(shared.clone(), queue_id, weak.clone()));
-            Inner {
+            Self {
                 device,
                 queue_id,
                 live: RefCell::new(None),
@@ -106,7 +113,7 @@ impl NvmfQueue {
             Ok(connected) => connected.map(drop)?,
             Err(_) => return Err(IoError::TimedOut),
         }
-        Ok(Rc::new(Self(inner)))
+        Ok(inner)
     }
 }
 
@@ -193,7 +200,7 @@ impl Inner {
         }
     }
 
-    fn begin_waiting(&self) -> Result<Waiting<'_>, IoError> {
+    pub(super) fn begin_waiting(&self) -> Result<Waiting<'_>, IoError> {
         if self.waiting.get() >= WAITING_MAX {
             return Err(IoError::ResourceShortage);
         }
@@ -202,7 +209,7 @@ impl Inner {
     }
 
     /// Waits for the connection.
-    async fn connected(&self) -> Result<Rc<Live>, IoError> {
+    pub(super) async fn connected(&self) -> Result<Rc<Live>, IoError> {
         std::future::poll_fn(|context| {
             if let Some(live) = &*self.live.borrow() {
                 return Poll::Ready(Ok(live.clone()));
@@ -231,7 +238,7 @@ impl Inner {
 }
 
 /// Counts a request as waiting until dropped.
-struct Waiting<'a>(&'a Inner);
+pub(super) struct Waiting<'a>(&'a Inner);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
