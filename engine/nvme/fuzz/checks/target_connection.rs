@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! 0 bits 1:0 how far the connection is when the bytes come: new, initialized, admin queue, I/O queue
-//!   bit 2 header digests, 3 data digests, 4 mend header digests of PDUs that are there whole
+//!   bit 2 header digests, 3 data digests, 4 mend header digests of PDUs that are there whole, 5 the host has
+//!   to authenticate, on its admin queue at most
 //! 1 seed of the world: how the network cuts the bytes
 //! ```
 //!
@@ -14,6 +15,7 @@
 use std::sync::Arc;
 
 use pollux_device::{MallocDevice, MallocOptions};
+use pollux_nvme::auth::{Credentials, Methods, Secret};
 use pollux_nvme::target::connection::{TransportSettings, listen};
 use pollux_nvme::target::{NamespaceConfig, SubsystemConfig, Target, TargetConfig};
 use pollux_nvme::wire::command::{
@@ -33,6 +35,10 @@ use crate::mend::mend_header_digests;
 
 const SETTINGS_BYTES: usize = 2;
 const SUBSYSTEM: &str = "nqn.2026-11.io.pollux:fuzz";
+const HOST: &str = "nqn.2026-11.io.pollux:host";
+const OTHER_HOST: &str = "nqn.2026-11.io.pollux:other";
+const SECRET: &str = "DHHC-1:00:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:";
+const AUTHENTICATE: u8 = 1 << 5;
 const DEVICE_BYTES: u64 = 1 << 20;
 const QUEUE_ENTRIES: u16 = 32;
 
@@ -68,13 +74,29 @@ pub fn check(input: &[u8]) {
         subsystem
             .add_namespace(device, &NamespaceConfig::default())
             .expect("the first namespace");
+        if switches & AUTHENTICATE != 0 {
+            let credentials = Credentials {
+                host: Secret::parse(SECRET).expect("a good secret"),
+                controller: Secret::parse(SECRET).ok(),
+                methods: Methods::default(),
+            };
+            subsystem
+                .set_credentials(HOST, Some(credentials))
+                .expect("a good name");
+        }
         let listening = listen(&listen_at, target, Arc::new(TransportSettings::default()));
         listening.expect("the address is free").1.detach();
     });
     let machine = world.add_machine("host");
     let reactor = world.add_reactor(machine);
     world.block_on(reactor, async move {
-        let mut connections = open(&address, switches & 3, digests).await;
+        let stage = switches & 3;
+        let stage = if switches & AUTHENTICATE != 0 {
+            stage.min(2)
+        } else {
+            stage
+        };
+        let mut connections = open(&address, stage, digests, HOST).await;
         if let Some(last) = connections.last_mut() {
             // The target may have had enough already.
             let _ = net::send_all(&mut **last, &bytes).await;
@@ -83,7 +105,7 @@ pub fn check(input: &[u8]) {
         }
         drop(connections);
         // Somebody else still gets through.
-        let mut connections = open(&address, 3, Digests::empty()).await;
+        let mut connections = open(&address, 3, Digests::empty(), OTHER_HOST).await;
         let last = connections.last_mut().expect("connections were opened");
         let read = SubmissionEntry::new(0x02, 7, 1).with_data(SglDescriptor::transport(4096));
         send_command(&mut **last, &read, &[], Digests::empty()).await;
@@ -97,7 +119,7 @@ pub fn check(input: &[u8]) {
 }
 
 /// Connections as far as asked; the last is the one for the bytes.
-async fn open(address: &Address, stage: u8, digests: Digests) -> Vec<Box<dyn Stream>> {
+async fn open(address: &Address, stage: u8, digests: Digests, host: &str) -> Vec<Box<dyn Stream>> {
     let mut admin = net::connect(address).await.expect("the target listens");
     if stage == 0 {
         return vec![admin];
@@ -106,7 +128,7 @@ async fn open(address: &Address, stage: u8, digests: Digests) -> Vec<Box<dyn Str
     if stage == 1 {
         return vec![admin];
     }
-    let controller = connect_queue(&mut *admin, 0, DYNAMIC_CONTROLLER, digests).await;
+    let controller = connect_queue(&mut *admin, 0, DYNAMIC_CONTROLLER, digests, host).await;
     if stage == 2 {
         return vec![admin];
     }
@@ -119,7 +141,7 @@ async fn open(address: &Address, stage: u8, digests: Digests) -> Vec<Box<dyn Str
     response(&mut *admin, digests).await;
     let mut io = net::connect(address).await.expect("the target listens");
     initialize(&mut *io, digests).await;
-    connect_queue(&mut *io, 1, controller, digests).await;
+    connect_queue(&mut *io, 1, controller, digests, host).await;
     vec![admin, io]
 }
 
@@ -135,7 +157,13 @@ async fn initialize(stream: &mut dyn Stream, digests: Digests) {
 }
 
 /// Connects a queue and returns the controller's identifier.
-async fn connect_queue(stream: &mut dyn Stream, queue_id: u16, controller: u16, digests: Digests) -> u16 {
+async fn connect_queue(
+    stream: &mut dyn Stream,
+    queue_id: u16,
+    controller: u16,
+    digests: Digests,
+    host: &str,
+) -> u16 {
     let connect = Connect {
         record_format: 0,
         queue_id,
@@ -143,7 +171,7 @@ async fn connect_queue(stream: &mut dyn Stream, queue_id: u16, controller: u16, 
         attributes: ConnectAttributes::DISABLE_QUEUE_FLOW_CONTROL,
         keep_alive_ms: 0,
     };
-    let host: Nqn = "nqn.2026-11.io.pollux:host".parse().expect("a good name");
+    let host: Nqn = host.parse().expect("a good name");
     let subsystem: Nqn = SUBSYSTEM.parse().expect("a good name");
     let data = ConnectData::new(uuid::Uuid::from_u128(1), &host, &subsystem, controller);
     let entry = connect
