@@ -54,7 +54,7 @@ const DISCOVERY_PAGES: &[LogPageId] = &[
     LogPageId::Discovery,
 ];
 
-/// Feature is supported (FSUPP), and its scope, in an entry of log page 12h (NVMe Base 2.0, 5.16.1.19).
+/// Feature is supported (FSUPP), and its scope, in an entry of log page 12h (NVMe Base 2.0, 5.16.1.18).
 const FEATURE_SUPPORTED: u32 = 1 << 0;
 const FEATURE_SCOPE_NAMESPACE: u32 = 1 << 20;
 const FEATURE_SCOPE_CONTROLLER: u32 = 1 << 21;

@@ -130,6 +130,7 @@ impl Attached {
         (!Reservations::is_held(stamp) || self.reservation_permits(stamp, host, access)).then_some(stamp)
     }
 
+    #[cold]
     #[inline(never)]
     fn reservation_permits(&self, stamp: u64, host: &HostId, access: Access) -> bool {
         let mut seen = self.reservations.borrow_mut();

@@ -1,4 +1,4 @@
-//! Fused compare and write (NVMe Base 2.0, 3.4.2; NVM 1.0, 2.1.5): two commands that follow each other on a
+//! Fused compare and write (NVMe Base 2.0, 3.4.2; NVM 1.0, 2.1.3): two commands that follow each other on a
 //! queue and are one to everybody else.
 //!
 //! Fused commands come here in the order in which the host queued them, each with its data. Invariants:

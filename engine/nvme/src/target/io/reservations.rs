@@ -49,6 +49,8 @@ pub(super) enum ReservationCommand {
 }
 
 /// Checks a reservation command, whose namespace is this one.
+#[cold]
+#[inline(never)]
 pub(super) fn plan(
     attached: Rc<Attached>,
     opcode: IoOpcode,
@@ -135,6 +137,8 @@ fn report(
 }
 
 /// Starts a reservation command.
+#[cold]
+#[inline(never)]
 pub(super) fn start(
     queue: &Rc<Shared>,
     entry: SubmissionEntry,
