@@ -272,3 +272,46 @@ fn what_nobody_waits_for_any_more_is_ended_all_the_same() {
     });
     assert_reads(&cluster, &mirror, 3, 6);
 }
+
+#[test]
+fn what_a_drive_forgot_after_a_failed_flush_is_written_anew_and_not_only_flushed_again() {
+    let cluster = Cluster::new(34, 2);
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(true);
+    write(&cluster, &mirror, 9, 7);
+    cluster.drives[0].fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
+    let failed = cluster.with(&mirror, async |device| device.flush().await);
+    assert_eq!(failed, Err(IoError::MediaWrite));
+    drop(mirror);
+    // Reads show the block all the while. The host is the same, or another one.
+    cluster.drives[0].disconnect();
+    cluster.start_host(0);
+    cluster.paths[1].cut.set(false);
+    let mirror = cluster.open();
+    cluster.wait_in_sync(2);
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    cluster.drives[0].power_loss(PowerLoss::LoseAll);
+    assert_eq!(cluster.peek(0, 9)[0], 7);
+    cluster.assert_identical(&[0, 1]);
+}
+
+#[test]
+fn a_flush_that_failed_unheard_is_not_made_good_by_the_next_one() {
+    let cluster = Cluster::new(35, 1);
+    let mirror = cluster.open();
+    write(&cluster, &mirror, 9, 7);
+    // It fails while the path is down, and the path comes back to the same host.
+    cluster.drives[0].fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
+    let before = cluster.drives[0].counters().flushes;
+    let device = mirror.device();
+    let flush = cluster
+        .world
+        .spawn(cluster.reactor, async move { device.flush().await });
+    let sent = || cluster.drives[0].counters().flushes > before;
+    cluster.world.run_until(sent, Duration::from_secs(1)).unwrap();
+    cluster.paths[0].cut.set(true);
+    cluster.world.run_for(Duration::from_secs(10));
+    cluster.paths[0].cut.set(false);
+    assert_eq!(cluster.world.finish(&flush), Err(IoError::Gone));
+    assert_eq!(mirror.stopped(), Some(StopReason::CacheLost));
+}

@@ -24,6 +24,8 @@ pub(super) struct Connection {
     pub(super) instance: u64,
     /// The newest epoch that this life of the host had granted before.
     pub(super) previous: Option<Epoch>,
+    /// Flushes that had failed in this life of the host.
+    pub(super) flush_failures: u64,
     pub(super) is_local: bool,
     /// When the newest request that it answered was sent: it had promised to nobody else then.
     confirmed_at: Cell<Instant>,
@@ -85,6 +87,7 @@ impl Connection {
                 area,
                 instance: granted.instance,
                 previous: granted.previous,
+                flush_failures: granted.flush_failures,
                 is_local: port.is_local(),
                 confirmed_at: Cell::new(started),
             };
@@ -94,6 +97,16 @@ impl Connection {
             Ok(result) => result,
             Err(_) => Err(PromiseError::Unreachable.into()),
         }
+    }
+
+    /// Whether its host has lived since the time of an older target, and has lost nothing from its cache.
+    pub(super) fn has_kept_all_since(&self, epoch: Epoch) -> bool {
+        self.previous == Some(epoch) && self.flush_failures == 0
+    }
+
+    /// Whether this is the same life of the host, in which nothing was lost from the cache meanwhile.
+    pub(super) fn continues(&self, before: &Self) -> bool {
+        self.instance == before.instance && self.flush_failures == before.flush_failures
     }
 
     /// Blocks of the volume in a region.

@@ -165,7 +165,7 @@ impl Core {
                 Ok((connection, _))
                     if self
                         .connection(slot)
-                        .is_some_and(|old| old.instance == connection.instance) =>
+                        .is_some_and(|old| connection.continues(&old)) =>
                 {
                     self.connect(slot, Some(Rc::new(connection)));
                     self.members.borrow_mut().recover(slot);

@@ -304,7 +304,7 @@ impl Core {
         );
         let mut same = Vec::with_capacity(intents.len());
         for region in intents {
-            if self.make_region_identical(region, &sources).await? {
+            if self.make_region_identical(region, &sources, old_epoch).await? {
                 same.push(region);
             }
         }
@@ -338,7 +338,12 @@ impl Core {
 
     /// Whether the region is the same on all now. It is not when nobody can read it: then it stays as it is,
     /// with its intent.
-    async fn make_region_identical(&self, region: u64, sources: &[SlotNumber]) -> Result<bool, OpenError> {
+    async fn make_region_identical(
+        &self,
+        region: u64,
+        sources: &[SlotNumber],
+        old_epoch: Epoch,
+    ) -> Result<bool, OpenError> {
         let start = region * self.region_blocks;
         let end = (start + self.region_blocks).min(self.geometry.blocks);
         let block_bytes = u64::from(self.geometry.block_bytes);
@@ -350,7 +355,7 @@ impl Core {
         while at < end {
             let blocks = chunk_blocks.min(end - at);
             let _lock = self.locks.lock(at..at + blocks, Mode::Exclusive).await;
-            all_same &= self.make_chunk_identical(at, blocks, sources).await?;
+            all_same &= self.make_chunk_identical(at, blocks, sources, old_epoch).await?;
             at += blocks;
         }
         Ok(all_same)
@@ -361,6 +366,7 @@ impl Core {
         block: u64,
         blocks: u64,
         sources: &[SlotNumber],
+        old_epoch: Epoch,
     ) -> Result<bool, OpenError> {
         let bytes = (blocks * u64::from(self.geometry.block_bytes)) as usize;
         let mut left = sources.iter();
@@ -372,12 +378,21 @@ impl Core {
                 break (slot, data);
             }
         };
-        for &slot in sources.iter().filter(|&&slot| slot != source) {
-            let same = self.read_from(slot, block, bytes).await?;
-            if same.is_some_and(|same| same[..] == data[..]) {
-                continue;
+        for &slot in sources {
+            // A drive may show what it has in its cache and will never flush, after a flush that failed in an
+            // earlier life of its host. Only what is written anew is sure to be flushed.
+            let connection = self.connection(slot);
+            let is_trusted = connection.is_some_and(|found| found.has_kept_all_since(old_epoch));
+            let same = match slot == source {
+                true => true,
+                false => {
+                    let found = self.read_from(slot, block, bytes).await?;
+                    found.is_some_and(|found| found[..] == data[..])
+                }
+            };
+            if !(same && is_trusted) {
+                self.write_to(slot, block, data.clone().into()).await?;
             }
-            self.write_to(slot, block, data.clone().into()).await?;
         }
         Ok(true)
     }

@@ -3,6 +3,7 @@
 //! Invariants:
 //! - One session at most is served: that of the newest promise. What it was given goes on only while it is.
 //! - When a promise is answered, no request of an older session is at the device, and the epoch is durable.
+//! - Once a flush has failed, no flush of the same session succeeds any more.
 //! - An epoch older than one that was promised, in this life or an earlier one, is refused.
 
 use std::cell::Cell;
@@ -33,6 +34,8 @@ struct Inner {
     granted: Cell<Option<Epoch>>,
     /// Requests at the device.
     in_flight: Cell<u64>,
+    /// Flushes that failed.
+    flush_failures: Cell<u64>,
     /// A promise is being written.
     writing: Cell<bool>,
     changed: Signal,
@@ -60,6 +63,7 @@ impl ReplicaHost {
             grant: Cell::new(0),
             granted: Cell::new(None),
             in_flight: Cell::new(0),
+            flush_failures: Cell::new(0),
             writing: Cell::new(false),
             changed: Signal::default(),
         })))
@@ -130,12 +134,26 @@ impl Inner {
             inner: self.clone(),
             epoch,
             grant,
+            flush_failures: self.flush_failures.get(),
         };
         Ok(Granted {
+            flush_failures: session.flush_failures,
             session: Rc::new(session),
             instance: self.instance,
             previous,
         })
+    }
+
+    /// What a flush of a session means, at which so many had failed when it began.
+    fn judge_flush(&self, result: Result<Reply, IoError>, failures_before: u64) -> Result<Reply, IoError> {
+        match result {
+            Ok(_) if self.flush_failures.get() != failures_before => Err(IoError::MediaWrite),
+            Err(error) if !matches!(error, IoError::ResourceShortage | IoError::NotReady) => {
+                self.flush_failures.set(self.flush_failures.get() + 1);
+                Err(error)
+            }
+            result => result,
+        }
     }
 
     fn ended(&self) {
@@ -151,6 +169,8 @@ struct Session {
     inner: Rc<Inner>,
     epoch: Epoch,
     grant: u64,
+    /// Flushes of this life of the host that had failed when it began.
+    flush_failures: u64,
 }
 
 impl Session {
@@ -187,12 +207,17 @@ impl BlockDevice for Session {
         if let Err(error) = self.check(&request) {
             return Completion::failed(error);
         }
+        let flush = matches!(request, Request::Flush).then_some(self.flush_failures);
         match self.inner.device.submit(request).try_take() {
-            Ok(result) => Completion::ready(result),
+            Ok(result) => Completion::ready(match flush {
+                Some(failures) => self.inner.judge_flush(result, failures),
+                None => result,
+            }),
             Err(completion) => {
                 self.inner.in_flight.set(self.inner.in_flight.get() + 1);
                 Completion::from_future(UnderWay {
                     completion: Some(completion),
+                    flush,
                     inner: self.inner.clone(),
                 })
             }
@@ -210,6 +235,8 @@ impl BlockDevice for Session {
 /// A request at the device. It is counted until the device is done with it, whether or not anybody waits.
 struct UnderWay {
     completion: Option<Completion>,
+    /// It is a flush, of a session that began after so many had failed.
+    flush: Option<u64>,
     inner: Rc<Inner>,
 }
 
@@ -223,7 +250,10 @@ impl Future for UnderWay {
         let result = std::task::ready!(Pin::new(completion).poll(context));
         self.completion = None;
         self.inner.ended();
-        Poll::Ready(result)
+        Poll::Ready(match self.flush {
+            Some(failures) => self.inner.judge_flush(result, failures),
+            None => result,
+        })
     }
 }
 
@@ -233,10 +263,13 @@ impl Drop for UnderWay {
         if let Some(completion) = self.completion.take()
             && let Some(reactor) = Reactor::try_current()
         {
-            let inner = self.inner.clone();
+            let (inner, flush) = (self.inner.clone(), self.flush);
             let rest = async move {
-                // Whoever wanted to know has gone.
-                let _ = completion.await;
+                let result = completion.await;
+                // Whoever wanted to know has gone, but for those who count the flushes that failed.
+                if let Some(failures) = flush {
+                    drop(inner.judge_flush(result, failures));
+                }
                 inner.ended();
             };
             reactor.spawn(rest).detach();

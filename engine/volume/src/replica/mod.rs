@@ -24,6 +24,9 @@ pub struct Granted {
     pub instance: u64,
     /// The newest epoch that this life of the host had granted before.
     pub previous: Option<Epoch>,
+    /// Flushes that failed in this life of the host: drives may forget what they could not flush, and a later
+    /// flush then succeeds without it.
+    pub flush_failures: u64,
 }
 
 /// Why there is no promise.

@@ -211,6 +211,7 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
             Ok(granted) => {
                 answer.first = granted.instance;
                 answer.second = granted.previous.map_or(0, |epoch| epoch.0);
+                answer.data = granted.flush_failures.to_le_bytes().to_vec();
                 *session.borrow_mut() = Some(granted.session);
             }
             Err(PromiseError::Superseded(epoch)) => {
@@ -435,6 +436,10 @@ impl ReplicaPort for RemotePort {
                     session: Rc::new(session),
                     instance: answer.first,
                     previous: (answer.second > 0).then_some(Epoch(answer.second)),
+                    flush_failures: answer
+                        .data
+                        .first_chunk()
+                        .map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes)),
                 }),
                 SUPERSEDED => Err(PromiseError::Superseded(Epoch(answer.first))),
                 _ => Err(PromiseError::Unreachable),
