@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use pollux_device::{BlockDeviceExt, IoError};
+use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
 use pollux_hugepages::Buffer;
 use pollux_pool::{CreateOptions, Pool, PoolError, Volume, VolumeOptions};
 use pollux_reactor::{random_u64, spawn};
@@ -278,6 +278,17 @@ pub fn record(bench: &Bench, steps: u64) -> Recorded {
 
 /// The same in a pool of which a volume takes all space but so many bytes.
 pub fn record_in(bench: &Bench, steps: u64, create: &CreateOptions, free_bytes: Option<u64>) -> Recorded {
+    record_through(bench, steps, create, free_bytes, |device| device)
+}
+
+/// The same with something between the pool and each drive.
+pub fn record_through(
+    bench: &Bench,
+    steps: u64,
+    create: &CreateOptions,
+    free_bytes: Option<u64>,
+    wrap: fn(Rc<dyn BlockDevice>) -> Rc<dyn BlockDevice>,
+) -> Recorded {
     let recorder = Recorder::new();
     let mut recorded = Recorded {
         recorder: recorder.clone(),
@@ -295,7 +306,8 @@ pub fn record_in(bench: &Bench, steps: u64, create: &CreateOptions, free_bytes: 
         if free_bytes.is_none() {
             record();
         }
-        let pool = Pool::create("tank", drives.attach().await, &create, options()).await;
+        let devices = drives.attach().await.into_iter().map(wrap).collect();
+        let pool = Pool::create("tank", devices, &create, options()).await;
         let pool = pool.unwrap();
         if let Some(free_bytes) = free_bytes {
             recorded.base = fill(&pool, free_bytes).await;
@@ -495,18 +507,22 @@ pub async fn verify_pool(pool: &Rc<Pool>, model: &PoolModel) -> Result<(), Strin
 }
 
 pub fn check_state(bench: &Bench, recorded: &Recorded, state: CrashState, context: &str) {
+    let context = format!("{context}, cut at {}, {:?}", state.position, state.loss);
+    if let Err(error) = judge_state(bench, recorded, state) {
+        panic!("{context}: {error}");
+    }
+}
+
+/// Whether what a power cut left is as it was promised.
+pub fn judge_state(bench: &Bench, recorded: &Recorded, state: CrashState) -> Result<(), String> {
     let model = model_at(recorded, state.position);
     let must_be_there = state.position >= recorded.created;
-    let context = format!("{context}, cut at {}, {:?}", state.position, state.loss);
     let drives = state
         .images
         .into_iter()
         .map(|image| image.into_drive("after", 1))
         .collect();
-    let result = bench
+    bench
         .world
-        .block_on(bench.reactor, verify(Drives(drives), model, must_be_there));
-    if let Err(error) = result {
-        panic!("{context}: {error}");
-    }
+        .block_on(bench.reactor, verify(Drives(drives), model, must_be_there))
 }
