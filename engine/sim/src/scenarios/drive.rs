@@ -16,7 +16,7 @@ pub(super) fn run(run: &Run) -> Result<Finished, String> {
 }
 
 /// What stands between the clients and the drive.
-type Wrap = Rc<dyn Fn(Rc<dyn BlockDevice>) -> Rc<dyn BlockDevice>>;
+pub(super) type Wrap = Rc<dyn Fn(Rc<dyn BlockDevice>) -> Rc<dyn BlockDevice>>;
 
 /// Has clients use a drive, through what `wrap` makes of it, while its machine crashes; checks every read.
 ///

@@ -1,10 +1,12 @@
-//! Scenarios: of the simulator's own parts, and of replicated volumes.
+//! Scenarios: of the simulator's own parts, of pools, and of replicated volumes.
 
 mod drive;
 mod echo;
 pub mod mirror;
+mod pools;
 
 pub use drive::exercise_drive;
+pub use pools::exercise_pool;
 
 use crate::Scenario;
 
@@ -24,5 +26,10 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "network-echo",
         about: "clients get back the bytes that they sent, through partitions, resets and crashes",
         run: echo::run,
+    },
+    Scenario {
+        name: "pools",
+        about: "clients, snapshots and deletions in a pool whose machine crashes: all is as was promised",
+        run: pools::run,
     },
 ];
