@@ -294,3 +294,41 @@ pub(super) fn as_io(error: &RemoteCallError) -> IoError {
         RemoteCallError::WouldBlock(_) => IoError::Internal,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There is a lane for each volume and reactor: what one takes is a promise to engines with many of them.
+    #[test]
+    fn a_lane_takes_less_than_300_kibibytes() {
+        // Each with the stamp of a place in a queue, or the number of a free one.
+        let near = size_of::<Place>() + size_of::<u16>();
+        let queues = size_of::<(u16, Request)>() + size_of::<(u16, Outcome)>() + 2 * size_of::<usize>();
+        let far = size_of::<Option<Completion>>() + 2 * size_of::<u16>();
+        let bytes = usize::from(LANE_REQUESTS_MAX) * (near + queues + far);
+        assert!(bytes < 300 << 10, "{bytes} bytes");
+    }
+
+    #[test]
+    fn places_come_back_whichever_way_a_request_ends() {
+        let mut places = Places::new();
+        let mut context = Context::from_waker(Waker::noop());
+        let [waited, dropped, late] = [(); 3].map(|()| places.take().unwrap());
+        assert!(places.poll(waited, &mut context).is_pending());
+        assert!(places.complete(waited, Ok(pollux_device::Reply::Done)).is_some());
+        assert!(places.poll(waited, &mut context).is_ready());
+        // Dropped before the reply, and after it.
+        places.abandon(dropped);
+        assert_eq!(places.under_way(), 2);
+        assert!(places.complete(dropped, Err(IoError::Gone)).is_none());
+        assert!(places.complete(late, Err(IoError::Gone)).is_none());
+        places.abandon(late);
+        assert_eq!(places.under_way(), 0);
+        // A reply to nothing changes nothing.
+        assert!(places.complete(late, Err(IoError::Gone)).is_none());
+        assert_eq!(places.under_way(), 0);
+        let all: Vec<u16> = std::iter::from_fn(|| places.take()).collect();
+        assert_eq!(all.len(), usize::from(LANE_REQUESTS_MAX));
+    }
+}
