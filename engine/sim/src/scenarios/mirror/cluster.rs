@@ -363,11 +363,18 @@ impl Target {
             let mut random = self.control.random("client", self.random.u64());
             let shared = self.shared.clone();
             let client = async move {
-                let blocks = random.within(1..=BLOCKS / 2);
-                let start = random.below(BLOCKS - blocks);
+                // Few blocks and no pause make clients meet.
+                let is_close = random.chance(0.4);
+                let blocks = random.within(1..=if is_close { 4 } else { BLOCKS / 2 });
+                let start = if is_close {
+                    0
+                } else {
+                    random.below(BLOCKS - blocks)
+                };
+                let pause = Duration::from_millis(if is_close { 1 } else { 20 });
                 let mixed = Workload {
                     flushes: random.within(1..=6),
-                    pause: random.duration(Duration::ZERO..=Duration::from_millis(20)),
+                    pause: random.duration(Duration::ZERO..=pause),
                     ..Workload::mixed(start..start + blocks, 1)
                 };
                 // Some only read: no write keeps them from going on when the target is cut off.
@@ -382,7 +389,7 @@ impl Target {
                     },
                     false => mixed,
                 };
-                for _ in 0..random.within(1..=400) {
+                for _ in 0..random.within(1..=if is_close { 600 } else { 400 }) {
                     match workload.run(&checked, &mut random, |error| !is_end(error)).await {
                         Ok(_) => {}
                         Err(CheckError::Io(_)) => return,
