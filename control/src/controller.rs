@@ -45,6 +45,10 @@ const PASS_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest one, so that a busy cluster is planned for in larger pieces.
 const PASS_PAUSE: Duration = Duration::from_millis(2);
 
+/// The pause after a pass that could only say once more what engines were told before: they refuse, or take their
+/// time.
+const REPEAT_PAUSE: Duration = Duration::from_millis(250);
+
 /// What time it is.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// Microseconds since 1970, in UTC.
@@ -118,6 +122,10 @@ pub struct Controller {
     leadership: Leadership,
     world: World,
     watcher: Box<dyn Watcher>,
+    /// How many commands the last pass had, if nothing was committed in it.
+    commands_before: Option<usize>,
+    /// Whether the last pass was like the one before.
+    is_repeated: bool,
 }
 
 impl fmt::Debug for Controller {
@@ -145,6 +153,8 @@ impl Controller {
             leadership,
             world,
             watcher,
+            commands_before: None,
+            is_repeated: false,
         })
     }
 
@@ -166,7 +176,11 @@ impl Controller {
         loop {
             let steps = self.pass().await?;
             if steps > 0 {
-                tokio::time::sleep(PASS_PAUSE).await;
+                let pause = match self.is_repeated {
+                    true => REPEAT_PAUSE,
+                    false => PASS_PAUSE,
+                };
+                tokio::time::sleep(pause).await;
                 if !*stop.borrow() && !*lost.borrow() {
                     continue;
                 }
@@ -227,6 +241,9 @@ impl Controller {
             }
         }
         let revision = self.commit(commits).await?;
+        let commands_now = (revision == 0).then_some(count);
+        self.is_repeated = commands_now.is_some() && commands_now == self.commands_before;
+        self.commands_before = commands_now;
         self.tell(commands).await;
         self.wait_for(revision).await?;
         Ok(count)
