@@ -45,8 +45,8 @@ const PASS_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest one, so that a busy cluster is planned for in larger pieces.
 const PASS_PAUSE: Duration = Duration::from_millis(2);
 
-/// The pause after a pass that could only say once more what engines were told before: they refuse, or take their
-/// time.
+/// The pause after a pass that could only say once more what engines were told before: they refuse, or take
+/// their time.
 const REPEAT_PAUSE: Duration = Duration::from_millis(250);
 
 /// What time it is.
