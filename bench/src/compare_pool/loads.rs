@@ -2,12 +2,14 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use pollux_device::{BlockDevice, ByteSize};
-use pollux_reactor::random_u64;
+use pollux_device::{BlockDevice, BlockDeviceExt, ByteSize, IoError};
+use pollux_hugepages::Buffer;
+use pollux_reactor::{random_u64, spawn, yield_now};
 
 use super::Error;
-use crate::load::{Job, Load, Pattern, Progress, Results, run_job};
+use crate::load::{Job, Pattern, Progress, Results, run_job};
 
 /// A load of 4 KiB.
 pub struct Measure {
@@ -23,7 +25,7 @@ pub struct Measure {
 
 /// Requests a second.
 pub async fn measure(device: Rc<dyn BlockDevice>, blocks: u64, measure: &Measure) -> Result<f64, Error> {
-    let load = Load {
+    let load = crate::load::Load {
         pattern: measure.pattern,
         read_percent: 0,
         block: ByteSize(4096),
@@ -52,4 +54,57 @@ pub async fn measure(device: Rc<dyn BlockDevice>, blocks: u64, measure: &Measure
         return Err(Error::Reactor(results.first_errors.join("; ")));
     }
     Ok(results.iops())
+}
+
+/// A load of random 4 KiB blocks of one content.
+pub struct Load {
+    /// Reads or writes.
+    pub pattern: Pattern,
+    /// Requests outstanding.
+    pub depth: u16,
+    /// How long.
+    pub seconds: f64,
+    /// The blocks it goes to, from the first.
+    pub blocks: u64,
+}
+
+/// What such a load took.
+pub struct Taken {
+    /// The longest request, in milliseconds.
+    pub longest_ms: f64,
+}
+
+/// Runs a load of content that a sparse device does not keep.
+pub async fn large_load(device: Rc<dyn BlockDevice>, load: &Load) -> Result<Taken, Error> {
+    let mut content = Buffer::from_heap(4096);
+    super::sparse::fill(&mut content);
+    let content = content.freeze();
+    let end = Instant::now() + Duration::from_secs_f64(load.seconds);
+    let jobs = (0..load.depth).map(|_| {
+        let (device, content, blocks) = (device.clone(), content.clone(), load.blocks);
+        let write = load.pattern == Pattern::Randwrite;
+        spawn(async move {
+            let mut longest = Duration::ZERO;
+            while Instant::now() < end {
+                let block = random_u64() % blocks;
+                let begun = Instant::now();
+                if write {
+                    device.write(block, content.clone(), false).await?;
+                } else {
+                    device.read(block, Buffer::from_heap(4096)).await?;
+                }
+                longest = longest.max(begun.elapsed());
+                yield_now().await;
+            }
+            Ok::<Duration, IoError>(longest)
+        })
+    });
+    let jobs: Vec<_> = jobs.collect();
+    let mut longest = Duration::ZERO;
+    for job in jobs {
+        longest = longest.max(job.await?);
+    }
+    Ok(Taken {
+        longest_ms: longest.as_secs_f64() * 1e3,
+    })
 }

@@ -1,7 +1,9 @@
 //! Volumes of a pool beside the device below it: both memory, in one reactor, in turns.
 
 mod counting;
+mod large;
 mod loads;
+mod sparse;
 
 use std::fmt::Write as _;
 use std::rc::Rc;
@@ -44,6 +46,10 @@ pub struct Options {
     /// Size of each volume, and of the raw device
     #[arg(long, default_value = "256MiB")]
     size: ByteSize,
+    /// Instead, fill a pool of this size and measure what grows with it. It takes some 4 MiB of memory for each
+    /// GiB, and minutes
+    #[arg(long)]
+    large: Option<ByteSize>,
 }
 
 /// Why the comparison ended.
@@ -130,6 +136,18 @@ pub fn run(options: &Options) -> Result<(), Error> {
         ..Settings::default()
     })
     .map_err(|error| Error::Reactor(error.to_string()))?;
+    if let Some(ByteSize(bytes)) = options.large {
+        let figures = thread
+            .handle()
+            .call_blocking(move || large::measure(bytes))
+            .map_err(|error| Error::Reactor(error.to_string()))??;
+        println!("| what | figure | wanted |\n| --- | --- | --- |");
+        for (name, figure, wanted) in figures {
+            println!("| {name} | {figure:.2} | {wanted} |");
+        }
+        thread.stop();
+        return thread.join().map_err(|error| Error::Reactor(error.to_string()));
+    }
     let (rounds, seconds, bytes) = (options.rounds, options.seconds, options.size.0);
     let report = thread
         .handle()

@@ -54,3 +54,23 @@ fn a_volume_keeps_what_is_written_over_an_export() {
         ));
     });
 }
+
+#[test]
+fn writes_that_nobody_flushes_go_on_when_the_journal_is_full() {
+    let bench = Bench::new(5, 1);
+    bench.run(|drives| async move {
+        let create = CreateOptions::default();
+        let pool = Pool::create("tank", drives.attach().await, &create, options())
+            .await
+            .unwrap();
+        pool.create_volume("a", &VolumeOptions::new(1000)).await.unwrap();
+        let volume = pool.open_volume("a").unwrap();
+        // A record of a slot for each block: several laps of a ring of 128 blocks.
+        for round in 0..20_000u64 {
+            let data = Buffer::from_heap(7 * 4096);
+            volume.write(round * 7 % 990, data, false).await.unwrap();
+        }
+        assert!(pool.counters().checkpoints > 4);
+        assert!(pool.check().await.unwrap().is_sound());
+    });
+}

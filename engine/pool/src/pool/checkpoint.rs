@@ -240,9 +240,9 @@ impl Pool {
         for intent in &closed.intents {
             self.journal.append(intent, AppendFor::Checkpoint)?;
         }
-        if !closed.intents.is_empty() {
-            self.journal.commit().await?;
-        }
+        // Also without any: blocks before the cut that nobody has committed yet would keep their room in the
+        // ring, and those who wait for room commit nothing.
+        self.journal.commit().await?;
         let devices = self.devices_with_extents();
         for (device, _) in &devices {
             device.flush().await?;

@@ -10,8 +10,20 @@ use crate::layout::journal::Record;
 /// Slots of a region: 1 MiB.
 pub(crate) const REGION_SLOTS: u64 = 16;
 
-/// Active intents; further regions wait for a checkpoint.
-pub(crate) const INTENTS_MAX: usize = 4096;
+/// Active intents; further regions wait for a checkpoint. They are of 64 GiB.
+pub(crate) const INTENTS_MAX: usize = 65_536;
+
+/// Regions that are being written at one time; further ones wait for a checkpoint.
+const IN_USE_MAX: usize = 3500;
+
+/// Intents that a checkpoint writes again: those in use right then, and some that were used lately. The others
+/// are made anew when they are needed.
+const KEPT_MAX: usize = 7000;
+
+/// Intents that a block of the journal has room for.
+const IN_A_BLOCK: usize = 236;
+
+const _: () = assert!(KEPT_MAX / IN_A_BLOCK < crate::journal::RESERVED_BLOCKS as usize);
 
 #[derive(Debug, Clone, Copy)]
 struct Intent {
@@ -28,6 +40,8 @@ struct Intent {
 pub(crate) struct Intents {
     /// By volume and region.
     active: HashMap<(u64, u64), Intent, foldhash::fast::FixedState>,
+    /// How many have writes under way.
+    in_use: usize,
 }
 
 /// What is needed before a write in place.
@@ -47,7 +61,7 @@ impl Intents {
         let Some(intent) = self.active.get_mut(&(volume, region)) else {
             return false;
         };
-        let is_durable = intent.sequence <= durable;
+        let is_durable = intent.sequence <= durable && self.in_use < IN_USE_MAX;
         intent.used |= is_durable;
         is_durable
     }
@@ -56,7 +70,12 @@ impl Intents {
     pub(crate) fn begin(&mut self, volume: u64, region: u64) -> Use {
         let is_full = self.active.len() >= INTENTS_MAX;
         match self.active.get_mut(&(volume, region)) {
+            Some(intent) if intent.uses == 0 && self.in_use >= IN_USE_MAX => {
+                intent.used = true;
+                Use::Full
+            }
             Some(intent) => {
+                self.in_use += usize::from(intent.uses == 0);
                 intent.uses += 1;
                 intent.used = true;
                 Use::Active(intent.sequence)
@@ -80,13 +99,22 @@ impl Intents {
     pub(crate) fn end(&mut self, volume: u64, region: u64) {
         if let Some(intent) = self.active.get_mut(&(volume, region)) {
             intent.uses = intent.uses.saturating_sub(1);
+            self.in_use -= usize::from(intent.uses == 0);
         }
     }
 
     /// A checkpoint closes: drops what was not used since the last one, and returns what has to be written
     /// again.
     pub(crate) fn close(&mut self) -> Vec<Record> {
-        self.active.retain(|_, intent| intent.uses > 0 || intent.used);
+        let mut room = KEPT_MAX - self.in_use;
+        self.active.retain(|_, intent| {
+            if intent.uses > 0 {
+                return true;
+            }
+            let kept = intent.used && room > 0;
+            room -= usize::from(kept);
+            kept
+        });
         let mut kept: Vec<(u64, u64)> = self.active.keys().copied().collect();
         kept.sort_unstable();
         for intent in self.active.values_mut() {

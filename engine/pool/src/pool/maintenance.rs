@@ -71,6 +71,18 @@ impl Pool {
         self.checkpoint().await
     }
 
+    /// Makes extents of data that were freed usable, if there are any.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoSpace`] if there are none.
+    pub(crate) async fn free_extents(self: &Rc<Self>) -> Result<(), PoolError> {
+        if self.state.borrow().space.counts().freeing == 0 {
+            return Err(PoolError::NoSpace);
+        }
+        self.checkpoint().await
+    }
+
     /// Waits for room in the journal.
     pub(crate) async fn make_room(self: &Rc<Self>) -> Result<(), PoolError> {
         self.checkpoint().await?;

@@ -20,6 +20,9 @@ use crate::pool::{PoolError, REGION_SLOTS, Use};
 /// How often a slot that changes is planned anew.
 const PLANS_MAX: u32 = 16;
 
+/// How often a write waits for a checkpoint that frees extents, which others may take first.
+const SPACE_ROUNDS_MAX: u32 = 16;
+
 /// Slots whose emptied places are remembered; more of them are made durable at once.
 const EMPTIED_MAX: usize = 4096;
 
@@ -175,7 +178,7 @@ impl Volume {
 
     /// The extent for holes of a slot: the one that another write has just taken, or a new one.
     async fn fresh(&self, slot: u64) -> Result<FreshUse<'_>, PoolError> {
-        loop {
+        for _ in 0..SPACE_ROUNDS_MAX {
             if let Some(fresh) = self.head.locks.share_fresh(slot) {
                 return Ok(FreshUse {
                     volume: self,
@@ -196,8 +199,9 @@ impl Volume {
                     });
                 }
             }
-            self.pool.free_space().await?;
+            self.pool.free_extents().await?;
         }
+        Err(PoolError::NoSpace)
     }
 
     /// Begins to overwrite in a region: its intent is durable when this returns.
