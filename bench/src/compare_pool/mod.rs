@@ -46,8 +46,8 @@ pub struct Options {
     /// Size of each volume, and of the raw device
     #[arg(long, default_value = "256MiB")]
     size: ByteSize,
-    /// Instead, fill a pool of this size and measure what grows with it. It takes some 4 MiB of memory for each
-    /// GiB, and minutes
+    /// Instead, fill a pool of this size and measure what grows with it. It takes some 4 MiB of memory for
+    /// each GiB, and minutes
     #[arg(long)]
     large: Option<ByteSize>,
 }

@@ -16,8 +16,8 @@ pub(crate) const INTENTS_MAX: usize = 65_536;
 /// Regions that are being written at one time; further ones wait for a checkpoint.
 const IN_USE_MAX: usize = 3500;
 
-/// Intents that a checkpoint writes again: those in use right then, and some that were used lately. The others
-/// are made anew when they are needed.
+/// Intents that a checkpoint writes again: those in use right then, and some that were used lately. The
+/// others are made anew when they are needed.
 const KEPT_MAX: usize = 7000;
 
 /// Intents that a block of the journal has room for.
