@@ -26,6 +26,17 @@ async fn open_file(options: &UringOptions) -> Result<Arc<UringDevice>, UringErro
     UringDevice::open("disk", options).await
 }
 
+/// Opens a block device that was closed just now: the kernel may take a moment to let go of it.
+async fn open_again(options: &UringOptions) -> Arc<UringDevice> {
+    for _ in 0..1000 {
+        match open_file(options).await {
+            Err(UringError::InUse { .. }) => pollux_reactor::sleep(Duration::from_millis(10)).await,
+            result => return result.expect("a block device"),
+        }
+    }
+    panic!("it is in use for ever");
+}
+
 async fn attach(device: &Arc<UringDevice>) -> Rc<dyn BlockDevice> {
     device.clone().attach().await.expect("a reactor with files")
 }
@@ -432,7 +443,7 @@ fn a_flush_that_failed_is_not_forgotten() {
 
         // Opened anew it starts afresh, with what is on the medium.
         drop((queue, second, device));
-        let device = open_file(&options).await.expect("a block device");
+        let device = open_again(&options).await;
         let queue = attach(&device).await;
         write(&queue, 0, 4, 1).await.expect("written");
         assert_eq!(queue.flush().await, Ok(()));
