@@ -269,7 +269,8 @@ fn geometry(record: &Membership, promised: &[Promised]) -> Geometry {
         optimal_blocks: 1,
         transfer_blocks_max: u32::MAX,
         memory_align_bytes: 1,
-        volatile_write_cache: false,
+        // Also where none of these has a cache: one that joins later may have one, and hosts ask only once.
+        volatile_write_cache: true,
         atomic_write_blocks: u32::MAX,
         deallocates: true,
         metadata_bytes: 0,
@@ -280,7 +281,6 @@ fn geometry(record: &Membership, promised: &[Promised]) -> Geometry {
         volume.optimal_blocks = volume.optimal_blocks.max(one.optimal_blocks);
         volume.transfer_blocks_max = volume.transfer_blocks_max.min(one.transfer_blocks_max);
         volume.memory_align_bytes = volume.memory_align_bytes.max(one.memory_align_bytes);
-        volume.volatile_write_cache |= one.volatile_write_cache;
         volume.atomic_write_blocks = volume.atomic_write_blocks.min(one.atomic_write_blocks);
         volume.deallocates &= one.deallocates;
     }
