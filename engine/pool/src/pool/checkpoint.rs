@@ -32,6 +32,9 @@ use crate::tree::TreeError;
 /// Rounds of preparing before a checkpoint gives up: each is for what came during the one before.
 const ROUNDS_MAX: u32 = 10_000;
 
+/// Pages after which others run, in what goes over many.
+const YIELD_EVERY: usize = 32;
+
 /// Pages being written at a time.
 const WRITES_MAX: usize = 64;
 
@@ -176,10 +179,13 @@ impl Pool {
             for id in ids {
                 done &= self.with_pages(|state| state.prepare_entry(id)).await?;
             }
-            for (device, leaf) in leaves {
+            for (number, (device, leaf)) in leaves.into_iter().enumerate() {
                 done &= self
                     .with_pages(|state| state.prepare_allocation(device, leaf))
                     .await?;
+                if number % YIELD_EVERY == YIELD_EVERY - 1 {
+                    pollux_reactor::yield_now().await;
+                }
             }
             if done {
                 return Ok(());
@@ -266,11 +272,15 @@ impl Pool {
 
     async fn write_pages(&self, pages: &[SealedPage]) -> Result<(), PoolError> {
         let mut writes = FuturesUnordered::new();
-        for page in pages {
+        for (number, page) in pages.iter().enumerate() {
             while writes.len() >= WRITES_MAX {
                 writes.next().await.unwrap_or(Ok(()))?;
             }
             writes.push(self.write_page(page));
+            if number % YIELD_EVERY == 0 {
+                // Devices that do everything at once would keep all others waiting.
+                pollux_reactor::yield_now().await;
+            }
         }
         while let Some(result) = writes.next().await {
             result?;
