@@ -9,7 +9,7 @@ use pollux_sim::scenarios::SCENARIOS;
 use pollux_sim::scenarios::mirror::{Parts, exercise_mirror};
 use pollux_sim::{CampaignOptions, Run, run_campaign};
 use pollux_volume::membership::{Epoch, Membership, MembershipStore, StoreFuture};
-use pollux_volume::replica::{Granted, Promising, ReplicaPort};
+use pollux_volume::replica::{Commanding, Granted, OpeningSnapshot, Promising, ReplicaCommand, ReplicaPort};
 use uuid::Uuid;
 
 /// Seeds that each mistake is looked for with.
@@ -50,6 +50,14 @@ impl ReplicaPort for BadPort {
             let session: Rc<dyn BlockDevice> = Rc::new(BadSession { device, act });
             Ok(Granted { session, ..granted })
         })
+    }
+
+    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
+        self.port.command(epoch, command)
+    }
+
+    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
+        self.port.open_snapshot(epoch, cut)
     }
 
     fn is_local(&self) -> bool {

@@ -294,6 +294,7 @@ mod tests {
             block_bytes: 4096,
             min_in_sync: 1,
             replicas: [entry(1), entry(2), entry(3), None, None],
+            snapshots: Vec::new(),
         }
     }
 

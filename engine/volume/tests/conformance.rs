@@ -15,7 +15,7 @@ use pollux_volume::membership::{
 };
 use pollux_volume::metadata::{Area, FormatOptions};
 use pollux_volume::mirror::{Mirror, MirrorOptions};
-use pollux_volume::replica::{ReplicaHost, ReplicaPort};
+use pollux_volume::replica::{PlainMedium, ReplicaHost, ReplicaPort};
 use uuid::Uuid;
 
 const VOLUME: Uuid = Uuid::from_u128(0x77);
@@ -67,13 +67,14 @@ fn a_mirror_passes_the_suite_of_devices() {
             for (index, drive) in drives.into_iter().enumerate() {
                 let (id, state) = (Uuid::from_u128(index as u128 + 1), ReplicaState::InSync);
                 replicas[index] = Some(ReplicaEntry { id, state });
-                let device = drive.attach().await.unwrap();
+                let device = drive.clone().attach().await.unwrap();
                 drop(
                     Area::format(device.clone(), &FormatOptions::new(VOLUME, id))
                         .await
                         .unwrap(),
                 );
-                ports.push((id, Rc::new(ReplicaHost::open(device).await.unwrap())));
+                let medium = Rc::new(PlainMedium::new(drive));
+                ports.push((id, Rc::new(ReplicaHost::open(device, medium).await.unwrap())));
             }
             let record = Membership {
                 volume: VOLUME,
@@ -83,6 +84,7 @@ fn a_mirror_passes_the_suite_of_devices() {
                 block_bytes,
                 min_in_sync: 2,
                 replicas,
+                snapshots: Vec::new(),
             };
             store.swap(record).unwrap();
             let store: Rc<dyn MembershipStore> = Rc::new(store);

@@ -9,8 +9,11 @@
 //! - A replica that was in sync stays so: sets that follow each other share a replica.
 //! - A replica comes in empty, must be behind before it is in sync, and must be out of sync before it goes.
 //! - The volume, its block size stay, and it never shrinks.
+//!
+//! Those of snapshots are in [`snapshots`].
 
 mod memory;
+pub mod snapshots;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -18,6 +21,7 @@ mod tests;
 use uuid::Uuid;
 
 pub use memory::MemoryStore;
+pub use snapshots::{SNAPSHOTS_MAX, SnapshotEntry};
 pub use store::{MembershipStore, StoreError, StoreFuture};
 
 /// Replicas that a volume can have.
@@ -116,6 +120,11 @@ impl SlotSet {
     pub fn bits(self) -> u8 {
         self.0
     }
+
+    /// The slots of such bits; `None` if one of them is of no slot.
+    pub fn from_bits(bits: u8) -> Option<Self> {
+        (bits >> REPLICAS_MAX == 0).then_some(Self(bits))
+    }
 }
 
 impl FromIterator<SlotNumber> for SlotSet {
@@ -163,6 +172,8 @@ pub struct Membership {
     pub min_in_sync: u8,
     /// The replicas, each in its slot.
     pub replicas: [Option<ReplicaEntry>; REPLICAS_MAX],
+    /// The snapshots, oldest first.
+    pub snapshots: Vec<SnapshotEntry>,
 }
 
 /// A record, or a change of one, that must not be.
@@ -190,6 +201,17 @@ pub enum MembershipError {
         /// What it was to be; `None` for not there.
         to: Option<ReplicaState>,
     },
+    /// A snapshot that must not be, or a change of one.
+    #[error("snapshot {id}: {problem}")]
+    Snapshot {
+        /// Which one.
+        id: Uuid,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// More snapshots than a record has room for.
+    #[error("a volume has {SNAPSHOTS_MAX} snapshots at most: delete one")]
+    SnapshotCount,
 }
 
 impl Membership {
@@ -244,6 +266,17 @@ impl Membership {
     pub fn with_state(mut self, slot: SlotNumber, state: ReplicaState) -> Self {
         if let Some(Some(entry)) = self.replicas.get_mut(slot.index()) {
             entry.state = state;
+            self.forget_snapshots_of(slot, state);
+        }
+        self
+    }
+
+    /// The same record without the replica in a slot, and without the snapshots that it alone had.
+    #[must_use]
+    pub fn without_replica(mut self, slot: SlotNumber) -> Self {
+        if let Some(entry) = self.replicas.get_mut(slot.index()) {
+            *entry = None;
+            self.forget_snapshots_of(slot, ReplicaState::Empty);
         }
         self
     }
@@ -280,7 +313,7 @@ impl Membership {
         if self.in_sync().is_empty() {
             return Err(MembershipError::NoneInSync);
         }
-        Ok(())
+        self.check_snapshots()
     }
 
     /// Checks that this may be what comes after `before`.
@@ -311,7 +344,7 @@ impl Membership {
         if self.in_sync().and(before.in_sync()).is_empty() {
             return Err(MembershipError::NoneInSync);
         }
-        Ok(())
+        self.check_snapshots_follow(before)
     }
 }
 

@@ -21,6 +21,7 @@ fn record() -> Membership {
         block_bytes: 4096,
         min_in_sync: 1,
         replicas: [entry(1, first), entry(2, second), entry(3, third), None, None],
+        snapshots: Vec::new(),
     }
 }
 
@@ -63,6 +64,102 @@ fn two_sets_in_a_row_share_a_replica() {
     let after = after.with_state(slot(0), ReplicaState::Behind);
     let after = after.with_state(slot(1), ReplicaState::InSync);
     assert_eq!(after.check_follows(&before), Err(MembershipError::NoneInSync));
+}
+
+fn snapshot(number: u128, held_by: u8, owed_to: u8) -> SnapshotEntry {
+    SnapshotEntry {
+        id: Uuid::from_u128(number),
+        cut: Uuid::from_u128(number << 8),
+        held_by: SlotSet::from_bits(held_by).unwrap(),
+        owed_to: SlotSet::from_bits(owed_to).unwrap(),
+    }
+}
+
+/// The record with its second replica behind, and snapshots.
+fn with_snapshots(snapshots: &[SnapshotEntry]) -> Membership {
+    let mut record = record().with_state(slot(1), ReplicaState::Behind);
+    record.snapshots = snapshots.to_vec();
+    record
+}
+
+#[test]
+fn snapshots_are_checked() {
+    let good = [snapshot(1, 0b11, 0), snapshot(2, 0b01, 0b10)];
+    assert_eq!(with_snapshots(&good).check(), Ok(()));
+    let bad = [
+        (snapshot(1, 0b01, 0), "two of that name"),
+        (snapshot(0, 0b01, 0), "no name"),
+        (snapshot(3, 0, 0b10), "no replica has it"),
+        (snapshot(3, 0b101, 0), "a replica that is empty"),
+        (snapshot(3, 0b1001, 0), "a replica that is empty"),
+        (snapshot(3, 0b10, 0b01), "not behind"),
+        (snapshot(3, 0b11, 0b10), "not behind"),
+    ];
+    for (one, problem) in bad {
+        let error = with_snapshots(&[good[0], one]).check().unwrap_err();
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+    let many: Vec<_> = (1..=101).map(|number| snapshot(number, 1, 0)).collect();
+    assert_eq!(with_snapshots(&many[..100]).check(), Ok(()));
+    assert_eq!(with_snapshots(&many).check(), Err(MembershipError::SnapshotCount));
+}
+
+#[test]
+fn snapshots_come_and_stay_as_they_may() {
+    let before = with_snapshots(&[snapshot(1, 0b01, 0b10)]);
+    let after = |snapshots: &[SnapshotEntry]| Membership {
+        snapshots: snapshots.to_vec(),
+        ..before.next()
+    };
+    let good: [&[SnapshotEntry]; 4] = [
+        &[],
+        &[snapshot(1, 0b11, 0)],
+        &[snapshot(1, 0b01, 0), snapshot(2, 0b01, 0b10)],
+        &[snapshot(1, 0b01, 0b10), snapshot(2, 0b01, 0)],
+    ];
+    for snapshots in good {
+        assert_eq!(after(snapshots).check_follows(&before), Ok(()), "{snapshots:?}");
+    }
+    let another = SnapshotEntry {
+        cut: Uuid::from_u128(9),
+        ..snapshot(1, 0b01, 0)
+    };
+    let bad: [(&[SnapshotEntry], &str); 2] = [
+        (
+            &[snapshot(1, 0b01, 0b10), snapshot(2, 0b10, 0)],
+            "every replica in sync",
+        ),
+        (&[another], "another one"),
+    ];
+    for (snapshots, problem) in bad {
+        let error = after(snapshots).check_follows(&before).unwrap_err();
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+    // It is owed to none that may have taken writes since, and comes only to one that it is owed to.
+    let before = with_snapshots(&[snapshot(1, 0b01, 0)]);
+    for entry in [snapshot(1, 0b01, 0b10), snapshot(1, 0b11, 0)] {
+        let mut after = before.next();
+        after.snapshots = vec![entry];
+        assert!(after.check_follows(&before).is_err(), "{entry:?}");
+    }
+    // One that was empty takes its first write after it.
+    let mut after = before.next().with_state(slot(2), ReplicaState::Behind);
+    after.snapshots = vec![snapshot(1, 0b01, 0b100)];
+    assert_eq!(after.check_follows(&before), Ok(()));
+}
+
+#[test]
+fn a_replica_that_goes_takes_its_snapshots_along() {
+    let both = with_snapshots(&[snapshot(1, 0b10, 0), snapshot(2, 0b01, 0b10)]);
+    let joined = both.clone().with_state(slot(1), ReplicaState::InSync);
+    assert_eq!(joined.snapshots, [snapshot(1, 0b10, 0), snapshot(2, 0b01, 0)]);
+    for gone in [
+        both.clone().without_replica(slot(1)),
+        both.with_state(slot(1), ReplicaState::Empty),
+    ] {
+        assert_eq!(gone.snapshots, [snapshot(2, 0b01, 0)]);
+        assert_eq!(gone.check(), Ok(()));
+    }
 }
 
 #[test]

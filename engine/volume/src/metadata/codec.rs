@@ -21,6 +21,8 @@
 //! | record `PLXVRECD` | 64, 72, 80 | epoch, version, size in blocks; u64 each |
 //! | | 88, 92 | block size, u32; min_in_sync, u32 |
 //! | | 128 + 32 n | slot n: state, u32 (0 none, 1 in sync, 2 behind, 3 empty); 16 on: replica, 16 bytes |
+//! | | 288 | number of snapshots, u32 |
+//! | | 292 + 36 n | snapshot n: its name, its cut, 16 bytes each; who has it, who is owed it, a byte each: bit n for slot n |
 //! | map `PLXVRMAP` | 64 | 4028 regions, a byte each |
 
 use crc_fast::{CrcAlgorithm, checksum};
@@ -28,7 +30,10 @@ use uuid::Uuid;
 
 use super::field::{bytes_at, put, put_u32, put_u64, u8_at, u32_at, u64_at, uuid_at};
 use super::{BLOCK_BYTES, Block};
-use crate::membership::{Epoch, Membership, MembershipError, REPLICAS_MAX, ReplicaEntry, ReplicaState};
+use crate::membership::{
+    Epoch, Membership, MembershipError, REPLICAS_MAX, ReplicaEntry, ReplicaState, SNAPSHOTS_MAX, SlotSet,
+    SnapshotEntry,
+};
 
 /// The version of the format that this program writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -45,6 +50,12 @@ const CRC_AT: usize = BLOCK_BYTES - 4;
 const PAYLOAD_AT: usize = 64;
 const SLOTS_AT: usize = 128;
 const SLOT_BYTES: usize = 32;
+const SNAPSHOT_COUNT_AT: usize = SLOTS_AT + REPLICAS_MAX * SLOT_BYTES;
+const SNAPSHOTS_AT: usize = SNAPSHOT_COUNT_AT + 4;
+const SNAPSHOT_BYTES: usize = 36;
+
+/// All of them fit.
+const _: () = assert!(SNAPSHOTS_AT + SNAPSHOTS_MAX * SNAPSHOT_BYTES <= CRC_AT);
 
 /// Why a block is not what it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -277,7 +288,36 @@ pub fn encode_record(header: &Header, record: &Membership) -> Block {
         put_u32(&mut block, at, state);
         put(&mut block, at + 16, entry.id.as_bytes());
     }
+    put_u32(&mut block, SNAPSHOT_COUNT_AT, record.snapshots.len() as u32);
+    for (index, entry) in record.snapshots.iter().enumerate().take(SNAPSHOTS_MAX) {
+        let at = SNAPSHOTS_AT + index * SNAPSHOT_BYTES;
+        put(&mut block, at, entry.id.as_bytes());
+        put(&mut block, at + 16, entry.cut.as_bytes());
+        put(&mut block, at + 32, &[entry.held_by.bits(), entry.owed_to.bits()]);
+    }
     seal(block)
+}
+
+fn snapshots_of(block: &Block) -> Result<Vec<SnapshotEntry>, CodecError> {
+    let count = u32_at(block, SNAPSHOT_COUNT_AT) as usize;
+    require(count <= SNAPSHOTS_MAX, Kind::Record, "number of snapshots")?;
+    let slots = |at| {
+        let slots = SlotSet::from_bits(u8_at(block, at));
+        slots.ok_or(CodecError::Field {
+            structure: Kind::Record.name(),
+            field: "replicas of a snapshot",
+        })
+    };
+    let entry = |index: usize| {
+        let at = SNAPSHOTS_AT + index * SNAPSHOT_BYTES;
+        Ok(SnapshotEntry {
+            id: uuid_at(block, at),
+            cut: uuid_at(block, at + 16),
+            held_by: slots(at + 32)?,
+            owed_to: slots(at + 33)?,
+        })
+    };
+    (0..count).map(entry).collect()
 }
 
 /// The record in a block that was checked.
@@ -311,6 +351,7 @@ pub fn record_of(block: &Block) -> Result<Membership, CodecError> {
         block_bytes: u32_at(block, 88),
         min_in_sync,
         replicas,
+        snapshots: snapshots_of(block)?,
     };
     record.check()?;
     Ok(record)

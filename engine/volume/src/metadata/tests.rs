@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::codec::{Header, Kind, Label};
 use super::*;
-use crate::membership::{Epoch, Membership, ReplicaEntry, ReplicaState};
+use crate::membership::{Epoch, Membership, ReplicaEntry, ReplicaState, SlotSet, SnapshotEntry};
 
 const VOLUME: Uuid = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
 const REPLICA: Uuid = Uuid::from_u128(7);
@@ -40,6 +40,12 @@ fn record(version: u64) -> Membership {
             entry(9, ReplicaState::Empty),
             None,
         ],
+        snapshots: vec![SnapshotEntry {
+            id: Uuid::from_u128(0x5),
+            cut: Uuid::from_u128(0x6),
+            held_by: SlotSet::from_bits(0b1).unwrap(),
+            owed_to: SlotSet::from_bits(0b10).unwrap(),
+        }],
     }
 }
 
@@ -129,7 +135,7 @@ proptest! {
     /// What nobody wrote is an error, never a panic, also when its checksum happens to be right.
     #[test]
     fn arbitrary_fields_are_never_a_panic(
-        bytes in proptest::collection::vec(any::<u8>(), 200),
+        bytes in proptest::collection::vec(any::<u8>(), 600),
         kind in 0..4_usize,
     ) {
         let (kind, mut block) = structures()[kind];

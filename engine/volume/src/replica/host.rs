@@ -14,8 +14,12 @@ use std::task::{Context, Poll};
 
 use pollux_device::{AllocationQuery, BlockDevice, Completion, Geometry, IoError, Reply, Request};
 use pollux_reactor::{Reactor, random_u64};
+use uuid::Uuid;
 
-use super::{Granted, PromiseError, Promising, ReplicaPort};
+use super::{
+    CommandError, Commanding, Granted, OpeningSnapshot, PromiseError, Promising, ReplicaAnswer,
+    ReplicaCommand, ReplicaMedium, ReplicaPort,
+};
 use crate::membership::Epoch;
 use crate::metadata::codec::Label;
 use crate::metadata::{Area, AreaError, AreaLayout};
@@ -24,6 +28,8 @@ use crate::unabandoned::Unabandoned;
 
 struct Inner {
     device: Rc<dyn BlockDevice>,
+    /// What has the device.
+    medium: Rc<dyn ReplicaMedium>,
     area: Area,
     instance: u64,
     promised: Cell<Epoch>,
@@ -32,6 +38,8 @@ struct Inner {
     /// The number of the newest promise; the session with this number is the one that is served.
     grant: Cell<u64>,
     granted: Cell<Option<Epoch>>,
+    /// The number of the newest promise that was answered.
+    served: Cell<u64>,
     /// Requests at the device.
     in_flight: Cell<u64>,
     /// Flushes that failed.
@@ -46,22 +54,24 @@ struct Inner {
 pub struct ReplicaHost(Rc<Inner>);
 
 impl ReplicaHost {
-    /// Takes charge of the device of a replica.
+    /// Takes charge of the device of a replica, and of that in what it is part of.
     ///
     /// # Errors
     ///
     /// [`AreaError`].
-    pub async fn open(device: Rc<dyn BlockDevice>) -> Result<Self, AreaError> {
+    pub async fn open(device: Rc<dyn BlockDevice>, medium: Rc<dyn ReplicaMedium>) -> Result<Self, AreaError> {
         let area = Area::open(device.clone()).await?;
         let promised = area.read_promise().await?;
         Ok(Self(Rc::new(Inner {
             device,
+            medium,
             area,
             instance: random_u64(),
             promised: Cell::new(promised),
             durable: Cell::new(promised),
             grant: Cell::new(0),
             granted: Cell::new(None),
+            served: Cell::new(0),
             in_flight: Cell::new(0),
             flush_failures: Cell::new(0),
             writing: Cell::new(false),
@@ -94,6 +104,21 @@ impl ReplicaHost {
 impl ReplicaPort for ReplicaHost {
     fn promise(&self, epoch: Epoch) -> Promising {
         Box::pin(ReplicaHost::promise(self, epoch))
+    }
+
+    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
+        let inner = self.0.clone();
+        // It is counted until it is done, whether or not anybody waits: a promise waits for it.
+        Box::pin(Unabandoned::new(
+            async move { inner.command(epoch, command).await },
+        ))
+    }
+
+    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
+        match self.0.check_epoch(epoch) {
+            Ok(()) => self.0.medium.open(cut),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 
     fn is_local(&self) -> bool {
@@ -130,6 +155,7 @@ impl Inner {
             overtaken()?;
         }
         let previous = self.granted.replace(Some(epoch));
+        self.served.set(grant);
         let session = Session {
             inner: self.clone(),
             epoch,
@@ -142,6 +168,43 @@ impl Inner {
             instance: self.instance,
             previous,
         })
+    }
+
+    /// Whether a target has the newest session.
+    fn check_epoch(&self, epoch: Epoch) -> Result<(), CommandError> {
+        let promised = self.promised.get();
+        if epoch < promised {
+            return Err(CommandError::Superseded(promised));
+        }
+        match self.granted.get() == Some(epoch) && self.served.get() == self.grant.get() {
+            true => Ok(()),
+            false => Err(CommandError::NoSession),
+        }
+    }
+
+    async fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Result<ReplicaAnswer, CommandError> {
+        self.check_epoch(epoch)?;
+        self.in_flight.set(self.in_flight.get() + 1);
+        let result = self.carry_out(command).await;
+        self.ended();
+        result
+    }
+
+    async fn carry_out(&self, command: ReplicaCommand) -> Result<ReplicaAnswer, CommandError> {
+        match command {
+            ReplicaCommand::CutSnapshot { cut } => self.medium.cut(cut).await?,
+            ReplicaCommand::DeleteSnapshot { cut } => self.medium.delete(cut).await?,
+            ReplicaCommand::ListSnapshots => {
+                return Ok(ReplicaAnswer::Snapshots(self.medium.list().await?));
+            }
+            ReplicaCommand::Grow { data_blocks } => self.grow(data_blocks).await?,
+        }
+        Ok(ReplicaAnswer::Done)
+    }
+
+    async fn grow(&self, data_blocks: u64) -> Result<(), CommandError> {
+        let _ = data_blocks;
+        Err(CommandError::Unsupported)
     }
 
     /// What a flush of a session means, at which so many had failed when it began.

@@ -1,6 +1,9 @@
 //! A replica as its target has it, and the host that has the drive.
 
+mod command;
 mod host;
+mod medium;
+mod pool;
 #[cfg(test)]
 mod tests;
 
@@ -9,8 +12,12 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use pollux_device::BlockDevice;
+use uuid::Uuid;
 
+pub use command::{CommandError, Commanding, OpeningSnapshot, ReplicaAnswer, ReplicaCommand};
 pub use host::ReplicaHost;
+pub use medium::{MediumFuture, PlainMedium, ReplicaMedium};
+pub use pool::PoolMedium;
 
 use crate::membership::Epoch;
 use crate::metadata::AreaError;
@@ -54,6 +61,14 @@ pub trait ReplicaPort {
     /// Asks for the promise of an epoch. Once it is given, nothing that was sent through an older session
     /// changes or reads the replica any more.
     fn promise(&self, epoch: Epoch) -> Promising;
+
+    /// Has the host do something with the replica as a whole, under the session of an epoch: a host that has
+    /// promised a newer one refuses, and the next promise waits until it is done.
+    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding;
+
+    /// Opens a snapshot for reading, under the session of an epoch. What is read does not change any more, by
+    /// whomever, and so the device may be used for as long as it answers.
+    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot;
 
     /// Reads are best done here.
     fn is_local(&self) -> bool;

@@ -35,7 +35,8 @@ fn world() -> (World, MachineId, SimReactor, Arc<SimDrive>) {
 }
 
 async fn host(drive: &Arc<SimDrive>) -> ReplicaHost {
-    ReplicaHost::open(drive.clone().attach().await.unwrap())
+    let medium = Rc::new(PlainMedium::new(drive.clone()));
+    ReplicaHost::open(drive.clone().attach().await.unwrap(), medium)
         .await
         .unwrap()
 }

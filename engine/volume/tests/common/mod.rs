@@ -14,7 +14,10 @@ use pollux_volume::membership::{
 };
 use pollux_volume::metadata::{Area, FormatOptions};
 use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError};
-use pollux_volume::replica::{Granted, PromiseError, Promising, ReplicaHost, ReplicaPort};
+use pollux_volume::replica::{
+    CommandError, Commanding, Granted, OpeningSnapshot, PlainMedium, PromiseError, Promising, ReplicaCommand,
+    ReplicaHost, ReplicaPort,
+};
 use uuid::Uuid;
 
 pub const BLOCK: usize = 4096;
@@ -35,20 +38,45 @@ pub struct Path {
     pub is_local: bool,
 }
 
+impl Path {
+    /// The host, while the path to it works.
+    fn host(&self) -> Option<ReplicaHost> {
+        self.host.borrow().clone().filter(|_| !self.cut.get())
+    }
+}
+
 impl ReplicaPort for Path {
     fn promise(&self, epoch: Epoch) -> Promising {
         let path = self.clone();
         Box::pin(async move {
-            let host = path.host.borrow().clone();
-            let host = host
-                .filter(|_| !path.cut.get())
-                .ok_or(PromiseError::Unreachable)?;
+            let host = path.host().ok_or(PromiseError::Unreachable)?;
             let granted = host.promise(epoch).await?;
             let session: Rc<dyn BlockDevice> = Rc::new(Cuttable {
                 device: granted.session.clone(),
                 cut: path.cut.clone(),
             });
             Ok(Granted { session, ..granted })
+        })
+    }
+
+    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
+        let path = self.clone();
+        Box::pin(async move {
+            let host = path.host().ok_or(CommandError::Unreachable)?;
+            let answer = host.command(epoch, command).await;
+            path.host()
+                .and(Some(answer))
+                .unwrap_or(Err(CommandError::Unreachable))
+        })
+    }
+
+    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
+        let path = self.clone();
+        Box::pin(async move {
+            let host = path.host().ok_or(CommandError::Unreachable)?;
+            let device = host.open_snapshot(epoch, cut).await?;
+            let cut = path.cut;
+            Ok(Rc::new(Cuttable { device, cut }) as Rc<dyn BlockDevice>)
         })
     }
 
@@ -159,6 +187,7 @@ impl Cluster {
             block_bytes: BLOCK as u32,
             min_in_sync: 1,
             replicas: entries,
+            snapshots: Vec::new(),
         };
         let store = Store::default();
         store.inner.swap(record).unwrap();
@@ -203,7 +232,10 @@ impl Cluster {
     pub fn start_host(&self, index: usize) {
         let drive = self.drives[index].clone();
         let host = self.world.block_on(self.reactor, async move {
-            ReplicaHost::open(drive.attach().await.unwrap()).await.unwrap()
+            let medium = Rc::new(PlainMedium::new(drive.clone()));
+            ReplicaHost::open(drive.attach().await.unwrap(), medium)
+                .await
+                .unwrap()
         });
         *self.paths[index].host.borrow_mut() = Some(host);
     }

@@ -12,7 +12,7 @@ use pollux_volume::membership::{
 };
 use pollux_volume::metadata::{Area, FormatOptions};
 use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, StopReason};
-use pollux_volume::replica::{ReplicaHost, ReplicaPort};
+use pollux_volume::replica::{PlainMedium, ReplicaHost, ReplicaPort};
 use uuid::Uuid;
 
 use super::Parts;
@@ -121,6 +121,7 @@ impl Cluster {
             block_bytes,
             min_in_sync: if random.chance(0.2) { 2 } else { 1 },
             replicas: entries,
+            snapshots: Vec::new(),
         };
         let records = MemoryStore::default();
         records.swap(record).expect("the record is good");
@@ -186,8 +187,9 @@ impl Cluster {
         *host.borrow_mut() = None;
         drop(self.world.spawn(node.reactor, async move {
             loop {
+                let medium = Rc::new(PlainMedium::new(drive.clone()));
                 if let Ok(queue) = drive.clone().attach().await
-                    && let Ok(opened) = ReplicaHost::open(queue).await
+                    && let Ok(opened) = ReplicaHost::open(queue, medium).await
                 {
                     *host.borrow_mut() = Some(opened);
                     return;

@@ -8,7 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::io::{IoSlice, IoSliceMut};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -18,7 +18,11 @@ use pollux_hugepages::{Buffer, Slice};
 use pollux_reactor::net::{Address, Stream, accept, attach, connect, listen};
 use pollux_reactor::{sleep, spawn};
 use pollux_volume::membership::Epoch;
-use pollux_volume::replica::{Granted, PromiseError, Promising, ReplicaHost, ReplicaPort};
+use pollux_volume::replica::{
+    CommandError, Commanding, Granted, OpeningSnapshot, PromiseError, Promising, ReplicaAnswer,
+    ReplicaCommand, ReplicaHost, ReplicaPort,
+};
+use uuid::Uuid;
 
 /// The host of a machine's replica, while its process runs and has opened the drive.
 pub(super) type HostSlot = Rc<RefCell<Option<ReplicaHost>>>;
@@ -33,7 +37,17 @@ const WRITE_FORCED: u8 = 3;
 const FLUSH: u8 = 4;
 const DEALLOCATE: u8 = 5;
 const ZEROES: u8 = 6;
+/// Commands: the first number is the epoch, the second the size, the data the snapshot.
+const CUT: u8 = 7;
+const DELETE: u8 = 8;
+const LIST: u8 = 9;
+const GROW: u8 = 10;
+/// The connection is to a snapshot from then on.
+const OPEN: u8 = 11;
 const OK: u8 = 0;
+const UNSUPPORTED: u8 = 251;
+const NO_SNAPSHOT: u8 = 252;
+const NO_SESSION: u8 = 253;
 const SUPERSEDED: u8 = 254;
 const OTHER: u8 = 255;
 const ERRORS: [IoError; 9] = [
@@ -221,6 +235,25 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
         }
         return answer;
     }
+    if let CUT | DELETE | LIST | GROW | OPEN = frame.code {
+        let host = host.borrow().clone();
+        let done = match host {
+            Some(host) => command(&host, frame, &session).await,
+            None => Err(CommandError::Unreachable),
+        };
+        match done {
+            Ok(ReplicaAnswer::Done) => {}
+            Ok(ReplicaAnswer::Snapshots(cuts)) => {
+                answer.data = cuts.iter().flat_map(|cut| *cut.as_bytes()).collect();
+            }
+            Err(CommandError::Superseded(epoch)) => (answer.code, answer.first) = (SUPERSEDED, epoch.0),
+            Err(CommandError::NoSession) => answer.code = NO_SESSION,
+            Err(CommandError::NoSnapshot(_)) => answer.code = NO_SNAPSHOT,
+            Err(CommandError::Unsupported) => answer.code = UNSUPPORTED,
+            Err(_) => answer.code = OTHER,
+        }
+        return answer;
+    }
     let device = session.borrow().clone();
     let result = match device {
         Some(device) => device.submit(request_of(frame)).await,
@@ -235,6 +268,62 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
         Err(error) => answer.code = status_of(error),
     }
     answer
+}
+
+/// Has a host do something with the whole replica.
+async fn command(
+    host: &ReplicaHost,
+    frame: Frame,
+    session: &RefCell<Option<Rc<dyn BlockDevice>>>,
+) -> Result<ReplicaAnswer, CommandError> {
+    let epoch = Epoch(frame.first);
+    let cut = Uuid::from_slice(&frame.data).unwrap_or_default();
+    let command = match frame.code {
+        CUT => ReplicaCommand::CutSnapshot { cut },
+        DELETE => ReplicaCommand::DeleteSnapshot { cut },
+        LIST => ReplicaCommand::ListSnapshots,
+        GROW => ReplicaCommand::Grow {
+            data_blocks: frame.second,
+        },
+        _ => {
+            let snapshot = host.open_snapshot(epoch, cut).await?;
+            *session.borrow_mut() = Some(snapshot);
+            return Ok(ReplicaAnswer::Done);
+        }
+    };
+    host.command(epoch, command).await
+}
+
+fn command_frame(epoch: Epoch, command: ReplicaCommand) -> Frame {
+    let (code, second, cut) = match command {
+        ReplicaCommand::CutSnapshot { cut } => (CUT, 0, Some(cut)),
+        ReplicaCommand::DeleteSnapshot { cut } => (DELETE, 0, Some(cut)),
+        ReplicaCommand::ListSnapshots => (LIST, 0, None),
+        ReplicaCommand::Grow { data_blocks } => (GROW, data_blocks, None),
+    };
+    Frame {
+        id: 0,
+        code,
+        first: epoch.0,
+        second,
+        data: cut.map(|cut| cut.as_bytes().to_vec()).unwrap_or_default(),
+    }
+}
+
+/// What the answer to a command says.
+fn command_answer(code: u8, answer: Frame, cut: Option<Uuid>) -> Result<ReplicaAnswer, CommandError> {
+    match answer.code {
+        OK if code == LIST => {
+            let cuts = answer.data.chunks(16).flat_map(Uuid::from_slice);
+            Ok(ReplicaAnswer::Snapshots(cuts.collect()))
+        }
+        OK => Ok(ReplicaAnswer::Done),
+        SUPERSEDED => Err(CommandError::Superseded(Epoch(answer.first))),
+        NO_SESSION => Err(CommandError::NoSession),
+        NO_SNAPSHOT => Err(CommandError::NoSnapshot(cut.unwrap_or_default())),
+        UNSUPPORTED => Err(CommandError::Unsupported),
+        _ => Err(CommandError::Unreachable),
+    }
 }
 
 fn request_of(frame: Frame) -> Request {
@@ -405,32 +494,38 @@ pub(super) struct RemotePort {
     pub(super) geometry: Geometry,
 }
 
+impl RemotePort {
+    /// A connection whose first request is answered; `None` when it is not.
+    async fn ask(&self, first: Frame) -> Option<(RemoteSession, Frame)> {
+        let stream = connect(&self.address).await.ok()?;
+        let client = Rc::new(Client::default());
+        let session = RemoteSession {
+            client: client.clone(),
+            geometry: self.geometry,
+        };
+        let pumped = client.clone();
+        spawn(async move {
+            pumped.end.pump(stream, |frame| pumped.deliver(frame)).await;
+            pumped.fail_all();
+        })
+        .detach();
+        let id = client.begin();
+        client.end.send(&Frame { id, ..first });
+        let answer = client.answer(id).await?;
+        Some((session, answer))
+    }
+}
+
 impl ReplicaPort for RemotePort {
     fn promise(&self, epoch: Epoch) -> Promising {
         let port = self.clone();
         Box::pin(async move {
-            let stream = connect(&port.address)
-                .await
-                .map_err(|_| PromiseError::Unreachable)?;
-            let client = Rc::new(Client::default());
-            let session = RemoteSession {
-                client: client.clone(),
-                geometry: port.geometry,
-            };
-            let pumped = client.clone();
-            spawn(async move {
-                pumped.end.pump(stream, |frame| pumped.deliver(frame)).await;
-                pumped.fail_all();
-            })
-            .detach();
-            let id = client.begin();
-            client.end.send(&Frame {
-                id,
+            let first = Frame {
                 code: PROMISE,
                 first: epoch.0,
                 ..Frame::default()
-            });
-            let answer = client.answer(id).await.ok_or(PromiseError::Unreachable)?;
+            };
+            let (session, answer) = port.ask(first).await.ok_or(PromiseError::Unreachable)?;
             match answer.code {
                 OK => Ok(Granted {
                     session: Rc::new(session),
@@ -444,6 +539,32 @@ impl ReplicaPort for RemotePort {
                 SUPERSEDED => Err(PromiseError::Superseded(Epoch(answer.first))),
                 _ => Err(PromiseError::Unreachable),
             }
+        })
+    }
+
+    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
+        let (port, frame) = (self.clone(), command_frame(epoch, command));
+        let code = frame.code;
+        Box::pin(async move {
+            let answer = port.ask(frame).await;
+            let (_, answer) = answer.ok_or(CommandError::Unreachable)?;
+            command_answer(code, answer, None)
+        })
+    }
+
+    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
+        let port = self.clone();
+        Box::pin(async move {
+            let first = Frame {
+                code: OPEN,
+                first: epoch.0,
+                data: cut.as_bytes().to_vec(),
+                ..Frame::default()
+            };
+            let answer = port.ask(first).await;
+            let (session, answer) = answer.ok_or(CommandError::Unreachable)?;
+            command_answer(OPEN, answer, Some(cut))?;
+            Ok(Rc::new(session) as Rc<dyn BlockDevice>)
         })
     }
 
@@ -465,6 +586,22 @@ impl ReplicaPort for LocalPort {
                 None => Err(PromiseError::Unreachable),
             }
         })
+    }
+
+    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
+        let host = self.0.borrow().clone();
+        match host {
+            Some(host) => host.command(epoch, command),
+            None => Box::pin(ready(Err(CommandError::Unreachable))),
+        }
+    }
+
+    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
+        let host = self.0.borrow().clone();
+        match host {
+            Some(host) => host.open_snapshot(epoch, cut),
+            None => Box::pin(ready(Err(CommandError::Unreachable))),
+        }
     }
 
     fn is_local(&self) -> bool {
