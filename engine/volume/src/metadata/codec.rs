@@ -22,7 +22,7 @@
 //! | | 88, 92 | block size, u32; min_in_sync, u32 |
 //! | | 128 + 32 n | slot n: state, u32 (0 none, 1 in sync, 2 behind, 3 empty); 16 on: replica, 16 bytes |
 //! | | 288 | number of snapshots, u32 |
-//! | | 292 + 36 n | snapshot n: its name, its cut, 16 bytes each; who has it, who is owed it, a byte each: bit n for slot n |
+//! | | 292 + 36 n | snapshot n: name, cut, 16 bytes each; who has it, who is owed it, a bit a slot each |
 //! | map `PLXVRMAP` | 64 | 4028 regions, a byte each |
 
 use crc_fast::{CrcAlgorithm, checksum};
