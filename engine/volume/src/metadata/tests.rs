@@ -139,7 +139,7 @@ proptest! {
         kind in 0..4_usize,
     ) {
         let (kind, mut block) = structures()[kind];
-        block[16..216].copy_from_slice(&bytes);
+        block[16..616].copy_from_slice(&bytes);
         block[56..64].copy_from_slice(&3_u64.to_le_bytes());
         let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &block[..BLOCK_BYTES - 4]) as u32;
         block[BLOCK_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
