@@ -137,9 +137,12 @@ fn failed(engine: &EngineAddress, status: &Status) -> EngineError {
             node,
             reason: "it is of a version that takes no commands of a control plane".to_owned(),
         },
-        Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::ResourceExhausted => {
-            EngineError::Refused { node, reason }
-        }
+        // Aborted: not now, because something else is in the way.
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::ResourceExhausted
+        | Code::Aborted => EngineError::Refused { node, reason },
         _ => EngineError::Unreachable { node, reason },
     }
 }

@@ -1,40 +1,38 @@
-//! Changes of in-sync sets, asked for by targets.
+//! Who takes part in volumes, asked for and changed by their targets.
 //!
-//! A change is a compare-and-swap: it is made if the caller is the target of the newest epoch and knows the
-//! newest version. Everybody else learns that the world has moved on, and has to stop acknowledging.
+//! A change is a compare-and-swap: it is made if the caller is the node that is to serve the volume, knows
+//! the newest version, and the change is a legal one ([`check_follows`]). Everybody else learns what is so,
+//! and has to stop acknowledging.
 
-use std::collections::BTreeSet;
+use pollux_api::control::v1::{
+    GetMembershipRequest, Membership, SwapMembershipRequest, SwapMembershipResponse, Volume,
+};
 
-use pollux_api::control::v1::{ChangeInSyncRequest, ReplicaState, Volume};
-
-use crate::model::{Guarded, Kind, Record};
-use crate::store::{Condition, Store, StoreError, Transaction};
+use crate::model::{Guarded, Kind, Record, check_follows, membership, put_membership};
+use crate::store::{Store, StoreError, Transaction};
 
 /// How often a change is tried against others of the same volume.
 const ATTEMPTS_MAX: usize = 16;
 
-/// Why an in-sync set was not changed.
+/// Why a record was not told or not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InSyncError {
-    /// There is no such volume.
+pub enum RegistryError {
+    /// There is no such volume, or nothing is known of its replicas yet.
     #[error("there is no volume {0} with this identity")]
     NotFound(String),
-    /// The caller is not its target any more, or not of this version.
-    #[error(
-        "volume {volume} is in epoch {epoch}, version {version}: the caller's are older, and it must not \
-         acknowledge writes by them"
-    )]
-    Stale {
+    /// Another node is to serve it.
+    #[error("volume {volume} is to be served by {target:?} and not by {node}, which must not serve it")]
+    NotTarget {
         /// The volume.
         volume: String,
-        /// Its epoch.
-        epoch: u64,
-        /// Its version.
-        version: u64,
+        /// Who asked.
+        node: String,
+        /// Who is to serve it; empty for nobody.
+        target: String,
     },
-    /// The set is empty, or has something in it that is no replica of the volume.
-    #[error("the in-sync set of volume {volume} cannot be so: {reason}")]
-    Set {
+    /// The change is none that may be made.
+    #[error("the record of volume {volume} cannot become so: {reason}")]
+    Illegal {
         /// The volume.
         volume: String,
         /// Why not.
@@ -48,92 +46,100 @@ pub enum InSyncError {
     Store(#[from] StoreError),
 }
 
-/// Changes the in-sync set of a volume, and returns its new version.
-///
-/// `leader` is the condition under which this instance may decide.
+/// Reads a volume for the node that is to serve it.
+async fn read(store: &dyn Store, name: &str, uid: &str, node: &str) -> Result<Volume, RegistryError> {
+    let entry = store.get(&Kind::Volume.key(name)).await?;
+    let volume = entry.as_ref().map(Volume::read).transpose()?;
+    let is_made = |volume: &Volume| volume.status.as_ref().is_some_and(|status| status.epoch > 0);
+    let volume = volume
+        .filter(|volume| volume.meta().uid == uid && is_made(volume))
+        .ok_or_else(|| RegistryError::NotFound(name.to_owned()))?;
+    let target = volume.status.as_ref().map(|status| status.target_node.as_str());
+    if target != Some(node) {
+        return Err(RegistryError::NotTarget {
+            volume: name.to_owned(),
+            node: node.to_owned(),
+            target: target.unwrap_or_default().to_owned(),
+        });
+    }
+    Ok(volume)
+}
+
+fn of(volume: &Volume) -> Membership {
+    membership(&volume.meta().uid, &volume.status.clone().unwrap_or_default())
+}
+
+/// Who takes part in a volume.
 ///
 /// # Errors
 ///
-/// [`InSyncError`].
-pub async fn change_in_sync(
+/// [`RegistryError`].
+pub async fn get_membership(
     store: &dyn Store,
-    leader: Option<&Condition>,
-    request: &ChangeInSyncRequest,
-) -> Result<u64, InSyncError> {
+    request: &GetMembershipRequest,
+) -> Result<Membership, RegistryError> {
+    let volume = read(store, &request.volume, &request.volume_uid, &request.node).await?;
+    Ok(of(&volume))
+}
+
+/// Changes who takes part in a volume. Asked twice, it is done once and answered twice.
+///
+/// # Errors
+///
+/// [`RegistryError`]; nothing has changed then.
+pub async fn swap_membership(
+    store: &dyn Store,
+    request: &SwapMembershipRequest,
+) -> Result<SwapMembershipResponse, RegistryError> {
+    let next = request.next.clone().unwrap_or_default();
     for _ in 0..ATTEMPTS_MAX {
-        let entry = store.get(&Kind::Volume.key(&request.volume)).await?;
-        let volume = entry.as_ref().map(Volume::read).transpose()?;
-        let volume = volume
-            .filter(|volume| volume.meta().uid == request.volume_uid)
-            .ok_or_else(|| InSyncError::NotFound(request.volume.clone()))?;
-        let changed = apply(&volume, request)?;
-        let version = changed.status.as_ref().map_or(0, |status| status.version);
-        if changed == volume {
-            return Ok(version);
+        let mut volume = read(store, &request.volume, &next.volume_uid, &request.node).await?;
+        let current = of(&volume);
+        if current == next {
+            return Ok(SwapMembershipResponse {
+                swapped: true,
+                current: None,
+            });
         }
+        if Some(next.version) != current.version.checked_add(1) {
+            return Ok(SwapMembershipResponse {
+                swapped: false,
+                current: Some(current),
+            });
+        }
+        check_change(&next, &current).map_err(|reason| RegistryError::Illegal {
+            volume: request.volume.clone(),
+            reason,
+        })?;
+        put_membership(volume.status.get_or_insert_default(), &next);
         let mut transaction = Transaction::default();
-        transaction.put(&changed);
-        transaction.conditions.extend(leader.cloned());
+        transaction.put(&volume);
         match store.commit(transaction).await {
-            Ok(_) => return Ok(version),
+            Ok(_) => {
+                return Ok(SwapMembershipResponse {
+                    swapped: true,
+                    current: None,
+                });
+            }
             Err(StoreError::Conflict { key }) if key == volume.key() => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Err(InSyncError::Contended(request.volume.clone()))
+    Err(RegistryError::Contended(request.volume.clone()))
 }
 
-/// The volume with another in-sync set.
-fn apply(volume: &Volume, request: &ChangeInSyncRequest) -> Result<Volume, InSyncError> {
-    let name = || volume.name().to_owned();
-    let mut changed = volume.clone();
-    let status = changed.status.get_or_insert_default();
-    let wanted: BTreeSet<&str> = request.in_sync_uids.iter().map(String::as_str).collect();
-    if wanted.is_empty() || wanted.len() != request.in_sync_uids.len() {
-        return Err(InSyncError::Set {
-            volume: name(),
-            reason: "it has to have at least one replica, and none twice".to_owned(),
-        });
+/// What targets may change: epoch and states. Who is there, and how large the volume is, is decided here.
+fn check_change(next: &Membership, current: &Membership) -> Result<(), String> {
+    check_follows(next, current)?;
+    let mut states = current.clone();
+    states.epoch = next.epoch;
+    states.version = next.version;
+    for member in &mut states.members {
+        let same = next.members.iter().find(|other| other.uid == member.uid);
+        member.state = same.map_or(member.state, |same| same.state);
     }
-    let known: BTreeSet<&str> = status
-        .replicas
-        .iter()
-        .map(|replica| replica.uid.as_str())
-        .collect();
-    let now_in_sync = status
-        .replicas
-        .iter()
-        .filter(|replica| replica.state() == ReplicaState::InSync)
-        .map(|replica| replica.uid.as_str())
-        .collect::<BTreeSet<_>>();
-    let is_repeated = status.epoch == request.epoch
-        && status.version == request.version.saturating_add(1)
-        && now_in_sync == wanted;
-    if is_repeated {
-        return Ok(volume.clone());
+    match states == *next {
+        true => Ok(()),
+        false => Err("a target changes epoch and states, and nothing else".to_owned()),
     }
-    if status.epoch != request.epoch || status.version != request.version {
-        return Err(InSyncError::Stale {
-            volume: name(),
-            epoch: status.epoch,
-            version: status.version,
-        });
-    }
-    if let Some(stranger) = wanted.difference(&known).next() {
-        return Err(InSyncError::Set {
-            volume: name(),
-            reason: format!("{stranger} is no replica of it"),
-        });
-    }
-    let wanted: BTreeSet<String> = wanted.into_iter().map(str::to_owned).collect();
-    for replica in &mut status.replicas {
-        let state = match (wanted.contains(&replica.uid), replica.state()) {
-            (true, _) => ReplicaState::InSync,
-            (false, ReplicaState::InSync) => ReplicaState::Stale,
-            (false, state) => state,
-        };
-        replica.state = state.into();
-    }
-    status.version += 1;
-    Ok(changed)
 }

@@ -2,6 +2,7 @@
 //!
 //! A record is stored under `/KIND/NAME`. Its revision is the store's and is not stored with it.
 
+mod membership;
 mod policy;
 mod validate;
 
@@ -18,6 +19,7 @@ use prost::Message;
 
 use crate::store::{Condition, Entry, StoreError, Transaction, Write};
 
+pub use membership::{SLOTS, check_follows, free_slot, membership, put_membership};
 pub use policy::{EffectivePolicy, REPLICAS_MAX};
 pub(crate) use validate::HOSTS_MAX;
 pub use validate::{

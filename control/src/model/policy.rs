@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use pollux_api::control::v1::{PlacementPolicy, Qos, Template, Volume, VolumePolicy};
 
 /// Most replicas of a volume.
-pub const REPLICAS_MAX: u32 = 8;
+pub const REPLICAS_MAX: u32 = super::SLOTS;
 
 static ANYWHERE: LazyLock<PlacementPolicy> = LazyLock::new(PlacementPolicy::default);
 

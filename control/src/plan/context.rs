@@ -206,7 +206,11 @@ impl<'a> Context<'a> {
                     // Before the first epoch there is nothing to copy.
                     ReplicaState::Assigned => status.epoch > 0,
                     ReplicaState::Rebuilding => true,
-                    ReplicaState::Unspecified | ReplicaState::InSync | ReplicaState::Stale => false,
+                    // What it missed is being copied, be it a little or everything.
+                    ReplicaState::Stale => self
+                        .place(&replica.pool)
+                        .is_some_and(|place| place.fitness.is_usable()),
+                    ReplicaState::Unspecified | ReplicaState::InSync => false,
                 };
                 if is_rebuild {
                     self.take_rebuild(&replica.node, &status.target_node);

@@ -20,7 +20,7 @@ mod snapshots;
 mod targets;
 mod volume;
 
-use pollux_api::control::v1::{EngineCommand, Event, Severity, engine_command};
+use pollux_api::control::v1::{EngineCommand, Event, Removal, Severity, engine_command};
 
 use crate::model::{Guarded, Kind, Record};
 use crate::placement::PlacementLimits;
@@ -104,7 +104,17 @@ pub fn plan(world: &World, limits: &Limits) -> Vec<Step> {
 /// Sends removals until reports show them done, then forgets them.
 fn plan_removals(context: &mut Context<'_>) {
     let world = context.world;
-    for removal in world.removals.values() {
+    // What is served comes before what it is served from, which is in use until then.
+    let is_target = |removal: &Removal| {
+        let command = removal
+            .command
+            .as_ref()
+            .and_then(|command| command.command.as_ref());
+        matches!(command, Some(engine_command::Command::RemoveTarget(_)))
+    };
+    let targets = world.removals.values().filter(|removal| is_target(removal));
+    let others = world.removals.values().filter(|removal| !is_target(removal));
+    for removal in targets.chain(others) {
         let Some(command) = removal
             .command
             .as_ref()

@@ -204,8 +204,23 @@ fn replace(context: &mut Context<'_>, draft: &mut Draft<'_>, census: &Census, co
     }
 }
 
-/// Replicas that are too many, or are to leave, once enough others are in sync.
+/// Replicas that are too many, or are to leave, once enough others are in sync. Those in sync are taken out
+/// of the set by their target first.
 fn drop_surplus(draft: &mut Draft<'_>, census: &Census, wanted: usize) {
+    let mut leaving: Vec<&str> = Vec::new();
+    find_surplus(draft, census, wanted, &mut leaving);
+    for replica in &mut draft.status.replicas {
+        let is_leaving = leaving.contains(&replica.uid.as_str());
+        if is_leaving && !replica.leaving {
+            let text = format!("its replica in pool {} is to leave the in-sync set", replica.pool);
+            draft.events.push((Severity::Info, text));
+        }
+        replica.leaving = is_leaving;
+    }
+}
+
+/// Drops what holds nothing that counts, and finds what is to leave the set.
+fn find_surplus<'a>(draft: &mut Draft<'_>, census: &'a Census, wanted: usize, leaving: &mut Vec<&'a str>) {
     let least = usize::try_from(draft.policy.min_in_sync).unwrap_or(1).max(1);
     let mut whole =
         census.count(|replica, fitness| fitness == Fitness::Good && replica.state() == ReplicaState::InSync);
@@ -246,16 +261,13 @@ fn drop_surplus(draft: &mut Draft<'_>, census: &Census, wanted: usize) {
             if *fitness == Fitness::Good {
                 whole -= 1;
             }
+            leaving.push(&replica.uid);
+            continue;
         }
         let why = match fitness {
             Fitness::Leaving => "it is to leave its place, and others took over",
             Fitness::Good | Fitness::Away | Fitness::Gone => "there are enough others",
         };
         draft.drop_replica(replica, why);
-        if is_in_sync {
-            draft
-                .events
-                .push((Severity::Info, "its in-sync set has become smaller".to_owned()));
-        }
     }
 }

@@ -1,18 +1,22 @@
-//! Who serves a volume, and what it is told.
+//! Who serves a volume, who else shows it to hosts, and what they are told.
+//!
+//! The node that is to serve is chosen here; the epoch is raised by the target itself, when it opens the
+//! volume. Between the two nobody can change who takes part: the old target is not the node that may, and the
+//! new one has not opened it yet.
 
 use pollux_api::control::v1::{
-    NodeState, ReplicaState, Severity, SnapshotState, TargetConfig, TargetHost, TargetRemoval, TargetReplica,
-    Volume, VolumeSpec, VolumeStatus, engine_command::Command,
+    NodeState, Replica, ReplicaState, Severity, SnapshotState, TargetConfig, TargetHost, TargetRemoval,
+    TargetReplica, Volume, VolumeSpec, VolumeStatus, engine_command::Command,
 };
 
-use crate::model::Record;
+use crate::model::{Record, SLOTS};
 
 use super::context::Context;
 use super::repair::{Fitness, fitness};
 use super::volume::Draft;
 
-/// Chooses a target where there is none, or where the one there is cannot serve or is to leave. A new one
-/// has the next epoch: from then on the one before can change nothing.
+/// Chooses a target where there is none, or where the one there is cannot serve or is to leave. From then on
+/// the one before can change nothing on record.
 pub(super) fn choose(context: &mut Context<'_>, draft: &mut Draft<'_>) {
     let current = draft.status.target_node.clone();
     let is_served = !current.is_empty() && context.is_online(&current);
@@ -47,8 +51,16 @@ pub(super) fn choose(context: &mut Context<'_>, draft: &mut Draft<'_>) {
         return;
     }
     if !current.is_empty() {
-        let epoch = draft.status.epoch;
-        remove(draft, &current, epoch);
+        // Beside a replica it stays, as a standby.
+        if draft
+            .status
+            .replicas
+            .iter()
+            .all(|replica| replica.node != current)
+        {
+            let epoch = draft.status.epoch;
+            remove(draft, &current, epoch);
+        }
         let why = match context.node_state(&current) {
             NodeState::Online => "is to leave it",
             NodeState::Unreachable | NodeState::Lost | NodeState::Unspecified => "cannot be reached there",
@@ -59,14 +71,18 @@ pub(super) fn choose(context: &mut Context<'_>, draft: &mut Draft<'_>) {
         ));
     }
     context.serve(&node);
-    draft.status.epoch += 1;
     draft.status.target_node = node;
 }
 
-/// Has a target removed.
+/// What a removal of a volume from a node is called there.
+fn removal_of(volume_uid: &str) -> String {
+    format!("target.{volume_uid}")
+}
+
+/// Has a target or standby removed.
 pub(super) fn remove(draft: &mut Draft<'_>, node: &str, epoch: u64) {
     let volume_uid = draft.uid().to_owned();
-    let what = format!("target.{volume_uid}");
+    let what = removal_of(&volume_uid);
     draft.remove(
         node,
         &what,
@@ -77,22 +93,83 @@ pub(super) fn remove(draft: &mut Draft<'_>, node: &str, epoch: u64) {
 /// Whether the target that is on record serves, as its engine tells.
 pub(super) fn serves(context: &Context<'_>, volume_uid: &str, status: &VolumeStatus) -> bool {
     let mut targets = context.targets(volume_uid).iter();
-    targets.any(|(node, target)| *node == status.target_node && target.epoch == status.epoch)
+    targets
+        .any(|(node, target)| *node == status.target_node && !target.standby && target.epoch >= status.epoch)
 }
 
-/// Tells the target what it is to serve.
+/// Tells the target what it is to serve, and the others with a replica what they are to show.
 pub(super) fn send(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &VolumeStatus) {
-    if status.epoch == 0 || !context.is_online(&status.target_node) {
+    if status.epoch == 0 {
         return;
     }
-    let config = config(context, volume, spec, status);
-    let reported = context.targets(&volume.meta().uid);
-    let is_told = reported
-        .iter()
-        .any(|(node, target)| *node == status.target_node && **target == config);
-    if !is_told {
-        context.command(&status.target_node, Command::EnsureTarget(config));
+    if context.is_online(&status.target_node) {
+        let config = config(context, volume, spec, status);
+        let reported = reported(context, volume, &status.target_node);
+        if reported != Some(&config) {
+            context.command(&status.target_node, Command::EnsureTarget(config));
+        }
     }
+    for replica in &status.replicas {
+        let is_shown = replica.state() != ReplicaState::Assigned && replica.node != status.target_node;
+        if is_shown && context.is_online(&replica.node) {
+            send_standby(context, volume, (spec, status), replica);
+        }
+    }
+}
+
+/// What a node tells of a volume.
+fn reported<'a>(context: &Context<'a>, volume: &Volume, node: &str) -> Option<&'a TargetConfig> {
+    let mut targets = context.targets(&volume.meta().uid).iter();
+    targets
+        .find(|(other, _)| *other == node)
+        .map(|(_, target)| *target)
+}
+
+/// A volume that no host uses is shown nowhere but at its target.
+fn send_standby(
+    context: &mut Context<'_>,
+    volume: &Volume,
+    (spec, status): (&VolumeSpec, &VolumeStatus),
+    replica: &Replica,
+) {
+    let volume_uid = volume.meta().uid.clone();
+    let epoch = status.epoch;
+    // One that is being removed there, of another replica, goes first.
+    let removal = format!("{}.{}", replica.node, removal_of(&volume_uid));
+    if context.world.removals.contains_key(&removal) {
+        return;
+    }
+    let reported = reported(context, volume, &replica.node);
+    let config = TargetConfig {
+        volume_uid: volume_uid.clone(),
+        // It is no matter to a standby, but tells an old target that it is none any more.
+        epoch: reported
+            .filter(|target| target.standby)
+            .map_or(epoch, |target| target.epoch),
+        size_bytes: status.size_bytes,
+        hosts: hosts(spec),
+        volume: volume.name().to_owned(),
+        standby: true,
+        path: replica.slot,
+        ..TargetConfig::default()
+    };
+    let command = match (reported, config.hosts.is_empty()) {
+        (None, true) => return,
+        (Some(_), true) => Command::RemoveTarget(TargetRemoval { volume_uid, epoch }),
+        (Some(target), false) if *target == config => return,
+        (_, false) => Command::EnsureTarget(config),
+    };
+    context.command(&replica.node, command);
+}
+
+fn hosts(spec: &VolumeSpec) -> Vec<TargetHost> {
+    let hosts = spec.hosts.iter();
+    hosts
+        .map(|host| TargetHost {
+            host_nqn: host.host_nqn.clone(),
+            read_only: host.read_only,
+        })
+        .collect()
 }
 
 /// What the target of a volume is told.
@@ -126,20 +203,21 @@ fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &Vo
                 node: replica.node.clone(),
                 address: address(&replica.node),
                 in_sync: replica.state() == ReplicaState::InSync,
+                slot: replica.slot,
+                leaving: replica.leaving,
             })
             .collect(),
-        min_in_sync: policy.min_in_sync,
-        hosts: spec
-            .hosts
-            .iter()
-            .map(|host| TargetHost {
-                host_nqn: host.host_nqn.clone(),
-                read_only: host.read_only,
-            })
-            .collect(),
+        min_in_sync: status.min_in_sync,
+        hosts: hosts(spec),
         iops_max: policy.qos.and_then(|qos| qos.iops_max),
         bandwidth_bytes_max: policy.qos.and_then(|qos| qos.bandwidth_bytes_max),
         snapshot_uids,
         volume: volume.name().to_owned(),
+        standby: false,
+        path: status
+            .replicas
+            .iter()
+            .find(|replica| replica.node == status.target_node)
+            .map_or(SLOTS, |replica| replica.slot),
     }
 }

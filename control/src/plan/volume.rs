@@ -9,7 +9,7 @@ use pollux_api::control::v1::{
 };
 use uuid::Uuid;
 
-use crate::model::{EffectivePolicy, Guarded, Record};
+use crate::model::{EffectivePolicy, Guarded, Record, check_follows, free_slot, membership};
 use crate::placement::{PlacementRequest, SiteId, decide, explain};
 use crate::store::Transaction;
 
@@ -45,14 +45,14 @@ impl Draft<'_> {
         self.removals.push(removal);
     }
 
-    /// Takes a replica off the record, and has it removed.
+    /// Takes a replica off the record, and has it removed, with the path to the volume beside it.
     pub(super) fn drop_replica(&mut self, replica: &Replica, why: &str) {
         self.status.replicas.retain(|other| other.uid != replica.uid);
-        if self.status.epoch > 0 && replica.state() == ReplicaState::InSync {
-            self.status.version += 1;
-        }
         let what = format!("replica.{}", replica.uid);
         self.remove(&replica.node, &what, Command::RemoveReplica(replica.uid.clone()));
+        if self.status.epoch > 0 && replica.node != self.status.target_node {
+            targets::remove(self, &replica.node, self.status.epoch);
+        }
         self.events.push((
             Severity::Info,
             format!("its replica in pool {} is removed: {why}", replica.pool),
@@ -62,11 +62,9 @@ impl Draft<'_> {
     /// Gives a new replica its place, and its UUID: always another one, and the same if this is decided
     /// again.
     pub(super) fn add_replica(&mut self, context: &mut Context<'_>, site: SiteId) {
-        let Some((pool, node)) = context
-            .fleet
-            .site(site)
-            .map(|site| (site.pool.clone(), site.node.clone()))
-        else {
+        let place = context.fleet.site(site);
+        let place = place.map(|site| (site.pool.clone(), site.node.clone()));
+        let (Some((pool, node)), Some(slot)) = (place, free_slot(&self.status)) else {
             return;
         };
         context
@@ -83,6 +81,8 @@ impl Draft<'_> {
             node,
             pool,
             state: ReplicaState::Assigned.into(),
+            slot,
+            leaving: false,
         });
     }
 
@@ -139,6 +139,9 @@ fn plan_volume(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec) {
     }
     let state = state(context, &draft);
     draft.status.state = state.into();
+    if !number_change(&mut draft, &old) {
+        return;
+    }
     if draft.status == old {
         send(context, volume, spec, &old);
         targets::send(context, volume, spec, &old);
@@ -170,6 +173,31 @@ fn plan_volume(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec) {
         context.event(&mut transaction, severity, volume.subject(), message);
     }
     context.commit(transaction);
+}
+
+/// A change of who takes part has the next version: targets that know an older one change nothing then.
+/// Whether it is a change that may be made.
+fn number_change(draft: &mut Draft<'_>, old: &VolumeStatus) -> bool {
+    if old.epoch == 0 {
+        return true;
+    }
+    draft.status.min_in_sync = draft.policy.min_in_sync;
+    let (before, mut after) = (
+        membership(draft.uid(), old),
+        membership(draft.uid(), &draft.status),
+    );
+    if before == after {
+        return true;
+    }
+    after.version = before.version + 1;
+    draft.status.version = after.version;
+    match check_follows(&after, &before) {
+        Ok(()) => true,
+        Err(reason) => {
+            tracing::error!(volume = draft.volume.name(), %reason, "a plan is not carried out");
+            false
+        }
+    }
 }
 
 /// Before the first epoch: replicas get places and are made; none of them has data yet.
@@ -210,7 +238,9 @@ fn create(context: &mut Context<'_>, draft: &mut Draft<'_>) {
     for replica in &mut draft.status.replicas {
         replica.state = ReplicaState::InSync.into();
     }
+    draft.status.epoch = 1;
     draft.status.version = 1;
+    draft.status.min_in_sync = draft.policy.min_in_sync;
     draft.status.size_bytes = draft.spec.size_bytes;
     targets::choose(context, draft);
 }

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::model::{FieldError, Kind};
-use crate::registry::InSyncError;
+use crate::registry::RegistryError;
 use crate::store::StoreError;
 
 /// Why a call failed.
@@ -99,9 +99,9 @@ pub enum CallError {
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An in-sync set stays as it is.
+    /// The record of who takes part in a volume stays as it is.
     #[error(transparent)]
-    InSync(#[from] InSyncError),
+    Registry(#[from] RegistryError),
 }
 
 fn describe(errors: &[FieldError]) -> String {
@@ -135,18 +135,18 @@ impl CallError {
             Self::Contended { .. } => (Reason::Contended, Code::Aborted),
             Self::Unauthenticated(_) => (Reason::Unauthenticated, Code::Unauthenticated),
             Self::Role { .. } => (Reason::RoleInsufficient, Code::PermissionDenied),
-            Self::Store(error) | Self::InSync(InSyncError::Store(error)) => match error {
+            Self::Store(error) | Self::Registry(RegistryError::Store(error)) => match error {
                 StoreError::Conflict { .. } => (Reason::Contended, Code::Aborted),
                 StoreError::HistoryGone { .. } => (Reason::HistoryGone, Code::OutOfRange),
                 StoreError::Oversized(_) => (Reason::FieldInvalid, Code::InvalidArgument),
                 StoreError::Unavailable(_) => (Reason::StoreUnavailable, Code::Unavailable),
                 StoreError::Damaged(_) => (Reason::StoreDamaged, Code::DataLoss),
             },
-            Self::InSync(error) => match error {
-                InSyncError::NotFound(_) => (Reason::NotFound, Code::NotFound),
-                InSyncError::Stale { .. } => (Reason::EpochStale, Code::FailedPrecondition),
-                InSyncError::Set { .. } => (Reason::FieldInvalid, Code::InvalidArgument),
-                InSyncError::Contended(_) | InSyncError::Store(_) => (Reason::Contended, Code::Aborted),
+            Self::Registry(error) => match error {
+                RegistryError::NotFound(_) => (Reason::NotFound, Code::NotFound),
+                RegistryError::NotTarget { .. } => (Reason::EpochStale, Code::FailedPrecondition),
+                RegistryError::Illegal { .. } => (Reason::FieldInvalid, Code::InvalidArgument),
+                RegistryError::Contended(_) | RegistryError::Store(_) => (Reason::Contended, Code::Aborted),
             },
         }
     }

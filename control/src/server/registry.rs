@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use pollux_api::control::v1::registry_server::Registry;
-use pollux_api::control::v1::{ChangeInSyncRequest, ChangeInSyncResponse, EngineReport, Node, ReportAnswer};
+use pollux_api::control::v1::{
+    EngineReport, GetMembershipRequest, Membership, Node, ReportAnswer, SwapMembershipRequest,
+    SwapMembershipResponse,
+};
 use tonic::{Request, Response, Status};
 
-use crate::registry::change_in_sync;
+use crate::registry::{get_membership, swap_membership};
 use crate::security::Action;
 
 use super::errors::CallError;
@@ -14,7 +17,10 @@ use super::records::require_name;
 use super::{Services, answer};
 
 /// An engine reports so often in the time after which it counts as unreachable.
-const REPORTS_PER_LEASE: u64 = 4;
+const REPORTS_WHILE_REACHABLE: u64 = 4;
+
+/// The lease of targets: that of `engine/volume`. Never another one, while there are volumes that are served.
+const TARGET_LEASE_US: u64 = 2_000_000;
 
 #[tonic::async_trait]
 impl Registry for Services {
@@ -26,38 +32,39 @@ impl Registry for Services {
         self.find::<Node>(&report.node).await?;
         let now = self.parts.clock.now_unix_us();
         self.parts.observations.put(Arc::new(report), now);
-        let lease_us = self.parts.limits.unreachable_after_us;
         answer!(ReportAnswer {
-            next_report_us: lease_us / REPORTS_PER_LEASE,
-            lease_us,
+            next_report_us: self.parts.limits.unreachable_after_us / REPORTS_WHILE_REACHABLE,
+            lease_us: TARGET_LEASE_US,
         })
     }
 
-    async fn change_in_sync(
+    async fn get_membership(
         &self,
-        request: Request<ChangeInSyncRequest>,
-    ) -> Result<Response<ChangeInSyncResponse>, Status> {
+        request: Request<GetMembershipRequest>,
+    ) -> Result<Response<Membership>, Status> {
         let caller = self.permit(&request, Action::Report)?;
         let request = request.into_inner();
-        require_name(&request.volume).map_err(|_| CallError::field("volume", "is no name of a volume"))?;
-        if let Some(node) = caller.node() {
-            // Its target alone may, and that is on one node.
-            let volume = self
-                .find::<pollux_api::control::v1::Volume>(&request.volume)
-                .await?;
-            let target = volume.status.map(|status| status.target_node).unwrap_or_default();
-            if target != node {
-                return Err(CallError::Role {
-                    caller: node.to_owned(),
-                    role: "engine".to_owned(),
-                    needed: format!("engine on node {target}, the target of the volume"),
-                }
-                .into());
-            }
-        }
-        let changed = change_in_sync(self.parts.store.as_ref(), None, &request).await;
-        answer!(ChangeInSyncResponse {
-            version: changed.map_err(CallError::from)?,
-        })
+        require_volume(&request.volume)?;
+        require_name(&request.node)?;
+        caller.require_node(&request.node)?;
+        let found = get_membership(self.parts.store.as_ref(), &request).await;
+        answer!(found.map_err(CallError::from)?)
     }
+
+    async fn swap_membership(
+        &self,
+        request: Request<SwapMembershipRequest>,
+    ) -> Result<Response<SwapMembershipResponse>, Status> {
+        let caller = self.permit(&request, Action::Report)?;
+        let request = request.into_inner();
+        require_volume(&request.volume)?;
+        require_name(&request.node)?;
+        caller.require_node(&request.node)?;
+        let swapped = swap_membership(self.parts.store.as_ref(), &request).await;
+        answer!(swapped.map_err(CallError::from)?)
+    }
+}
+
+fn require_volume(name: &str) -> Result<(), CallError> {
+    require_name(name).map_err(|_| CallError::field("volume", "is no name of a volume"))
 }

@@ -1,12 +1,14 @@
 //! Calls about volumes.
 
+use std::collections::BTreeMap;
+
 use pollux_api::control::v1::volumes_server::Volumes;
 use pollux_api::control::v1::{
     CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, Group, HostAccess,
-    ListVolumesRequest, ListVolumesResponse, Node, PlanVolumeRequest, PlanVolumeResponse,
-    PublishVolumeRequest, PublishVolumeResponse, Snapshot, TargetConfig, Template, UnpublishVolumeRequest,
-    UnpublishVolumeResponse, UpdateVolumeRequest, Volume, VolumeChange, VolumePath, VolumeSpec, VolumeState,
-    VolumeStatus, WatchRequest,
+    ListVolumesRequest, ListVolumesResponse, Node, NodeState, PlanVolumeRequest, PlanVolumeResponse,
+    PublishVolumeRequest, PublishVolumeResponse, ReplicaState, Snapshot, TargetConfig, Template,
+    UnpublishVolumeRequest, UnpublishVolumeResponse, UpdateVolumeRequest, Volume, VolumeChange, VolumePath,
+    VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -139,11 +141,46 @@ impl Services {
     /// What the target of a volume serves, as its engine told last.
     fn served(&self, volume: &Volume) -> Option<TargetConfig> {
         let status = volume.status.as_ref()?;
-        let observation = self.parts.observations.get(&status.target_node)?;
+        let shown = self.shown(volume, &status.target_node);
+        shown.filter(|target| !target.standby && target.epoch >= status.epoch)
+    }
+
+    /// What a node shows of a volume, as its engine told last.
+    fn shown(&self, volume: &Volume, node: &str) -> Option<TargetConfig> {
+        let observation = self.parts.observations.get(node)?;
         let mut targets = observation.report.targets.iter();
         targets
-            .find(|target| target.volume_uid == volume.meta().uid && target.epoch == status.epoch)
+            .find(|target| target.volume_uid == volume.meta().uid)
             .cloned()
+    }
+
+    /// Whether every node that can be asked shows a volume to a host, standbys included, and the target
+    /// serves it.
+    fn is_published(&self, volume: &Volume, nodes: &BTreeMap<String, Node>, host_nqn: &str) -> bool {
+        let admits = |target: &TargetConfig| {
+            let mut hosts = target.hosts.iter();
+            hosts.any(|admitted| admitted.host_nqn == host_nqn)
+        };
+        let status = volume.status.clone().unwrap_or_default();
+        let standbys = status.replicas.iter().filter(|replica| {
+            let node = nodes.get(&replica.node).and_then(|node| node.status.as_ref());
+            let is_online = node.is_some_and(|node| node.state() == NodeState::Online);
+            is_online && replica.node != status.target_node && replica.state() != ReplicaState::Assigned
+        });
+        let mut shown = standbys.map(|replica| self.shown(volume, &replica.node));
+        self.served(volume).as_ref().is_some_and(admits)
+            && shown.all(|shown| shown.as_ref().is_some_and(admits))
+    }
+
+    /// Whether no node of a volume shows it to a host that is meant, as engines told last.
+    fn is_unpublished(&self, volume: &Volume, is_meant: impl Fn(&str) -> bool) -> bool {
+        let status = volume.status.clone().unwrap_or_default();
+        let replicas = status.replicas.iter().map(|replica| replica.node.as_str());
+        let mut nodes = replicas.chain([status.target_node.as_str()]);
+        nodes.all(|node| {
+            let shown = self.shown(volume, node);
+            shown.is_none_or(|target| !target.hosts.iter().any(|host| is_meant(&host.host_nqn)))
+        })
     }
 }
 
@@ -240,12 +277,8 @@ impl Volumes for Services {
         };
         let volume = self.change::<Volume>(&name, admit).await?;
         let status = volume.status.clone().unwrap_or_default();
-        let served = self.served(&volume);
-        let ready = served.is_some_and(|target| {
-            let mut hosts = target.hosts.iter();
-            hosts.any(|admitted| admitted.host_nqn == host.host_nqn)
-        });
         let nodes = by_name(self.all::<Node>().await?);
+        let ready = self.is_published(&volume, &nodes, &host.host_nqn);
         let mut paths = Vec::new();
         // The target's own node first; the others are standbys.
         let mut names = vec![status.target_node.clone()];
@@ -294,11 +327,7 @@ impl Volumes for Services {
             Err(CallError::NotFound { .. }) => return answer!(UnpublishVolumeResponse { ready: true }),
             changed => changed?,
         };
-        let served = self.served(&volume);
-        let ready = served.is_none_or(|target| {
-            let mut hosts = target.hosts.iter();
-            !hosts.any(|admitted| is_meant(&admitted.host_nqn))
-        });
+        let ready = self.is_unpublished(&volume, is_meant);
         answer!(UnpublishVolumeResponse { ready })
     }
 

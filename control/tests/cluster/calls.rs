@@ -40,7 +40,7 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let parts = Parts {
             store: store.clone(),
-            engines: Arc::new(fleet),
+            engines: Arc::new(fleet.clone()),
             clock: clock.clone(),
             limits: Limits::default(),
             observations: observations.clone(),
@@ -62,10 +62,9 @@ impl Server {
         let uri = format!("http://{}", listening.address());
         tokio::spawn(listening.serve(services, stopped));
         let endpoint = Channel::from_shared(uri).expect("an address");
-        Self {
-            channel: endpoint.connect().await.expect("it listens"),
-            _stop: stop,
-        }
+        let channel = endpoint.connect().await.expect("it listens");
+        tokio::spawn(fleet.run(channel.clone()));
+        Self { channel, _stop: stop }
     }
 
     async fn in_memory() -> Self {
@@ -247,8 +246,12 @@ async fn wrong_fields_of_every_call_are_named() {
         GroupsClient.delete_group(DeleteGroupRequest { name: bad() }) => "name",
         EventsClient.list_events(ListEventsRequest { page: None, subject: bad() }) => "subject",
         RegistryClient.report(EngineReport { node: bad(), ..EngineReport::default() }) => "name",
-        RegistryClient.change_in_sync(ChangeInSyncRequest { volume: bad(), ..ChangeInSyncRequest::default() })
-            => "volume",
+        RegistryClient.get_membership(
+            GetMembershipRequest { volume: bad(), ..GetMembershipRequest::default() }
+        ) => "volume",
+        RegistryClient.swap_membership(
+            SwapMembershipRequest { volume: bad(), ..SwapMembershipRequest::default() }
+        ) => "volume",
     );
 }
 

@@ -82,6 +82,15 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// Engines serve volumes as it says.
+    fn serve(&self, fleet: &Fleet) {
+        let uri = format!("http://{}", self.address);
+        let endpoint = tonic::transport::Endpoint::from_shared(uri).expect("an address");
+        tokio::spawn(fleet.clone().run(endpoint.connect_lazy()));
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         // It is gone already, or goes now.
@@ -137,6 +146,7 @@ async fn a_cluster_by_its_command_line() {
     let file = file.to_str().expect("UTF-8");
     let store = format!("file:{}", directory.path().join("store").display());
     let daemon = Daemon::start(&["--store", &store]);
+    daemon.serve(&fleet);
 
     assert!(told(&daemon, &["apply", "-f", file, "--dry-run"]).contains("7 changes, none of them made"));
     assert!(told(&daemon, &["apply", "-f", file]).ends_with("7 changes made\n"));
@@ -198,6 +208,7 @@ async fn a_cluster_by_its_command_line() {
     };
     control(&["backup", "--store", &store, backup]);
     let daemon = Daemon::start(&["--store", &store]);
+    daemon.serve(&fleet);
     assert!(told(&daemon, &["volume", "list"]).contains("20GiB"));
     let other = format!("file:{}", directory.path().join("other").display());
     control(&["restore", "--store", &other, backup]);

@@ -225,7 +225,7 @@ impl Members {
         let Some(record) = self.proposal.take() else {
             return;
         };
-        self.record = record;
+        self.replace(record);
         if self
             .syncing
             .is_some_and(|slot| self.record.in_sync().contains(slot))
@@ -239,7 +239,12 @@ impl Members {
         };
     }
 
-    /// The store has another record. Whether it is the proposal, which was accepted unheard.
+    /// Whether a proposal is on its way to the store.
+    pub(crate) fn is_proposing(&self) -> bool {
+        self.proposal.is_some()
+    }
+
+    /// The store has another record. Whether the proposal was accepted unheard; it is that record then.
     pub(crate) fn refused(&mut self, current: Membership) -> bool {
         if current.epoch > self.record.epoch {
             self.stop(StopReason::Superseded);
@@ -248,26 +253,43 @@ impl Members {
         if self.proposal.as_ref() == Some(&current) {
             return true;
         }
-        // Others may add replicas and take those away that do not count; the set is the target's.
+        let set = current.in_sync();
+        let is_newer = |proposal: &Membership| proposal.version < current.version;
+        let accepted = self.proposal.as_ref();
+        if accepted.is_some_and(|proposal| is_newer(proposal) && proposal.in_sync() == set)
+            && set != self.record.in_sync()
+            && current.epoch == self.record.epoch
+        {
+            // It was accepted, and then others changed what is theirs.
+            self.proposal = Some(current);
+            return true;
+        }
+        self.adopt(current);
+        false
+    }
+
+    /// The store has another record, of others: they may add replicas, and take those away that do not count.
+    /// The set is the target's.
+    pub(crate) fn adopt(&mut self, current: Membership) {
         let same_set = current.in_sync() == self.record.in_sync();
         let follows = current.epoch == self.record.epoch && current.version > self.record.version;
         if same_set && follows {
             self.proposal = None;
-            self.record = current;
-            let gone = |slot: SlotNumber| self.record.replica(slot).is_none();
-            for slot in self
-                .live
-                .iter()
-                .filter(|&slot| gone(slot))
-                .collect::<SlotSet>()
-                .iter()
-            {
-                self.lose(slot);
-            }
+            self.replace(current);
         } else {
             self.stop(StopReason::StoreRefused);
         }
-        false
+    }
+
+    /// Another record counts from now on. Slots that have no replica any more, or another one, are lost.
+    fn replace(&mut self, record: Membership) {
+        let before = std::mem::replace(&mut self.record, record);
+        let id = |record: &Membership, slot| record.replica(slot).map(|entry| entry.id);
+        for slot in SlotNumber::all() {
+            if id(&before, slot) != id(&self.record, slot) {
+                self.lose(slot);
+            }
+        }
     }
 }
 

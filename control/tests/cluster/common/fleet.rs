@@ -6,17 +6,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
+use pollux_api::control::v1::registry_client::RegistryClient;
 use pollux_api::control::v1::{
-    ChangeInSyncRequest, EngineReport, PoolHealth, PoolReport, ReplicaConfig, ReplicaReport, TargetConfig,
-    engine_command::Command,
+    EngineReport, GetMembershipRequest, Membership, PoolHealth, PoolReport, ReplicaConfig, ReplicaReport,
+    ReplicaState, SwapMembershipRequest, SwapMembershipResponse, TargetConfig, engine_command::Command,
 };
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
-use pollux_control::registry::{InSyncError, change_in_sync};
+use pollux_control::registry::{RegistryError, get_membership, swap_membership};
 use pollux_control::store::Store;
+use tonic::Response;
+use tonic::transport::Channel;
 
 /// Ticks that a rebuild takes.
 const REBUILD_TICKS: u32 = 3;
+
+/// A tick in real time.
+const TICK: Duration = Duration::from_millis(5);
 
 pub const TIB: u64 = 1 << 40;
 
@@ -31,13 +38,40 @@ pub struct Replica {
     rebuilt_ticks: u32,
 }
 
+/// A volume as an engine was told to serve or show it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    pub config: TargetConfig,
+    /// Who takes part, once it is open.
+    pub record: Option<Membership>,
+}
+
+impl Target {
+    /// As the engine tells of it; nothing while it is no target and no standby.
+    fn report(&self) -> Option<TargetConfig> {
+        let mut config = self.config.clone();
+        if config.standby {
+            return Some(config);
+        }
+        let record = self.record.as_ref()?;
+        config.epoch = record.epoch;
+        config.version = record.version;
+        for replica in &mut config.replicas {
+            let mut members = record.members.iter();
+            let member = members.find(|member| member.uid == replica.uid);
+            replica.in_sync = member.is_some_and(|member| member.state() == ReplicaState::InSync);
+        }
+        Some(config)
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct Engine {
     pub up: bool,
     pub term: u64,
     pub pools: BTreeMap<String, PoolHealth>,
     pub replicas: BTreeMap<String, Replica>,
-    pub targets: BTreeMap<String, TargetConfig>,
+    pub targets: BTreeMap<String, Target>,
     /// Pools in which no replica can be made.
     pub refusing: bool,
     report: Option<Arc<EngineReport>>,
@@ -55,6 +89,40 @@ pub struct Engines {
 /// Engines in memory. Clones are the same engines.
 #[derive(Debug, Clone, Default)]
 pub struct Fleet(Arc<Mutex<Engines>>);
+
+/// How targets reach the records of who takes part.
+enum Records<'a> {
+    Store(&'a dyn Store),
+    Calls(RegistryClient<Channel>),
+}
+
+impl Records<'_> {
+    /// The record; nothing if this is not the target.
+    async fn get(&self, request: GetMembershipRequest) -> Option<Membership> {
+        match self {
+            Self::Store(store) => get_membership(*store, &request).await.ok(),
+            Self::Calls(client) => {
+                let answer = client.clone().get_membership(request).await;
+                answer.ok().map(Response::into_inner)
+            }
+        }
+    }
+
+    /// What became of a change; nothing if this is not the target.
+    async fn swap(&self, request: SwapMembershipRequest) -> Option<SwapMembershipResponse> {
+        match self {
+            Self::Store(store) => match swap_membership(*store, &request).await {
+                Ok(answer) => Some(answer),
+                Err(RegistryError::NotTarget { .. } | RegistryError::NotFound(_)) => None,
+                Err(error) => panic!("{error}"),
+            },
+            Self::Calls(client) => {
+                let answer = client.clone().swap_membership(request).await;
+                answer.ok().map(Response::into_inner)
+            }
+        }
+    }
+}
 
 impl Fleet {
     pub fn new<'a>(nodes: impl IntoIterator<Item = &'a str>) -> Self {
@@ -84,45 +152,121 @@ impl Fleet {
         }
     }
 
-    /// Targets take writes, let go of replicas that they cannot reach, and copy to those that lack something.
+    /// Targets open their volumes, take writes, let go of replicas that they cannot reach, and copy to those
+    /// that lack something.
     pub async fn tick(&self, store: &dyn Store) {
-        let mut requests = Vec::new();
-        {
-            let mut engines = self.lock();
-            let serving: Vec<(String, TargetConfig)> = engines
-                .engines
-                .iter()
-                .filter(|(_, engine)| engine.up)
-                .flat_map(|(node, engine)| {
-                    engine
-                        .targets
-                        .values()
-                        .map(|target| (node.clone(), target.clone()))
-                })
-                .collect();
-            let mut by_node: BTreeMap<String, usize> = BTreeMap::new();
-            let mut total = 0;
-            for (node, target) in serving {
-                let rebuilds = engines.serve(&target, &mut requests);
-                for to in &rebuilds {
-                    total += 1;
-                    *by_node.entry(to.clone()).or_default() += 1;
-                    if *to != node {
-                        *by_node.entry(node.clone()).or_default() += 1;
-                    }
+        self.tick_with(&Records::Store(store)).await;
+    }
+
+    /// Ticks in real time, with a control plane that is called.
+    pub async fn run(self, channel: Channel) {
+        let records = Records::Calls(RegistryClient::new(channel));
+        loop {
+            self.tick_with(&records).await;
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
+    async fn tick_with(&self, records: &Records<'_>) {
+        let serving: Vec<(String, String)> = {
+            let engines = self.lock();
+            let up = engines.engines.iter().filter(|(_, engine)| engine.up);
+            up.flat_map(|(node, engine)| {
+                let targets = engine.targets.iter().filter(|(_, target)| !target.config.standby);
+                targets.map(|(volume, _)| (node.clone(), volume.clone()))
+            })
+            .collect()
+        };
+        let mut by_node: BTreeMap<String, usize> = BTreeMap::new();
+        let mut total = 0;
+        for (node, volume) in serving {
+            for to in self.serve(records, &node, &volume).await {
+                total += 1;
+                *by_node.entry(to.clone()).or_default() += 1;
+                if to != node {
+                    *by_node.entry(node.clone()).or_default() += 1;
                 }
             }
-            let most = by_node.values().copied().max().unwrap_or(0);
-            let seen = &mut engines.rebuilds_seen;
-            *seen = (seen.0.max(most), seen.1.max(total));
         }
-        for request in requests {
-            match change_in_sync(store, None, &request).await {
-                // The new configuration comes from the control plane.
-                Ok(_) | Err(InSyncError::Stale { .. } | InSyncError::NotFound(_)) => {}
-                Err(error) => panic!("{error}"),
+        let most = by_node.values().copied().max().unwrap_or(0);
+        let seen = &mut self.lock().rebuilds_seen;
+        *seen = (seen.0.max(most), seen.1.max(total));
+    }
+
+    /// One tick of one target. Returns the nodes to which whole replicas are being copied.
+    async fn serve(&self, records: &Records<'_>, node: &str, volume: &str) -> Vec<String> {
+        let found = self.lock().target(node, volume).cloned();
+        let Some(target) = found else {
+            return Vec::new();
+        };
+        let Some(record) = &target.record else {
+            self.open(records, node, &target.config).await;
+            return Vec::new();
+        };
+        if record.version < target.config.version {
+            self.refresh(records, node, &target.config).await;
+            return Vec::new();
+        }
+        let (next, copied) = self.lock().serve(&target.config, record);
+        if let Some(next) = next {
+            self.swap(records, node, &target.config, next).await;
+        }
+        copied
+    }
+
+    /// Takes the next epoch, and then the promises of all of the set that can be reached.
+    async fn open(&self, records: &Records<'_>, node: &str, config: &TargetConfig) {
+        let request = GetMembershipRequest {
+            volume: config.volume.clone(),
+            volume_uid: config.volume_uid.clone(),
+            node: node.to_owned(),
+        };
+        let Some(before) = records.get(request).await else {
+            return;
+        };
+        let next = Membership {
+            epoch: before.epoch + 1,
+            version: before.version + 1,
+            ..before
+        };
+        self.swap(records, node, config, next).await;
+    }
+
+    /// Reads the record anew, since it was told of a newer one.
+    async fn refresh(&self, records: &Records<'_>, node: &str, config: &TargetConfig) {
+        let request = GetMembershipRequest {
+            volume: config.volume.clone(),
+            volume_uid: config.volume_uid.clone(),
+            node: node.to_owned(),
+        };
+        let current = records.get(request).await;
+        let mut engines = self.lock();
+        if let Some(target) = engines.target(node, &config.volume_uid) {
+            let epoch = target.record.as_ref().map(|record| record.epoch);
+            target.record = current.filter(|current| Some(current.epoch) == epoch);
+        }
+        engines.changed(node);
+    }
+
+    async fn swap(&self, records: &Records<'_>, node: &str, config: &TargetConfig, next: Membership) {
+        let request = SwapMembershipRequest {
+            volume: config.volume.clone(),
+            node: node.to_owned(),
+            next: Some(next.clone()),
+        };
+        let record = match records.swap(request).await {
+            Some(SwapMembershipResponse { swapped: true, .. }) => Some(next),
+            // Others may add replicas and take those away that do not count.
+            Some(SwapMembershipResponse { current, .. }) => {
+                current.filter(|current| current.epoch == next.epoch)
             }
+            None => None,
+        };
+        let mut engines = self.lock();
+        if let Some(target) = engines.target(node, &config.volume_uid) {
+            target.record = record;
         }
+        engines.changed(node);
     }
 }
 
@@ -132,6 +276,11 @@ impl Engines {
         engine.replicas.get_mut(uid)
     }
 
+    fn target(&mut self, node: &str, volume: &str) -> Option<&mut Target> {
+        let engine = self.engines.get_mut(node).filter(|engine| engine.up)?;
+        engine.targets.get_mut(volume)
+    }
+
     /// What an engine would tell is another thing now.
     fn changed(&mut self, node: &str) {
         if let Some(engine) = self.engines.get_mut(node) {
@@ -139,79 +288,98 @@ impl Engines {
         }
     }
 
-    /// One tick of one target. Returns the nodes to which whole replicas are being copied.
-    fn serve(&mut self, target: &TargetConfig, requests: &mut Vec<ChangeInSyncRequest>) -> Vec<String> {
-        let mut reached = Vec::new();
-        let mut copied = Vec::new();
-        let mut all_reached = true;
-        for replica in &target.replicas {
-            let found = self.replica(&replica.node, &replica.uid);
-            let Some(found) = found.filter(|found| found.promised <= target.epoch) else {
-                all_reached &= !replica.in_sync;
-                continue;
-            };
-            found.promised = target.epoch;
-            reached.push(replica);
-        }
-        let in_sync: Vec<_> = reached.iter().filter(|replica| replica.in_sync).collect();
-        let Some(first) = in_sync.first() else {
-            return copied;
+    /// What a target does in a tick: the record that it wants next, and the nodes to which whole replicas are
+    /// being copied.
+    fn serve(&mut self, config: &TargetConfig, record: &Membership) -> (Option<Membership>, Vec<String>) {
+        let mut next = Membership {
+            version: record.version + 1,
+            ..record.clone()
         };
-        let request = |uids: Vec<String>| ChangeInSyncRequest {
-            volume_uid: target.volume_uid.clone(),
-            volume: target.volume.clone(),
-            epoch: target.epoch,
-            version: target.version,
-            in_sync_uids: uids,
+        let node_of = |uid: &str| {
+            let told = config.replicas.iter().find(|replica| replica.uid == uid);
+            told.map(|replica| replica.node.clone())
+        };
+        let is_leaving = |uid: &str| {
+            let mut told = config.replicas.iter();
+            told.any(|replica| replica.uid == uid && replica.leaving)
+        };
+        let mut reached = Vec::new();
+        let mut all_reached = true;
+        for (at, member) in record.members.iter().enumerate() {
+            let node = node_of(&member.uid).unwrap_or_default();
+            let found = self.replica(&node, &member.uid);
+            match found.filter(|found| found.promised <= record.epoch) {
+                Some(found) => {
+                    found.promised = record.epoch;
+                    reached.push((at, node, member.clone()));
+                }
+                None if member.state() == ReplicaState::InSync => {
+                    all_reached = false;
+                    next.members[at].set_state(ReplicaState::Stale);
+                }
+                None => {}
+            }
+        }
+        let in_sync: Vec<_> = reached
+            .iter()
+            .filter(|(.., member)| member.state() == ReplicaState::InSync)
+            .cloned()
+            .collect();
+        let Some((_, first, source)) = in_sync.first() else {
+            return (None, Vec::new());
         };
         if !all_reached {
             // The set shrinks in the store first; until then nothing is acknowledged.
-            requests.push(request(
-                in_sync.iter().map(|replica| replica.uid.clone()).collect(),
-            ));
-            return copied;
+            return (Some(next), Vec::new());
         }
-        if in_sync.len() >= target.min_in_sync as usize {
-            let written = self.acknowledged.entry(target.volume_uid.clone()).or_default();
+        if in_sync.len() >= record.min_in_sync as usize {
+            let written = self.acknowledged.entry(record.volume_uid.clone()).or_default();
             *written += 1;
             let written = *written;
-            for replica in &in_sync {
-                self.replica(&replica.node, &replica.uid)
-                    .expect("reached")
-                    .written = written;
+            for (_, node, member) in &in_sync {
+                self.replica(node, &member.uid).expect("reached").written = written;
             }
         }
-        for uid in &target.snapshot_uids {
-            let is_taken = in_sync.iter().any(|replica| {
-                let found = self.replica(&replica.node, &replica.uid).expect("reached");
+        for uid in &config.snapshot_uids {
+            let is_taken = in_sync.iter().any(|(_, node, member)| {
+                let found = self.replica(node, &member.uid).expect("reached");
                 found.snapshots.contains(uid)
             });
-            for replica in in_sync.iter().filter(|_| !is_taken) {
-                let found = self.replica(&replica.node, &replica.uid).expect("reached");
+            for (_, node, member) in in_sync.iter().filter(|_| !is_taken) {
+                let found = self.replica(node, &member.uid).expect("reached");
                 found.snapshots.insert(uid.clone());
-                self.changed(&replica.node);
+                self.changed(node);
             }
         }
-        let source = self.replica(&first.node, &first.uid).expect("reached").clone();
-        let mut joined: Vec<String> = in_sync.iter().map(|replica| replica.uid.clone()).collect();
-        let count = joined.len();
-        for replica in reached.iter().filter(|replica| !replica.in_sync) {
-            let found = self.replica(&replica.node, &replica.uid).expect("reached");
-            let is_whole = found.written == 0;
-            found.rebuilt_ticks += 1;
-            if found.rebuilt_ticks >= REBUILD_TICKS {
-                found.written = source.written;
-                found.snapshots.clone_from(&source.snapshots);
-                joined.push(replica.uid.clone());
-                self.changed(&replica.node);
-            } else if is_whole {
-                copied.push(replica.node.clone());
+        let source = self.replica(first, &source.uid).expect("reached").clone();
+        let mut copied = Vec::new();
+        let mut staying = in_sync.len();
+        for (at, node, member) in &reached {
+            let leaves = is_leaving(&member.uid);
+            match member.state() {
+                ReplicaState::InSync if leaves && staying > 1 => {
+                    staying -= 1;
+                    next.members[*at].set_state(ReplicaState::Stale);
+                }
+                ReplicaState::Rebuilding => next.members[*at].set_state(ReplicaState::Stale),
+                ReplicaState::Stale if !leaves => {
+                    let found = self.replica(node, &member.uid).expect("reached");
+                    found.rebuilt_ticks += 1;
+                    if found.rebuilt_ticks >= REBUILD_TICKS {
+                        found.rebuilt_ticks = 0;
+                        found.written = source.written;
+                        found.snapshots.clone_from(&source.snapshots);
+                        next.members[*at].set_state(ReplicaState::InSync);
+                        self.changed(node);
+                    } else if found.written == 0 {
+                        copied.push(node.clone());
+                    }
+                }
+                _ => {}
             }
         }
-        if joined.len() > count {
-            requests.push(request(joined));
-        }
-        copied
+        let is_changed = next.members != record.members;
+        (is_changed.then_some(next), copied)
     }
 }
 
@@ -233,14 +401,6 @@ impl EngineClient for Fleet {
         let known = engines.engines.get(&node).filter(|engine| engine.up);
         if known.is_none() {
             return Err(unreachable);
-        }
-        if let Command::EnsureTarget(config) = &command {
-            // In-sync replicas promise the epoch before anything is acknowledged in it.
-            for replica in config.replicas.iter().filter(|replica| replica.in_sync) {
-                if let Some(found) = engines.replica(&replica.node, &replica.uid) {
-                    found.promised = found.promised.max(config.epoch);
-                }
-            }
         }
         let engine = engines.engines.get_mut(&node).ok_or(unreachable)?;
         if term < engine.term {
@@ -294,21 +454,22 @@ impl EngineClient for Fleet {
                 engine.replicas.remove(&uid);
             }
             Command::EnsureTarget(config) => {
-                let current = engine
-                    .targets
-                    .get(&config.volume_uid)
-                    .map_or(0, |target| target.epoch);
-                if config.epoch < current {
+                let before = engine.targets.get(&config.volume_uid);
+                let record = before.and_then(|target| target.record.clone());
+                if record.as_ref().is_some_and(|record| record.epoch > config.epoch) {
                     return refused("a later epoch is served");
                 }
-                engine.targets.insert(config.volume_uid.clone(), config);
+                // What it knows is kept while nobody else has opened the volume since.
+                let record = record.filter(|record| !config.standby && record.epoch == config.epoch);
+                let volume = config.volume_uid.clone();
+                engine.targets.insert(volume, Target { config, record });
             }
             Command::RemoveTarget(removal) => {
                 let current = engine
                     .targets
                     .get(&removal.volume_uid)
-                    .map_or(0, |target| target.epoch);
-                if current <= removal.epoch {
+                    .and_then(|target| target.record.as_ref());
+                if current.is_none_or(|record| record.epoch <= removal.epoch) {
                     engine.targets.remove(&removal.volume_uid);
                 }
             }
@@ -355,7 +516,7 @@ impl EngineClient for Fleet {
                     snapshot_uids: replica.snapshots.iter().cloned().collect(),
                 })
                 .collect(),
-            targets: found.targets.values().cloned().collect(),
+            targets: found.targets.values().filter_map(Target::report).collect(),
         };
         let report = Arc::new(report);
         found.report = Some(report.clone());

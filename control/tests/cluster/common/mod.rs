@@ -305,6 +305,11 @@ impl Cluster {
                 .map(|replica| (replica.node.clone(), replica.uid.clone()));
             replicas.extend(uids);
             targets.insert((status.target_node.clone(), volume.meta().uid.clone()));
+            let is_published = volume.spec.as_ref().is_some_and(|spec| !spec.hosts.is_empty());
+            for replica in status.replicas.iter().filter(|_| is_published) {
+                // As the target, or as a standby.
+                targets.insert((replica.node.clone(), volume.meta().uid.clone()));
+            }
         }
         let engines = self.fleet.lock();
         let up = || engines.engines.iter().filter(|(_, engine)| engine.up);

@@ -71,9 +71,9 @@ impl Core {
         match result.unwrap_or(Err(StoreError::Unavailable)) {
             Ok(()) => self.accept(next).await,
             Err(StoreError::Conflict(current)) => {
-                let is_ours = self.members.borrow_mut().refused(*current);
+                let is_ours = self.members.borrow_mut().refused((*current).clone());
                 match is_ours {
-                    true => self.accept(next).await,
+                    true => self.accept(*current).await,
                     false => self.wake(),
                 }
             }
@@ -150,7 +150,7 @@ impl Core {
         };
         let mut attempts: Vec<(SlotNumber, WithReplica<_>)> = Vec::new();
         for slot in lost.iter() {
-            let Some(port) = self.ports.get(slot.index()).cloned().flatten() else {
+            let Some(port) = self.port(slot) else {
                 continue;
             };
             let (record, wait_max) = (record.clone(), self.options.promise_timeout);

@@ -7,6 +7,7 @@
 //! - A read is answered only when, after the data was read, the lease had not run out.
 
 mod connection;
+mod follow;
 mod keeper;
 mod map_writer;
 mod open;
@@ -24,7 +25,7 @@ use pollux_reactor::Task;
 use crate::locks::RangeLocks;
 pub use crate::members::StopReason;
 use crate::members::{Failed, Members};
-use crate::membership::{Epoch, Membership, MembershipStore, REPLICAS_MAX, SlotNumber};
+use crate::membership::{Epoch, Membership, MembershipStore, REPLICAS_MAX, SlotNumber, SlotSet};
 use crate::regions::RegionMap;
 use crate::replica::ReplicaPort;
 use crate::signal::Signal;
@@ -93,7 +94,10 @@ pub struct MirrorCounters {
 pub(crate) struct Core {
     options: MirrorOptions,
     store: Rc<dyn MembershipStore>,
-    ports: [Option<Rc<dyn ReplicaPort>>; REPLICAS_MAX],
+    /// How the replica in each slot is reached.
+    ports: RefCell<[Option<Rc<dyn ReplicaPort>>; REPLICAS_MAX]>,
+    /// Those that are to be out of the set, and to stay so.
+    leaving: Cell<SlotSet>,
     epoch: Epoch,
     geometry: Geometry,
     /// Blocks of the volume in a region.
@@ -117,6 +121,10 @@ pub(crate) struct Core {
 impl Core {
     fn connection(&self, slot: SlotNumber) -> Option<Rc<Connection>> {
         self.connections.borrow().get(slot.index()).cloned().flatten()
+    }
+
+    fn port(&self, slot: SlotNumber) -> Option<Rc<dyn ReplicaPort>> {
+        self.ports.borrow().get(slot.index()).cloned().flatten()
     }
 
     fn connect(&self, slot: SlotNumber, connection: Option<Rc<Connection>>) {
@@ -205,6 +213,11 @@ impl Mirror {
     /// Why it does no more I/O; `None` while it does.
     pub fn stopped(&self) -> Option<StopReason> {
         self.core.members.borrow().stopped()
+    }
+
+    /// Ends the service: every later request fails. What was begun on replicas is ended by the next target.
+    pub fn close(&self) {
+        self.core.stop(StopReason::Closed);
     }
 
     /// How far resync is.

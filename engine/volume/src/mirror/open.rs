@@ -219,7 +219,8 @@ impl Opening {
         Ok(Core {
             options: self.options,
             store: self.store,
-            ports: self.ports,
+            ports: RefCell::new(self.ports),
+            leaving: Cell::default(),
             epoch: record.epoch,
             geometry,
             region_blocks,

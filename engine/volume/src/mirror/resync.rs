@@ -28,8 +28,9 @@ pub(super) async fn bring_back(core: Rc<Core>) {
         core.changed
             .until(|| {
                 let members = core.members.borrow();
-                let all = members.record().in_sync() == members.record().members();
-                (!all || members.stopped().is_some()).then_some(())
+                let out = members.record().members().without(members.record().in_sync());
+                let wanted = out.without(core.leaving.get());
+                (!wanted.is_empty() || members.stopped().is_some()).then_some(())
             })
             .await;
         if core.stopped().is_some() {
@@ -37,7 +38,8 @@ pub(super) async fn bring_back(core: Rc<Core>) {
         }
         let behind = {
             let members = core.members.borrow();
-            members.record().members().without(members.required())
+            let out = members.record().members().without(members.required());
+            out.without(core.leaving.get())
         };
         for slot in behind.iter() {
             if core.resync(slot).await.is_err() && core.stopped().is_some() {
@@ -51,12 +53,7 @@ pub(super) async fn bring_back(core: Rc<Core>) {
 impl Core {
     async fn resync(&self, slot: SlotNumber) -> Result<(), Interrupted> {
         let record = self.members.borrow().record().clone();
-        let port = self
-            .ports
-            .get(slot.index())
-            .cloned()
-            .flatten()
-            .ok_or(Interrupted)?;
+        let port = self.port(slot).ok_or(Interrupted)?;
         let wait_max = self.options.promise_timeout;
         let (connection, _) = match Connection::establish(&port, &record, slot, wait_max).await {
             Ok(found) => found,

@@ -1,0 +1,289 @@
+//! Who takes part in a volume: read from its status and written to it, and which change may follow which.
+//!
+//! Targets work by the same record, and each replica keeps a copy of it (`engine/volume`, `membership`); the
+//! rules here are the rules there. Invariants of a record:
+//! - One replica at least is in sync; no two share a slot.
+//! - `epoch` and `version` are 1 at least.
+//!
+//! Invariants of a change:
+//! - `version` rises by one, `epoch` by one or not at all. A change of epoch changes nothing else.
+//! - Sets that follow each other share a replica.
+//! - A replica comes in rebuilding, is stale before it is in sync, and is out of sync before it goes.
+//! - The volume never shrinks.
+
+use std::collections::BTreeSet;
+
+use pollux_api::control::v1::{Member, Membership, ReplicaState, VolumeStatus};
+
+/// Slots of a record: so many replicas a volume can have at a time, those included that are to go.
+pub const SLOTS: u32 = 5;
+
+/// The block size of volumes, in bytes: that of pools.
+const BLOCK_BYTES: u64 = 4096;
+
+/// The record, as the status of a volume tells it. Replicas that are not made yet are no part of it.
+pub fn membership(volume_uid: &str, status: &VolumeStatus) -> Membership {
+    let mut members: Vec<Member> = status
+        .replicas
+        .iter()
+        .filter(|replica| {
+            !matches!(
+                replica.state(),
+                ReplicaState::Assigned | ReplicaState::Unspecified
+            )
+        })
+        .map(|replica| Member {
+            uid: replica.uid.clone(),
+            slot: replica.slot,
+            state: replica.state,
+        })
+        .collect();
+    members.sort_by_key(|member| member.slot);
+    Membership {
+        volume_uid: volume_uid.to_owned(),
+        epoch: status.epoch,
+        version: status.version,
+        size_bytes: status.size_bytes,
+        min_in_sync: status.min_in_sync,
+        members,
+    }
+}
+
+/// Puts epoch, version and the states of replicas into a status: all that targets change.
+pub fn put_membership(status: &mut VolumeStatus, next: &Membership) {
+    status.epoch = next.epoch;
+    status.version = next.version;
+    for replica in &mut status.replicas {
+        let member = next.members.iter().find(|member| member.uid == replica.uid);
+        if let Some(member) = member {
+            replica.state = member.state;
+        }
+    }
+}
+
+/// A slot that no replica has.
+pub fn free_slot(status: &VolumeStatus) -> Option<u32> {
+    let is_free = |slot: &u32| status.replicas.iter().all(|replica| replica.slot != *slot);
+    (0..SLOTS).find(is_free)
+}
+
+fn require(holds: bool, what: &str) -> Result<(), String> {
+    match holds {
+        true => Ok(()),
+        false => Err(what.to_owned()),
+    }
+}
+
+/// Checks the invariants of a record.
+///
+/// # Errors
+///
+/// The first that does not hold, for people.
+pub fn check(record: &Membership) -> Result<(), String> {
+    require(!record.volume_uid.is_empty(), "it names no volume")?;
+    require((1..u64::MAX).contains(&record.epoch), "its epoch is out of range")?;
+    require(
+        (1..u64::MAX).contains(&record.version),
+        "its version is out of range",
+    )?;
+    let is_size = record.size_bytes > 0 && record.size_bytes.is_multiple_of(BLOCK_BYTES);
+    require(is_size, "its size is out of range")?;
+    require(
+        (1..=SLOTS).contains(&record.min_in_sync),
+        "its min_in_sync is out of range",
+    )?;
+    let slots: BTreeSet<u32> = record.members.iter().map(|member| member.slot).collect();
+    let uids: BTreeSet<&str> = record.members.iter().map(|member| member.uid.as_str()).collect();
+    let is_each_once = slots.len() == record.members.len() && uids.len() == record.members.len();
+    require(is_each_once, "a replica or a slot is in it twice")?;
+    require(
+        slots.iter().all(|slot| *slot < SLOTS),
+        "a slot of it is out of range",
+    )?;
+    require(!uids.contains(""), "a replica of it has no name")?;
+    let is_known = |member: &Member| {
+        matches!(
+            member.state(),
+            ReplicaState::InSync | ReplicaState::Stale | ReplicaState::Rebuilding
+        )
+    };
+    require(
+        record.members.iter().all(is_known),
+        "a replica of it has no state",
+    )?;
+    require(!in_sync(record).is_empty(), "no replica of it is in sync")
+}
+
+fn in_sync(record: &Membership) -> BTreeSet<&str> {
+    let members = record.members.iter();
+    members
+        .filter(|member| member.state() == ReplicaState::InSync)
+        .map(|member| member.uid.as_str())
+        .collect()
+}
+
+/// Checks that a record may be what comes after another one.
+///
+/// # Errors
+///
+/// The first invariant that does not hold, for people; those of the record itself included.
+pub fn check_follows(next: &Membership, before: &Membership) -> Result<(), String> {
+    check(next)?;
+    require(next.volume_uid == before.volume_uid, "it is of another volume")?;
+    require(next.size_bytes >= before.size_bytes, "the volume would shrink")?;
+    require(
+        Some(next.version) == before.version.checked_add(1),
+        "its version does not follow",
+    )?;
+    if next.epoch != before.epoch {
+        let opened = Membership {
+            epoch: before.epoch.saturating_add(1),
+            version: next.version,
+            ..before.clone()
+        };
+        return require(*next == opened, "a change of epoch changes nothing else");
+    }
+    for slot in 0..SLOTS {
+        let member = |record: &Membership| {
+            let found = record.members.iter().find(|member| member.slot == slot);
+            found.cloned()
+        };
+        check_step(member(before), member(next))?;
+    }
+    let shared = in_sync(next).intersection(&in_sync(before)).count();
+    require(shared > 0, "no replica would stay in sync")
+}
+
+/// Which steps one slot may make.
+fn check_step(before: Option<Member>, after: Option<Member>) -> Result<(), String> {
+    use ReplicaState::{InSync, Rebuilding};
+    let (is_legal, uid) = match (&before, &after) {
+        (None, None) => return Ok(()),
+        (None, Some(new)) => (new.state() == Rebuilding, &new.uid),
+        (Some(old), None) => (old.state() != InSync, &old.uid),
+        (Some(old), Some(new)) => {
+            let is_jump = old.state() == Rebuilding && new.state() == InSync;
+            (old.uid == new.uid && !is_jump, &new.uid)
+        }
+    };
+    let state = |member: &Option<Member>| member.as_ref().map(Member::state);
+    let (from, to) = (state(&before), state(&after));
+    require(
+        is_legal,
+        &format!("replica {uid} cannot go from {from:?} to {to:?} in one step"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(states: &[(u32, ReplicaState)]) -> Membership {
+        Membership {
+            volume_uid: "v".to_owned(),
+            epoch: 3,
+            version: 7,
+            size_bytes: 1 << 20,
+            min_in_sync: 1,
+            members: states
+                .iter()
+                .map(|(slot, state)| Member {
+                    uid: format!("r{slot}"),
+                    slot: *slot,
+                    state: (*state).into(),
+                })
+                .collect(),
+        }
+    }
+
+    fn follows(before: &[(u32, ReplicaState)], after: &[(u32, ReplicaState)]) -> bool {
+        let next = Membership {
+            version: 8,
+            ..record(after)
+        };
+        check_follows(&next, &record(before)).is_ok()
+    }
+
+    #[test]
+    fn steps_are_those_of_the_protocol() {
+        use ReplicaState::{InSync, Rebuilding, Stale};
+        let base = (0, InSync);
+        for (from, to, legal) in [
+            (None, Some(Rebuilding), true),
+            (None, Some(Stale), false),
+            (None, Some(InSync), false),
+            (Some(Rebuilding), Some(Stale), true),
+            (Some(Rebuilding), Some(InSync), false),
+            (Some(Rebuilding), None, true),
+            (Some(Stale), Some(InSync), true),
+            (Some(Stale), Some(Rebuilding), true),
+            (Some(Stale), None, true),
+            (Some(InSync), Some(Stale), true),
+            (Some(InSync), Some(Rebuilding), true),
+            (Some(InSync), None, false),
+        ] {
+            let with = |state: Option<ReplicaState>| {
+                let mut states = vec![base];
+                states.extend(state.map(|state| (1, state)));
+                states
+            };
+            assert_eq!(follows(&with(from), &with(to)), legal, "{from:?} to {to:?}");
+        }
+        assert!(!follows(&[(0, InSync), (1, Stale)], &[(0, Stale), (1, InSync)]));
+        assert!(!follows(&[base], &[(0, Stale)]), "nothing would count");
+    }
+
+    #[test]
+    fn an_epoch_is_a_change_of_its_own() {
+        use ReplicaState::{InSync, Stale};
+        let before = record(&[(0, InSync), (1, InSync)]);
+        let mut next = Membership {
+            epoch: 4,
+            version: 8,
+            ..before.clone()
+        };
+        assert_eq!(check_follows(&next, &before), Ok(()));
+        next.epoch = 5;
+        assert!(check_follows(&next, &before).is_err());
+        next.epoch = 2;
+        assert!(check_follows(&next, &before).is_err());
+        next.epoch = 4;
+        next.members[1].set_state(Stale);
+        assert!(check_follows(&next, &before).is_err());
+        let late = Membership {
+            version: 9,
+            ..before.clone()
+        };
+        assert!(check_follows(&late, &before).is_err());
+        let smaller = Membership {
+            version: 8,
+            size_bytes: 4096,
+            ..before.clone()
+        };
+        assert!(check_follows(&smaller, &before).is_err());
+    }
+
+    #[test]
+    fn bad_records_are_refused() {
+        use ReplicaState::{Assigned, InSync};
+        type Damage = fn(&mut Membership);
+        let damages: [Damage; 10] = [
+            |record| record.volume_uid.clear(),
+            |record| record.epoch = 0,
+            |record| record.version = u64::MAX,
+            |record| record.size_bytes = 1,
+            |record| record.min_in_sync = 0,
+            |record| record.min_in_sync = 6,
+            |record| record.members.clear(),
+            |record| record.members[1].slot = 0,
+            |record| record.members[1].slot = 5,
+            |record| record.members[1].set_state(Assigned),
+        ];
+        for (number, damage) in damages.into_iter().enumerate() {
+            let mut record = record(&[(0, InSync), (1, InSync)]);
+            assert_eq!(check(&record), Ok(()));
+            damage(&mut record);
+            assert!(check(&record).is_err(), "damage {number}");
+        }
+    }
+}
