@@ -1,7 +1,7 @@
-//! The device that SPDK drives, beside SPDK's own `spdk_nvme_perf` and `bdevperf`, on one target in turns.
+//! The device that SPDK drives, beside SPDK's own `spdk_nvme_perf` and `bdevperf`, in turns.
 //!
-//! All three are SPDK's NVMe driver with something around it, on one core, over SPDK's TCP transport to
-//! SPDK's target: what differs is what is around it.
+//! All three are SPDK's NVMe driver with something around it, on one core, on a drive that is named or else
+//! over SPDK's TCP transport to SPDK's target: what differs is what is around it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,59 @@ pub struct Options {
     /// Size of the memory device, in MiB.
     #[arg(long, default_value_t = 256)]
     device_mib: u64,
+    /// The PCI address of a drive to use in place of memory, bound to vfio-pci; namespace 1 IS WRITTEN OVER.
+    #[arg(long, conflicts_with = "device_mib")]
+    drive: Option<String>,
+}
+
+/// What the contestants use, one after the other.
+#[derive(Debug)]
+enum Place {
+    Remote(TargetAddress),
+    /// The PCI address of a drive.
+    Drive(String),
+}
+
+impl Place {
+    /// As the load generator takes it.
+    fn uri(&self) -> String {
+        match self {
+            Self::Remote(address) => {
+                format!("{}://{}/{}", spdk_tcp::SCHEME, address.socket, address.subsystem)
+            }
+            Self::Drive(address) => format!("pcie:///{address}/1"),
+        }
+    }
+
+    /// As `bdevperf` is told to attach it.
+    fn attach(&self) -> Value {
+        match self {
+            Self::Remote(address) => json!({
+                "name": "Measured", "trtype": "TCP", "adrfam": "IPv4",
+                "traddr": address.socket.ip().to_string(), "trsvcid": address.socket.port().to_string(),
+                "subnqn": address.subsystem,
+            }),
+            Self::Drive(address) => json!({ "name": "Measured", "trtype": "PCIe", "traddr": address }),
+        }
+    }
+
+    /// Where contestants run: a target has the first two cores for itself.
+    fn core(&self) -> usize {
+        match self {
+            Self::Remote(_) => CLIENT_CORES[0],
+            Self::Drive(_) => std::thread::available_parallelism().map_or(0, |count| count.get() - 1),
+        }
+    }
+
+    fn run_perf(&self, spdk: &Spdk, load: &Load, seconds: u32) -> Result<Figures, Error> {
+        match self {
+            Self::Remote(address) => perf::run(spdk, address, load, seconds),
+            Self::Drive(address) => {
+                let transport = format!("trtype:PCIe traddr:{address}");
+                perf::run_on(spdk, &transport, &[self.core()], load, seconds)
+            }
+        }
+    }
 }
 
 /// Who takes turns.
@@ -55,7 +108,7 @@ struct Row {
 /// Compares and prints a table in Markdown.
 pub fn run(options: &Options) -> Result<(), Error> {
     let have = std::thread::available_parallelism()?.get();
-    if have < 4 {
+    if have < 4 && options.drive.is_none() {
         return Err(Error::Cores { needed: 4, have });
     }
     let spdk = Spdk::find(&options.spdk)?;
@@ -128,17 +181,24 @@ fn compare(options: &Options, spdk: &Spdk, bdevperf: &Path, load: &Load) -> Resu
         name: load.name(),
         ..Row::default()
     };
-    let target = spdk.start_target(options.device_mib, load)?;
-    let address = target.address();
+    // Lives until the end.
+    let target = match options.drive {
+        None => Some(spdk.start_target(options.device_mib, load)?),
+        Some(_) => None,
+    };
+    let place = match (&target, &options.drive) {
+        (Some(target), _) => Place::Remote(target.address()),
+        (None, drive) => Place::Drive(drive.clone().unwrap_or_default()),
+    };
     let mut order = [Contestant::Pollux, Contestant::Perf, Contestant::Bdevperf];
     for _ in 0..options.rounds {
         for contestant in order {
             match contestant {
-                Contestant::Pollux => row.pollux.push(run_pollux(&address, load, options.seconds)?),
-                Contestant::Perf => row.perf.push(perf::run(spdk, &address, load, options.seconds)?),
+                Contestant::Pollux => row.pollux.push(run_pollux(&place, load, options.seconds)?),
+                Contestant::Perf => row.perf.push(place.run_perf(spdk, load, options.seconds)?),
                 Contestant::Bdevperf => {
                     row.bdevperf
-                        .push(run_bdevperf(bdevperf, &address, load, options.seconds)?);
+                        .push(run_bdevperf(bdevperf, &place, load, options.seconds)?);
                 }
             }
         }
@@ -171,19 +231,14 @@ fn pattern(load: &Load) -> &'static str {
 }
 
 /// This program's own load generator, in a process of its own as the others are.
-fn run_pollux(address: &TargetAddress, load: &Load, seconds: u32) -> Result<Figures, Error> {
+fn run_pollux(place: &Place, load: &Load, seconds: u32) -> Result<Figures, Error> {
     let program = std::env::current_exe()?;
     let folder = tempfile::tempdir()?;
     let results = folder.path().join("results.json");
     let mut command = Command::new(&program);
     command
         .arg("run")
-        .arg(format!(
-            "{}://{}/{}",
-            spdk_tcp::SCHEME,
-            address.socket,
-            address.subsystem
-        ))
+        .arg(place.uri())
         .args([
             "--pattern",
             pattern(load),
@@ -194,7 +249,7 @@ fn run_pollux(address: &TargetAddress, load: &Load, seconds: u32) -> Result<Figu
             "--depth",
             &load.depth.to_string(),
             "--cores",
-            &CLIENT_CORES[0].to_string(),
+            &place.core().to_string(),
         ])
         .args([
             "--warm-up",
@@ -223,26 +278,19 @@ fn run_pollux(address: &TargetAddress, load: &Load, seconds: u32) -> Result<Figu
     })
 }
 
-fn run_bdevperf(
-    program: &Path,
-    address: &TargetAddress,
-    load: &Load,
-    seconds: u32,
-) -> Result<Figures, Error> {
+fn run_bdevperf(program: &Path, place: &Place, load: &Load, seconds: u32) -> Result<Figures, Error> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("bdevperf.json");
     let config = json!({ "subsystems": [{ "subsystem": "bdev", "config": [{
-        "method": "bdev_nvme_attach_controller",
-        "params": {
-            "name": "Remote", "trtype": "TCP", "adrfam": "IPv4",
-            "traddr": address.socket.ip().to_string(), "trsvcid": address.socket.port().to_string(),
-            "subnqn": address.subsystem,
-        },
+        "method": "bdev_nvme_attach_controller", "params": place.attach(),
     }] }] });
     std::fs::write(&path, config.to_string())?;
     let mut command = Command::new(program);
+    if matches!(place, Place::Remote(_)) {
+        command.arg("--no-pci");
+    }
     command
-        .args(["-m", &format!("[{}]", CLIENT_CORES[0]), "-s", "256", "--no-pci"])
+        .args(["-m", &format!("[{}]", place.core()), "-s", "256"])
         .args(["--iova-mode", "va", "--huge-unlink", "-w", pattern(load)])
         .args(["-q", &load.depth.to_string(), "-o", &load.block_bytes.to_string()])
         .args(["-t", &seconds.to_string(), "-c"])

@@ -61,18 +61,12 @@ pub struct TargetAddress {
     pub subsystem: &'static str,
 }
 
-/// Runs the load once.
+/// Runs the load once on a target.
 pub fn run(spdk: &Spdk, target: &TargetAddress, load: &Load, seconds: u32) -> Result<Figures, Error> {
     let clients = if load.connections == 1 {
         1
     } else {
         CLIENT_CORES.len()
-    };
-    let mask: u32 = CLIENT_CORES.iter().take(clients).map(|core| 1u32 << core).sum();
-    let queue_pairs = load.connections / clients;
-    let workload = match load.pattern {
-        Pattern::Read => "randread",
-        Pattern::Write => "randwrite",
     };
     let transport = format!(
         "trtype:TCP adrfam:IPv4 traddr:{} trsvcid:{} subnqn:{}",
@@ -80,6 +74,29 @@ pub fn run(spdk: &Spdk, target: &TargetAddress, load: &Load, seconds: u32) -> Re
         target.socket.port(),
         target.subsystem
     );
+    run_on(
+        spdk,
+        &transport,
+        CLIENT_CORES.get(..clients).unwrap_or(&[]),
+        load,
+        seconds,
+    )
+}
+
+/// Runs the load once on what `transport` names in SPDK's words, from these cores.
+pub fn run_on(
+    spdk: &Spdk,
+    transport: &str,
+    cores: &[usize],
+    load: &Load,
+    seconds: u32,
+) -> Result<Figures, Error> {
+    let mask: u32 = cores.iter().map(|core| 1u32 << core).sum();
+    let queue_pairs = load.connections / cores.len().max(1);
+    let workload = match load.pattern {
+        Pattern::Read => "randread",
+        Pattern::Write => "randwrite",
+    };
     let program = spdk.program("spdk_nvme_perf");
     let output = Command::new(&program)
         .args(["-s", "256", "--iova-mode", "va", "-a", "1", "-w", workload])
@@ -91,7 +108,7 @@ pub fn run(spdk: &Spdk, target: &TargetAddress, load: &Load, seconds: u32) -> Re
             "-o",
             &load.block_bytes.to_string(),
         ])
-        .args(["-t", &seconds.to_string(), "-r", &transport])
+        .args(["-t", &seconds.to_string(), "-r", transport])
         .output()
         .map_err(|error| Error::Run {
             program: program.display().to_string(),

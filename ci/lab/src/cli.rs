@@ -51,6 +51,13 @@ enum Command {
         /// An engine with the feature `spdk`, whose SPDK was built for a processor that QEMU emulates.
         #[arg(long, value_name = "FILE")]
         engine: PathBuf,
+        /// Measure instead: with this `pollux-bench`, built as the engine, on the emulated drive next to
+        /// `spdk_nvme_perf` and `bdevperf`.
+        #[arg(long, value_name = "FILE", requires = "spdk")]
+        bench: Option<PathBuf>,
+        /// The build tree of SPDK that they are taken from.
+        #[arg(long, value_name = "DIRECTORY", requires = "bench")]
+        spdk: Option<PathBuf>,
         /// Show the guest's console while it runs.
         #[arg(long)]
         console: bool,
@@ -104,10 +111,17 @@ fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error
             let has_failed = report.verdicts.iter().any(|verdict| !verdict.failures.is_empty());
             Ok(ExitCode::from(u8::from(has_failed)))
         }
-        Command::Drive { engine, console } => {
+        Command::Drive {
+            engine,
+            bench,
+            spdk,
+            console,
+        } => {
             let itself = std::env::current_exe().context("find", Path::new("this program"))?;
             let engine = engine.canonicalize().context("find", engine)?;
-            let failure = drive::run(&engine, &directory(&itself), *console)?;
+            let comparison = bench.as_deref().zip(spdk.as_deref());
+            let comparison = comparison.map(|(bench, spdk)| drive::Comparison { bench, spdk });
+            let failure = drive::run(&engine, comparison.as_ref(), &directory(&itself), *console)?;
             let verdict = failure.as_deref().map_or("passed drive".to_owned(), |why| {
                 format!("FAILED drive\n       {why}")
             });

@@ -1,10 +1,11 @@
 //! A guest with an emulated NVMe drive behind an emulated IOMMU, which the engine inside the guest drives by
-//! SPDK: `lab drive`.
+//! SPDK: `lab drive`. In the same guest the engine uses a namespace of the kernel's own target by RDMA.
 //!
 //! The guest's init (`guest/drive-init`) is the whole scenario. Lines of its console that begin with `ASK`
 //! are done here: the drive is removed or added through QEMU's monitor, and the flushes that the drive sees
 //! are counted.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -25,11 +26,38 @@ use crate::packages::Packages;
 /// How long the guest may take.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 
+/// How long it may take to measure.
+const COMPARISON_TIME_LIMIT: Duration = Duration::from_secs(1800);
+
+/// What is measured with, of SPDK's build tree.
+const PEERS: [&str; 3] = ["bin/nvmf_tgt", "bin/spdk_nvme_perf", "examples/bdevperf"];
+
 /// Bytes of the drive.
 const DRIVE_BYTES: u64 = 256 << 20;
 
-/// Modules of the guest: vfio for the engine, NVMe/TCP for its host.
-const MODULES: [&str; 4] = ["crc32c_generic", "nvme_tcp", "vfio_iommu_type1", "vfio_pci"];
+/// Modules of the guest: vfio for the engine, NVMe/TCP for its host; RDMA in software over a network
+/// interface that leads nowhere, and a target for it with a disk in memory.
+const MODULES: [&str; 10] = [
+    "crc32c_generic",
+    "nvme_tcp",
+    "vfio_iommu_type1",
+    "vfio_pci",
+    "crc32_generic",
+    "dummy",
+    "rdma_rxe",
+    "rdma_ucm",
+    "nvmet_rdma",
+    "brd",
+];
+
+/// What makes an RDMA device of a network interface, of Debian's package iproute2.
+const RDMA_PROGRAM: &str = "/usr/bin/rdma";
+
+/// The driver of that device in libibverbs, of Debian's package ibverbs-providers.
+const RDMA_PROVIDER: &str = "/usr/lib/x86_64-linux-gnu/libibverbs/librxe-rdmav34.so";
+
+/// Where libibverbs reads which drivers there are.
+const RDMA_PROVIDER_LIST: &str = "etc/libibverbs.d/rxe.driver";
 
 /// Directories of the guest.
 const DIRECTORIES: [&str; 14] = [
@@ -52,15 +80,30 @@ const DIRECTORIES: [&str; 14] = [
 /// What QEMU says for each flush that its drive is asked for.
 const FLUSH_TRACE: &str = "pci_nvme_flush_ns";
 
+/// What to measure the drive with, in place of the tests.
+#[derive(Debug)]
+pub(crate) struct Comparison<'a> {
+    /// The program `pollux-bench`.
+    pub(crate) bench: &'a Path,
+    /// SPDK's build tree.
+    pub(crate) spdk: &'a Path,
+}
+
 /// Boots the guest with an engine; says what failed, if something did.
-pub(crate) fn run(engine: &Path, directory: &Path, is_shown: bool) -> Result<Option<String>, Error> {
+pub(crate) fn run(
+    engine: &Path,
+    comparison: Option<&Comparison<'_>>,
+    directory: &Path,
+    is_shown: bool,
+) -> Result<Option<String>, Error> {
     machine::check()?;
     std::fs::create_dir_all(directory).context("make", directory)?;
     let packages = Packages::obtain(directory)?;
     let image = directory.join("drive-image");
-    build_image(&packages, engine, &image)?;
+    build_image(&packages, engine, comparison, &image)?;
     let mut guest = Guest::boot(&packages.kernel(), &image, directory)?;
-    let outcome = guest.follow(&directory.join("drive-console.log"), is_shown);
+    let time_max = comparison.map_or(TIME_LIMIT, |_| COMPARISON_TIME_LIMIT);
+    let outcome = guest.follow(&directory.join("drive-console.log"), is_shown, time_max);
     // It has powered off, or is of no use any more.
     let _ = guest.child.kill();
     let _ = guest.child.wait();
@@ -71,7 +114,12 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).context("read", path)
 }
 
-fn build_image(packages: &Packages, engine: &Path, path: &Path) -> Result<(), Error> {
+fn build_image(
+    packages: &Packages,
+    engine: &Path,
+    comparison: Option<&Comparison<'_>>,
+    path: &Path,
+) -> Result<(), Error> {
     let mut archive = Archive::default();
     for name in DIRECTORIES {
         archive.directory(name);
@@ -79,17 +127,29 @@ fn build_image(packages: &Packages, engine: &Path, path: &Path) -> Result<(), Er
     archive.character_device("dev/console", 5, 1);
     archive.file("init", include_bytes!("../guest/drive-init"));
     archive.file("bin/busybox", &read(&packages.program("busybox")?)?);
-    archive.file("bin/pollux-engine", &read(engine)?);
     // OpenSSL, which SPDK brings, wants to see its settings.
     archive.file("usr/lib/ssl/openssl.cnf", b"");
-    for library in libraries(&output_of(Command::new("ldd").arg(engine))?) {
-        let name = library.strip_prefix("/").unwrap_or(&library);
-        let mut parents: Vec<&Path> = name.ancestors().skip(1).collect();
-        parents.pop();
-        for parent in parents.iter().rev() {
-            archive.directory(&parent.display().to_string());
+    let mut added = BTreeSet::new();
+    add_linked(&mut archive, &mut added, engine, "bin/pollux-engine")?;
+    let (program, provider) = (Path::new(RDMA_PROGRAM), Path::new(RDMA_PROVIDER));
+    // Without them the guest says that it tries nothing by RDMA.
+    if program.exists() && provider.exists() {
+        add_linked(&mut archive, &mut added, program, "bin/rdma")?;
+        add_linked(&mut archive, &mut added, provider, &without_root(provider))?;
+        add_parents(&mut archive, Path::new(RDMA_PROVIDER_LIST));
+        archive.file(RDMA_PROVIDER_LIST, b"driver rxe\n");
+    }
+    if let Some(Comparison { bench, spdk }) = comparison {
+        add_linked(&mut archive, &mut added, bench, "bin/pollux-bench")?;
+        for peer in PEERS {
+            let name = format!("build/{peer}");
+            add_linked(
+                &mut archive,
+                &mut added,
+                &spdk.join(&name),
+                &format!("spdk/{name}"),
+            )?;
         }
-        archive.file(&name.display().to_string(), &read(&library)?);
     }
     let mut order = String::new();
     for module in modules::in_order(packages, &MODULES)? {
@@ -98,6 +158,38 @@ fn build_image(packages: &Packages, engine: &Path, path: &Path) -> Result<(), Er
     }
     archive.file("lab/modules", order.as_bytes());
     std::fs::write(path, archive.finish()).context("write", path)
+}
+
+/// Adds a program or library of this machine as `name`, and all that it is linked to.
+fn add_linked(
+    archive: &mut Archive,
+    added: &mut BTreeSet<PathBuf>,
+    file: &Path,
+    name: &str,
+) -> Result<(), Error> {
+    add_parents(archive, Path::new(name));
+    archive.file(name, &read(file)?);
+    for library in libraries(&output_of(Command::new("ldd").arg(file))?) {
+        if added.insert(library.clone()) {
+            let name = without_root(&library);
+            add_parents(archive, Path::new(&name));
+            archive.file(&name, &read(&library)?);
+        }
+    }
+    Ok(())
+}
+
+/// Adds the directories that a file is in.
+fn add_parents(archive: &mut Archive, name: &Path) {
+    let mut parents: Vec<&Path> = name.ancestors().skip(1).collect();
+    parents.pop();
+    for parent in parents.iter().rev() {
+        archive.directory(&parent.display().to_string());
+    }
+}
+
+fn without_root(path: &Path) -> String {
+    path.strip_prefix("/").unwrap_or(path).display().to_string()
 }
 
 /// The files of libraries in what `ldd` prints, the loader too.
@@ -185,9 +277,9 @@ impl Guest {
     }
 
     /// Does what the guest asks for until it says how it ended.
-    fn follow(&mut self, log: &Path, is_shown: bool) -> Result<Option<String>, Error> {
+    fn follow(&mut self, log: &Path, is_shown: bool, time_max: Duration) -> Result<Option<String>, Error> {
         let mut file = std::fs::File::create(log).context("make", log)?;
-        let deadline = Instant::now() + TIME_LIMIT;
+        let deadline = Instant::now() + time_max;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok(line) = self.console.recv_timeout(left) else {

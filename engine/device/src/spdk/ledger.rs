@@ -7,6 +7,7 @@
 //! - `dirty` is set when a write completes, and cleared when a flush begins: what completes while the flush
 //!   is under way sets it again. A flush that fails, or that nobody waits for any more, sets it again too.
 //! - A loss counts when `dirty` is set, or a flush is under way, whose fate is unknown.
+//! - `unanswered` is set when a queue was lost with a change of data under way: a remote target may still do it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -16,9 +17,20 @@ pub(super) struct Ledger {
     dirty: AtomicBool,
     flushing: AtomicU64,
     losses: AtomicU64,
+    unanswered: AtomicBool,
 }
 
 impl Ledger {
+    /// A change of data was lost with its queue: nobody knows whether it was done, or will be.
+    pub(super) fn left_unanswered(&self) {
+        self.unanswered.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a change of data was left unanswered since this was asked last.
+    pub(super) fn take_unanswered(&self) -> bool {
+        self.unanswered.swap(false, Ordering::SeqCst)
+    }
+
     /// A write into a volatile cache has completed. Changes memory only if it is the first since a flush.
     #[inline]
     pub(super) fn wrote(&self) {

@@ -294,6 +294,9 @@ impl Queue {
                 return;
             };
             let is_lost = (status.code_type, status.code) != (0, 0) && status::is_lost_with_queue(status);
+            if is_lost && slot.order.is_some_and(|order| order.changes_data()) {
+                self.namespace().ledger.left_unanswered();
+            }
             if slot.aborted_at.is_some() && is_lost {
                 slot.verdict = Some(IoError::TimedOut);
             } else if is_lost && (slot.abandoned || slot.attempts >= ATTEMPTS_MAX) {

@@ -52,6 +52,10 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest such pause.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// Keep alive periods after which a remote controller that hears nothing has ended its commands: two, and one
+/// more where any command keeps it alive (NVMe Base 2.1, Communication Loss Handling).
+const KEEP_ALIVES_UNTIL_DEAD: u32 = 3;
+
 /// Time for an admin command.
 const ADMIN_TIME_MAX_MS: u32 = 30_000;
 
@@ -271,10 +275,12 @@ impl Supervisor {
         self.shared.begin_and_wait(Stage::Held);
         let disabled = controller.disable(DISABLE_TIME_MAX);
         self.shared.begin_and_wait(Stage::Released);
-        let reset = disabled.and_then(|()| controller.enable());
+        let settled = self.settle(clock());
+        let reset = settled.map(|()| disabled.and_then(|()| controller.enable()));
         let outcome = match reset {
-            Ok(()) => self.check_identity(&controller).map(|()| controller),
-            Err(error) => {
+            Err(why) => Err(why),
+            Ok(Ok(())) => self.check_identity(&controller).map(|()| controller),
+            Ok(Err(error)) => {
                 tracing::warn!(controller = %self.place(), %error, "the reset failed: connecting anew");
                 // A controller that was lost half-way through a reset is of no use to SPDK any more.
                 controller.fail();
@@ -312,6 +318,38 @@ impl Supervisor {
                     controller.fail();
                 }
                 self.detach(Away::Failed);
+            }
+        }
+    }
+
+    /// Waits until no change of data that a remote target never answered can happen any more. A drive on PCI
+    /// was reset, and has nothing at hand.
+    fn settle(&mut self, closed_at: Duration) -> Result<(), String> {
+        let mut is_unanswered = false;
+        for namespace in self.shared.namespaces() {
+            is_unanswered |= namespace.ledger.take_unanswered();
+        }
+        if self.place().is_pcie() || !is_unanswered {
+            return Ok(());
+        }
+        let dead_at = closed_at + self.shared.options.keep_alive * KEEP_ALIVES_UNTIL_DEAD;
+        tracing::info!(
+            controller = %self.place(),
+            seconds = dead_at.saturating_sub(clock()).as_secs(),
+            "changes were under way: waiting until the target has given them up"
+        );
+        loop {
+            let left = dead_at.saturating_sub(clock());
+            if left.is_zero() {
+                return Ok(());
+            }
+            match self.notices.recv_timeout(left) {
+                Ok(Notice::Close) | Err(RecvTimeoutError::Disconnected) => {
+                    // Also for the loop that this returns to.
+                    self.shared.notify(Notice::Close);
+                    return Err("nobody uses it any more".to_owned());
+                }
+                Ok(Notice::Trouble { .. }) | Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }

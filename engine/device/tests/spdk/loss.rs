@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use pollux_device::spdk::Transport;
 use pollux_device::{BlockDeviceExt, Device, IoError};
 use pollux_hugepages::Buffer;
 
 use crate::common::TestReactors;
-use crate::support::{Ground, connect, memory, on};
+use crate::support::{Ground, Relay, connect, memory, on};
+
+/// What changes that were never answered are waited for is three of these.
+const KEEP_ALIVE: Duration = Duration::from_millis(500);
 
 #[test]
 fn a_request_that_takes_too_long_is_aborted_and_nothing_else() {
@@ -41,6 +45,7 @@ fn a_controller_that_does_not_answer_is_reset() {
     let mut options = ground.options(None);
     options.timeout = Duration::from_millis(300);
     options.abort_timeout = Duration::from_millis(300);
+    options.keep_alive = KEEP_ALIVE;
     let device = connect(&reactor, options);
     let queue_of = device.clone();
     let (attached, is_attached) = std::sync::mpsc::channel();
@@ -83,7 +88,9 @@ fn requests_wait_for_a_target_that_comes_back() {
     let medium = memory(&ground);
     ground.serve(medium.clone());
     let reactors = TestReactors::start(2);
-    let device = connect(&reactors.handles()[0], ground.options(None));
+    let mut options = ground.options(None);
+    options.keep_alive = KEEP_ALIVE;
+    let device = connect(&reactors.handles()[0], options);
     let writers: Vec<_> = (0..2_u64)
         .map(|number| {
             let (device, reactor) = (device.clone(), reactors.handles()[number as usize].clone());
@@ -148,6 +155,44 @@ fn a_target_that_stays_away_is_gone() {
     ground.stop();
     let (read, written) = reading.join().expect("no panic");
     assert_eq!((read, written), (IoError::Gone, Err(IoError::Gone)));
+    drop(device);
+    reactors.run(|| async {});
+}
+
+/// What a target was asked to change and never answered may happen late: nothing is sent before it is dead.
+#[test]
+fn changes_that_were_never_answered_are_waited_for() {
+    let ground = Ground::with("faulty:///malloc:///ground?inner.size=32MiB&write.stuck=true;nth=1");
+    let relay = Relay::to(ground.address);
+    let reactors = TestReactors::start(1);
+    let reactor = reactors.handles()[0].clone();
+    let mut options = ground.options(None);
+    options.keep_alive = KEEP_ALIVE;
+    if let Transport::Tcp(address) = &mut options.transport {
+        address.port = relay.address.port();
+    }
+    let device = connect(&reactor, options);
+    let queue_of = device.clone();
+    let (attached, is_attached) = std::sync::mpsc::channel();
+    let writing = std::thread::spawn({
+        let reactor = reactor.clone();
+        move || {
+            on(&reactor, move || async move {
+                let queue = queue_of.attach().await.expect("attached");
+                queue.read(0, Buffer::from_heap(4096)).await.expect("connected");
+                let write = queue.write(0, Buffer::from_heap(4096), false);
+                attached.send(()).expect("the test waits");
+                write.await
+            })
+        }
+    });
+    is_attached.recv().expect("attached");
+    // Until the target has it, and keeps it.
+    std::thread::sleep(Duration::from_millis(300));
+    let cut_at = std::time::Instant::now();
+    relay.cut();
+    assert_eq!(writing.join().expect("no panic"), Ok(()));
+    assert!(cut_at.elapsed() >= KEEP_ALIVE * 3, "after {:?}", cut_at.elapsed());
     drop(device);
     reactors.run(|| async {});
 }

@@ -1,9 +1,9 @@
 //! A target to connect to, on reactors of its own.
 
 use std::future::Future;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use pollux_device::spdk::{FabricsAddress, SpdkDevice, SpdkOptions, Transport};
 use pollux_device::{BlockDevice, Completion, Device, Geometry, Health, Request, events};
@@ -139,6 +139,43 @@ impl Ground {
             host_id: Some([7; 16]),
         };
         SpdkOptions::new("ground", Transport::Tcp(address), namespace)
+    }
+}
+
+/// What leads connections to a target, until it is told to break them.
+pub struct Relay {
+    pub address: SocketAddr,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Relay {
+    pub fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let streams = Arc::new(Mutex::new(Vec::new()));
+        let known = Arc::clone(&streams);
+        // Ends with the process, as the listener does.
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let far = TcpStream::connect(target).expect("the target listens");
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let [mut from, mut to] = [from, to].map(|stream| stream.try_clone().expect("a copy"));
+                    std::thread::spawn(move || {
+                        let _broken = std::io::copy(&mut from, &mut to);
+                        let _broken_already = to.shutdown(Shutdown::Both);
+                    });
+                }
+                known.lock().expect("no panic").extend([near, far]);
+            }
+        });
+        Self { address, streams }
+    }
+
+    /// Breaks what is connected; what connects later is led on.
+    pub fn cut(&self) {
+        for stream in self.streams.lock().expect("no panic").drain(..) {
+            let _broken_already = stream.shutdown(Shutdown::Both);
+        }
     }
 }
 

@@ -36,6 +36,16 @@ pub(in super::super) struct Order {
     pub(in super::super) deallocate: bool,
 }
 
+impl Order {
+    /// Whether it may change what the drive holds.
+    pub(in super::super) fn changes_data(&self) -> bool {
+        match self.verb {
+            Verb::Write | Verb::WriteZeroes => true,
+            Verb::Read | Verb::Compare | Verb::Flush => false,
+        }
+    }
+}
+
 /// Deallocate, in dword 12 of a Write Zeroes command (NVMe NVM Command Set, Write Zeroes, DEAC).
 const FLAG_DEALLOCATE: u32 = 1 << 25;
 
