@@ -7,7 +7,8 @@
 //! - `dirty` is set when a write completes, and cleared when a flush begins: what completes while the flush
 //!   is under way sets it again. A flush that fails, or that nobody waits for any more, sets it again too.
 //! - A loss counts when `dirty` is set, or a flush is under way, whose fate is unknown.
-//! - `unanswered` is set when a queue was lost with a change of data under way: a remote target may still do it.
+//! - `unanswered` is set when a queue was lost with a change of data under way: a remote target may still
+//!   do it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
