@@ -6,11 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use pollux_device::events::{Publisher, Subscription};
 use pollux_device::{Attaching, BlockDevice, Device, Geometry, GeometryError, GrowError, Growing};
-use pollux_reactor::spawn;
 use uuid::Uuid;
 
-use super::forward::{Forwarding, as_io};
-use super::lane::{Lane, LaneEnd};
+use super::forward::Forwarding;
 use super::owned::Owned;
 use super::{SharedError, SharedPool};
 use crate::layout::BLOCK_BYTES;
@@ -99,13 +97,7 @@ impl Device for VolumeDevice {
             if let Some(volume) = self.volume.here() {
                 return Ok(volume as Rc<dyn BlockDevice>);
             }
-            let lane = Lane::new();
-            let far = lane.clone();
-            let begun = self.volume.call(move |volume| async move {
-                spawn(LaneEnd::new(far, volume).run()).detach();
-            });
-            begun.await.map_err(|error| as_io(&error))?;
-            let forwarding = Forwarding::new(lane, self.volume.clone(), self.geometry, self.blocks.clone());
+            let forwarding = Forwarding::begin(&self.volume, self.geometry, &self.blocks).await?;
             Ok(Rc::new(forwarding) as Rc<dyn BlockDevice>)
         })
     }

@@ -1,4 +1,4 @@
-//! A volume of another reactor, as a block device: requests go to its owner.
+//! A block device of another reactor: requests go to its owner.
 //!
 //! Invariants:
 //! - A place is `Free` and in the list of free ones, or has a request under way.
@@ -16,9 +16,8 @@ use std::task::{Context, Poll, Waker};
 use pollux_device::{AllocationQuery, BlockDevice, Completion, Geometry, IoError, Request};
 use pollux_reactor::{RemoteCallError, spawn};
 
-use super::lane::{LANE_REQUESTS_MAX, Lane, Outcome};
+use super::lane::{LANE_REQUESTS_MAX, Lane, LaneEnd, Outcome};
 use super::owned::Owned;
-use crate::volume::Volume;
 
 /// What became of the request of a place.
 enum Place {
@@ -219,22 +218,36 @@ impl Drop for Awaited {
 }
 
 /// See the module.
-pub(super) struct Forwarding {
+pub(super) struct Forwarding<T> {
     sender: Rc<Sender>,
-    volume: Arc<Owned<Volume>>,
+    device: Arc<Owned<T>>,
     /// The geometry but for the block count, which is `blocks`.
     geometry: Geometry,
     blocks: Arc<AtomicU64>,
 }
 
-impl Forwarding {
-    /// The near end of a lane whose far end the owner of the volume has begun to look at.
-    pub(super) fn new(
-        lane: Arc<Lane>,
-        volume: Arc<Owned<Volume>>,
+impl<T: BlockDevice + 'static> Forwarding<T> {
+    /// Begins a lane to the owner of a device, and returns its near end.
+    ///
+    /// # Errors
+    ///
+    /// The owner cannot be asked.
+    pub(super) async fn begin(
+        device: &Arc<Owned<T>>,
         geometry: Geometry,
-        blocks: Arc<AtomicU64>,
-    ) -> Self {
+        blocks: &Arc<AtomicU64>,
+    ) -> Result<Self, IoError> {
+        let lane = Lane::new();
+        let far = lane.clone();
+        let begun = device.call(move |device| async move {
+            spawn(LaneEnd::new(far, device).run()).detach();
+        });
+        begun.await.map_err(|error| as_io(&error))?;
+        Ok(Self::new(lane, device.clone(), geometry, blocks.clone()))
+    }
+
+    /// The near end of a lane whose far end the owner of the device has begun to look at.
+    fn new(lane: Arc<Lane>, device: Arc<Owned<T>>, geometry: Geometry, blocks: Arc<AtomicU64>) -> Self {
         let sender = Rc::new(Sender {
             lane,
             places: Places::new().into(),
@@ -248,14 +261,14 @@ impl Forwarding {
         .detach();
         Self {
             sender,
-            volume,
+            device,
             geometry,
             blocks,
         }
     }
 }
 
-impl BlockDevice for Forwarding {
+impl<T: BlockDevice + 'static> BlockDevice for Forwarding<T> {
     fn geometry(&self) -> Geometry {
         Geometry {
             blocks: self.blocks.load(Ordering::Relaxed),
@@ -271,15 +284,15 @@ impl BlockDevice for Forwarding {
     }
 
     fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
-        let volume = self.volume.clone();
+        let device = self.device.clone();
         Box::pin(async move {
-            let answer = volume.call(move |volume| volume.allocation(block, blocks, runs_max));
+            let answer = device.call(move |device| device.allocation(block, blocks, runs_max));
             answer.await.map_err(|error| as_io(&error))?
         })
     }
 }
 
-impl Drop for Forwarding {
+impl<T> Drop for Forwarding<T> {
     fn drop(&mut self) {
         self.sender.closed.set(true);
         self.sender.lane.wake_sender();

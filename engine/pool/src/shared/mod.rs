@@ -7,11 +7,14 @@
 //! - [`VolumeDevice`] is a volume as a [`Device`](pollux_device::Device). On the owner a queue of it is the
 //!   volume itself. On another reactor requests go to the owner and replies come back by two bounded queues
 //!   without locks ([`lane`]).
+//! - [`OwnedDevice`] is the same for any other block device that one reactor has, and [`Owned`] for what is
+//!   no device.
 
 mod device;
 mod forward;
 mod lane;
 mod owned;
+mod owned_device;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,7 +25,8 @@ use uuid::Uuid;
 use crate::pool::{Pool, PoolError};
 pub use device::VolumeDevice;
 pub use lane::LANE_REQUESTS_MAX;
-use owned::Owned;
+pub use owned::Owned;
+pub use owned_device::OwnedDevice;
 
 /// Why the owner of a pool could not be asked, or what it answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -25,8 +25,8 @@ thread_local! {
     static OF_THIS_THREAD: RefCell<HashMap<u64, Weak<dyn Any>>> = RefCell::default();
 }
 
-/// See the module.
-pub(super) struct Owned<T> {
+/// Something that one reactor has, to be found there again from every thread. See the module's invariants.
+pub struct Owned<T> {
     owner: ReactorHandle,
     number: u64,
     /// Its end ends the task that keeps the thing.
@@ -52,7 +52,7 @@ fn find<T: 'static>(number: u64) -> Option<Rc<T>> {
 
 impl<T: 'static> Owned<T> {
     /// Keeps something on the current reactor.
-    pub(super) fn new(thing: Rc<T>) -> Arc<Self> {
+    pub fn new(thing: Rc<T>) -> Arc<Self> {
         let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
         let any: Rc<dyn Any> = thing.clone();
         OF_THIS_THREAD.with_borrow_mut(|table| table.insert(number, Rc::downgrade(&any)));
@@ -73,12 +73,12 @@ impl<T: 'static> Owned<T> {
     }
 
     /// The reactor that has it.
-    pub(super) fn owner(&self) -> &ReactorHandle {
+    pub fn owner(&self) -> &ReactorHandle {
         &self.owner
     }
 
     /// The thing itself, on the thread that has it.
-    pub(super) fn here(&self) -> Option<Rc<T>> {
+    pub fn here(&self) -> Option<Rc<T>> {
         find(self.number)
     }
 
@@ -87,7 +87,7 @@ impl<T: 'static> Owned<T> {
     /// # Errors
     ///
     /// [`RemoteCallError`].
-    pub(super) async fn call<F, R>(
+    pub async fn call<F, R>(
         &self,
         act: impl FnOnce(Rc<T>) -> F + Send + 'static,
     ) -> Result<R, RemoteCallError>
