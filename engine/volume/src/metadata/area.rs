@@ -119,6 +119,40 @@ impl Area {
         Ok(Self::with_label(device, layout, label)?)
     }
 
+    /// Whether a device was never made a replica to the end: both places of the label are zeros, as on a new
+    /// volume, or on one whose format was interrupted. A label that was damaged is not zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`].
+    pub async fn is_blank(device: &Rc<dyn BlockDevice>) -> Result<bool, AreaError> {
+        let blocks = AreaLayout::blocks_of(&device.geometry())?;
+        let ratio = AreaLayout::ratio_of(&device.geometry())?;
+        for sequence in 0..2 {
+            let block = read(device, ratio, AreaLayout::label_block(blocks, sequence)?).await?;
+            if block.iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes a device blank: it is no replica any more. Whatever is at the place of a label is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`]; it may be a replica still then.
+    pub async fn wipe(device: Rc<dyn BlockDevice>) -> Result<(), AreaError> {
+        let blocks = AreaLayout::blocks_of(&device.geometry())?;
+        let ratio = AreaLayout::ratio_of(&device.geometry())?;
+        let zeros = memory_with(&[0; BLOCK_BYTES]);
+        for sequence in 0..2 {
+            let block = AreaLayout::label_block(blocks, sequence)? * ratio;
+            retried(async || device.write(block, zeros.clone(), true).await).await?;
+        }
+        Ok(())
+    }
+
     fn with_label(
         device: Rc<dyn BlockDevice>,
         layout: AreaLayout,

@@ -73,6 +73,24 @@ impl AreaLayout {
         Ok(layout)
     }
 
+    /// The smallest device that has room for so many blocks of data.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError`].
+    pub fn for_data(data_blocks: u64, region_blocks: u64) -> Result<Self, LayoutError> {
+        let mut total_blocks = data_blocks.saturating_add(FIXED_BLOCKS + SLOTS);
+        loop {
+            let layout = Self::new(total_blocks, region_blocks)?;
+            // A larger device may need a longer map, which may need a larger device; it settles, since a
+            // block of the map is for thousands of regions.
+            match data_blocks.checked_sub(layout.data_blocks()) {
+                None | Some(0) => return Ok(layout),
+                Some(missing) => total_blocks = total_blocks.saturating_add(missing),
+            }
+        }
+    }
+
     /// Blocks of 4 KiB of a device.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ mod tests;
 use pollux_device::IoError;
 
 pub use area::{Area, FormatOptions};
-pub use layout::{AreaLayout, LayoutError};
+pub use layout::{AreaLayout, LayoutError, REGION_BLOCKS};
 
 /// Bytes of a block of the area.
 pub const BLOCK_BYTES: usize = 4096;

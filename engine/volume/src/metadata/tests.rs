@@ -150,6 +150,16 @@ proptest! {
         }
     }
 
+    /// A device that is made for some data has room for just that, or for a block more where the map grows.
+    #[test]
+    fn a_device_for_some_data_is_no_larger_than_it_must_be(data in 1..3_000_000_u64, shift in 0..10_u32) {
+        if let Ok(layout) = AreaLayout::for_data(data, 1 << shift) {
+            prop_assert!(layout.data_blocks() >= data);
+            let smaller = AreaLayout::new(layout.total_blocks() - 1, 1 << shift);
+            prop_assert!(smaller.is_ok_and(|smaller| smaller.data_blocks() <= data));
+        }
+    }
+
     /// Nothing overlaps, and all is inside the device and behind the data.
     #[test]
     fn every_slot_has_a_place_of_its_own(total in 1..200_000_u64, shift in 0..10_u32) {
@@ -163,6 +173,16 @@ proptest! {
             prop_assert_eq!(blocks, expected);
             prop_assert!(layout.map_blocks() * codec::MAP_BLOCK_REGIONS as u64 >= layout.regions());
         }
+    }
+}
+
+#[test]
+fn sizes_that_no_replica_has_are_refused() {
+    for (data, region_blocks) in [(u64::MAX, 256), (1 << 50, 1), (1, 0), (1, 3)] {
+        assert!(matches!(
+            AreaLayout::for_data(data, region_blocks),
+            Err(LayoutError::Region { .. })
+        ));
     }
 }
 

@@ -5,6 +5,7 @@
 //! - When a promise is answered, no request of an older session is at the device, and the epoch is durable.
 //! - Once a flush has failed, no flush of the same session succeeds any more.
 //! - An epoch older than one that was promised, in this life or an earlier one, is refused.
+//! - Once it is closed, no session is served and none is granted.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -46,6 +47,8 @@ struct Inner {
     flush_failures: Cell<u64>,
     /// A promise is being written.
     writing: Cell<bool>,
+    /// It promises nothing any more.
+    closed: Cell<bool>,
     changed: Signal,
 }
 
@@ -75,6 +78,7 @@ impl ReplicaHost {
             in_flight: Cell::new(0),
             flush_failures: Cell::new(0),
             writing: Cell::new(false),
+            closed: Cell::new(false),
             changed: Signal::default(),
         })))
     }
@@ -98,6 +102,16 @@ impl ReplicaHost {
         let inner = self.0.clone();
         // A write of a promise that nobody waits for any more must not land after the next one.
         Unabandoned::new(async move { inner.promise(epoch).await })
+    }
+
+    /// Ends every session, and gives no promise any more. When it returns, nothing is at the device.
+    pub async fn close(&self) {
+        let inner = &self.0;
+        inner.closed.set(true);
+        inner.grant.set(inner.grant.get() + 1);
+        inner.changed.wake();
+        let is_idle = || (inner.in_flight.get() == 0 && !inner.writing.get()).then_some(());
+        inner.changed.until(is_idle).await;
     }
 }
 
@@ -130,6 +144,9 @@ impl Inner {
     async fn promise(self: Rc<Self>, epoch: Epoch) -> Result<Granted, PromiseError> {
         if epoch < self.promised.get() {
             return Err(PromiseError::Superseded(self.promised.get()));
+        }
+        if self.closed.get() {
+            return Err(PromiseError::Unreachable);
         }
         self.promised.set(epoch);
         self.grant.set(self.grant.get() + 1);

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, Device, IoError};
+use pollux_device::{BlockDevice, BlockDeviceExt, Device, IoError, Request};
 use pollux_hugepages::Buffer;
 use pollux_reactor::{sleep, spawn};
 use pollux_sim::{Crash, Fault, MachineId, Operation, SimDrive, SimDriveOptions, SimReactor, World};
@@ -169,5 +169,51 @@ fn the_promise_is_not_for_targets_to_write() {
         }
         assert_eq!(session.deallocate(0, blocks).await, Err(IoError::ReadOnly));
         assert_eq!(session.write(blocks - 5, data(0), false).await, Ok(()));
+    });
+}
+
+#[test]
+fn a_host_that_is_closed_serves_nobody_and_promises_nothing() {
+    let (world, _, reactor, drive) = world();
+    world.block_on(reactor, async move {
+        let host = host(&drive).await;
+        let session = session(&host, 3).await;
+        let write = Request::Write {
+            block: 0,
+            from: data(1).into(),
+            force_unit_access: false,
+        };
+        let written = spawn(session.submit(write));
+        pollux_reactor::yield_now().await;
+        host.close().await;
+        assert_eq!(
+            written.await.map(drop),
+            Ok(()),
+            "what was at the device is waited for"
+        );
+        assert_eq!(session.read(0, data(0)).await.map(drop), Err(IoError::Gone));
+        let refused = host.promise(Epoch(4)).await.map(drop);
+        assert_eq!(refused, Err(PromiseError::Unreachable));
+        let refused = host.promise(Epoch(2)).await.map(drop);
+        assert_eq!(refused, Err(PromiseError::Superseded(Epoch(3))));
+    });
+}
+
+#[test]
+fn only_a_device_without_any_label_is_blank() {
+    let (world, machine, reactor, drive) = world();
+    let new = world.add_drive(machine, "new", SimDriveOptions::new(1 << 20, 4096).unwrap());
+    world.block_on(reactor, async move {
+        let new = new.attach().await.unwrap();
+        assert_eq!(Area::is_blank(&new).await, Ok(true));
+        let last = new.geometry().blocks - 1;
+        new.write(last, data(7), true).await.unwrap();
+        assert_eq!(Area::is_blank(&new).await, Ok(false), "damaged is not blank");
+        let replica: Rc<dyn BlockDevice> = drive.attach().await.unwrap();
+        assert_eq!(Area::is_blank(&replica).await, Ok(false));
+        assert_eq!(Area::wipe(replica.clone()).await, Ok(()));
+        assert_eq!(Area::is_blank(&replica).await, Ok(true));
+        let gone = Area::open(replica).await.map(drop);
+        assert_eq!(gone, Err(AreaError::Missing("label")));
     });
 }
