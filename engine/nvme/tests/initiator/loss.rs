@@ -362,6 +362,32 @@ fn every_reactor_hears_of_a_lost_cache() {
     }
 }
 
+/// A target that says it lost sight of a command at its drive is no better than a lost connection.
+#[test]
+fn a_write_that_the_target_lost_sight_of_is_sent_again_only_if_that_is_allowed() {
+    for (parameters, write) in [
+        ("&resubmit=reads", Err(IoError::TimedOut)),
+        ("&resubmit=none", Err(IoError::TimedOut)),
+        ("&resubmit=all", Ok(())),
+    ] {
+        let lab = Lab::with(14, durable());
+        lab.drive
+            .fail_nth(Operation::Write, 1, Fault::Error(IoError::TimedOut));
+        lab.run(parameters, move |_, queue| async move {
+            let result = queue.write(7, buffer(&pattern(1, BLOCK)), false).await;
+            assert_eq!(result, write, "{parameters}");
+        });
+        // What was certainly not done is not concerned.
+        let lab = Lab::with(14, durable());
+        lab.drive
+            .fail_nth(Operation::Write, 1, Fault::Error(IoError::NotReady));
+        lab.run(parameters, move |_, queue| async move {
+            let result = queue.write(7, buffer(&pattern(1, BLOCK)), false).await;
+            assert_eq!(result, Ok(()), "{parameters}");
+        });
+    }
+}
+
 #[test]
 fn a_command_that_takes_too_long_is_given_up() {
     let lab = Lab::with(13, durable());

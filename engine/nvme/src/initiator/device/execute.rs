@@ -90,9 +90,11 @@ fn after(
                 }
                 return Next::Done;
             };
-            match passing(completion.status(), live, tries) {
-                Some(after) if again => Next::Again { after },
-                _ => Next::Fail(told(error, completion.status())),
+            let status = completion.status();
+            let settled = is_settled(status) || may_be_done_twice(shared.options.loss.resubmit, action);
+            match passing(status, live, tries) {
+                Some(after) if again && settled => Next::Again { after },
+                _ => Next::Fail(told(error, status)),
             }
         }
         // The data was damaged on its way; nothing was changed by a command that brings data.
@@ -101,11 +103,7 @@ fn after(
         },
         Err(CommandError::DataDigest) => Next::Fail(IoError::PathDown),
         Err(CommandError::ConnectionLost { sent }) => {
-            let safe = match shared.options.loss.resubmit {
-                Resubmit::All => true,
-                Resubmit::Reads => !sent || !action.is_mutation(),
-                Resubmit::None => !sent,
-            };
+            let safe = !sent || may_be_done_twice(shared.options.loss.resubmit, action);
             if safe && again {
                 Next::Again {
                     after: Duration::ZERO,
@@ -115,6 +113,23 @@ fn after(
             }
         }
     }
+}
+
+/// Whether a command whose fate is unknown may be sent again.
+fn may_be_done_twice(resubmit: Resubmit, action: Action) -> bool {
+    match resubmit {
+        Resubmit::All => true,
+        Resubmit::Reads => !action.is_mutation(),
+        Resubmit::None => false,
+    }
+}
+
+/// Whether a command that failed with a passing status was certainly not executed: the target was short of
+/// something. One that was begun, and that the target lost sight of, may be at its drive still.
+fn is_settled(status: Status) -> bool {
+    [Status::COMMAND_INTERRUPTED, Status::NAMESPACE_NOT_READY]
+        .iter()
+        .any(|settled| status.is(*settled))
 }
 
 /// The pause after which a command is to be sent again that failed with `status`; `None` if that would not
