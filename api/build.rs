@@ -7,10 +7,11 @@ use std::error::Error;
 use prost::Message;
 
 const INCLUDES: [&str; 1] = ["proto"];
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "proto/etcd/etcd.proto",
     "proto/pollux/engine/v1/engine.proto",
     "proto/pollux/engine/v1/pool.proto",
+    "proto/pollux/engine/v1/replica.proto",
     "proto/pollux/control/v1/common.proto",
     "proto/pollux/control/v1/node.proto",
     "proto/pollux/control/v1/pool.proto",

@@ -15,6 +15,7 @@ pub mod grpc;
 pub mod logging;
 mod patience;
 pub mod pools;
+pub mod replicas;
 pub mod serve;
 pub mod settings;
 mod table;

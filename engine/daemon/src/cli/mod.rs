@@ -13,7 +13,7 @@ use pools::{PoolArguments, VolumeArguments};
 
 use crate::settings::{
     ControlAddress, CoreList, DeviceList, IdleSettings, ListenAddress, LogFormat, NamespaceSettings,
-    PoolSettings, Settings, SettingsError,
+    PoolSettings, ReplicaSettings, Settings, SettingsError,
 };
 
 /// Where `namespace` looks for an engine unless told otherwise.
@@ -78,6 +78,11 @@ pub struct ServeArguments {
     /// more pools.
     #[arg(long, value_name = "DEVICE_URI,...")]
     pub pool: Vec<DeviceList>,
+
+    /// A device that is a replica of a volume, besides those in pools, which are found there. May be given
+    /// more than once.
+    #[arg(long, value_name = "DEVICE_URI")]
+    pub replica: Vec<String>,
 
     /// Settings in TOML; what is given here overrides them.
     #[arg(long, value_name = "FILE")]
@@ -167,6 +172,8 @@ impl ServeArguments {
             .iter()
             .map(|devices| PoolSettings::new(devices.0.clone()));
         settings.pools.extend(pools);
+        let replicas = self.replica.iter().cloned().map(|uri| ReplicaSettings { uri });
+        settings.replicas.extend(replicas);
         let added = self.uris.iter().map(|uri| NamespaceSettings::new(uri));
         settings.namespaces.extend(added);
         settings.check()?;

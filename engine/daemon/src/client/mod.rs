@@ -135,21 +135,32 @@ async fn reach(
     address: &ControlAddress,
     limit: impl FnOnce(Endpoint) -> Endpoint,
 ) -> Result<Channel, ClientError> {
-    let uri = match address {
-        ControlAddress::Unix(path) => format!("unix://{}", path.display()),
-        ControlAddress::Tcp(address) => format!("http://{address}"),
-    };
     let failed = |error: tonic::transport::Error| ClientError::Connect {
         address: address.clone(),
         reason: innermost(&error),
     };
-    let endpoint = Endpoint::from_shared(uri).map_err(failed)?;
-    let endpoint = limit(endpoint.connect_timeout(CONNECT_TIMEOUT));
+    let endpoint = limit(
+        endpoint(address)
+            .map_err(failed)?
+            .connect_timeout(CONNECT_TIMEOUT),
+    );
     endpoint.connect().await.map_err(failed)
 }
 
+/// Where the control interface of an engine is, for connections of any kind.
+///
+/// # Errors
+///
+/// The path of a socket that is no part of a URI.
+pub(crate) fn endpoint(address: &ControlAddress) -> Result<Endpoint, tonic::transport::Error> {
+    Endpoint::from_shared(match address {
+        ControlAddress::Unix(path) => format!("unix://{}", path.display()),
+        ControlAddress::Tcp(address) => format!("http://{address}"),
+    })
+}
+
 /// What lies at the bottom of an error: the layers above say no more than that there was one.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

@@ -6,6 +6,7 @@
 mod accept;
 mod fields;
 mod pools;
+mod replicas;
 mod scrub;
 mod service;
 mod status;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use pollux_api::engine::v1::engine_server::EngineServer;
 use pollux_api::engine::v1::pools_server::PoolsServer;
+use pollux_api::engine::v1::replicas_server::ReplicasServer;
 use pollux_api::engine::v1::volumes_server::VolumesServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::oneshot;
@@ -27,8 +29,10 @@ use tonic::transport::Server;
 
 use crate::engine::Engine;
 use crate::pools::Pools;
+use crate::replicas::Replicas;
 use crate::settings::ControlAddress;
 pub(crate) use pools::PoolsService;
+use replicas::ReplicasService;
 use service::EngineService;
 pub(crate) use volumes::VolumesService;
 
@@ -145,7 +149,12 @@ impl ControlServer {
     /// # Errors
     ///
     /// When the listener cannot tell where it listens.
-    pub fn start(listener: ControlListener, engine: Arc<Engine>, pools: Arc<Pools>) -> io::Result<Self> {
+    pub fn start(
+        listener: ControlListener,
+        engine: Arc<Engine>,
+        pools: Arc<Pools>,
+        replicas: Arc<Replicas>,
+    ) -> io::Result<Self> {
         let address = listener.address()?;
         let service =
             EngineServer::new(EngineService::new(engine)).max_decoding_message_size(REQUEST_BYTES_MAX);
@@ -154,7 +163,11 @@ impl ControlServer {
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .add_service(service)
             .add_service(pools_server(pools.clone()))
-            .add_service(volumes_server(pools));
+            .add_service(volumes_server(pools))
+            .add_service(
+                ReplicasServer::new(ReplicasService::new(replicas))
+                    .max_decoding_message_size(REQUEST_BYTES_MAX),
+            );
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             // A sender that is gone stops it too.

@@ -21,11 +21,17 @@ fn code_of(reason: Reason) -> Code {
         | Reason::DeviceHoldsData
         | Reason::VolumeInUse
         | Reason::VolumeKind
+        | Reason::ReplicaUnusable
         | Reason::ShrinkRefused => Code::FailedPrecondition,
-        Reason::NamespaceIdInUse | Reason::DeviceInUse | Reason::PoolExists | Reason::VolumeExists => {
-            Code::AlreadyExists
-        }
-        Reason::NamespaceNotFound | Reason::PoolNotFound | Reason::VolumeNotFound => Code::NotFound,
+        Reason::NamespaceIdInUse
+        | Reason::DeviceInUse
+        | Reason::PoolExists
+        | Reason::VolumeExists
+        | Reason::ReplicaExists => Code::AlreadyExists,
+        Reason::NamespaceNotFound
+        | Reason::PoolNotFound
+        | Reason::VolumeNotFound
+        | Reason::ReplicaNotFound => Code::NotFound,
         Reason::NamespacesExhausted | Reason::NoSpace => Code::ResourceExhausted,
         Reason::Draining => Code::Unavailable,
         Reason::FlushFailed => Code::DataLoss,

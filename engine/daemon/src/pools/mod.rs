@@ -25,6 +25,7 @@ use crate::patience::{while_in_use, while_users_leave};
 use crate::settings::PoolSettings;
 pub use error::PoolsError;
 pub(crate) use error::is_in_use;
+pub(crate) use opener::names;
 pub use opener::{PoolOpener, SCHEME};
 
 /// A pool that is open.

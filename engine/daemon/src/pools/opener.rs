@@ -40,7 +40,7 @@ impl Opener for PoolOpener {
 }
 
 /// The names of the pool and of the volume.
-fn names(uri: &DeviceUri) -> Result<(String, String), UriError> {
+pub(crate) fn names(uri: &DeviceUri) -> Result<(String, String), UriError> {
     let wrong = || UriError::Name {
         uri: uri.to_string(),
         reason: "a volume of a pool is pool://POOL/VOLUME",

@@ -8,6 +8,7 @@ use pollux_reactor::net::Address;
 use crate::engine::ChangeError;
 use crate::logging::LogError;
 use crate::pools::PoolsError;
+use crate::replicas::ReplicasError;
 use crate::settings::{ControlAddress, SettingsError};
 
 /// Why an engine does not start.
@@ -69,6 +70,9 @@ pub enum StartError {
     /// A pool cannot be opened.
     #[error(transparent)]
     Pool(#[from] PoolsError),
+    /// A replica cannot be opened.
+    #[error(transparent)]
+    Replica(#[from] ReplicasError),
     /// Hosts cannot connect.
     #[error("{source}; {}", mend_listening(.address, .source))]
     Listen {

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
+use pollux_device::{DeviceUri, OpenError};
 use pollux_nbd::Exports;
 use pollux_nvme::target::{FileReservationStore, NamespaceConfig, ReservationStore, SubsystemConfig, Target};
 
@@ -14,6 +15,7 @@ use crate::engine::{Engine, Parts};
 use crate::grpc::{ControlListener, ControlServer};
 use crate::patience::while_in_use;
 use crate::pools::{PoolOpener, Pools};
+use crate::replicas::{Replicas, ReplicasError};
 use crate::settings::Settings;
 
 /// An engine that serves.
@@ -22,6 +24,8 @@ pub(super) struct Running {
     pub(super) listeners: Listeners,
     /// The control interface, if there is one.
     pub(super) control: Option<ControlServer>,
+    /// The replicas of volumes, which may be in pools.
+    pub(super) replicas: Arc<Replicas>,
     /// The pools, of which volumes may be served.
     pub(super) pools: Arc<Pools>,
     /// What is served.
@@ -87,6 +91,13 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     let mut registry = devices::registry();
     let pools = Pools::new(registry.clone(), handles.clone());
     PoolOpener::register(pools.clone(), &mut registry);
+    let replicas = Replicas::new(
+        registry.clone(),
+        pools.clone(),
+        target.clone(),
+        handles.clone(),
+        listeners.nvmf().to_vec(),
+    );
     let engine = Engine::new(Parts {
         registry,
         target,
@@ -98,8 +109,9 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         nbd_listeners: listeners.nbd().to_vec(),
         flush_timeout: settings.shutdown.drain_timeout(),
     });
-    if let Err(error) = open(settings, &pools, &engine).await {
+    if let Err(error) = open(settings, &pools, &replicas, &engine).await {
         // What was opened is not left as after a crash.
+        replicas.close().await;
         drop(pools.close().await);
         return Err(error);
     }
@@ -109,23 +121,37 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
                 address: address.clone(),
                 source,
             };
-            Some(ControlServer::start(listener, engine.clone(), pools.clone()).map_err(failed)?)
+            Some(
+                ControlServer::start(listener, engine.clone(), pools.clone(), replicas.clone())
+                    .map_err(failed)?,
+            )
         }
         _ => None,
     };
     Ok(Running {
         listeners,
         control,
+        replicas,
         pools,
         engine,
         reactors,
     })
 }
 
-/// Opens the pools, and serves what is to be served from the start on.
-async fn open(settings: &Settings, pools: &Pools, engine: &Arc<Engine>) -> Result<(), StartError> {
+/// Opens the pools and replicas, and serves what is to be served from the start on.
+async fn open(
+    settings: &Settings,
+    pools: &Pools,
+    replicas: &Replicas,
+    engine: &Arc<Engine>,
+) -> Result<(), StartError> {
     for pool in &settings.pools {
-        pools.import(pool).await?;
+        let pool = pools.import(pool).await?;
+        replicas.open_in_pool(pool.shared.name()).await?;
+    }
+    for replica in &settings.replicas {
+        let uri = DeviceUri::parse(&replica.uri).map_err(OpenError::from);
+        replicas.open(uri.map_err(ReplicasError::from)?).await?;
     }
     for namespace in &settings.namespaces {
         let config = NamespaceConfig {

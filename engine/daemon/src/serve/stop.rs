@@ -15,6 +15,14 @@ impl Running {
         let started = Instant::now();
         self.engine.start_draining().await;
         self.listeners.stop().await;
+        // Targets on other engines are told at once, and go on without them.
+        if tokio::time::timeout(timeout, self.replicas.close())
+            .await
+            .is_err()
+        {
+            tracing::error!("stopped while a drive did not answer: a replica is left as after a crash");
+            leave();
+        }
         let target = self.engine.target().clone();
         let drained = match self.engine.any_reactor() {
             Ok(reactor) => {

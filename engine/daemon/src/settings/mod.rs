@@ -63,6 +63,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// The pools that are opened before anything is served. Default: none.
     pub pools: Vec<PoolSettings>,
+    /// Devices that are replicas of volumes, besides those in pools, which are found there. Default: none.
+    pub replicas: Vec<ReplicaSettings>,
     /// What is served from the start on, in this order. Default: nothing.
     pub namespaces: Vec<NamespaceSettings>,
 }
@@ -228,6 +230,14 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// A device that is a replica of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaSettings {
+    /// Its URI. No default.
+    pub uri: String,
 }
 
 /// What is served from the start on.

@@ -48,6 +48,8 @@ fn every_field_is_read() {
         cache = "1GiB"
         dirty = "32MiB"
         commit_interval_ms = 50
+        [[replicas]]
+        uri = "uring:///c"
         [[namespaces]]
         uri = "null:///a?size=1GiB"
         id = 7
@@ -76,6 +78,7 @@ fn every_field_is_read() {
     assert_eq!(settings.pools[0].cache, ByteSize(1 << 30));
     assert_eq!(settings.pools[0].dirty, ByteSize(32 << 20));
     assert_eq!(settings.pools[0].commit_interval_ms, 50);
+    assert_eq!(settings.replicas[0].uri, "uring:///c");
     assert_eq!(settings.namespaces[0].id, Some(7));
     assert!(settings.namespaces[0].uuid.is_some());
 }

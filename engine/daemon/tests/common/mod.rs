@@ -5,6 +5,7 @@
 pub mod content;
 pub mod host;
 pub mod pool;
+pub mod target;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;

@@ -1,0 +1,143 @@
+//! The calls of `pollux.engine.v1.Replicas`.
+
+use std::sync::Arc;
+
+use pollux_api::engine::v1 as api;
+use pollux_api::engine::v1::create_replica_request::Place as WantedPlace;
+use pollux_api::engine::v1::promise_response::Outcome;
+use pollux_api::engine::v1::replicas_server;
+use pollux_device::DeviceUri;
+use pollux_volume::membership::Epoch;
+use pollux_volume::replica::PromiseError;
+use tokio::task::JoinError;
+use tonic::{Request, Response, Status};
+
+use super::{fields, status};
+use crate::replicas::{Admitted, NewReplica, Place, ReplicaInfo, Replicas, ReplicasError};
+
+/// Answers calls about replicas.
+pub(crate) struct ReplicasService {
+    replicas: Arc<Replicas>,
+}
+
+impl ReplicasService {
+    pub(super) fn new(replicas: Arc<Replicas>) -> Self {
+        Self { replicas }
+    }
+}
+
+fn describe(info: &ReplicaInfo) -> api::Replica {
+    api::Replica {
+        replica: info.label.replica.to_string(),
+        volume: info.label.volume.to_string(),
+        uri: info.uri.to_string(),
+        data_bytes: info.data_bytes(),
+        promised_epoch: info.promised.0,
+    }
+}
+
+#[tonic::async_trait]
+impl replicas_server::Replicas for ReplicasService {
+    async fn create_replica(
+        &self,
+        request: Request<api::CreateReplicaRequest>,
+    ) -> Result<Response<api::CreateReplicaResponse>, Status> {
+        let request = request.into_inner();
+        let new = NewReplica {
+            volume: fields::uuid("volume", &request.volume)?,
+            replica: fields::uuid("replica", &request.replica)?,
+            place: match request.place {
+                Some(WantedPlace::InPool(place)) => Place::InPool {
+                    pool: fields::name("in_pool.pool", place.pool)?,
+                    data_bytes: place.data_bytes,
+                },
+                Some(WantedPlace::Uri(uri)) => {
+                    let uri = DeviceUri::parse(&uri);
+                    Place::Device(uri.map_err(|error| status::field("uri", &error.to_string()))?)
+                }
+                None => return Err(status::field("place", "is missing: give in_pool or uri")),
+            },
+        };
+        let replicas = self.replicas.clone();
+        // On a task of its own: a caller that hangs up must not leave a change half done.
+        let created = tokio::spawn(async move { replicas.create(&new).await }).await;
+        let replica = Some(describe(&finished(created)?));
+        Ok(Response::new(api::CreateReplicaResponse { replica }))
+    }
+
+    async fn remove_replica(
+        &self,
+        request: Request<api::RemoveReplicaRequest>,
+    ) -> Result<Response<api::RemoveReplicaResponse>, Status> {
+        let replica = fields::uuid("replica", &request.into_inner().replica)?;
+        let replicas = self.replicas.clone();
+        let removed = tokio::spawn(async move { replicas.remove(replica).await }).await;
+        let removed = finished(removed)?;
+        Ok(Response::new(api::RemoveReplicaResponse { removed }))
+    }
+
+    async fn list_replicas(
+        &self,
+        _request: Request<api::ListReplicasRequest>,
+    ) -> Result<Response<api::ListReplicasResponse>, Status> {
+        let all = self.replicas.list().await.map_err(|error| failed(&error))?;
+        let replicas = all.iter().map(describe).collect();
+        Ok(Response::new(api::ListReplicasResponse { replicas }))
+    }
+
+    async fn promise(
+        &self,
+        request: Request<api::PromiseRequest>,
+    ) -> Result<Response<api::PromiseResponse>, Status> {
+        let request = request.into_inner();
+        let volume = fields::uuid("volume", &request.volume)?;
+        let replica = fields::uuid("replica", &request.replica)?;
+        if request.epoch == 0 {
+            return Err(status::field("epoch", "is 0: a target has an epoch of 1 or more"));
+        }
+        let host = request.host_nqn.parse();
+        let host = host.map_err(|error| status::field("host_nqn", &format!("is no name: {error}")))?;
+        self.replicas
+            .check_open(replica)
+            .map_err(|error| failed(&error))?;
+        let epoch = Epoch(request.epoch);
+        let promised = self
+            .replicas
+            .promise(volume, replica, epoch, Admitted::Host(host))
+            .await;
+        let outcome = match promised {
+            Ok(given) => Outcome::Granted(api::PromiseGranted {
+                subsystem_nqn: given.subsystem.map(|name| name.to_string()).unwrap_or_default(),
+                listeners: self
+                    .replicas
+                    .listeners()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+                instance: given.instance,
+                previous_epoch: given.previous.map(|epoch| epoch.0),
+                flush_failures: given.flush_failures,
+            }),
+            Err(PromiseError::Superseded(by)) => Outcome::Superseded(api::PromiseSuperseded { epoch: by.0 }),
+            Err(PromiseError::Interrupted) => Outcome::Interrupted(api::PromiseInterrupted {}),
+            Err(error @ (PromiseError::Unreachable | PromiseError::Area(_))) => {
+                return Err(failed(&ReplicasError::Unusable {
+                    device: format!("replica {replica} of volume {volume}"),
+                    why: error.to_string(),
+                }));
+            }
+        };
+        Ok(Response::new(api::PromiseResponse {
+            outcome: Some(outcome),
+        }))
+    }
+}
+
+fn failed(error: &ReplicasError) -> Status {
+    status::status(error.reason(), error.to_string())
+}
+
+fn finished<T>(result: Result<Result<T, ReplicasError>, JoinError>) -> Result<T, Status> {
+    let result = result.map_err(|error| status::lost(&error))?;
+    result.map_err(|error| failed(&error))
+}

@@ -1,0 +1,146 @@
+//! A replica on the reactor that has it, and the export of its newest session.
+//!
+//! Invariants:
+//! - There is one export at most: that of the newest grant, if it was for a target on another engine.
+//! - Between a grant and its export nothing is waited for, so that exports follow on each other as grants do.
+//! - The name of an export has a random number that was never told before: whoever had an older session
+//!   cannot reach a newer one by its name.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use pollux_nvme::target::{Hosts, NamespaceConfig, SubsystemConfig, Target, TargetError};
+use pollux_pool::shared::OwnedDevice;
+use pollux_reactor::random_u64;
+use pollux_volume::membership::Epoch;
+use pollux_volume::replica::{PromiseError, ReplicaHost};
+
+use super::Nqn;
+
+/// What the names of exports begin with; the UUID of the replica and a random number follow.
+const NQN_PREFIX: &str = "nqn.2026-11.io.pollux:replica";
+
+/// The namespace of an export.
+pub(super) const NAMESPACE_ID: u32 = 1;
+
+/// Who is to be served after a promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admitted {
+    /// A target on this engine.
+    Local,
+    /// A target on another engine, that connects by this name.
+    Host(Nqn),
+}
+
+/// A promise that was given.
+pub struct Given {
+    /// The session, for targets on this engine.
+    pub device: Arc<OwnedDevice>,
+    /// The subsystem that has it, for a target on another engine.
+    pub subsystem: Option<Nqn>,
+    /// See `Granted`.
+    pub instance: u64,
+    /// See `Granted`.
+    pub previous: Option<Epoch>,
+    /// See `Granted`.
+    pub flush_failures: u64,
+}
+
+/// See the module.
+pub(super) struct Hosted {
+    host: ReplicaHost,
+    target: Arc<Target>,
+    export: RefCell<Option<Nqn>>,
+}
+
+impl Hosted {
+    pub(super) fn new(host: ReplicaHost, target: Arc<Target>) -> Self {
+        Self {
+            host,
+            target,
+            export: RefCell::new(None),
+        }
+    }
+
+    pub(super) fn promised(&self) -> Epoch {
+        self.host.promised()
+    }
+
+    /// Promises an epoch, and has the session served to who is admitted, and to nobody else any more.
+    pub(super) async fn promise(
+        self: Rc<Self>,
+        epoch: Epoch,
+        admitted: Admitted,
+    ) -> Result<Given, PromiseError> {
+        let granted = self.host.promise(epoch).await?;
+        self.retract();
+        let replica = self.host.label().replica;
+        let device = OwnedDevice::new(format!("replica/{replica}"), Some(replica), granted.session);
+        let subsystem = match &admitted {
+            Admitted::Local => None,
+            Admitted::Host(host) => match self.export(&device, host) {
+                Ok(name) => Some(name),
+                Err(error) => {
+                    tracing::error!(%replica, epoch = epoch.0, %error, "a session could not be exported");
+                    return Err(PromiseError::Unreachable);
+                }
+            },
+        };
+        tracing::info!(%replica, epoch = epoch.0, ?admitted, "promised");
+        Ok(Given {
+            device,
+            subsystem,
+            instance: granted.instance,
+            previous: granted.previous,
+            flush_failures: granted.flush_failures,
+        })
+    }
+
+    fn export(&self, device: &Arc<OwnedDevice>, host: &Nqn) -> Result<Nqn, TargetError> {
+        let replica = self.host.label().replica;
+        let token = u128::from(random_u64()) << 64 | u128::from(random_u64());
+        let config = SubsystemConfig {
+            hosts: Hosts {
+                allow_any: false,
+                allowed: vec![host.to_string()],
+            },
+            ..SubsystemConfig::new(&format!("{NQN_PREFIX}:{replica}:{token:032x}"))
+        };
+        let subsystem = self.target.add_subsystem(&config)?;
+        let name = subsystem.nqn().clone();
+        *self.export.borrow_mut() = Some(name.clone());
+        let namespace = NamespaceConfig {
+            id: Some(NAMESPACE_ID),
+            ..NamespaceConfig::default()
+        };
+        if let Err(error) = subsystem.add_namespace(device.clone(), &namespace) {
+            self.retract();
+            return Err(error.into());
+        }
+        Ok(name)
+    }
+
+    /// Ends the export, if there is one, and the connections to it.
+    fn retract(&self) {
+        let export = self.export.borrow_mut().take();
+        if let Some(name) = export
+            && let Err(error) = self.target.remove_subsystem(name.as_str())
+        {
+            // Only a target that is stopping has none.
+            tracing::debug!(subsystem = %name, %error, "an export was gone already");
+        }
+    }
+
+    /// Ends whoever is served, and serves nobody any more.
+    pub(super) async fn close(&self) {
+        self.host.close().await;
+        self.retract();
+    }
+}
+
+impl Drop for Hosted {
+    fn drop(&mut self) {
+        self.retract();
+    }
+}

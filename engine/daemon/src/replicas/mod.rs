@@ -1,0 +1,529 @@
+//! The replicas of volumes that this engine has, by their UUIDs, each on one reactor.
+//!
+//! A replica is a device with a reserved area at its end (see `pollux_volume::metadata`): a volume of a pool
+//! that is made for it and named after it, or any device of its own. How targets get at one:
+//!
+//! - On this engine by [`Replicas::local_port`], from any reactor.
+//! - From another engine by [`RemoteReplica`]: a call of `pollux.engine.v1.Replicas`, and then a connection
+//!   to the subsystem that it names.
+//!
+//! Invariants:
+//!
+//! - Replicas are opened, made and removed one after the other (`changes`); looking one up never waits for
+//!   that.
+//! - A device is made a replica only while it is blank: what once was a replica is never emptied by being
+//!   made again.
+//! - Whoever is served by a replica got the newest promise of it: the export of the one before is gone when
+//!   the next is told ([`hosted`]).
+
+mod calls;
+mod error;
+mod hosted;
+mod local;
+mod remote;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use pollux_device::{BlockDevice, Device, DeviceUri, Registry};
+use pollux_nvme::target::Target;
+use pollux_nvme::wire::nqn::Nqn;
+use pollux_pool::layout::volume::VolumeKind;
+use pollux_pool::shared::Owned;
+use pollux_pool::{Pool, PoolError, VolumeOptions};
+use pollux_reactor::ReactorHandle;
+use pollux_reactor::net::Address;
+use pollux_volume::membership::Epoch;
+use pollux_volume::metadata::codec::Label;
+use pollux_volume::metadata::{Area, AreaError, AreaLayout, BLOCK_BYTES, FormatOptions, REGION_BLOCKS};
+use pollux_volume::replica::{PromiseError, ReplicaHost};
+use uuid::Uuid;
+
+use crate::patience::{while_in_use, while_users_leave};
+use crate::pools::{self, Pools, PoolsError};
+pub use calls::Calls;
+pub use error::ReplicasError;
+use hosted::Hosted;
+pub use hosted::{Admitted, Given};
+pub use local::LocalReplica;
+pub use remote::{RemoteReplica, SessionOptions};
+
+/// Replicas that an engine has at most.
+pub const REPLICAS_MAX: usize = 4096;
+
+/// What the names of volumes of pools that are replicas begin with; the UUID of the replica follows.
+const VOLUME_PREFIX: &str = "replica-";
+
+/// Where a replica is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a volume of a pool, made for it.
+    InPool {
+        /// The name of the pool.
+        pool: String,
+        /// Bytes of data that it is to have room for.
+        data_bytes: u64,
+    },
+    /// On a device of its own.
+    Device(DeviceUri),
+}
+
+/// A replica that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewReplica {
+    /// The volume that it is a copy of.
+    pub volume: Uuid,
+    /// Its own UUID, which no other replica ever had.
+    pub replica: Uuid,
+    /// Where it is to be.
+    pub place: Place,
+}
+
+/// What is known of a replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicaInfo {
+    /// Which, and of which volume.
+    pub label: Label,
+    /// Its device.
+    pub uri: DeviceUri,
+    /// The newest epoch that it promised.
+    pub promised: Epoch,
+}
+
+impl ReplicaInfo {
+    /// Bytes of data that it has room for.
+    pub fn data_bytes(&self) -> u64 {
+        self.label.data_blocks.saturating_mul(BLOCK_BYTES as u64)
+    }
+}
+
+/// A replica that is open.
+#[derive(Clone)]
+struct Replica {
+    uri: DeviceUri,
+    label: Label,
+    hosted: Arc<Owned<Hosted>>,
+    device: Arc<dyn Device>,
+}
+
+/// What whoever changes the replicas has to itself.
+#[derive(Default)]
+struct Changes {
+    /// How many were opened: the next that may live anywhere goes to the next reactor.
+    opened: usize,
+    closed: bool,
+}
+
+/// See the module.
+pub struct Replicas {
+    registry: Registry,
+    pools: Arc<Pools>,
+    target: Arc<Target>,
+    reactors: Vec<ReactorHandle>,
+    listeners: Vec<Address>,
+    open: Mutex<BTreeMap<Uuid, Replica>>,
+    changes: tokio::sync::Mutex<Changes>,
+}
+
+impl Replicas {
+    /// No replicas yet. `registry` opens their devices, volumes of `pools` too; targets on other engines
+    /// reach them by `target`, which listens at `listeners`.
+    pub fn new(
+        registry: Registry,
+        pools: Arc<Pools>,
+        target: Arc<Target>,
+        reactors: Vec<ReactorHandle>,
+        listeners: Vec<Address>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            registry,
+            pools,
+            target,
+            reactors,
+            listeners,
+            open: Mutex::default(),
+            changes: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Where targets on other engines connect.
+    pub fn listeners(&self) -> &[Address] {
+        &self.listeners
+    }
+
+    /// Makes a replica and opens it. One that is there already, of the same volume, is opened if it was not,
+    /// and left as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicasError`].
+    pub async fn create(&self, new: &NewReplica) -> Result<ReplicaInfo, ReplicasError> {
+        let mut changes = self.changes.lock().await;
+        if let Ok(found) = self.find(new.replica) {
+            return match found.label.volume == new.volume {
+                true => found.describe().await,
+                false => Err(ReplicasError::Exists {
+                    replica: new.replica,
+                    volume: found.label.volume,
+                }),
+            };
+        }
+        let uri = match &new.place {
+            Place::Device(uri) => uri.clone(),
+            Place::InPool { pool, data_bytes } => {
+                self.make_volume(pool, new.replica, *data_bytes).await?;
+                volume_uri(pool, new.replica)?
+            }
+        };
+        let options = FormatOptions::new(new.volume, new.replica);
+        self.begin(&mut changes, uri, Some(options)).await
+    }
+
+    /// Opens the replica that a device is.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicasError`].
+    pub async fn open(&self, uri: DeviceUri) -> Result<ReplicaInfo, ReplicasError> {
+        self.begin(&mut *self.changes.lock().await, uri, None).await
+    }
+
+    /// Opens all replicas that are in a pool. One that cannot be opened is logged and left out: the others
+    /// are well without it.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicasError::Pool`].
+    pub async fn open_in_pool(&self, pool: &str) -> Result<(), ReplicasError> {
+        let names = self.pools.with(pool, |pool| async move {
+            let all = pool.volumes().into_iter();
+            let volumes = all.filter(|entry| entry.kind == VolumeKind::Volume);
+            Ok(volumes.map(|entry| entry.name).collect::<Vec<_>>())
+        });
+        let names = names.await?;
+        for replica in names.iter().filter_map(|name| replica_of(name)) {
+            let uri = volume_uri(pool, replica)?;
+            if self.find(replica).is_err()
+                && let Err(error) = self.open(uri).await
+            {
+                tracing::error!(%replica, pool, %error, "a replica could not be opened");
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a device, makes it a replica if it is to be one and is blank, and takes charge of it.
+    async fn begin(
+        &self,
+        changes: &mut Changes,
+        uri: DeviceUri,
+        format: Option<FormatOptions>,
+    ) -> Result<ReplicaInfo, ReplicasError> {
+        if changes.closed {
+            return Err(ReplicasError::Closed);
+        }
+        if self.open_replicas().len() >= REPLICAS_MAX {
+            return Err(ReplicasError::Full);
+        }
+        let reactor = self.reactor_for(&uri, changes)?;
+        let attempt = || {
+            let (registry, target, uri) = (self.registry.clone(), self.target.clone(), uri.clone());
+            let opening = reactor.call(move || open_here(registry, target, uri, format));
+            async move { opening.await? }
+        };
+        let replica = while_in_use(attempt, ReplicasError::is_device_in_use).await?;
+        changes.opened += 1;
+        let info = replica.describe().await?;
+        let mut open = self.open_replicas();
+        if let Some(other) = open.get(&replica.label.replica) {
+            return Err(ReplicasError::Exists {
+                replica: other.label.replica,
+                volume: other.label.volume,
+            });
+        }
+        tracing::info!(
+            replica = %info.label.replica,
+            volume = %info.label.volume,
+            device = %info.uri,
+            promised = info.promised.0,
+            "replica open"
+        );
+        open.insert(replica.label.replica, replica);
+        Ok(info)
+    }
+
+    /// The reactor that a replica is to live on: that of its pool, so that its requests stay on it.
+    fn reactor_for(&self, uri: &DeviceUri, changes: &Changes) -> Result<ReactorHandle, ReplicasError> {
+        if uri.scheme() == pools::SCHEME
+            && let Ok((pool, _)) = pools::names(uri)
+        {
+            return Ok(self.pools.get(&pool)?.shared.owner().clone());
+        }
+        let next = changes.opened % self.reactors.len().max(1);
+        self.reactors.get(next).cloned().ok_or(ReplicasError::NoReactor)
+    }
+
+    async fn make_volume(&self, pool: &str, replica: Uuid, data_bytes: u64) -> Result<(), ReplicasError> {
+        let block_bytes = BLOCK_BYTES as u64;
+        let unusable = |why: String| ReplicasError::Unusable {
+            device: format!("pool://{pool}/{VOLUME_PREFIX}{replica}"),
+            why,
+        };
+        if data_bytes == 0 || !data_bytes.is_multiple_of(block_bytes) {
+            let why = format!("{data_bytes} is no size: give a multiple of {block_bytes}");
+            return Err(unusable(why));
+        }
+        let layout = AreaLayout::for_data(data_bytes / block_bytes, REGION_BLOCKS);
+        let size_blocks = layout
+            .map_err(|error| unusable(error.to_string()))?
+            .total_blocks();
+        let name = volume_name(replica);
+        let options = VolumeOptions {
+            uuid: Some(replica),
+            ..VolumeOptions::new(size_blocks)
+        };
+        let made = self.pools.with(pool, move |pool| async move {
+            match pool.create_volume(&name, &options).await {
+                Err(PoolError::Exists { .. }) => pool.volume(&name),
+                made => made,
+            }
+        });
+        let found = made.await?.size_blocks;
+        match found == size_blocks {
+            true => Ok(()),
+            false => Err(unusable(format!(
+                "it has {found} blocks of {block_bytes} bytes, and {size_blocks} are asked for: replicas \
+                 keep their size"
+            ))),
+        }
+    }
+
+    /// Ends whoever uses a replica, and removes it with its data; whether it was there.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicasError`]: it is in use by nobody then, and may be there still.
+    pub async fn remove(&self, replica: Uuid) -> Result<bool, ReplicasError> {
+        let _one_at_a_time = self.changes.lock().await;
+        let removed = self.open_replicas().remove(&replica);
+        if let Some(found) = &removed {
+            found
+                .hosted
+                .call(|hosted| async move { hosted.close().await })
+                .await?;
+            tracing::info!(%replica, volume = %found.label.volume, "replica closed, to be removed");
+        }
+        let in_pool = |uri: &DeviceUri| pools::names(uri).ok().filter(|_| uri.scheme() == pools::SCHEME);
+        match removed {
+            Some(found) => match in_pool(&found.uri) {
+                Some((pool, volume)) => {
+                    drop(found);
+                    self.delete_volume(&pool, &volume).await
+                }
+                None => wipe(found).await.map(|()| true),
+            },
+            // Perhaps one that could not be opened.
+            None => {
+                for pool in self.pools.all() {
+                    if self
+                        .delete_volume(pool.shared.name(), &volume_name(replica))
+                        .await?
+                    {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Deletes a volume of a pool; whether it was there.
+    async fn delete_volume(&self, pool: &str, volume: &str) -> Result<bool, ReplicasError> {
+        let attempt = || {
+            let volume = volume.to_owned();
+            self.pools.with(pool, move |pool: Rc<Pool>| async move {
+                match pool.delete(&volume).await {
+                    Ok(()) => Ok(true),
+                    Err(PoolError::NotFound { .. }) => Ok(false),
+                    Err(error) => Err(error),
+                }
+            })
+        };
+        Ok(while_users_leave(attempt, PoolsError::is_volume_in_use).await?)
+    }
+
+    /// The replicas that are open, by UUID.
+    ///
+    /// # Errors
+    ///
+    /// A reactor that does not answer.
+    pub async fn list(&self) -> Result<Vec<ReplicaInfo>, ReplicasError> {
+        let all: Vec<Replica> = self.open_replicas().values().cloned().collect();
+        let mut described = Vec::with_capacity(all.len());
+        for replica in all {
+            described.push(replica.describe().await?);
+        }
+        Ok(described)
+    }
+
+    /// Asks a replica for a promise; from any executor. Whoever is served by an older one is so no more.
+    ///
+    /// # Errors
+    ///
+    /// [`PromiseError`]; [`PromiseError::Unreachable`] when there is no such replica of this volume.
+    pub async fn promise(
+        &self,
+        volume: Uuid,
+        replica: Uuid,
+        epoch: Epoch,
+        admitted: Admitted,
+    ) -> Result<Given, PromiseError> {
+        let found = self.find(replica).map_err(|_| PromiseError::Unreachable)?;
+        if found.label.volume != volume {
+            return Err(PromiseError::Unreachable);
+        }
+        let called = found.hosted.call(move |hosted| hosted.promise(epoch, admitted));
+        called.await.map_err(|_| PromiseError::Unreachable)?
+    }
+
+    /// The way of a target on this engine to a replica; it is looked for at each promise.
+    pub fn local_port(self: &Arc<Self>, volume: Uuid, replica: Uuid) -> LocalReplica {
+        LocalReplica::new(self.clone(), volume, replica)
+    }
+
+    /// Whether a replica is open here.
+    ///
+    /// # Errors
+    ///
+    /// [`ReplicasError::NotFound`].
+    pub fn check_open(&self, replica: Uuid) -> Result<(), ReplicasError> {
+        self.find(replica).map(drop)
+    }
+
+    /// Ends whoever uses replicas, and opens none from now on.
+    pub async fn close(&self) {
+        let mut changes = self.changes.lock().await;
+        changes.closed = true;
+        let all = std::mem::take(&mut *self.open_replicas());
+        for (id, replica) in all {
+            let closed = replica.hosted.call(|hosted| async move { hosted.close().await });
+            if let Err(error) = closed.await {
+                tracing::error!(replica = %id, %error, "a replica is left as after a crash");
+            }
+        }
+    }
+
+    fn find(&self, replica: Uuid) -> Result<Replica, ReplicasError> {
+        let found = self.open_replicas().get(&replica).cloned();
+        found.ok_or(ReplicasError::NotFound { replica })
+    }
+
+    fn open_replicas(&self) -> MutexGuard<'_, BTreeMap<Uuid, Replica>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Replica {
+    async fn describe(&self) -> Result<ReplicaInfo, ReplicasError> {
+        let promised = self.hosted.call(|hosted| async move { hosted.promised() });
+        Ok(ReplicaInfo {
+            label: self.label,
+            uri: self.uri.clone(),
+            promised: promised.await?,
+        })
+    }
+}
+
+/// Opens a replica on the current reactor.
+async fn open_here(
+    registry: Registry,
+    target: Arc<Target>,
+    uri: DeviceUri,
+    format: Option<FormatOptions>,
+) -> Result<Replica, ReplicasError> {
+    let device = registry.open(&uri).await?;
+    let unusable = |why: String| ReplicasError::Unusable {
+        device: uri.to_string(),
+        why,
+    };
+    let queue = device
+        .clone()
+        .attach()
+        .await
+        .map_err(|error| unusable(error.to_string()))?;
+    if let Some(options) = format {
+        prepare(&queue, &options).await.map_err(unusable)?;
+    }
+    let host = ReplicaHost::open(queue)
+        .await
+        .map_err(|error| unusable(error.to_string()))?;
+    Ok(Replica {
+        label: host.label(),
+        hosted: Owned::new(Rc::new(Hosted::new(host, target))),
+        device,
+        uri,
+    })
+}
+
+/// Makes a device the replica that it is to be, unless it is that already.
+async fn prepare(queue: &Rc<dyn BlockDevice>, options: &FormatOptions) -> Result<(), String> {
+    match Area::open(queue.clone()).await {
+        Ok(area) => {
+            let Label { volume, replica, .. } = area.label();
+            match (volume, replica) == (options.volume, options.replica) {
+                true => Ok(()),
+                false => Err(format!("it is replica {replica} of volume {volume}")),
+            }
+        }
+        Err(AreaError::Missing(_)) => {
+            let is_blank = Area::is_blank(queue).await.map_err(|error| error.to_string())?;
+            if !is_blank {
+                return Err(
+                    "there is something at its end: wipe the last 8 KiB if it may be lost".to_owned(),
+                );
+            }
+            let formatted = Area::format(queue.clone(), options).await;
+            formatted.map(drop).map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Makes a device blank that was a replica.
+async fn wipe(replica: Replica) -> Result<(), ReplicasError> {
+    let Replica {
+        uri, hosted, device, ..
+    } = replica;
+    let reactor = hosted.owner().clone();
+    drop(hosted);
+    let wiped = reactor.call(move || async move {
+        let queue = device.attach().await.map_err(AreaError::from)?;
+        Area::wipe(queue).await
+    });
+    wiped.await?.map_err(|error| ReplicasError::Unusable {
+        device: uri.to_string(),
+        why: error.to_string(),
+    })
+}
+
+fn volume_name(replica: Uuid) -> String {
+    format!("{VOLUME_PREFIX}{replica}")
+}
+
+/// The replica that a volume of a pool is named after.
+fn replica_of(volume: &str) -> Option<Uuid> {
+    let replica: Uuid = volume.strip_prefix(VOLUME_PREFIX)?.parse().ok()?;
+    // In the one form that is made here.
+    (volume_name(replica) == volume).then_some(replica)
+}
+
+fn volume_uri(pool: &str, replica: Uuid) -> Result<DeviceUri, ReplicasError> {
+    let pool = utf8_percent_encode(pool, NON_ALPHANUMERIC);
+    let uri = format!("{}://{pool}/{}", pools::SCHEME, volume_name(replica));
+    Ok(DeviceUri::parse(&uri).map_err(pollux_device::OpenError::from)?)
+}
+
+#[cfg(test)]
+mod tests;
