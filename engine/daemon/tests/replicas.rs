@@ -14,7 +14,7 @@ use pollux_api::engine::v1::create_replica_request::Place;
 use pollux_api::engine::v1::promise_response::Outcome;
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_volume::membership::Epoch;
-use pollux_volume::replica::{PromiseError, ReplicaPort};
+use pollux_volume::replica::{CommandError, PromiseError, ReplicaAnswer, ReplicaCommand, ReplicaPort};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
@@ -467,5 +467,66 @@ fn a_replica_that_is_removed_takes_its_sessions_with_it() {
     let lost = threads.promised(&port, 2, |_| async {});
     assert_eq!(lost, Err(PromiseError::Unreachable));
     engine.stop();
+    file.check();
+}
+
+#[test]
+fn snapshots_are_cut_read_listed_and_deleted_from_afar() {
+    let (file, uri) = tank();
+    let threads = TargetThreads::start();
+    let engine = EngineProcess::start(&["--pool", &uri]);
+    threads.runtime.block_on(async {
+        let mut client = replicas(&engine).await;
+        let created = client.create_replica(in_tank(1, DATA_BYTES)).await;
+        created.expect("it is made");
+    });
+    let port = threads.port(&engine, 1, "target");
+    let outcome = threads.promised(&port.clone(), 1, move |granted| async move {
+        let (session, epoch) = (granted.session, Epoch(1));
+        let cut = Uuid::from_u128(77);
+        let command = |command| port.command(epoch, command);
+        write(&session, 1, 1).await.expect("it writes");
+        for _ in 0..2 {
+            let done = command(ReplicaCommand::CutSnapshot { cut }).await;
+            assert_eq!(done, Ok(ReplicaAnswer::Done), "once more is no error");
+        }
+        write(&session, 1, 2).await.expect("it writes");
+        let listed = command(ReplicaCommand::ListSnapshots).await;
+        assert_eq!(listed, Ok(ReplicaAnswer::Snapshots(vec![cut])));
+        for _ in 0..2 {
+            let snapshot = port.open_snapshot(epoch, cut).await.expect("it is there");
+            assert_eq!(read(&snapshot, 1).await, Ok(1));
+            assert_eq!(write(&snapshot, 1, 3).await, Err(IoError::ReadOnly));
+        }
+        assert_eq!(read(&session, 1).await, Ok(2));
+        let other = Uuid::from_u128(78);
+        let missing = port.open_snapshot(epoch, other).await.map(drop);
+        assert_eq!(missing, Err(CommandError::NoSnapshot(other)));
+        let early = port.command(Epoch(2), ReplicaCommand::ListSnapshots).await;
+        assert_eq!(early, Err(CommandError::NoSession));
+        // With the next promise, the older target is nobody.
+        let newer = port.promise(Epoch(2)).await.expect("it promises");
+        let late = command(ReplicaCommand::DeleteSnapshot { cut }).await;
+        assert_eq!(late, Err(CommandError::Superseded(Epoch(2))));
+        let late = port.open_snapshot(epoch, cut).await.map(drop);
+        assert_eq!(late, Err(CommandError::Superseded(Epoch(2))));
+        let deleting = ReplicaCommand::DeleteSnapshot { cut };
+        assert_eq!(port.command(Epoch(2), deleting).await, Ok(ReplicaAnswer::Done));
+        assert_eq!(read(&newer.session, 1).await, Ok(2));
+        let last = ReplicaCommand::CutSnapshot { cut: other };
+        assert_eq!(port.command(Epoch(2), last).await, Ok(ReplicaAnswer::Done));
+    });
+    assert_eq!(outcome, Ok(()));
+    // A replica goes with its snapshots.
+    threads.runtime.block_on(async {
+        let request = api::RemoveReplicaRequest {
+            replica: replica(1).to_string(),
+        };
+        let removed = replicas(&engine).await.remove_replica(request).await;
+        assert!(removed.expect("it is removed").into_inner().removed);
+    });
+    engine.stop();
+    let volumes = file.command(&["volume", "list", "tank"]);
+    assert!(!volumes.contains('@'), "{volumes}");
     file.check();
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::create_replica_request::Place as WantedPlace;
+use pollux_api::engine::v1::open_snapshot_response::Outcome as Opened;
 use pollux_api::engine::v1::promise_response::Outcome;
 use pollux_api::engine::v1::replicas_server;
 use pollux_device::DeviceUri;
@@ -13,7 +14,7 @@ use tokio::task::JoinError;
 use tonic::{Request, Response, Status};
 
 use super::{fields, status};
-use crate::replicas::{Admitted, NewReplica, Place, ReplicaInfo, Replicas, ReplicasError};
+use crate::replicas::{Admitted, NewReplica, Place, ReplicaInfo, Replicas, ReplicasError, wire};
 
 /// Answers calls about replicas.
 pub(crate) struct ReplicasService {
@@ -128,6 +129,56 @@ impl replicas_server::Replicas for ReplicasService {
             }
         };
         Ok(Response::new(api::PromiseResponse {
+            outcome: Some(outcome),
+        }))
+    }
+
+    async fn command(
+        &self,
+        request: Request<api::CommandRequest>,
+    ) -> Result<Response<api::CommandResponse>, Status> {
+        let request = request.into_inner();
+        let volume = fields::uuid("volume", &request.volume)?;
+        let replica = fields::uuid("replica", &request.replica)?;
+        let command = request.command.as_ref().and_then(wire::read_command);
+        let command = command.ok_or_else(|| status::field("command", "is missing, or names no UUID"))?;
+        self.replicas
+            .check_open(replica)
+            .map_err(|error| failed(&error))?;
+        let done = self
+            .replicas
+            .command(volume, replica, Epoch(request.epoch), command);
+        Ok(Response::new(wire::told(done.await)))
+    }
+
+    async fn open_snapshot(
+        &self,
+        request: Request<api::OpenSnapshotRequest>,
+    ) -> Result<Response<api::OpenSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let volume = fields::uuid("volume", &request.volume)?;
+        let replica = fields::uuid("replica", &request.replica)?;
+        let cut = fields::uuid("cut", &request.cut)?;
+        self.replicas
+            .check_open(replica)
+            .map_err(|error| failed(&error))?;
+        let exported = self
+            .replicas
+            .export_snapshot(volume, replica, Epoch(request.epoch), cut);
+        let outcome = match exported.await {
+            Ok((subsystem, namespace_id)) => Opened::Opened(api::SnapshotOpened {
+                subsystem_nqn: subsystem.to_string(),
+                namespace_id,
+                listeners: self
+                    .replicas
+                    .listeners()
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
+            }),
+            Err(error) => Opened::Failed(wire::failed(&error)),
+        };
+        Ok(Response::new(api::OpenSnapshotResponse {
             outcome: Some(outcome),
         }))
     }

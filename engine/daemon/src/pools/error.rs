@@ -156,7 +156,7 @@ impl PoolsError {
     }
 
     /// What the owner of a pool said, or why it said nothing.
-    pub(super) fn of_shared(name: &str, error: SharedError) -> Self {
+    pub(crate) fn of_shared(name: &str, error: SharedError) -> Self {
         match error {
             SharedError::Pool(source) => Self::of_pool(name, source),
             SharedError::Reactor(error) => Self::Reactor(error),

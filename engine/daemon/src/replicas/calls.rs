@@ -4,14 +4,15 @@
 //! Everything is bounded: calls that wait, calls under way, the time of each, connections that are kept.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::time::Duration;
 
 use futures_channel::{mpsc, oneshot};
-use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::replicas_client::ReplicasClient;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use crate::client::{endpoint, innermost};
 use crate::settings::ControlAddress;
@@ -28,7 +29,7 @@ const CHANNELS_MAX: usize = 1024;
 /// How long connecting to an engine may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a promise may take: its host waits for what older targets have at the drive.
+/// How long an answer may take: the host of a replica waits for what older targets have at the drive.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often an engine is asked whether it is still there, and how long it may take to say so.
@@ -49,10 +50,13 @@ pub(super) enum CallError {
     Failed(String),
 }
 
+/// What is done with the connection to an engine, if there is one.
+type Work = Box<dyn FnOnce(Result<Channel, CallError>) -> Working + Send>;
+type Working = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 struct Call {
     address: ControlAddress,
-    request: api::PromiseRequest,
-    answer: oneshot::Sender<Result<api::PromiseResponse, CallError>>,
+    work: Work,
 }
 
 /// Reaches the task that calls other engines, from any thread. It ends when the last of these is dropped.
@@ -67,17 +71,34 @@ impl Calls {
         Self(sender)
     }
 
-    /// Asks an engine for a promise; from any executor. When it is dropped, the call is not waited for.
-    pub(super) async fn promise(
+    /// Calls an engine; from any executor. When it is dropped, the answer is not waited for.
+    pub(super) async fn ask<F, T>(
         &self,
         address: ControlAddress,
-        request: api::PromiseRequest,
-    ) -> Result<api::PromiseResponse, CallError> {
-        let (sender, answer) = oneshot::channel();
+        call: impl FnOnce(ReplicasClient<Channel>) -> F + Send + 'static,
+    ) -> Result<T, CallError>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (mut sender, answer) = oneshot::channel();
+        let work = move |channel: Result<Channel, CallError>| -> Working {
+            Box::pin(async move {
+                let called = match channel {
+                    Ok(channel) => tokio::select! {
+                        called = in_time(call(ReplicasClient::new(channel))) => called,
+                        // Nobody waits for it any more.
+                        () = sender.cancellation() => return,
+                    },
+                    Err(error) => Err(error),
+                };
+                // Nobody may wait for it any more.
+                let _ = sender.send(called);
+            })
+        };
         let call = Call {
             address,
-            request,
-            answer: sender,
+            work: Box::new(work),
         };
         let left = self.0.clone().try_send(call);
         left.map_err(|error| match error.is_full() {
@@ -88,47 +109,25 @@ impl Calls {
     }
 }
 
+async fn in_time<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CallError> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(CallError::Failed(status.message().to_owned())),
+        Err(_) => Err(CallError::Failed(format!("no answer within {CALL_TIMEOUT:?}"))),
+    }
+}
+
 /// Makes calls as long as there is somebody to leave them.
 async fn make(mut calls: mpsc::Receiver<Call>) {
     let mut channels: BTreeMap<String, Channel> = BTreeMap::new();
     let mut under_way = JoinSet::new();
-    while let Some(call) = calls.next().await {
+    while let Some(Call { address, work }) = calls.next().await {
         while under_way.len() >= UNDER_WAY_MAX {
             // How it ended is for who waits for its answer.
             drop(under_way.join_next().await);
         }
         while under_way.try_join_next().is_some() {}
-        let Call {
-            address,
-            request,
-            mut answer,
-        } = call;
-        let channel = match channel(&mut channels, &address) {
-            Ok(channel) => channel,
-            Err(error) => {
-                // Nobody may wait for it any more.
-                let _ = answer.send(Err(error));
-                continue;
-            }
-        };
-        under_way.spawn(async move {
-            let called = tokio::select! {
-                called = promise(channel, request) => called,
-                // Nobody waits for it any more.
-                () = answer.cancellation() => return,
-            };
-            let _ = answer.send(called);
-        });
-    }
-}
-
-async fn promise(channel: Channel, request: api::PromiseRequest) -> Result<api::PromiseResponse, CallError> {
-    let mut client = ReplicasClient::new(channel);
-    let called = tokio::time::timeout(CALL_TIMEOUT, client.promise(request)).await;
-    match called {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(CallError::Failed(status.message().to_owned())),
-        Err(_) => Err(CallError::Failed(format!("no answer within {CALL_TIMEOUT:?}"))),
+        under_way.spawn(work(channel(&mut channels, &address)));
     }
 }
 

@@ -2,19 +2,24 @@
 //!
 //! Invariants:
 //! - There is one export at most: that of the newest grant, if it was for a target on another engine.
+//! - What is exported besides the session are snapshots, which are read only and do not change.
 //! - Between a grant and its export nothing is waited for, so that exports follow on each other as grants do.
 //! - The name of an export has a random number that was never told before: whoever had an older session
 //!   cannot reach a newer one by its name.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use pollux_nvme::target::{Hosts, NamespaceConfig, SubsystemConfig, Target, TargetError};
+use pollux_nvme::target::{Hosts, NamespaceConfig, Subsystem, SubsystemConfig, Target, TargetError};
 use pollux_pool::shared::OwnedDevice;
 use pollux_reactor::random_u64;
 use pollux_volume::membership::Epoch;
-use pollux_volume::replica::{PromiseError, ReplicaHost};
+use pollux_volume::replica::{
+    CommandError, PromiseError, ReplicaAnswer, ReplicaCommand, ReplicaHost, ReplicaPort,
+};
+use uuid::Uuid;
 
 use super::Nqn;
 
@@ -47,11 +52,19 @@ pub struct Given {
     pub flush_failures: u64,
 }
 
+/// What is served of a replica.
+struct Export {
+    epoch: Epoch,
+    subsystem: Arc<Subsystem>,
+    /// The namespaces of snapshots, by their names.
+    snapshots: BTreeMap<Uuid, u32>,
+}
+
 /// See the module.
 pub(super) struct Hosted {
     host: ReplicaHost,
     target: Arc<Target>,
-    export: RefCell<Option<Nqn>>,
+    export: RefCell<Option<Export>>,
 }
 
 impl Hosted {
@@ -79,7 +92,7 @@ impl Hosted {
         let device = OwnedDevice::new(format!("replica/{replica}"), Some(replica), granted.session);
         let subsystem = match &admitted {
             Admitted::Local => None,
-            Admitted::Host(host) => match self.export(&device, host) {
+            Admitted::Host(host) => match self.export(epoch, &device, host) {
                 Ok(name) => Some(name),
                 Err(error) => {
                     tracing::error!(%replica, epoch = epoch.0, %error, "a session could not be exported");
@@ -97,7 +110,7 @@ impl Hosted {
         })
     }
 
-    fn export(&self, device: &Arc<OwnedDevice>, host: &Nqn) -> Result<Nqn, TargetError> {
+    fn export(&self, epoch: Epoch, device: &Arc<OwnedDevice>, host: &Nqn) -> Result<Nqn, TargetError> {
         let replica = self.host.label().replica;
         let token = u128::from(random_u64()) << 64 | u128::from(random_u64());
         let config = SubsystemConfig {
@@ -109,7 +122,11 @@ impl Hosted {
         };
         let subsystem = self.target.add_subsystem(&config)?;
         let name = subsystem.nqn().clone();
-        *self.export.borrow_mut() = Some(name.clone());
+        *self.export.borrow_mut() = Some(Export {
+            epoch,
+            subsystem: subsystem.clone(),
+            snapshots: BTreeMap::new(),
+        });
         let namespace = NamespaceConfig {
             id: Some(NAMESPACE_ID),
             ..NamespaceConfig::default()
@@ -124,12 +141,60 @@ impl Hosted {
     /// Ends the export, if there is one, and the connections to it.
     fn retract(&self) {
         let export = self.export.borrow_mut().take();
-        if let Some(name) = export
-            && let Err(error) = self.target.remove_subsystem(name.as_str())
+        if let Some(export) = export
+            && let Err(error) = self.target.remove_subsystem(export.subsystem.nqn().as_str())
         {
             // Only a target that is stopping has none.
-            tracing::debug!(subsystem = %name, %error, "an export was gone already");
+            tracing::debug!(%error, "an export was gone already");
         }
+    }
+
+    /// See [`ReplicaPort::command`].
+    pub(super) async fn command(
+        self: Rc<Self>,
+        epoch: Epoch,
+        command: ReplicaCommand,
+    ) -> Result<ReplicaAnswer, CommandError> {
+        self.host.command(epoch, command).await
+    }
+
+    /// A snapshot, for a target on this engine.
+    pub(super) async fn open_snapshot(
+        self: Rc<Self>,
+        epoch: Epoch,
+        cut: Uuid,
+    ) -> Result<Arc<OwnedDevice>, CommandError> {
+        let snapshot = self.host.open_snapshot(epoch, cut).await?;
+        let replica = self.host.label().replica;
+        Ok(OwnedDevice::new(
+            format!("replica/{replica}@{cut}"),
+            Some(cut),
+            snapshot,
+        ))
+    }
+
+    /// A snapshot as a namespace of the export, for the target that has the session: subsystem and
+    /// namespace.
+    pub(super) async fn export_snapshot(
+        self: Rc<Self>,
+        epoch: Epoch,
+        cut: Uuid,
+    ) -> Result<(Nqn, u32), CommandError> {
+        let device = self.clone().open_snapshot(epoch, cut).await?;
+        let mut export = self.export.borrow_mut();
+        // There may have been another promise meanwhile.
+        let export = export.as_mut().filter(|export| export.epoch == epoch);
+        let export = export.ok_or(CommandError::NoSession)?;
+        let name = export.subsystem.nqn().clone();
+        if let Some(&id) = export.snapshots.get(&cut) {
+            return Ok((name, id));
+        }
+        let added = export
+            .subsystem
+            .add_namespace(device, &NamespaceConfig::default());
+        let id = added.map_err(|error| CommandError::Failed(error.to_string()))?;
+        export.snapshots.insert(cut, id);
+        Ok((name, id))
     }
 
     /// Ends whoever is served, and serves nobody any more.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use pollux_device::Device;
 use pollux_volume::membership::Epoch;
-use pollux_volume::replica::{Granted, PromiseError, Promising, ReplicaPort};
+use pollux_volume::replica::{
+    Commanding, Granted, OpeningSnapshot, PromiseError, Promising, ReplicaCommand, ReplicaPort,
+};
 use uuid::Uuid;
 
 use super::{Admitted, Given, Replicas};
@@ -51,6 +53,27 @@ impl ReplicaPort for LocalReplica {
                 previous,
                 flush_failures,
             })
+        })
+    }
+
+    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
+        let Self {
+            replicas,
+            volume,
+            replica,
+        } = self.clone();
+        Box::pin(async move { replicas.command(volume, replica, epoch, command).await })
+    }
+
+    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
+        let Self {
+            replicas,
+            volume,
+            replica,
+        } = self.clone();
+        Box::pin(async move {
+            let device = replicas.open_snapshot(volume, replica, epoch, cut).await?;
+            Ok(device.attach().await?)
         })
     }
 

@@ -20,25 +20,27 @@ mod calls;
 mod error;
 mod hosted;
 mod local;
+mod open;
 mod remote;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use pollux_device::{BlockDevice, Device, DeviceUri, Registry};
+use pollux_device::{Device, DeviceUri, Registry};
 use pollux_nvme::target::Target;
 use pollux_nvme::wire::nqn::Nqn;
 use pollux_pool::layout::volume::VolumeKind;
-use pollux_pool::shared::Owned;
+use pollux_pool::shared::{Owned, OwnedDevice};
 use pollux_pool::{Pool, PoolError, VolumeOptions};
 use pollux_reactor::ReactorHandle;
 use pollux_reactor::net::Address;
 use pollux_volume::membership::Epoch;
 use pollux_volume::metadata::codec::Label;
-use pollux_volume::metadata::{Area, AreaError, AreaLayout, BLOCK_BYTES, FormatOptions, REGION_BLOCKS};
-use pollux_volume::replica::{PromiseError, ReplicaHost};
+use pollux_volume::metadata::{AreaLayout, BLOCK_BYTES, FormatOptions, REGION_BLOCKS};
+use pollux_volume::replica::{CommandError, PoolMedium, PromiseError, ReplicaAnswer, ReplicaCommand};
 use uuid::Uuid;
 
 use crate::patience::{while_in_use, while_users_leave};
@@ -48,6 +50,7 @@ pub use error::ReplicasError;
 use hosted::Hosted;
 pub use hosted::{Admitted, Given};
 pub use local::LocalReplica;
+use open::Source;
 pub use remote::{RemoteReplica, SessionOptions};
 
 /// Replicas that an engine has at most.
@@ -227,10 +230,11 @@ impl Replicas {
         if self.open_replicas().len() >= REPLICAS_MAX {
             return Err(ReplicasError::Full);
         }
-        let reactor = self.reactor_for(&uri, changes)?;
+        let (reactor, source) = self.source(&uri, changes)?;
         let attempt = || {
-            let (registry, target, uri) = (self.registry.clone(), self.target.clone(), uri.clone());
-            let opening = reactor.call(move || open_here(registry, target, uri, format));
+            let (target, uri) = (self.target.clone(), uri.clone());
+            let source = source.clone();
+            let opening = reactor.call(move || open::open(source, target, uri, format));
             async move { opening.await? }
         };
         let replica = while_in_use(attempt, ReplicasError::is_device_in_use).await?;
@@ -254,15 +258,19 @@ impl Replicas {
         Ok(info)
     }
 
-    /// The reactor that a replica is to live on: that of its pool, so that its requests stay on it.
-    fn reactor_for(&self, uri: &DeviceUri, changes: &Changes) -> Result<ReactorHandle, ReplicasError> {
+    /// Where a device comes from, and the reactor that the replica is to live on: that of its pool, so that
+    /// its requests stay on it.
+    fn source(&self, uri: &DeviceUri, changes: &Changes) -> Result<(ReactorHandle, Source), ReplicasError> {
         if uri.scheme() == pools::SCHEME
-            && let Ok((pool, _)) = pools::names(uri)
+            && let Ok((pool, volume)) = pools::names(uri)
         {
-            return Ok(self.pools.get(&pool)?.shared.owner().clone());
+            let pool = self.pools.get(&pool)?.shared;
+            return Ok((pool.owner().clone(), Source::Pool(pool, volume)));
         }
         let next = changes.opened % self.reactors.len().max(1);
-        self.reactors.get(next).cloned().ok_or(ReplicasError::NoReactor)
+        let reactor = self.reactors.get(next).cloned();
+        let reactor = reactor.ok_or(ReplicasError::NoReactor)?;
+        Ok((reactor, Source::Registry(self.registry.clone())))
     }
 
     async fn make_volume(&self, pool: &str, replica: Uuid, data_bytes: u64) -> Result<(), ReplicasError> {
@@ -315,22 +323,19 @@ impl Replicas {
                 .await?;
             tracing::info!(%replica, volume = %found.label.volume, "replica closed, to be removed");
         }
-        let in_pool = |uri: &DeviceUri| pools::names(uri).ok().filter(|_| uri.scheme() == pools::SCHEME);
         match removed {
-            Some(found) => match in_pool(&found.uri) {
-                Some((pool, volume)) => {
+            Some(found) => match pools::names(&found.uri) {
+                Ok((pool, volume)) if found.uri.scheme() == pools::SCHEME => {
                     drop(found);
-                    self.delete_volume(&pool, &volume).await
+                    self.delete_volume(&pool, &volume, replica).await
                 }
-                None => wipe(found).await.map(|()| true),
+                _ => open::wipe(found).await.map(|()| true),
             },
             // Perhaps one that could not be opened.
             None => {
                 for pool in self.pools.all() {
-                    if self
-                        .delete_volume(pool.shared.name(), &volume_name(replica))
-                        .await?
-                    {
+                    let volume = volume_name(replica);
+                    if self.delete_volume(pool.shared.name(), &volume, replica).await? {
                         return Ok(true);
                     }
                 }
@@ -339,11 +344,16 @@ impl Replicas {
         }
     }
 
-    /// Deletes a volume of a pool; whether it was there.
-    async fn delete_volume(&self, pool: &str, volume: &str) -> Result<bool, ReplicasError> {
+    /// Deletes the volume of a replica and its snapshots; whether it was there.
+    async fn delete_volume(&self, pool: &str, volume: &str, replica: Uuid) -> Result<bool, ReplicasError> {
         let attempt = || {
             let volume = volume.to_owned();
             self.pools.with(pool, move |pool: Rc<Pool>| async move {
+                let all = pool.volumes().into_iter();
+                let snapshots = all.filter(|entry| entry.kind == VolumeKind::Snapshot);
+                for snapshot in snapshots.filter(|entry| PoolMedium::is_snapshot_of(replica, &entry.name)) {
+                    pool.delete(&snapshot.name).await?;
+                }
                 match pool.delete(&volume).await {
                     Ok(()) => Ok(true),
                     Err(PoolError::NotFound { .. }) => Ok(false),
@@ -380,12 +390,70 @@ impl Replicas {
         epoch: Epoch,
         admitted: Admitted,
     ) -> Result<Given, PromiseError> {
-        let found = self.find(replica).map_err(|_| PromiseError::Unreachable)?;
-        if found.label.volume != volume {
-            return Err(PromiseError::Unreachable);
-        }
-        let called = found.hosted.call(move |hosted| hosted.promise(epoch, admitted));
+        let hosted = self
+            .hosted(volume, replica)
+            .map_err(|_| PromiseError::Unreachable)?;
+        let called = hosted.call(move |hosted| hosted.promise(epoch, admitted));
         called.await.map_err(|_| PromiseError::Unreachable)?
+    }
+
+    /// Has a replica do something as a whole; from any executor. See `ReplicaPort::command`.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`]; [`CommandError::Unreachable`] when there is no such replica of this volume.
+    pub async fn command(
+        &self,
+        volume: Uuid,
+        replica: Uuid,
+        epoch: Epoch,
+        command: ReplicaCommand,
+    ) -> Result<ReplicaAnswer, CommandError> {
+        let hosted = self.hosted(volume, replica)?;
+        let called = hosted.call(move |hosted| hosted.command(epoch, command));
+        called.await.map_err(|_| CommandError::Unreachable)?
+    }
+
+    /// A snapshot of a replica as a device of this engine.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`].
+    pub(super) async fn open_snapshot(
+        &self,
+        volume: Uuid,
+        replica: Uuid,
+        epoch: Epoch,
+        cut: Uuid,
+    ) -> Result<Arc<OwnedDevice>, CommandError> {
+        let hosted = self.hosted(volume, replica)?;
+        let called = hosted.call(move |hosted| hosted.open_snapshot(epoch, cut));
+        called.await.map_err(|_| CommandError::Unreachable)?
+    }
+
+    /// A snapshot of a replica, served to the target that has the session: subsystem and namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`].
+    pub async fn export_snapshot(
+        &self,
+        volume: Uuid,
+        replica: Uuid,
+        epoch: Epoch,
+        cut: Uuid,
+    ) -> Result<(Nqn, u32), CommandError> {
+        let hosted = self.hosted(volume, replica)?;
+        let called = hosted.call(move |hosted| hosted.export_snapshot(epoch, cut));
+        called.await.map_err(|_| CommandError::Unreachable)?
+    }
+
+    fn hosted(&self, volume: Uuid, replica: Uuid) -> Result<Arc<Owned<Hosted>>, CommandError> {
+        let found = self
+            .find(replica)
+            .ok()
+            .filter(|found| found.label.volume == volume);
+        Ok(found.ok_or(CommandError::Unreachable)?.hosted)
     }
 
     /// The way of a target on this engine to a replica; it is looked for at each promise.
@@ -434,78 +502,6 @@ impl Replica {
             promised: promised.await?,
         })
     }
-}
-
-/// Opens a replica on the current reactor.
-async fn open_here(
-    registry: Registry,
-    target: Arc<Target>,
-    uri: DeviceUri,
-    format: Option<FormatOptions>,
-) -> Result<Replica, ReplicasError> {
-    let device = registry.open(&uri).await?;
-    let unusable = |why: String| ReplicasError::Unusable {
-        device: uri.to_string(),
-        why,
-    };
-    let queue = device
-        .clone()
-        .attach()
-        .await
-        .map_err(|error| unusable(error.to_string()))?;
-    if let Some(options) = format {
-        prepare(&queue, &options).await.map_err(unusable)?;
-    }
-    let host = ReplicaHost::open(queue)
-        .await
-        .map_err(|error| unusable(error.to_string()))?;
-    Ok(Replica {
-        label: host.label(),
-        hosted: Owned::new(Rc::new(Hosted::new(host, target))),
-        device,
-        uri,
-    })
-}
-
-/// Makes a device the replica that it is to be, unless it is that already.
-async fn prepare(queue: &Rc<dyn BlockDevice>, options: &FormatOptions) -> Result<(), String> {
-    match Area::open(queue.clone()).await {
-        Ok(area) => {
-            let Label { volume, replica, .. } = area.label();
-            match (volume, replica) == (options.volume, options.replica) {
-                true => Ok(()),
-                false => Err(format!("it is replica {replica} of volume {volume}")),
-            }
-        }
-        Err(AreaError::Missing(_)) => {
-            let is_blank = Area::is_blank(queue).await.map_err(|error| error.to_string())?;
-            if !is_blank {
-                return Err(
-                    "there is something at its end: wipe the last 8 KiB if it may be lost".to_owned(),
-                );
-            }
-            let formatted = Area::format(queue.clone(), options).await;
-            formatted.map(drop).map_err(|error| error.to_string())
-        }
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// Makes a device blank that was a replica.
-async fn wipe(replica: Replica) -> Result<(), ReplicasError> {
-    let Replica {
-        uri, hosted, device, ..
-    } = replica;
-    let reactor = hosted.owner().clone();
-    drop(hosted);
-    let wiped = reactor.call(move || async move {
-        let queue = device.attach().await.map_err(AreaError::from)?;
-        Area::wipe(queue).await
-    });
-    wiped.await?.map_err(|error| ReplicasError::Unusable {
-        device: uri.to_string(),
-        why: error.to_string(),
-    })
 }
 
 fn volume_name(replica: Uuid) -> String {

@@ -13,17 +13,21 @@ use std::time::Duration;
 
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::promise_response::Outcome;
+use pollux_api::engine::v1::replicas_client::ReplicasClient;
 use pollux_device::{BlockDevice, Device};
 use pollux_nvme::initiator::device::{Endpoint, LossOptions, NvmfDevice, NvmfOptions, Resubmit, Unflushed};
 use pollux_nvme::initiator::host::HostIdentity;
 use pollux_nvme::initiator::namespace::NamespaceSelector;
 use pollux_volume::membership::Epoch;
-use pollux_volume::replica::{Granted, PromiseError, Promising, ReplicaPort};
+use pollux_volume::replica::{
+    CommandError, Commanding, Granted, OpeningSnapshot, PromiseError, Promising, ReplicaAnswer,
+    ReplicaCommand, ReplicaPort,
+};
 use uuid::Uuid;
 
-use super::Nqn;
 use super::calls::{CallError, Calls};
 use super::hosted::NAMESPACE_ID;
+use super::{Nqn, wire};
 use crate::settings::ControlAddress;
 
 /// How long a target that says nothing counts as alive: the keep alive timeout of a session.
@@ -126,7 +130,8 @@ impl RemoteReplica {
             epoch: epoch.0,
             host_nqn: self.options.host.name.to_string(),
         };
-        let answer = self.calls.promise(self.address.clone(), request).await?;
+        let call = |mut client: ReplicasClient<_>| async move { client.promise(request).await };
+        let answer = self.calls.ask(self.address.clone(), call).await?;
         let granted = match answer.outcome.ok_or(Failure::Nonsense("it is empty"))? {
             Outcome::Granted(granted) => granted,
             // What is not newer supersedes nobody.
@@ -137,31 +142,39 @@ impl RemoteReplica {
             Outcome::Interrupted(_) => return Ok(Err(PromiseError::Interrupted)),
         };
         Ok(Ok(Granted {
-            session: self.connect(&granted).await?,
+            session: self
+                .connect(&granted.subsystem_nqn, NAMESPACE_ID, &granted.listeners)
+                .await?,
             instance: granted.instance,
             previous: granted.previous_epoch.map(Epoch),
             flush_failures: granted.flush_failures,
         }))
     }
 
-    /// Connects to the session of a promise.
-    async fn connect(&self, granted: &api::PromiseGranted) -> Result<Rc<dyn BlockDevice>, Failure> {
-        let subsystem: Nqn = granted
-            .subsystem_nqn
+    /// Connects to a namespace that was named.
+    async fn connect(
+        &self,
+        subsystem: &str,
+        namespace_id: u32,
+        listeners: &[String],
+    ) -> Result<Rc<dyn BlockDevice>, Failure> {
+        let subsystem: Nqn = subsystem
             .parse()
             .map_err(|_| Failure::Nonsense("the name of the subsystem is none"))?;
         let mut why = "it listens nowhere".to_owned();
-        for listener in granted.listeners.iter().take(LISTENERS_MAX) {
+        for listener in listeners.iter().take(LISTENERS_MAX) {
             let listener: SocketAddr = listener
                 .parse()
                 .map_err(|_| Failure::Nonsense("a listener is no address"))?;
-            match self.session(self.reached(listener), subsystem.clone()).await {
+            let mut options = session_options(&self.options, self.reached(listener), subsystem.clone());
+            options.namespace = NamespaceSelector::Id(namespace_id);
+            match open(options).await {
                 Ok(session) => return Ok(session),
                 Err(error) => why = error,
             }
         }
         Err(Failure::Session {
-            listeners: granted.listeners.join(", "),
+            listeners: listeners.join(", "),
             why,
         })
     }
@@ -178,19 +191,53 @@ impl RemoteReplica {
         SocketAddr::new(ip, listener.port())
     }
 
-    async fn session(&self, listener: SocketAddr, subsystem: Nqn) -> Result<Rc<dyn BlockDevice>, String> {
-        let options = session_options(&self.options, listener, subsystem);
-        let device = NvmfDevice::open(options)
-            .await
-            .map_err(|error| error.to_string())?;
-        let queue = device.attach().await;
-        queue.map_err(|error| error.to_string())
+    async fn command(self, epoch: Epoch, command: ReplicaCommand) -> Result<ReplicaAnswer, CommandError> {
+        let request = api::CommandRequest {
+            volume: self.volume.to_string(),
+            replica: self.replica.to_string(),
+            epoch: epoch.0,
+            command: Some(wire::command(command)),
+        };
+        let call = |mut client: ReplicasClient<_>| async move { client.command(request).await };
+        let answer = self.calls.ask(self.address.clone(), call).await;
+        let answer = answer.map_err(|error| self.unreachable(epoch, &error))?;
+        wire::answer(command, answer)
     }
+
+    async fn open_snapshot(self, epoch: Epoch, cut: Uuid) -> Result<Rc<dyn BlockDevice>, CommandError> {
+        let request = api::OpenSnapshotRequest {
+            volume: self.volume.to_string(),
+            replica: self.replica.to_string(),
+            epoch: epoch.0,
+            cut: cut.to_string(),
+        };
+        let call = |mut client: ReplicasClient<_>| async move { client.open_snapshot(request).await };
+        let answer = self.calls.ask(self.address.clone(), call).await;
+        let answer = answer.map_err(|error| self.unreachable(epoch, &error))?;
+        let opened = wire::opened(answer, cut)?;
+        let connected = self
+            .connect(&opened.subsystem_nqn, opened.namespace_id, &opened.listeners)
+            .await;
+        connected.map_err(|error| self.unreachable(epoch, &error))
+    }
+
+    fn unreachable(&self, epoch: Epoch, error: &dyn std::error::Error) -> CommandError {
+        let (replica, address) = (self.replica, &self.address);
+        tracing::debug!(%replica, %address, epoch = epoch.0, %error, "no answer to a command");
+        CommandError::Unreachable
+    }
+}
+
+async fn open(options: NvmfOptions) -> Result<Rc<dyn BlockDevice>, String> {
+    let device = NvmfDevice::open(options)
+        .await
+        .map_err(|error| error.to_string())?;
+    let queue = device.attach().await;
+    queue.map_err(|error| error.to_string())
 }
 
 fn session_options(options: &SessionOptions, listener: SocketAddr, subsystem: Nqn) -> NvmfOptions {
     let mut session = NvmfOptions::new(Endpoint::from(listener), subsystem);
-    session.namespace = NamespaceSelector::Id(NAMESPACE_ID);
     session.host = options.host.clone();
     session.queues = 1;
     session.keep_alive = options.keep_alive;
@@ -211,6 +258,14 @@ fn session_options(options: &SessionOptions, listener: SocketAddr, subsystem: Nq
 impl ReplicaPort for RemoteReplica {
     fn promise(&self, epoch: Epoch) -> Promising {
         Box::pin(self.clone().promise(epoch))
+    }
+
+    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
+        Box::pin(self.clone().command(epoch, command))
+    }
+
+    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
+        Box::pin(self.clone().open_snapshot(epoch, cut))
     }
 
     fn is_local(&self) -> bool {

@@ -34,6 +34,11 @@ impl PoolMedium {
         format!("{}@{}", replica.as_simple(), cut.as_simple())
     }
 
+    /// Whether a name in the pool is that of a snapshot of a replica.
+    pub fn is_snapshot_of(replica: Uuid, name: &str) -> bool {
+        Self::cut_of(replica, name).is_some()
+    }
+
     /// The snapshot of a replica that has a name in the pool.
     fn cut_of(replica: Uuid, name: &str) -> Option<Uuid> {
         let (of, cut) = name.split_once('@')?;
