@@ -4,7 +4,7 @@
 //! page goes to another device where there is one with room, else to another extent. Nothing new goes to a
 //! device that is being drained.
 
-use crate::allocator::{DeviceSpace, NoSpace, SpaceCounts, StateError};
+use crate::allocator::{DeviceSpace, LeafImage, NoSpace, SpaceCounts, StateError};
 use crate::layout::{BlockAddress, ExtentId};
 
 /// See the module.
@@ -212,17 +212,35 @@ impl PoolSpace {
         self.of(page.extent())?.adopt_page(page)
     }
 
-    /// Leaves of the allocation state that have changed, by device.
-    pub fn dirty_leaves(&self) -> Vec<(u8, u64)> {
-        let mut dirty = Vec::new();
+    /// Leaves of the allocation state that have changed, by device, and whose pages may not be changed yet.
+    pub fn unprepared_leaves(&self) -> Vec<(u8, u64)> {
+        let mut unprepared = Vec::new();
         for (number, member) in (0..).zip(&self.devices) {
-            let leaves = member.iter().flat_map(|member| member.space.dirty_leaves());
-            dirty.extend(leaves.map(|leaf| (number, leaf)));
+            let leaves = member.iter().flat_map(|member| member.space.unprepared_leaves());
+            unprepared.extend(leaves.map(|leaf| (number, leaf)));
         }
-        dirty
+        unprepared
     }
 
-    /// How many those are.
+    /// Whether there are none of those.
+    pub fn is_prepared(&self) -> bool {
+        self.members()
+            .all(|member| member.space.unprepared_leaves().next().is_none())
+    }
+
+    /// See [`DeviceSpace::set_prepared`].
+    pub fn set_prepared(&mut self, device: u8, leaf: u64) {
+        if let Some(space) = self.device_mut(device) {
+            space.set_prepared(leaf);
+        }
+    }
+
+    /// See [`DeviceSpace::closed_image`].
+    pub fn closed_image(&mut self, device: u8, leaf: u64) -> Option<LeafImage> {
+        self.device_mut(device)?.closed_image(leaf)
+    }
+
+    /// Leaves of the allocation state that have changed since the last checkpoint closed.
     pub fn dirty_leaf_count(&self) -> usize {
         self.members().map(|member| member.space.dirty_leaf_count()).sum()
     }
@@ -239,10 +257,9 @@ impl PoolSpace {
         }
     }
 
-    /// See [`DeviceSpace::checkpoint_durable`].
-    pub fn checkpoint_durable(&mut self) {
-        for member in self.devices.iter_mut().flatten() {
-            member.space.checkpoint_durable();
-        }
+    /// See [`DeviceSpace::free_closed`].
+    pub fn free_closed(&mut self, extents_max: usize) -> bool {
+        let mut members = self.devices.iter_mut().flatten();
+        members.any(|member| member.space.free_closed(extents_max))
     }
 }

@@ -8,6 +8,7 @@
 //!   that goes to the drive, as [`DeviceSpace::image`] gives it, has neither.
 //! - An extent that was taken for data is *unrecorded* until a map points to it: it is not in the state that
 //!   goes to the drive, so that a crash before its first record leaves nothing behind.
+//! - What a checkpoint writes of the state is as it was when it closed: see `images`.
 //! - Data never takes the last extents: so many as `reserve_extents` says stay for pages, so that deleting
 //!   in a full pool finds room for the pages that it changes.
 //! - The two copies of a page are in two extents, so that no damage of one extent takes both.
@@ -15,13 +16,15 @@
 //! Memory: a bit for each extent, 2 MiB per TiB, and entries for extents with pages and for what was freed
 //! since the last checkpoint.
 
+mod images;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::layout::page::ALLOCATION_LEAF_EXTENTS;
 use crate::layout::{BlockAddress, EXTENT_BLOCKS, ExtentId};
+pub use images::LeafImage;
+use images::Leaves;
 
 /// The mask of an extent that is used as a whole.
 const WHOLE: u16 = u16::MAX;
@@ -80,8 +83,8 @@ pub struct DeviceSpace {
     reserve_extents: u64,
     /// Where to look for a free extent next.
     cursor: u64,
-    /// Leaves of the allocation state that changed since the last checkpoint closed.
-    dirty: BTreeSet<u64>,
+    /// Leaves of the allocation state that changed.
+    leaves: Leaves,
 }
 
 impl DeviceSpace {
@@ -101,7 +104,7 @@ impl DeviceSpace {
             unrecorded: BTreeSet::new(),
             reserve_extents,
             cursor: 0,
-            dirty: BTreeSet::new(),
+            leaves: Leaves::default(),
         }
     }
 
@@ -143,10 +146,6 @@ impl DeviceSpace {
         }
     }
 
-    fn touch(&mut self, number: u64) {
-        self.dirty.insert(number / ALLOCATION_LEAF_EXTENTS);
-    }
-
     /// A free extent from the cursor on, and around.
     fn find(&self) -> Option<u64> {
         let words = self.taken.len() as u64;
@@ -163,11 +162,9 @@ impl DeviceSpace {
         })
     }
 
-    fn take(&mut self) -> Option<u64> {
-        let number = self.find()?;
+    fn take(&mut self, number: u64) {
         self.set_taken(number, true);
         self.cursor = (number + 1) % self.extents;
-        Some(number)
     }
 
     /// Takes an extent for data. [`DeviceSpace::record_extent`] or [`DeviceSpace::return_extent`] follows.
@@ -179,15 +176,17 @@ impl DeviceSpace {
         if self.free <= self.reserve_extents {
             return Err(NoSpace);
         }
-        let number = self.take().ok_or(NoSpace)?;
+        let number = self.find().ok_or(NoSpace)?;
+        self.take(number);
         self.unrecorded.insert(number);
         Ok(ExtentId::new(self.device, number))
     }
 
     /// A map points to an extent that was taken. No more than once is needed, and more do nothing.
     pub fn record_extent(&mut self, extent: ExtentId) {
-        if self.unrecorded.remove(&extent.number()) {
+        if self.unrecorded.contains(&extent.number()) {
             self.touch(extent.number());
+            self.unrecorded.remove(&extent.number());
         }
     }
 
@@ -216,12 +215,13 @@ impl DeviceSpace {
         let partial = self.partial.iter().copied().find(|number| Some(*number) != apart);
         let number = match partial {
             Some(number) => number,
-            None => {
-                let number = self.take().ok_or(NoSpace)?;
-                self.partial_blocks += EXTENT_BLOCKS as u64;
-                number
-            }
+            None => self.find().ok_or(NoSpace)?,
         };
+        self.touch(number);
+        if partial.is_none() {
+            self.take(number);
+            self.partial_blocks += EXTENT_BLOCKS as u64;
+        }
         let mask = self.pages.entry(number).or_insert(0);
         let index = mask.trailing_ones() as u8;
         *mask |= 1 << index;
@@ -231,7 +231,6 @@ impl DeviceSpace {
         } else {
             self.partial.insert(number);
         }
-        self.touch(number);
         Ok(ExtentId::new(self.device, number).block(index))
     }
 
@@ -253,8 +252,8 @@ impl DeviceSpace {
         if !self.is_taken(number) || self.pages.contains_key(&number) || freed {
             return Err(StateError::NotUsed(number));
         }
-        self.pending.insert(number, WHOLE);
         self.touch(number);
+        self.pending.insert(number, WHOLE);
         Ok(())
     }
 
@@ -269,8 +268,8 @@ impl DeviceSpace {
         if self.used_mask(number) & bit == 0 || !self.pages.contains_key(&number) {
             return Err(StateError::NotUsed(number));
         }
-        *self.pending.entry(number).or_insert(0) |= bit;
         self.touch(number);
+        *self.pending.entry(number).or_insert(0) |= bit;
         Ok(())
     }
 
@@ -302,8 +301,8 @@ impl DeviceSpace {
     pub fn mark_extent(&mut self, extent: ExtentId, again: bool) -> Result<(), StateError> {
         let number = self.check(extent)?;
         if !self.is_taken(number) {
-            self.set_taken(number, true);
             self.touch(number);
+            self.set_taken(number, true);
             return Ok(());
         }
         if again && !self.pages.contains_key(&number) {
@@ -362,33 +361,26 @@ impl DeviceSpace {
         }
     }
 
-    /// Leaves of the allocation state that have changed since the last checkpoint closed.
-    pub fn dirty_leaves(&self) -> impl Iterator<Item = u64> {
-        self.dirty.iter().copied()
-    }
-
     /// Whether anything was freed that is not free yet.
     pub fn is_freeing(&self) -> bool {
         !self.pending.is_empty() || !self.closing.is_empty()
     }
 
-    /// How many those are.
-    pub fn dirty_leaf_count(&self) -> usize {
-        self.dirty.len()
-    }
-
-    /// Closes a checkpoint: its images have been taken, and what was freed before is free in it. One at a
-    /// time.
+    /// Closes a checkpoint: what was freed before is free in it. One at a time: the last one has ended, with
+    /// [`DeviceSpace::free_closed`].
     pub fn close_checkpoint(&mut self) {
-        for (number, mask) in std::mem::take(&mut self.pending) {
-            *self.closing.entry(number).or_insert(0) |= mask;
-        }
-        self.dirty.clear();
+        debug_assert!(self.closing.is_empty(), "the last checkpoint has ended");
+        std::mem::swap(&mut self.pending, &mut self.closing);
+        self.leaves.close();
     }
 
-    /// The checkpoint that was closed is durable: what is free in it can be taken.
-    pub fn checkpoint_durable(&mut self) {
-        for (number, freed) in std::mem::take(&mut self.closing) {
+    /// The checkpoint that was closed is durable: what is free in it can be taken, so many extents of it with
+    /// each call; whether more are left.
+    pub fn free_closed(&mut self, extents_max: usize) -> bool {
+        for _ in 0..extents_max {
+            let Some((number, freed)) = self.closing.pop_first() else {
+                return false;
+            };
             let before = self.pages.get(&number).copied();
             let left = before.map_or(0, |mask| mask & !freed);
             self.partial_blocks -= before.map_or(0, |mask| u64::from(mask.count_zeros()));
@@ -402,5 +394,6 @@ impl DeviceSpace {
                 self.partial_blocks += u64::from(left.count_zeros());
             }
         }
+        !self.closing.is_empty()
     }
 }

@@ -14,6 +14,7 @@ enum Step {
     FreeExtent(usize),
     FreePage(usize),
     Close,
+    Image,
     Durable,
     Crash,
 }
@@ -25,6 +26,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0usize..1000).prop_map(Step::FreeExtent),
         6 => (0usize..1000).prop_map(Step::FreePage),
         2 => Just(Step::Close),
+        1 => Just(Step::Image),
         2 => Just(Step::Durable),
         1 => Just(Step::Crash),
     ]
@@ -53,6 +55,9 @@ struct Model {
     space: DeviceSpace,
     used: Used,
     closing: Option<Used>,
+    /// Whether the image of the checkpoint being written was looked at, or there is none as nothing had
+    /// changed.
+    imaged: bool,
     durable: Used,
 }
 
@@ -63,6 +68,7 @@ impl Model {
             space,
             used: Used::default(),
             closing: None,
+            imaged: true,
             durable: Used::default(),
         }
     }
@@ -152,22 +158,43 @@ impl Model {
                 }
             }
             Step::Close if self.closing.is_none() => {
+                self.imaged = self.space.dirty_leaf_count() == 0;
+                assert_eq!(self.space.unprepared_leaves().count(), usize::from(!self.imaged));
+                self.space.set_prepared(0);
+                assert_eq!(self.space.unprepared_leaves().count(), 0);
                 self.space.close_checkpoint();
                 assert_eq!(self.space.dirty_leaves().count(), 0);
                 self.closing = Some(self.used.clone());
             }
             Step::Close => {}
+            Step::Image => self.look_at_image(),
             Step::Durable => {
+                self.look_at_image();
                 if let Some(used) = self.closing.take() {
-                    self.space.checkpoint_durable();
+                    while self.space.free_closed(1) {}
                     self.durable = used;
                 }
             }
             Step::Crash => {
                 self.used = self.durable.clone();
                 self.closing = None;
+                self.imaged = true;
                 self.space = Self::load(&self.durable);
             }
+        }
+    }
+
+    /// What the checkpoint has is as it was when that closed, whatever has changed since.
+    fn look_at_image(&mut self) {
+        let Some(closing) = &self.closing else { return };
+        let image = self.space.closed_image(0);
+        assert_eq!(image.is_none(), self.imaged, "once, if it had changed");
+        self.imaged = true;
+        let Some(image) = image else { return };
+        let masks = closing.masks();
+        for (number, used) in (0..).zip(image.iter()) {
+            let expected = masks.get(&number).copied().unwrap_or(0);
+            assert_eq!(*used, expected, "extent {number}");
         }
     }
 

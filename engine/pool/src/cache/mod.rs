@@ -1,31 +1,35 @@
 //! Pages in memory, between the trees and the devices.
 //!
-//! A page is *dirty* while its generation is open: it is only here. A checkpoint *seals* the dirty pages,
-//! from the leaves up, since a page holds the CRCs of those below it; then it *writes* them, and once it is
-//! durable they are
-//! *clean*: they can be dropped and loaded again.
+//! A page is *open* while its generation is: it is only here, and its tree changes it. A checkpoint
+//! *closes* all open pages at once, which costs nothing: from then on births tell them from later ones.
+//! Then, while everything goes on, it *seals* them one by one, from the leaves up, since a page holds the
+//! CRCs of those below it, and writes them. Once it is durable they are *clean*: they can be dropped and
+//! loaded again.
 //!
 //! Invariants:
 //! - Only clean pages are ever dropped.
-//! - A dirty page has no other holder. One that is sealed is never changed: trees shadow it.
-//! - When a checkpoint has sealed its pages there is no pointer without a CRC, neither in pages nor, once the
-//!   caller has asked [`PageCache::sealed`], in roots.
-//! - A page that is released while it is written is still written: a crash may go back to the checkpoint that
-//!   has it.
+//! - A page that is closed is never changed but by sealing it, which fills in what could not be known
+//!   before: the CRCs of the pages that it points to. Trees shadow it.
+//! - A pointer without a CRC leads to a page that is open, or that the last checkpoint closed: shadows that
+//!   were made of a page before it was sealed have such pointers until they are sealed themselves. In a
+//!   page that is closed and not sealed yet it may also lead to one of the checkpoint before.
+//!   [`PageCache::sealed`] has all of those CRCs.
+//! - A page that is released while a checkpoint has yet to write it is still written: a crash may go back to
+//!   that checkpoint.
 
 mod load;
 mod pages;
+mod seal;
 #[cfg(test)]
 mod tests;
 
 use std::cell::Cell;
-use std::collections::HashMap;
-use std::rc::Rc;
 
+use pollux_hugepages::Slice;
 use uuid::Uuid;
 
 use crate::allocator::StateError;
-use crate::layout::page::{FAN_OUT, Page, PageIdentity, PageKind};
+use crate::layout::page::{Page, PageIdentity};
 use crate::layout::{BlockAddress, PagePointer};
 use crate::space::PoolSpace;
 use crate::tree::{PageStore, TreeError};
@@ -33,30 +37,22 @@ pub(crate) use load::load_copy;
 pub use load::{LoadError, load};
 pub(crate) use pages::PagePlace;
 use pages::Pages;
+use seal::Sealing;
 
 /// Pages that are kept whatever the limit: the way to a leaf in a few trees.
 const CLEAN_PAGES_MIN: usize = 64;
 
-/// The part of the clean pages that is dropped at a time, as one in so many: looking for the oldest looks
-/// at all.
-const DROPPED_PART: usize = 8;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Of the open generation.
-    Dirty,
-    /// Of the checkpoint that is being made.
-    Sealed,
-    /// On the device.
-    Clean,
+struct Cached {
+    page: Page,
+    second: BlockAddress,
+    /// It was looked at since the search for pages to drop has come by.
+    used: Cell<bool>,
 }
 
-struct Cached {
-    page: Rc<Page>,
-    second: BlockAddress,
-    state: State,
-    /// When it was last looked at, in looks.
-    used: Cell<u64>,
+impl Cached {
+    fn birth(&self) -> u64 {
+        self.page.identity().birth
+    }
 }
 
 /// See the module.
@@ -66,34 +62,43 @@ pub struct PageCache {
     pages: Pages,
     clean_pages_max: usize,
     clean_pages: usize,
-    looks: Cell<u64>,
-    /// The CRCs of the pages that the last checkpoint sealed.
-    sealed: HashMap<u64, u32>,
+    /// Pages that the last checkpoint closed, and that are not clean yet.
+    closed_pages: usize,
+    /// The generation that the last checkpoint closed: pages born later are open.
+    closed: u64,
+    /// The generation that the last durable checkpoint closed: pages born by then are clean.
+    durable: u64,
+    sealing: Sealing,
 }
 
 /// A page and where it goes.
 pub struct SealedPage {
     /// Both places.
     pub pointer: PagePointer,
-    /// The page.
-    pub page: Rc<Page>,
+    /// Which page it is.
+    pub identity: PageIdentity,
+    /// Its bytes.
+    pub bytes: Slice,
 }
 
 /// A page is not what the pointers to it say: a mistake of this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a page points to {0:?}, which was never sealed: this is a bug, and nothing was written")]
+#[error("a page points to {0:?}, which was never sealed: this is a bug; the last checkpoint stays as it is")]
 pub struct Unsealed(pub BlockAddress);
 
 impl PageCache {
-    /// A cache that keeps at most so many bytes of clean pages, and a few pages in any case.
-    pub fn new(pool: Uuid, clean_bytes_max: usize) -> Self {
+    /// A cache that keeps at most so many bytes of clean pages, and a few pages in any case. Pages born up to
+    /// the generation `durable` are on devices.
+    pub fn new(pool: Uuid, clean_bytes_max: usize, durable: u64) -> Self {
         Self {
             pool,
             pages: Pages::default(),
             clean_pages_max: (clean_bytes_max / crate::layout::BLOCK_BYTES).max(CLEAN_PAGES_MIN),
             clean_pages: 0,
-            looks: Cell::new(0),
-            sealed: HashMap::new(),
+            closed_pages: 0,
+            closed: durable,
+            durable,
+            sealing: Sealing::default(),
         }
     }
 
@@ -107,116 +112,71 @@ impl PageCache {
         self.pages.len() - self.clean_pages
     }
 
-    /// Takes in a page that was loaded, and drops others if there are too many.
+    /// Takes in a page that was loaded, and drops another if there are too many.
     fn insert(&mut self, pointer: &PagePointer, page: Page) {
+        debug_assert!(page.identity().birth <= self.durable, "what is loaded is clean");
         if self.clean_pages >= self.clean_pages_max {
-            self.drop_oldest();
+            self.drop_one();
         }
         let cached = Cached {
-            page: Rc::new(page),
+            page,
             second: pointer.second,
-            state: State::Clean,
-            used: Cell::new(self.look()),
+            used: Cell::new(true),
         };
         let before = self.pages.insert(pointer.first.raw(), cached);
         debug_assert!(before.is_none(), "a page that is there is not loaded");
         self.clean_pages += 1;
     }
 
-    fn look(&self) -> u64 {
-        self.looks.set(self.looks.get() + 1);
-        self.looks.get()
-    }
-
-    fn drop_oldest(&mut self) {
-        let clean = self
-            .pages
-            .iter()
-            .filter(|(_, cached)| cached.state == State::Clean);
-        let mut ages: Vec<(u64, u64)> = clean.map(|(key, cached)| (cached.used.get(), key)).collect();
-        let dropped = (ages.len() / DROPPED_PART).clamp(1, ages.len().max(1));
-        if dropped < ages.len() {
-            ages.select_nth_unstable(dropped);
-        }
-        for (_, key) in ages.into_iter().take(dropped) {
-            self.pages.remove(key);
-            self.clean_pages -= 1;
-        }
-    }
-
-    /// Seals the dirty pages of a kind of tree. What is in them is final; kinds that hold the roots of
-    /// others come after those.
-    ///
-    /// # Errors
-    ///
-    /// [`Unsealed`].
-    pub fn seal(&mut self, kind: PageKind) -> Result<(), Unsealed> {
-        let mut keys: Vec<(u8, u64)> = self
-            .pages
-            .iter()
-            .filter(|(_, cached)| cached.state == State::Dirty && cached.page.identity().kind == kind)
-            .map(|(key, cached)| (cached.page.identity().level, key))
-            .collect();
-        keys.sort_unstable();
-        for (level, key) in keys {
-            let Some(cached) = self.pages.get_mut(key) else {
+    /// Drops a clean page that was not looked at for long, if there is one.
+    fn drop_one(&mut self) {
+        // Twice around: the first time takes the marks away.
+        for _ in 0..2 * self.pages.places() {
+            let Some((key, cached)) = self.pages.next() else {
                 continue;
             };
-            // A dirty page has no other holder, so nothing is copied.
-            let page = Rc::make_mut(&mut cached.page);
-            if level > 0 {
-                fill_in(page, &self.sealed)?;
+            if cached.birth() <= self.durable && !cached.used.replace(false) {
+                self.pages.remove(key);
+                self.clean_pages -= 1;
+                return;
             }
-            cached.state = State::Sealed;
-            self.sealed.insert(key, page.seal());
-        }
-        Ok(())
-    }
-
-    /// A pointer as a root is to be kept from now on: with the CRC of its page, if that was sealed by the
-    /// last checkpoint.
-    #[must_use]
-    pub fn sealed(&self, pointer: PagePointer) -> PagePointer {
-        match self.sealed.get(&pointer.first.raw()) {
-            Some(crc) if pointer.crc == 0 => PagePointer { crc: *crc, ..pointer },
-            _ => pointer,
         }
     }
 
-    /// The pages that a checkpoint has sealed, to be written to both of their places.
-    pub fn to_write(&self) -> Vec<SealedPage> {
-        let sealed = self
-            .pages
-            .iter()
-            .filter(|(_, cached)| cached.state == State::Sealed);
-        sealed
-            .filter_map(|(key, cached)| {
-                Some(SealedPage {
-                    pointer: PagePointer {
-                        first: BlockAddress::from_raw(key)?,
-                        second: cached.second,
-                        birth: cached.page.identity().birth,
-                        crc: self.sealed.get(&key).copied()?,
-                    },
-                    page: cached.page.clone(),
-                })
-            })
-            .collect()
+    /// Drops so many clean pages at most, while there are more than are kept; whether there still are.
+    pub fn shrink(&mut self, pages_max: usize) -> bool {
+        let too_many = self.clean_pages.saturating_sub(self.clean_pages_max);
+        for _ in 0..too_many.min(pages_max) {
+            self.drop_one();
+        }
+        too_many > pages_max
     }
 
-    /// The checkpoint is durable: what it wrote is clean, and the next one may seal.
+    /// Closes all open pages, which were born in `generation` at the latest. The last checkpoint is durable.
+    pub fn close(&mut self, generation: u64) {
+        debug_assert_eq!(self.closed, self.durable, "one checkpoint at a time");
+        self.closed = generation;
+        self.closed_pages = self.dirty_pages();
+        self.sealing.close();
+    }
+
+    /// The checkpoint is durable, all of whose pages were sealed and written: they are clean. Then
+    /// [`PageCache::shrink`] is to be called.
     pub fn checkpoint_durable(&mut self) {
-        for cached in self
-            .pages
-            .values_mut()
-            .filter(|cached| cached.state == State::Sealed)
-        {
-            cached.state = State::Clean;
-            self.clean_pages += 1;
-        }
-        self.sealed.clear();
-        while self.clean_pages > self.clean_pages_max {
-            self.drop_oldest();
+        self.durable = self.closed;
+        self.clean_pages += std::mem::take(&mut self.closed_pages);
+    }
+
+    /// A page that nothing leads to any more goes.
+    fn remove(&mut self, key: u64) {
+        let Some(cached) = self.pages.remove(key) else {
+            return;
+        };
+        if cached.birth() <= self.durable {
+            self.clean_pages -= 1;
+        } else if cached.birth() <= self.closed {
+            self.closed_pages -= 1;
+            self.sealing.keep(key, cached);
         }
     }
 
@@ -229,17 +189,16 @@ impl PageCache {
     #[inline]
     pub(crate) fn page_at(&self, place: PagePlace) -> Option<&Page> {
         let cached = self.pages.at(place)?;
-        // No look of its own: as new as the last one is good enough, and costs less.
-        cached.used.set(self.looks.get());
+        cached.used.set(true);
         Some(&cached.page)
     }
 
-    /// The page at a place, if it is still there and only in memory, to be changed. Whether it belongs to the
-    /// tree that asks is up to the caller.
+    /// The page at a place, if it is still there and open, to be changed. Whether it belongs to the tree that
+    /// asks is up to the caller.
     #[inline]
-    pub(crate) fn dirty_page_at(&mut self, place: PagePlace) -> Option<&mut Page> {
+    pub(crate) fn open_page_at(&mut self, place: PagePlace) -> Option<&mut Page> {
         let cached = self.pages.at_mut(place)?;
-        (cached.state == State::Dirty).then(|| Rc::make_mut(&mut cached.page))
+        (cached.birth() > self.closed).then_some(&mut cached.page)
     }
 
     fn find(&self, pointer: &PagePointer, identity: &PageIdentity) -> Result<&Cached, TreeError> {
@@ -254,22 +213,9 @@ impl PageCache {
             (identity.kind, identity.level, identity.index, identity.birth),
             "two pages have one place"
         );
-        cached.used.set(self.look());
+        cached.used.set(true);
         Ok(cached)
     }
-}
-
-/// Gives the pointers of a page the CRCs that they did not have yet.
-fn fill_in(page: &mut Page, sealed: &HashMap<u64, u32>) -> Result<(), Unsealed> {
-    for at in 0..FAN_OUT {
-        let Some(pointer) = page.pointer(at).filter(|pointer| pointer.crc == 0) else {
-            continue;
-        };
-        let crc = sealed.get(&pointer.first.raw()).copied();
-        let crc = crc.ok_or(Unsealed(pointer.first))?;
-        page.put_pointer(at, Some(&PagePointer { crc, ..pointer }));
-    }
-    Ok(())
 }
 
 /// The cache and the space that its pages take, as trees see them.
@@ -297,21 +243,21 @@ impl Metadata<'_> {
 
 impl PageStore for Metadata<'_> {
     fn page(&self, pointer: &PagePointer, identity: &PageIdentity) -> Result<&Page, TreeError> {
-        self.cache.find(pointer, identity).map(|cached| &*cached.page)
+        self.cache.find(pointer, identity).map(|cached| &cached.page)
     }
 
     fn page_mut(&mut self, pointer: &PagePointer, identity: &PageIdentity) -> Result<&mut Page, TreeError> {
-        let state = self.cache.find(pointer, identity)?.state;
-        debug_assert_eq!(state, State::Dirty, "trees shadow what is sealed");
+        let birth = self.cache.find(pointer, identity)?.birth();
+        debug_assert!(birth > self.cache.closed, "trees shadow what is closed");
         let absent = TreeError::Absent {
             pointer: *pointer,
             identity: *identity,
         };
         let cached = self.cache.pages.get_mut(pointer.first.raw()).ok_or(absent)?;
-        Ok(Rc::make_mut(&mut cached.page))
+        Ok(&mut cached.page)
     }
 
-    fn create(&mut self, page: Page) -> Result<PagePointer, TreeError> {
+    fn create(&mut self, mut page: Page) -> Result<PagePointer, TreeError> {
         let first = self.space.take_page(None).map_err(|_| TreeError::NoSpace)?;
         let second = match self.space.take_page(Some(first.extent())) {
             Ok(second) => second,
@@ -328,11 +274,12 @@ impl PageStore for Metadata<'_> {
             birth: page.identity().birth,
             crc: 0,
         };
+        self.cache.sealing.made(page.identity(), first.raw());
+        self.cache.sealing.complete_new(&mut page);
         let cached = Cached {
-            page: Rc::new(page),
+            page,
             second,
-            state: State::Dirty,
-            used: Cell::new(self.cache.look()),
+            used: Cell::new(true),
         };
         let before = self.cache.pages.insert(first.raw(), cached);
         debug_assert!(before.is_none(), "two pages have one place");
@@ -350,11 +297,7 @@ impl PageStore for Metadata<'_> {
     }
 
     fn release(&mut self, pointer: &PagePointer) {
-        if let Some(cached) = self.cache.pages.remove(pointer.first.raw())
-            && cached.state == State::Clean
-        {
-            self.cache.clean_pages -= 1;
-        }
+        self.cache.remove(pointer.first.raw());
         for copy in [pointer.first, pointer.second] {
             if let Err(error) = self.space.free_page(copy) {
                 // It stays used: space is lost, and nothing else.

@@ -17,6 +17,8 @@ pub(super) struct Pages {
     places: HashMap<u64, u32, foldhash::fast::FixedState>,
     pages: Vec<Option<(u64, Cached)>>,
     free: Vec<u32>,
+    /// Where [`Pages::next`] goes on.
+    hand: usize,
 }
 
 impl Pages {
@@ -73,12 +75,16 @@ impl Pages {
         Some(cached)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Cached)> {
-        let pages = self.pages.iter().flatten();
-        pages.map(|(key, cached)| (*key, cached))
+    /// How many places there are, with a page or without.
+    pub(super) fn places(&self) -> usize {
+        self.pages.len()
     }
 
-    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Cached> {
-        self.pages.iter_mut().flatten().map(|(_, cached)| cached)
+    /// The page at the next place, round and round; `None` if there is none at that place.
+    pub(super) fn next(&mut self) -> Option<(u64, &Cached)> {
+        let at = self.hand;
+        self.hand = if at + 1 < self.pages.len() { at + 1 } else { 0 };
+        let (key, cached) = self.pages.get(at)?.as_ref()?;
+        Some((*key, cached))
     }
 }

@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pollux_device::{Device, Gather};
-use pollux_hugepages::Slice;
 use pollux_reactor::random_u64;
 use pollux_sim::{SimDrive, SimDriveOptions, World};
 
 use super::*;
 use crate::allocator::DeviceSpace;
 use crate::device::PoolDevice;
-use crate::layout::page::MAP_LEAF_SLOTS;
+use crate::layout::page::{MAP_LEAF_SLOTS, PageKind};
 use crate::layout::slot::{Fragment, Slot};
 use crate::layout::{EXTENT_BLOCKS, EXTENT_BYTES, ExtentId};
 use crate::tree::{Generations, Passed, Shape, Tree};
@@ -51,7 +50,7 @@ impl Bench {
         // A label is there; and extent 0 of device 0 is no extent that anything can point to.
         space.mark_extent(ExtentId::new(0, 0), false).unwrap();
         Self {
-            cache: PageCache::new(POOL, 0),
+            cache: PageCache::new(POOL, 0, 0),
             space,
             devices: vec![Some(device)],
             tree: Tree {
@@ -78,6 +77,7 @@ impl Bench {
             match act(&mut self.tree, &mut metadata, self.generations) {
                 Ok(value) => return Ok(value),
                 Err(TreeError::Absent { pointer, identity }) => {
+                    let pointer = self.cache.sealed(pointer);
                     let page = load(POOL, &self.devices, &pointer, &identity).await?;
                     let mut metadata = Metadata {
                         cache: &mut self.cache,
@@ -104,34 +104,48 @@ impl Bench {
         Ok(found.unwrap_or_default())
     }
 
-    /// Seals and writes; what `meanwhile` does happens in the next generation before all is durable.
+    /// Closes, seals and writes; what `meanwhile` does happens in the next generation before all is sealed.
     async fn checkpoint(&mut self, meanwhile: u64) {
-        self.cache.seal(PageKind::Map).unwrap();
-        self.tree.root = self.tree.root.map(|root| self.cache.sealed(root));
+        self.cache.close(self.generations.open);
         self.generations = Generations {
             open: self.generations.open + 1,
             closed: self.generations.open,
         };
+        let leaves: Vec<u64> = self
+            .space
+            .unprepared_leaves()
+            .iter()
+            .map(|(_, leaf)| *leaf)
+            .collect();
+        leaves.iter().for_each(|leaf| self.space.set_prepared(0, *leaf));
         self.space.close_checkpoint();
-        let pages = self.cache.to_write();
-        if meanwhile != u64::MAX {
-            self.put(meanwhile, &slot(meanwhile)).await;
-        }
-        for sealed in pages {
+        let before = random_u64() % 8;
+        let mut number = 0;
+        let mut put = meanwhile == u64::MAX;
+        loop {
+            let sealed = self.cache.seal_next(|_| ()).unwrap();
+            if !put && (number >= before || sealed.is_none()) {
+                self.put(meanwhile, &slot(meanwhile)).await;
+                put = true;
+            }
+            number += 1;
+            let Some(sealed) = sealed else { break };
             for copy in [sealed.pointer.first, sealed.pointer.second] {
                 let device = self.devices[0].as_ref().unwrap();
-                let from = Gather::from(Slice::copy_from(sealed.page.bytes()));
+                let from = Gather::from(sealed.bytes.clone());
                 let block = copy.extent().number() * EXTENT_BLOCKS as u64 + u64::from(copy.index());
                 device.write(block, from, false).await.unwrap();
             }
         }
+        self.tree.root = self.tree.root.map(|root| self.cache.sealed(root));
         self.cache.checkpoint_durable();
-        self.space.checkpoint_durable();
+        while self.space.free_closed(1) {}
+        while self.cache.shrink(1) {}
     }
 
     fn drop_clean(&mut self) {
         while self.cache.clean_pages > 0 {
-            self.cache.drop_oldest();
+            self.cache.drop_one();
         }
     }
 }

@@ -8,7 +8,7 @@
 //! | 32 | tree, u64: the volume that made the page, or the device |
 //! | 40 | place among the pages of its level, u64 |
 //! | 48 | birth, u64 |
-//! | 60 | CRC-32C of the CRCs of bytes 0 to 59 and 64 on, u32 each |
+//! | 60 | CRC-32C of the CRCs of bytes 0 to 59 and 64 on, u32 each; 1 in place of 0 |
 //!
 //! | entries of | bytes | count |
 //! | --- | --- | --- |
@@ -287,5 +287,6 @@ pub(super) fn page_crc(bytes: &Block) -> u32 {
     let mut both = [0; 8];
     put_u32(&mut both, 0, header);
     put_u32(&mut both, 4, entries);
-    crc32c(&both)
+    // 0 says in a pointer that its page has none yet.
+    crc32c(&both).max(1)
 }

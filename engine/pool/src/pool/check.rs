@@ -176,8 +176,9 @@ impl Pool {
         if let Some(page) = known {
             return Ok(page);
         }
+        let pointer = self.state.borrow().cache.sealed(*pointer);
         let devices = self.devices.borrow().clone();
-        Ok(load(self.uuid, &devices, pointer, identity).await?)
+        Ok(load(self.uuid, &devices, &pointer, identity).await?)
     }
 
     fn compare(&self, marks: Marks) -> CheckReport {

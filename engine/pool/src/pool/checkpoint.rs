@@ -2,13 +2,14 @@
 //!
 //! 1. *Prepare*, while everything goes on: every page of the table of volumes and of the allocation state
 //!    that will be written gets its place.
-//! 2. *Close*, in one step: pages are sealed, roots are put into the table of volumes, the used blocks into
-//!    the allocation state; the generation is closed and the journal cut. Nothing is allocated or freed
-//!    here, so that the allocation state says what is true. If something came that was not prepared, back
-//!    to 1.
-//! 3. *Write*, while everything goes on: the pages, both copies; the intents that stay active, to the
-//!    journal; a flush; the superblocks; a flush.
-//! 4. What was freed in the closed generation can be used again, and the journal before the cut too.
+//! 2. *Close*, in one short step: the generation is closed and the journal cut. From then on no page of it
+//! is changed, and the allocation state keeps how it was (see `allocator::images`). Entries of volumes that
+//! have changed are put into their table. Nothing is allocated or freed here, so that the allocation state
+//! says what is true. If something came that was not prepared, back to 1.
+//! 3. *Write*, while everything goes on: the pages are sealed, those below before those above them, and both
+//!    copies written; the intents that stay active, to the journal; a flush; the superblocks; a flush.
+//! 4. What was freed in the closed generation can be used again, and the journal before the cut too; bit by
+//! bit, while everything goes on.
 
 use std::rc::Rc;
 
@@ -19,14 +20,14 @@ use pollux_hugepages::Slice;
 
 use super::error::of_tree;
 use super::{ALLOCATION_SHAPE, Pool, PoolError, State, VOLUMES_SHAPE, labels};
-use crate::cache::SealedPage;
+use crate::cache::{SealedPage, Unsealed};
 use crate::device::PoolDevice;
 use crate::journal::{AppendFor, RingPosition};
 use crate::layout::journal::Record;
-use crate::layout::page::{ALLOCATION_LEAF_EXTENTS, PageKind};
+use crate::layout::page::{PageIdentity, PageKind};
 use crate::layout::superblock::Superblock;
 use crate::layout::volume::VolumeEntry;
-use crate::layout::{BlockAddress, EXTENT_BLOCKS};
+use crate::layout::{BlockAddress, EXTENT_BLOCKS, PagePointer};
 use crate::tree::TreeError;
 
 /// Rounds of preparing before a checkpoint gives up: each is for what came during the one before.
@@ -35,13 +36,13 @@ const ROUNDS_MAX: u32 = 10_000;
 /// Pages after which others run, in what goes over many.
 const YIELD_EVERY: usize = 32;
 
-/// Pages being written at a time.
-const WRITES_MAX: usize = 64;
+/// Extents that were freed, or pages that are dropped, after which others run.
+const FREED_IN_A_STEP: usize = 256;
 
 /// What was closed, to be written.
 struct Closed {
+    /// The roots in it have no CRCs yet.
     superblock: Superblock,
-    pages: Vec<SealedPage>,
     intents: Vec<Record>,
     cut: RingPosition,
 }
@@ -154,16 +155,22 @@ impl Pool {
             }
         }
         let closed = closed.ok_or(PoolError::Device(IoError::ResourceShortage))?;
-        self.write(&closed).await?;
-        let mut state = self.state.borrow_mut();
-        state.counters.checkpoints += 1;
-        state.counters.pages_written += closed.pages.len() as u64;
+        let (superblock, pages) = self.write(&closed).await?;
+        {
+            let mut state = self.state.borrow_mut();
+            state.counters.checkpoints += 1;
+            state.counters.pages_written += pages;
+            state.cache.checkpoint_durable();
+            self.journal.release(closed.cut.sequence, superblock.checkpoint);
+            state.superblock = superblock;
+        }
         // Whatever a failed checkpoint had closed never gets here: it stays away for ever.
-        state.space.checkpoint_durable();
-        state.cache.checkpoint_durable();
-        self.journal
-            .release(closed.cut.sequence, closed.superblock.checkpoint);
-        state.superblock = closed.superblock;
+        while self.state.borrow_mut().space.free_closed(FREED_IN_A_STEP) {
+            pollux_reactor::yield_now().await;
+        }
+        while self.state.borrow_mut().cache.shrink(FREED_IN_A_STEP) {
+            pollux_reactor::yield_now().await;
+        }
         Ok(())
     }
 
@@ -173,7 +180,7 @@ impl Pool {
             let (ids, leaves) = {
                 let state = self.state.borrow();
                 let ids: Vec<u64> = state.table.dirty().collect();
-                (ids, state.space.dirty_leaves())
+                (ids, state.space.unprepared_leaves())
             };
             let mut done = true;
             for id in ids {
@@ -200,17 +207,8 @@ impl Pool {
         if !state.is_prepared().map_err(of_tree)? {
             return Ok(None);
         }
-        state.cache.seal(PageKind::Map)?;
-        let cache = &state.cache;
-        state.table.seal_roots(|root| cache.sealed(root));
         state.fill_in_entries().map_err(of_tree)?;
-        state.cache.seal(PageKind::Volumes)?;
-        state.volumes = state.volumes.map(|root| state.cache.sealed(root));
-        state.fill_in_allocation().map_err(of_tree)?;
-        state.cache.seal(PageKind::Allocation)?;
-        for root in state.allocation.values_mut() {
-            *root = root.map(|root| state.cache.sealed(root));
-        }
+        state.cache.close(state.generations.open);
         state.space.close_checkpoint();
         state.table.clear_dirty();
         // With an export no write is under way: what does not match from then on is damage, and nothing
@@ -235,14 +233,15 @@ impl Pool {
         state.generations.open += 1;
         Ok(Some(Closed {
             superblock,
-            pages: state.cache.to_write(),
             intents,
             cut,
         }))
     }
 
-    async fn write(self: &Rc<Self>, closed: &Closed) -> Result<(), PoolError> {
-        self.write_pages(&closed.pages).await?;
+    /// Writes everything; the superblock as it was written, and how many pages there were.
+    async fn write(self: &Rc<Self>, closed: &Closed) -> Result<(Superblock, u64), PoolError> {
+        let pages = self.write_pages().await?;
+        let superblock = self.state.borrow_mut().complete(&closed.superblock);
         for intent in &closed.intents {
             self.journal.append(intent, AppendFor::Checkpoint)?;
         }
@@ -253,8 +252,8 @@ impl Pool {
         for (device, _) in &devices {
             device.flush().await?;
         }
-        labels::write_superblock(&devices, &closed.superblock).await?;
-        Ok(())
+        labels::write_superblock(&devices, &superblock).await?;
+        Ok((superblock, pages))
     }
 
     /// Devices that are there, with their extents.
@@ -270,14 +269,19 @@ impl Pool {
             .collect()
     }
 
-    async fn write_pages(&self, pages: &[SealedPage]) -> Result<(), PoolError> {
+    /// Seals the pages that were closed, and writes them; how many.
+    async fn write_pages(&self) -> Result<u64, PoolError> {
         let mut writes = FuturesUnordered::new();
-        for (number, page) in pages.iter().enumerate() {
-            while writes.len() >= WRITES_MAX {
+        let mut pages = 0;
+        loop {
+            let sealed = self.state.borrow_mut().seal_next()?;
+            let Some(page) = sealed else { break };
+            while writes.len() >= self.options.checkpoint_writes.max(1) {
                 writes.next().await.unwrap_or(Ok(()))?;
             }
             writes.push(self.write_page(page));
-            if number % YIELD_EVERY == 0 {
+            pages += 1;
+            if pages % YIELD_EVERY as u64 == 1 {
                 // Devices that do everything at once would keep all others waiting.
                 pollux_reactor::yield_now().await;
             }
@@ -285,19 +289,18 @@ impl Pool {
         while let Some(result) = writes.next().await {
             result?;
         }
-        Ok(())
+        Ok(pages)
     }
 
     /// Writes both copies; one is enough.
-    async fn write_page(&self, page: &SealedPage) -> Result<(), PoolError> {
-        let bytes = Slice::copy_from(page.page.bytes());
-        let first = self.write_copy(page.pointer.first, bytes.clone());
-        let second = self.write_copy(page.pointer.second, bytes);
+    async fn write_page(&self, page: SealedPage) -> Result<(), PoolError> {
+        let first = self.write_copy(page.pointer.first, page.bytes.clone());
+        let second = self.write_copy(page.pointer.second, page.bytes);
         match futures_util::join!(first, second) {
             (Ok(()), Ok(())) => Ok(()),
             (Err(error), Err(_)) => Err(error.into()),
             (Err(error), _) | (_, Err(error)) => {
-                let page = page.page.identity();
+                let page = page.identity;
                 tracing::error!(pool = %self.name, ?page, %error, "a copy of a page could not be written");
                 Ok(())
             }
@@ -343,10 +346,13 @@ impl State {
         let mut metadata = self.metadata();
         let entry = leaf * ALLOCATION_SHAPE.leaf_entries;
         if tree.open_leaf(&mut metadata, generations, entry)?.is_some() {
+            self.space.set_prepared(device, leaf);
             return Ok(true);
         }
         tree.prepare(&mut metadata, generations, entry)?;
         self.allocation.insert(device, tree.root);
+        // It stays open until the generation closes: leaves of the allocation state are never freed.
+        self.space.set_prepared(device, leaf);
         Ok(false)
     }
 
@@ -365,17 +371,7 @@ impl State {
                 return Ok(false);
             }
         }
-        for (device, leaf) in self.space.dirty_leaves() {
-            let tree = self.allocation_tree(device);
-            let entry = leaf * ALLOCATION_SHAPE.leaf_entries;
-            if tree
-                .open_leaf(&mut self.metadata(), generations, entry)?
-                .is_none()
-            {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        Ok(self.space.is_prepared())
     }
 
     fn fill_in_entries(&mut self) -> Result<(), TreeError> {
@@ -392,23 +388,44 @@ impl State {
         Ok(())
     }
 
-    fn fill_in_allocation(&mut self) -> Result<(), TreeError> {
-        let generations = self.generations;
-        for (device, leaf) in self.space.dirty_leaves() {
-            let tree = self.allocation_tree(device);
-            let first = leaf * ALLOCATION_LEAF_EXTENTS;
-            let Some(space) = self.space.device(device) else {
-                continue;
-            };
-            let images: Vec<u16> = (first..first + ALLOCATION_LEAF_EXTENTS)
-                .map(|number| space.image(number))
-                .collect();
-            if let Some(page) = tree.open_leaf(&mut self.metadata(), generations, first)? {
-                for (at, image) in (0..).zip(images) {
-                    page.put_entry(at, &image.to_le_bytes());
-                }
+    /// Seals one of the pages that were closed.
+    fn seal_next(&mut self) -> Result<Option<SealedPage>, Unsealed> {
+        let space = &mut self.space;
+        self.cache.seal_next(|page| {
+            let PageIdentity {
+                kind,
+                level,
+                tree,
+                index,
+                ..
+            } = *page.identity();
+            if (kind, level) != (PageKind::Allocation, 0) {
+                return;
             }
+            let image = u8::try_from(tree)
+                .ok()
+                .and_then(|device| space.closed_image(device, index));
+            for (at, used) in (0..).zip(image.iter().flat_map(|image| image.iter())) {
+                page.put_entry(at, &used.to_le_bytes());
+            }
+        })
+    }
+
+    /// All pages that were closed are sealed: gives the roots their CRCs, those that are in a superblock and
+    /// those that go on.
+    fn complete(&mut self, superblock: &Superblock) -> Superblock {
+        let cache = &self.cache;
+        let sealed = |root: Option<PagePointer>| root.map(|root| cache.sealed(root));
+        self.table.seal_roots(|root| cache.sealed(root));
+        self.volumes = sealed(self.volumes);
+        for root in self.allocation.values_mut() {
+            *root = sealed(*root);
         }
-        Ok(())
+        let mut superblock = superblock.clone();
+        superblock.volumes = sealed(superblock.volumes);
+        for device in &mut superblock.devices {
+            device.allocation = sealed(device.allocation);
+        }
+        superblock
     }
 }

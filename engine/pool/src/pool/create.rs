@@ -242,7 +242,7 @@ impl Pool {
         let allocation = allocation.map(|(number, device)| (number, device.allocation));
         let state = State {
             space,
-            cache: PageCache::new(uuid, options.cache_bytes),
+            cache: PageCache::new(uuid, options.cache_bytes, superblock.generation),
             table: Table::new(superblock.next_volume),
             intents: Default::default(),
             heads: HashMap::new(),

@@ -81,6 +81,9 @@ pub struct PoolOptions {
     pub cache_bytes: usize,
     /// Memory for metadata that is not yet, in bytes: a checkpoint begins before it is used up.
     pub dirty_bytes: usize,
+    /// Pages that a checkpoint writes at a time, 1 at least: fewer leave more of the devices to volumes, and
+    /// make checkpoints longer.
+    pub checkpoint_writes: usize,
     /// How long a change that nobody flushes may stay in memory only.
     pub commit_interval: Duration,
     /// Whether checkpoints and the deletion of volumes are done in the background. Without, whoever has the
@@ -93,6 +96,7 @@ impl Default for PoolOptions {
         Self {
             cache_bytes: 64 << 20,
             dirty_bytes: 64 << 20,
+            checkpoint_writes: 64,
             commit_interval: Duration::from_millis(100),
             background: true,
         }
@@ -277,7 +281,7 @@ impl State {
     #[inline]
     pub(crate) fn is_leaf_open(&mut self, leaf: &Leaf) -> bool {
         let closed = self.generations.closed;
-        self.cache.dirty_page_at(leaf.place).is_some_and(|page| {
+        self.cache.open_page_at(leaf.place).is_some_and(|page| {
             let birth = page.identity().birth;
             birth > closed && birth > leaf.parent_generation
         })

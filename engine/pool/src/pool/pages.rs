@@ -60,6 +60,8 @@ impl Pool {
         pointer: PagePointer,
         identity: PageIdentity,
     ) -> Result<(), PoolError> {
+        // Without a CRC yet, if its checkpoint sealed it after whoever asks had come by.
+        let pointer = self.state.borrow().cache.sealed(pointer);
         let key = pointer.first.raw();
         let found = self.state.borrow().loads.get(&key).cloned();
         let wait = found.unwrap_or_else(|| {

@@ -220,7 +220,7 @@ impl State {
         if old.fragments != slot.fragments {
             self.leaves.forget_slot(leaf.volume, index);
         }
-        if let Some(page) = self.cache.dirty_page_at(leaf.place) {
+        if let Some(page) = self.cache.open_page_at(leaf.place) {
             page.put_entry(index % MAP_LEAF_SLOTS, &slot.encode());
         }
         self.account(leaf.volume, old, slot, leaf.parent_generation);

@@ -318,7 +318,7 @@ impl crate::pool::State {
 
     fn patch_checksums(&mut self, leaf: &Leaf, part: Part, checksums: &Checksums) -> Option<&[u8]> {
         let at = part.slot % crate::layout::page::MAP_LEAF_SLOTS;
-        let page = self.cache.dirty_page_at(leaf.place)?;
+        let page = self.cache.open_page_at(leaf.place)?;
         for block in part.first..part.first + part.blocks {
             let checksum = checksums.get(usize::from(block))?;
             page.patch_entry(at, usize::from(block) * 4, &checksum.to_le_bytes());

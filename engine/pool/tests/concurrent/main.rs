@@ -101,6 +101,7 @@ fn pool_options(seed: u64) -> PoolOptions {
     PoolOptions {
         cache_bytes: [0, 64 << 10, 64 << 20][seed as usize % 3],
         dirty_bytes: [256 << 10, 1 << 20][seed as usize % 2],
+        checkpoint_writes: [1, 4, 1, 64, 2][seed as usize % 5],
         commit_interval: Duration::from_millis(3),
         background: !seed.is_multiple_of(4),
     }

@@ -82,6 +82,7 @@ pub fn exercise_pool(run: &Run, wrap: Wrap) -> Result<Finished, String> {
         options: PoolOptions {
             cache_bytes: 1 << random.within(12..=24),
             dirty_bytes: 1 << random.within(17..=24),
+            checkpoint_writes: 1 << random.within(0..=6),
             commit_interval: random.duration(Duration::from_millis(1)..=Duration::from_millis(20)),
             background: true,
         },
