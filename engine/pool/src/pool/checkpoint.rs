@@ -3,13 +3,13 @@
 //! 1. *Prepare*, while everything goes on: every page of the table of volumes and of the allocation state
 //!    that will be written gets its place.
 //! 2. *Close*, in one short step: the generation is closed and the journal cut. From then on no page of it
-//! is changed, and the allocation state keeps how it was (see `allocator::images`). Entries of volumes that
-//! have changed are put into their table. Nothing is allocated or freed here, so that the allocation state
-//! says what is true. If something came that was not prepared, back to 1.
-//! 3. *Write*, while everything goes on: the pages are sealed, those below before those above them, and both
-//!    copies written; the intents that stay active, to the journal; a flush; the superblocks; a flush.
+//!    is changed, and the allocation state keeps how it was (see `allocator::images`). Entries of volumes
+//!    that have changed are put into their table. Nothing is allocated or freed here, so that the allocation
+//!    state says what is true. If something came that was not prepared, back to 1.
+//! 3. *Write*, while everything goes on: the pages are sealed, those below before those above them, and
+//!    both copies written; the intents that stay active, to the journal; a flush; the superblocks; a flush.
 //! 4. What was freed in the closed generation can be used again, and the journal before the cut too; bit by
-//! bit, while everything goes on.
+//!    bit, while everything goes on.
 
 use std::rc::Rc;
 
