@@ -59,7 +59,9 @@ pub struct EngineProcess {
     child: Child,
     lines: mpsc::Receiver<String>,
     log: Vec<Value>,
-    directory: TempDir,
+    socket: PathBuf,
+    /// Where the socket is, unless that is for others to keep.
+    _directory: Option<TempDir>,
 }
 
 impl EngineProcess {
@@ -82,9 +84,23 @@ impl EngineProcess {
         Self::spawn_at("127.0.0.1:0", arguments)
     }
 
+    /// Starts one whose control socket is in this directory, again and again, and waits until it serves.
+    pub fn start_in(directory: &Path, arguments: &[&str]) -> Self {
+        let mut engine = Self::spawn_in(directory, "127.0.0.1:0", arguments);
+        engine.wait_for("serving");
+        engine
+    }
+
     fn spawn_at(listener: &str, arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let socket = format!("unix:{}", directory.path().join("engine.sock").display());
+        let mut engine = Self::spawn_in(directory.path(), listener, arguments);
+        engine._directory = Some(directory);
+        engine
+    }
+
+    fn spawn_in(directory: &Path, listener: &str, arguments: &[&str]) -> Self {
+        let path = directory.join("engine.sock");
+        let socket = format!("unix:{}", path.display());
         let mut child = program()
             .args([
                 "serve",
@@ -115,7 +131,8 @@ impl EngineProcess {
             child,
             lines,
             log: Vec::new(),
-            directory,
+            socket: path,
+            _directory: None,
         }
     }
 
@@ -152,7 +169,7 @@ impl EngineProcess {
 
     /// Its control socket.
     pub fn socket(&self) -> PathBuf {
-        self.directory.path().join("engine.sock")
+        self.socket.clone()
     }
 
     /// Its control interface, as the command line takes it.

@@ -70,12 +70,17 @@ impl TargetThreads {
 
     /// The replica of an engine, as a target knows it that calls itself `host`.
     pub fn port(&self, engine: &EngineProcess, number: u128, host: &str) -> RemoteReplica {
+        self.port_at(&engine.control(), number, host)
+    }
+
+    /// The same, for an engine that is at an address when it runs.
+    pub fn port_at(&self, address: &str, number: u128, host: &str) -> RemoteReplica {
         let name = format!("nqn.2026-11.io.pollux:{host}");
         let options = SessionOptions {
             host: HostIdentity::from_name(name.parse().expect("a name")),
             ..SessionOptions::default()
         };
-        let address = engine.control().parse().expect("an address");
+        let address = address.parse().expect("an address");
         RemoteReplica::new(self.calls.clone(), address, VOLUME, replica(number), options)
     }
 

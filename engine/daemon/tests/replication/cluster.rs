@@ -1,0 +1,407 @@
+//! Engines with a replica each, the record of the volume, and targets.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pollux_api::engine::v1 as api;
+use pollux_device::{BlockDeviceExt, Device, IoError};
+use pollux_engine::replicas::RemoteReplica;
+use pollux_hugepages::Buffer;
+use pollux_pool::shared::{Owned, OwnedDevice};
+use pollux_volume::membership::{
+    Epoch, Membership, MembershipStore, REPLICAS_MAX, ReplicaEntry, ReplicaState, SlotNumber, StoreError,
+    StoreFuture,
+};
+use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, StopReason};
+use pollux_volume::replica::ReplicaPort;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::common::content::BLOCK_BYTES;
+use crate::common::pool::{PoolFile, succeed};
+use crate::common::target::{TargetThreads, VOLUME, in_tank, replica, replicas};
+use crate::common::{EngineProcess, PATIENCE};
+use crate::load::{BLOCKS, Load, Model};
+
+/// Engines, each with a replica.
+pub const ENGINES: usize = 3;
+
+/// Bytes of the file of a pool.
+const POOL_BYTES: u64 = 256 << 20;
+
+/// Attempts to open a volume whose replicas are just being started.
+const OPENINGS_MAX: u32 = 20;
+
+/// The pause when waiting.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Waits until something is so.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The record, as a store that is always there has it.
+#[derive(Clone)]
+pub struct Store(Arc<Mutex<Membership>>);
+
+impl Store {
+    pub fn get(&self) -> Membership {
+        self.lock().clone()
+    }
+
+    pub fn in_sync(&self) -> usize {
+        self.lock().in_sync().len()
+    }
+
+    /// Changes the record as whoever runs the cluster does.
+    pub fn change(&self, change: impl Fn(Membership) -> Membership) {
+        loop {
+            let next = change(self.get().next());
+            match self.swap(next) {
+                Ok(()) => return,
+                Err(StoreError::Conflict(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    fn swap(&self, next: Membership) -> Result<(), StoreError> {
+        let mut current = self.lock();
+        if Some(next.version) != current.version.checked_add(1) {
+            return Err(StoreError::Conflict(Box::new(current.clone())));
+        }
+        next.check_follows(&current)?;
+        *current = next;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Membership> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MembershipStore for Store {
+    fn load(&self, _volume: Uuid) -> StoreFuture<Membership> {
+        Box::pin(std::future::ready(Ok(self.get())))
+    }
+
+    fn compare_and_swap(&self, next: Membership) -> StoreFuture<()> {
+        Box::pin(std::future::ready(self.swap(next)))
+    }
+}
+
+/// An engine that may run or not, and its replica.
+struct Node {
+    directory: TempDir,
+    file: PoolFile,
+    process: Option<EngineProcess>,
+    /// The number of its replica.
+    number: u128,
+}
+
+impl Node {
+    fn start(&mut self) {
+        let uri = self.file.uri();
+        let process = EngineProcess::start_in(self.directory.path(), &["--pool", &uri]);
+        self.process = Some(process);
+    }
+
+    fn address(directory: &Path) -> String {
+        format!("unix:{}", directory.join("engine.sock").display())
+    }
+
+    fn running(&self) -> &EngineProcess {
+        self.process.as_ref().expect("it runs")
+    }
+}
+
+/// A target: its threads, its mirror, and those who use it.
+pub struct Target {
+    pub load: Load,
+    threads: TargetThreads,
+    mirror: Arc<Owned<Mirror>>,
+    device: Arc<OwnedDevice>,
+}
+
+impl Target {
+    /// Why it does no more, if so.
+    pub fn stopped(&self) -> Option<StopReason> {
+        let mirror = self.mirror.clone();
+        self.threads
+            .run(move || async move { mirror.call(|mirror| async move { mirror.stopped() }).await })
+            .expect("it runs")
+    }
+
+    /// Starts clients.
+    pub fn start_load(&self, seed: u64) {
+        let (load, device) = (self.load.clone(), self.device.clone());
+        self.threads
+            .run(move || async move { load.start(&device.attach().await.expect("a queue"), seed) });
+    }
+
+    /// Ends clients, each after what it does.
+    pub fn stop_load(&self) {
+        self.load.stop();
+        wait_until("clients end", || self.load.has_ended());
+    }
+
+    fn follow(&self, ports: Vec<(Uuid, RemoteReplica)>, leaving: Vec<Uuid>) {
+        let mirror = self.mirror.clone();
+        self.threads.run(move || async move {
+            let told = mirror.call(move |mirror| async move { mirror.follow(&local(ports), &leaving).await });
+            told.await.expect("it runs");
+        });
+    }
+}
+
+fn local(ports: Vec<(Uuid, RemoteReplica)>) -> Vec<(Uuid, Rc<dyn ReplicaPort>)> {
+    ports
+        .into_iter()
+        .map(|(id, port)| (id, Rc::new(port) as Rc<dyn ReplicaPort>))
+        .collect()
+}
+
+/// See the module.
+pub struct Cluster {
+    nodes: Vec<Node>,
+    pub store: Store,
+    pub model: Model,
+    next_number: u128,
+}
+
+impl Cluster {
+    /// Engines with empty replicas of one volume.
+    pub fn new() -> Self {
+        let threads = TargetThreads::start();
+        let nodes = (1..=ENGINES as u128).map(|number| {
+            let file = PoolFile::new(POOL_BYTES);
+            succeed(&["pool", "create", "tank", &file.uri()]);
+            let mut node = Node {
+                directory: tempfile::tempdir().expect("a directory"),
+                file,
+                process: None,
+                number,
+            };
+            node.start();
+            threads.runtime.block_on(create(&node));
+            node
+        });
+        let nodes: Vec<Node> = nodes.collect();
+        let mut entries = [None; REPLICAS_MAX];
+        for (entry, node) in entries.iter_mut().zip(&nodes) {
+            let (id, state) = (replica(node.number), ReplicaState::InSync);
+            *entry = Some(ReplicaEntry { id, state });
+        }
+        let record = Membership {
+            volume: VOLUME,
+            epoch: Epoch(1),
+            version: 1,
+            size_blocks: BLOCKS,
+            block_bytes: BLOCK_BYTES as u32,
+            min_in_sync: 1,
+            replicas: entries,
+            snapshots: Vec::new(),
+        };
+        record.check().expect("it is a record");
+        Self {
+            nodes,
+            store: Store(Arc::new(Mutex::new(record))),
+            model: Model::new(),
+            next_number: ENGINES as u128 + 1,
+        }
+    }
+
+    fn options() -> MirrorOptions {
+        MirrorOptions {
+            lease: Duration::from_millis(500),
+            rejoin_pause: Duration::from_millis(20),
+            retire_interval: Duration::from_millis(300),
+            ..MirrorOptions::default()
+        }
+    }
+
+    fn ports(&self, threads: &TargetThreads, host: &str) -> Vec<(Uuid, RemoteReplica)> {
+        let nodes = self.nodes.iter();
+        nodes
+            .map(|node| {
+                let address = Node::address(node.directory.path());
+                (replica(node.number), threads.port_at(&address, node.number, host))
+            })
+            .collect()
+    }
+
+    /// Opens the volume by a new target, and compares all of it with what is known.
+    pub fn open(&self) -> Target {
+        let threads = TargetThreads::start();
+        let mut attempts = 0;
+        let (mirror, device) = loop {
+            attempts += 1;
+            let (ports, store) = (self.ports(&threads, "target"), self.store.clone());
+            let opened = threads.run(move || async move {
+                let store: Rc<dyn MembershipStore> = Rc::new(store);
+                let mirror = Mirror::open(Self::options(), store, VOLUME, &local(ports)).await?;
+                let device = OwnedDevice::new("volume".to_owned(), Some(VOLUME), mirror.device());
+                Ok::<_, OpenError>((Owned::new(Rc::new(mirror)), device))
+            });
+            match opened {
+                Ok(opened) => break opened,
+                Err(error) if attempts >= OPENINGS_MAX => panic!("the volume does not open: {error}"),
+                Err(_) => std::thread::sleep(PAUSE * 20),
+            }
+        };
+        let generation = self.model.take_over();
+        let (model, attached) = (self.model.clone(), device.clone());
+        let compared = threads.run(move || async move {
+            let device = attached.attach().await.expect("a queue");
+            model
+                .compare(&format!("target {generation} at its start"), &device)
+                .await
+        });
+        if let Err(error) = compared {
+            self.model
+                .mismatch(format!("target {generation} cannot be read: {error}"));
+        }
+        Target {
+            load: Load::new(self.model.clone(), generation),
+            threads,
+            mirror,
+            device,
+        }
+    }
+
+    /// Kills an engine.
+    pub fn kill(&mut self, index: usize) {
+        let process = self.nodes.get_mut(index).and_then(|node| node.process.take());
+        process.expect("it runs").kill();
+    }
+
+    /// Kills all engines at one moment.
+    pub fn kill_all(&mut self) {
+        let processes: Vec<EngineProcess> = self
+            .nodes
+            .iter_mut()
+            .filter_map(|node| node.process.take())
+            .collect();
+        for process in &processes {
+            process.signal("KILL");
+        }
+        for mut process in processes {
+            process.wait();
+        }
+    }
+
+    /// Starts an engine again.
+    pub fn start(&mut self, index: usize) {
+        self.nodes.get_mut(index).expect("there is one").start();
+    }
+
+    /// Waits until all replicas are in sync.
+    pub fn wait_in_sync(&self) {
+        wait_until("all replicas are in sync", || self.store.in_sync() == ENGINES);
+    }
+
+    /// Puts a new replica in the place of that of an engine, while the volume is served.
+    pub fn replace(&mut self, index: usize, target: &Target) {
+        let old = replica(self.nodes[index].number);
+        target.follow(self.ports(&target.threads, "target"), vec![old]);
+        wait_until("the replica leaves the set", || {
+            self.store.in_sync() == ENGINES - 1
+        });
+        self.store.change(|record| {
+            let slot =
+                SlotNumber::all().find(|&slot| record.replica(slot).is_some_and(|entry| entry.id == old));
+            record.without_replica(slot.expect("it is there"))
+        });
+        self.nodes[index].number = self.next_number;
+        self.next_number += 1;
+        let new = replica(self.nodes[index].number);
+        self.store.change(|mut record| {
+            let place = record
+                .replicas
+                .iter_mut()
+                .find(|entry| entry.is_none())
+                .expect("a slot is free");
+            *place = Some(ReplicaEntry {
+                id: new,
+                state: ReplicaState::Empty,
+            });
+            record
+        });
+        let node = &self.nodes[index];
+        target.threads.runtime.block_on(async {
+            let mut client = replicas(node.running()).await;
+            let request = api::RemoveReplicaRequest {
+                replica: old.to_string(),
+            };
+            let removed = client.remove_replica(request).await.expect("it is removed");
+            assert!(removed.into_inner().removed, "it was there");
+            create(node).await;
+        });
+        target.follow(self.ports(&target.threads, "target"), Vec::new());
+    }
+
+    /// Compares the replicas byte by byte, while there is no target.
+    pub fn compare_replicas(&self) {
+        let threads = TargetThreads::start();
+        let epoch = self.store.get().epoch;
+        let ports = self.ports(&threads, "judge");
+        let contents: Vec<Result<Vec<u8>, String>> = ports
+            .iter()
+            .map(|(_, port)| {
+                let read = threads.promised(port, epoch.0, |granted| async move {
+                    let mut all = Vec::with_capacity(BLOCKS as usize * BLOCK_BYTES);
+                    for first in (0..BLOCKS).step_by(32) {
+                        let data = granted
+                            .session
+                            .read(first, Buffer::from_heap(32 * BLOCK_BYTES))
+                            .await?;
+                        all.extend_from_slice(&data);
+                    }
+                    Ok::<_, IoError>(all)
+                });
+                let read = read.map_err(|error| error.to_string())?;
+                read.map_err(|error| error.to_string())
+            })
+            .collect();
+        for ((id, _), content) in ports.iter().zip(&contents) {
+            match (content, &contents[0]) {
+                (Ok(content), Ok(first)) => {
+                    let blocks = content.chunks(BLOCK_BYTES).zip(first.chunks(BLOCK_BYTES));
+                    for (block, (one, other)) in blocks.enumerate() {
+                        if one != other {
+                            self.model.mismatch(format!(
+                                "block {block} of replica {id} differs from that of the first"
+                            ));
+                        }
+                    }
+                }
+                (Err(error), _) | (_, Err(error)) => {
+                    self.model
+                        .mismatch(format!("replica {id} cannot be compared: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Stops all engines, and checks their pools.
+    pub fn end(mut self) {
+        for node in &mut self.nodes {
+            node.process.take().expect("it runs").stop();
+            node.file.check();
+        }
+    }
+}
+
+async fn create(node: &Node) {
+    let mut client = replicas(node.running()).await;
+    let created = client
+        .create_replica(in_tank(node.number, BLOCKS * BLOCK_BYTES as u64))
+        .await;
+    created.expect("it is made");
+}
