@@ -64,6 +64,32 @@ impl RegionMap {
         map
     }
 
+    /// More regions, of which some replicas miss all. The moment at which they are there.
+    pub(crate) fn extend(&mut self, regions: usize, absent: SlotSet) -> Stamp {
+        if regions > self.bytes.len() {
+            let missed = absent.iter().map(missed_bit).fold(0, |bits, bit| bits | bit);
+            let first = self.bytes.len();
+            self.bytes.resize(regions, missed);
+            self.marks.resize(regions, 0);
+            self.blocks
+                .resize(regions.div_ceil(MAP_BLOCK_REGIONS), BlockState::default());
+            // Also those of which nothing is set: what is there must be known.
+            self.stamp.0 += 1;
+            for block in self.blocks.iter_mut().skip(first / MAP_BLOCK_REGIONS) {
+                block.changed = self.stamp;
+            }
+        }
+        self.stamp
+    }
+
+    /// Ends all intents: no write is under way, and all replicas that take writes were flushed since the
+    /// last. The moment at which that is so.
+    pub(crate) fn retire_all(&mut self) -> Stamp {
+        let is_idle = |(region, activity): (&u64, &Activity)| (activity.in_flight == 0).then_some(*region);
+        let regions: Vec<u64> = self.active.iter().filter_map(is_idle).collect();
+        self.settle(&regions)
+    }
+
     fn touch(&mut self, region: u64) {
         self.stamp.0 += 1;
         if let Some(block) = self.blocks.get_mut(region as usize / MAP_BLOCK_REGIONS) {

@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{BLOCK, BLOCKS, Cluster, REGION, VOLUME, blocks, data, id};
+use common::{BLOCK, BLOCKS, Cluster, DATA_START, REGION, VOLUME, blocks, data, id};
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_sim::{Fault, Operation, PowerLoss};
 use pollux_volume::membership::{ReplicaEntry, ReplicaState};
@@ -157,7 +157,7 @@ fn a_bad_block_is_read_elsewhere_and_repaired() {
             assert_eq!(device.read(3, data(0)).await.unwrap()[0], 7);
         });
     }
-    cluster.drives[0].make_unreadable(3, 1);
+    cluster.drives[0].make_unreadable(DATA_START + 3, 1);
     cluster.with(&mirror, async |device| {
         assert_eq!(device.read(3, data(0)).await.unwrap()[0], 7)
     });
@@ -181,7 +181,7 @@ fn with_no_good_copy_a_read_is_an_error() {
         device.write(3, data(7), true).await.unwrap()
     });
     for drive in &cluster.drives {
-        drive.make_unreadable(3, 1);
+        drive.make_unreadable(DATA_START + 3, 1);
     }
     let read = cluster.with(&mirror, async |device| device.read(3, data(0)).await.map(drop));
     assert_eq!(read, Err(IoError::MediaRead));
@@ -298,7 +298,7 @@ fn a_device_of_another_volume_at_the_address_is_left_untouched() {
         device.write(9, data(7), false).await.unwrap()
     });
     cluster.format(1, id(1), Uuid::from_u128(0x99));
-    cluster.drives[1].poke(5 * BLOCK as u64, &[3; BLOCK]);
+    cluster.drives[1].poke((DATA_START + 5) * BLOCK as u64, &[3; BLOCK]);
     cluster.start_host(1);
     cluster.paths[1].cut.set(false);
     cluster.world.run_for(Duration::from_secs(30));
@@ -319,7 +319,7 @@ fn a_new_replica_on_a_used_drive_is_copied_in_full() {
     );
     cluster.store.inner.swap(record).unwrap();
     for block in 0..BLOCKS {
-        cluster.drives[2].poke(block * BLOCK as u64, &[0xee; BLOCK]);
+        cluster.drives[2].poke((DATA_START + block) * BLOCK as u64, &[0xee; BLOCK]);
     }
     let mirror = cluster.open();
     cluster.with(&mirror, async |device| {

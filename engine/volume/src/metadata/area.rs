@@ -1,6 +1,6 @@
 //! Reading and writing the area of one replica.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -47,8 +47,9 @@ pub struct Area {
     device: Rc<dyn BlockDevice>,
     /// Blocks of the device in one of 4 KiB.
     ratio: u64,
-    layout: AreaLayout,
-    label: Label,
+    layout: Cell<AreaLayout>,
+    label: Cell<Label>,
+    label_sequence: Cell<u64>,
     /// The newest sequence of the promise, the record and the map blocks, in this order; 0 for not known.
     sequences: RefCell<Vec<u64>>,
 }
@@ -67,8 +68,9 @@ impl Area {
             replica: options.replica,
             data_blocks: layout.data_blocks(),
             region_blocks: options.region_blocks,
+            map_blocks: layout.map_blocks(),
         };
-        let area = Self::with_label(device, layout, label)?;
+        let area = Self::with_label(device, layout, label, 1)?;
         // The label goes first and comes last: a power cut in between leaves a device without one.
         for sequence in 0..2 {
             let zeros: Block = [0; BLOCK_BYTES];
@@ -78,11 +80,11 @@ impl Area {
             force_unit_access: true,
             may_deallocate: false,
         };
-        let first = layout.data_blocks() * area.ratio;
-        let blocks = layout.area_blocks() * area.ratio;
+        let first = 2 * area.ratio;
+        let blocks = (layout.area_blocks() - 2) * area.ratio;
         retried(async || area.device.write_zeroes(first, blocks, options).await).await?;
         area.write_promise(Epoch(0)).await?;
-        for index in 0..layout.map_blocks() {
+        for index in 0..layout.used_map_blocks() {
             area.write_map_block(index, &[]).await?;
         }
         area.write(layout.block_of(Kind::Label, 1), &label.encode(1))
@@ -96,13 +98,33 @@ impl Area {
     ///
     /// [`AreaError::Missing`] when the device is no replica, and the others.
     pub async fn open(device: Rc<dyn BlockDevice>) -> Result<Self, AreaError> {
+        let (layout, label, sequence) = Self::find(&device).await?;
+        Ok(Self::with_label(device, layout, label, sequence)?)
+    }
+
+    /// The newest label of a device, if it fits.
+    async fn find(device: &Rc<dyn BlockDevice>) -> Result<(AreaLayout, Label, u64), AreaError> {
         let blocks = AreaLayout::blocks_of(&device.geometry())?;
         let ratio = AreaLayout::ratio_of(&device.geometry())?;
+        if blocks < 2 {
+            return Err(LayoutError::TooSmall(blocks).into());
+        }
         let mut newest: Option<(Label, u64)> = None;
-        for sequence in 0..2 {
-            let block = read(&device, ratio, AreaLayout::label_block(blocks, sequence)?).await?;
+        let mut failed = None;
+        for slot in 0..2 {
+            let block = match read(device, ratio, AreaLayout::label_block(slot)).await {
+                Ok(block) => block,
+                // As after a power cut while the other one, which is newer or all there was, was good.
+                Err(error @ (IoError::MediaRead | IoError::ChecksumMismatch)) => {
+                    failed = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             match Label::decode(&block) {
-                Ok(found) if newest.is_none_or(|(_, newest)| newest < found.1) => newest = Some(found),
+                Ok(found) if found.1 % 2 == slot && newest.is_none_or(|(_, newest)| newest < found.1) => {
+                    newest = Some(found);
+                }
                 // Not to be touched, whatever the other slot says.
                 Err(error @ (CodecError::Features(_) | CodecError::Version { .. })) => {
                     return Err(error.into());
@@ -110,13 +132,19 @@ impl Area {
                 Ok(_) | Err(_) => {}
             }
         }
-        let (label, _) = newest.ok_or(AreaError::Missing(Kind::Label.name()))?;
-        let layout = AreaLayout::new(blocks, label.region_blocks)?;
-        if label.data_blocks != layout.data_blocks() {
-            let (structure, field) = (Kind::Label.name(), "number of data blocks");
-            return Err(CodecError::Field { structure, field }.into());
+        let (label, sequence) = match (newest, failed) {
+            (Some(found), _) => found,
+            (None, Some(error)) => return Err(error.into()),
+            (None, None) => return Err(AreaError::Missing(Kind::Label.name())),
+        };
+        let layout = AreaLayout::of_label(label.data_blocks, label.region_blocks, label.map_blocks);
+        match layout.filter(|layout| layout.total_blocks() <= blocks) {
+            Some(layout) => Ok((layout, label, sequence)),
+            None => {
+                let (structure, field) = (Kind::Label.name(), "size");
+                Err(CodecError::Field { structure, field }.into())
+            }
         }
-        Ok(Self::with_label(device, layout, label)?)
     }
 
     /// Whether a device was never made a replica to the end: both places of the label are zeros, as on a new
@@ -126,10 +154,9 @@ impl Area {
     ///
     /// [`AreaError`].
     pub async fn is_blank(device: &Rc<dyn BlockDevice>) -> Result<bool, AreaError> {
-        let blocks = AreaLayout::blocks_of(&device.geometry())?;
         let ratio = AreaLayout::ratio_of(&device.geometry())?;
         for sequence in 0..2 {
-            let block = read(device, ratio, AreaLayout::label_block(blocks, sequence)?).await?;
+            let block = read(device, ratio, AreaLayout::label_block(sequence)).await?;
             if block.iter().any(|&byte| byte != 0) {
                 return Ok(false);
             }
@@ -143,11 +170,10 @@ impl Area {
     ///
     /// [`AreaError`]; it may be a replica still then.
     pub async fn wipe(device: Rc<dyn BlockDevice>) -> Result<(), AreaError> {
-        let blocks = AreaLayout::blocks_of(&device.geometry())?;
         let ratio = AreaLayout::ratio_of(&device.geometry())?;
         let zeros = memory_with(&[0; BLOCK_BYTES]);
         for sequence in 0..2 {
-            let block = AreaLayout::label_block(blocks, sequence)? * ratio;
+            let block = AreaLayout::label_block(sequence) * ratio;
             retried(async || device.write(block, zeros.clone(), true).await).await?;
         }
         Ok(())
@@ -157,24 +183,86 @@ impl Area {
         device: Rc<dyn BlockDevice>,
         layout: AreaLayout,
         label: Label,
+        sequence: u64,
     ) -> Result<Self, LayoutError> {
         Ok(Self {
             ratio: AreaLayout::ratio_of(&device.geometry())?,
             device,
-            layout,
-            label,
-            sequences: RefCell::new(vec![0; 2 + layout.map_blocks() as usize]),
+            layout: Cell::new(layout),
+            label: Cell::new(label),
+            label_sequence: Cell::new(sequence),
+            sequences: RefCell::new(vec![0; 2 + layout.used_map_blocks() as usize]),
         })
+    }
+
+    /// Takes in what a device has that has become larger: the data reaches to its end from then on. To be
+    /// done by the host of the replica.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`]; it is larger or not then, and it may be tried again.
+    pub async fn grow(&self) -> Result<(), AreaError> {
+        let blocks = AreaLayout::blocks_of(&self.device.geometry())?;
+        let before = self.layout.get();
+        let data_blocks = blocks.saturating_sub(before.area_blocks());
+        if data_blocks <= before.data_blocks() {
+            return Ok(());
+        }
+        let layout = before.with_data(data_blocks)?;
+        self.sequences
+            .borrow_mut()
+            .resize(2 + layout.used_map_blocks() as usize, 0);
+        // What an attempt before left is overwritten; nobody reads these until the label says so.
+        for index in before.used_map_blocks()..layout.used_map_blocks() {
+            for _ in 0..2 {
+                self.write_map_block(index, &[]).await?;
+            }
+        }
+        let label = Label {
+            data_blocks,
+            ..self.label.get()
+        };
+        let sequence = self.label_sequence.get().saturating_add(1);
+        self.write(AreaLayout::label_block(sequence), &label.encode(sequence))
+            .await?;
+        self.label_sequence.set(sequence);
+        self.label.set(label);
+        self.layout.set(layout);
+        Ok(())
+    }
+
+    /// Takes note that the replica has become larger, and of what its region map has in the new blocks. For
+    /// the target.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`].
+    pub async fn refresh(&self) -> Result<(), AreaError> {
+        let (layout, label, sequence) = Self::find(&self.device).await?;
+        let before = self.layout.get();
+        if layout.data_blocks() <= before.data_blocks() {
+            return Ok(());
+        }
+        self.sequences
+            .borrow_mut()
+            .resize(2 + layout.used_map_blocks() as usize, 0);
+        for index in before.used_map_blocks()..layout.used_map_blocks() {
+            self.newest(Kind::Map(index)).await?;
+        }
+        self.label_sequence.set(sequence);
+        self.label.set(label);
+        self.layout.set(layout);
+        Ok(())
     }
 
     /// Which replica this is.
     pub fn label(&self) -> Label {
-        self.label
+        self.label.get()
     }
 
     /// Where everything is.
     pub fn layout(&self) -> AreaLayout {
-        self.layout
+        self.layout.get()
     }
 
     /// The newest epoch that was promised.
@@ -226,9 +314,10 @@ impl Area {
     ///
     /// [`AreaError`].
     pub async fn read_map(&self) -> Result<Vec<u8>, AreaError> {
-        let regions = self.layout.regions() as usize;
+        let layout = self.layout.get();
+        let regions = layout.regions() as usize;
         let mut map = Vec::with_capacity(regions);
-        for index in 0..self.layout.map_blocks() {
+        for index in 0..layout.used_map_blocks() {
             let block = self.newest(Kind::Map(index)).await?;
             let left = (regions - map.len()).min(MAP_BLOCK_REGIONS);
             map.extend((0..left).map(|region| codec::region_of(&block, region)));
@@ -261,7 +350,7 @@ impl Area {
     async fn newest(&self, kind: Kind) -> Result<Block, AreaError> {
         let mut newest: Option<(u64, Block)> = None;
         for slot in 0..2 {
-            let block = match read(&self.device, self.ratio, self.layout.block_of(kind, slot)).await {
+            let block = match read(&self.device, self.ratio, self.layout.get().block_of(kind, slot)).await {
                 Ok(block) => block,
                 // The other slot may be good, and is then at most one write older: as after a power cut.
                 Err(IoError::MediaRead | IoError::ChecksumMismatch) => continue,
@@ -269,8 +358,8 @@ impl Area {
             };
             match codec::check(&block, kind) {
                 Ok(header)
-                    if header.volume == self.label.volume
-                        && header.replica == self.label.replica
+                    if header.volume == self.label.get().volume
+                        && header.replica == self.label.get().replica
                         && header.sequence % 2 == slot
                         && newest.is_none_or(|(sequence, _)| sequence < header.sequence) =>
                 {
@@ -292,12 +381,15 @@ impl Area {
         let before = self.sequences.borrow().get(index).copied();
         let before = before.ok_or(AreaError::Missing(kind.name()))?;
         let header = Header {
-            volume: self.label.volume,
-            replica: self.label.replica,
+            volume: self.label.get().volume,
+            replica: self.label.get().replica,
             sequence: before.saturating_add(1),
         };
-        self.write(self.layout.block_of(kind, header.sequence), &encode(&header))
-            .await?;
+        self.write(
+            self.layout.get().block_of(kind, header.sequence),
+            &encode(&header),
+        )
+        .await?;
         // Only now: one that failed is tried again in the same slot, and the good one stays.
         if let Some(known) = self.sequences.borrow_mut().get_mut(index) {
             *known = header.sequence;

@@ -17,6 +17,7 @@
 //! | --- | --- | --- |
 //! | label `PLXVLABL` | 64, 72, 80 | features: compatible, read-only-compatible, incompatible; u64 each |
 //! | | 88, 96 | blocks of data, blocks of a region; u64 each, in 4 KiB |
+//! | | 104 | blocks that the map has room for, counted once; u64 |
 //! | promise `PLXVPROM` | 64 | epoch, u64 |
 //! | record `PLXVRECD` | 64, 72, 80 | epoch, version, size in blocks; u64 each |
 //! | | 88, 92 | block size, u32; min_in_sync, u32 |
@@ -210,10 +211,12 @@ pub struct Label {
     pub volume: Uuid,
     /// The replica.
     pub replica: Uuid,
-    /// Blocks of 4 KiB for data, from the start of the device.
+    /// Blocks of 4 KiB for data.
     pub data_blocks: u64,
     /// Blocks of 4 KiB in a region; a power of two.
     pub region_blocks: u64,
+    /// Blocks of the region map that there is room for, counted once.
+    pub map_blocks: u64,
 }
 
 impl Label {
@@ -230,6 +233,7 @@ impl Label {
         );
         put_u64(&mut block, 88, self.data_blocks);
         put_u64(&mut block, 96, self.region_blocks);
+        put_u64(&mut block, 104, self.map_blocks);
         seal(block)
     }
 
@@ -250,6 +254,7 @@ impl Label {
             replica: header.replica,
             data_blocks: u64_at(block, 88),
             region_blocks: u64_at(block, 96),
+            map_blocks: u64_at(block, 104),
         };
         require(!label.volume.is_nil(), Kind::Label, "volume")?;
         require(!label.replica.is_nil(), Kind::Label, "replica")?;

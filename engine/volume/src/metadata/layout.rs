@@ -11,6 +11,12 @@ const SLOTS: u64 = 2;
 /// Blocks of the label, the promise and the record.
 const FIXED_BLOCKS: u64 = 3 * SLOTS;
 
+/// Data begins at a multiple of this: an extent of a pool.
+const DATA_ALIGN_BLOCKS: u64 = 16;
+
+/// So many times its size a device may become without being formatted anew.
+const GROWTH: u64 = 16;
+
 /// Blocks of 4 KiB in a region, unless somebody wants something else: 1 MiB.
 pub const REGION_BLOCKS: u64 = 256;
 
@@ -34,18 +40,26 @@ pub enum LayoutError {
         /// Blocks of 4 KiB of the device.
         blocks: u64,
     },
+    /// The region map has no room for what the device has become.
+    #[error(
+        "{blocks} blocks of 4 KiB are more than the region map has room for: copy the replica to a new one"
+    )]
+    Growth {
+        /// Blocks of 4 KiB of data.
+        blocks: u64,
+    },
 }
 
 /// See the module. All in blocks of 4 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AreaLayout {
-    total_blocks: u64,
+    data_blocks: u64,
     region_blocks: u64,
     map_blocks: u64,
 }
 
 impl AreaLayout {
-    /// For a device of so many blocks, and regions of so many.
+    /// For a device of so many blocks that is made a replica, and regions of so many.
     ///
     /// # Errors
     ///
@@ -59,34 +73,65 @@ impl AreaLayout {
             return Err(refused);
         }
         // For the regions of the whole device, a few more than there will be.
-        let map_blocks = total_blocks
-            .div_ceil(region_blocks)
-            .div_ceil(MAP_BLOCK_REGIONS as u64);
+        let regions_max = total_blocks.div_ceil(region_blocks).saturating_mul(GROWTH);
+        let map_blocks = regions_max.min(REGIONS_MAX).div_ceil(MAP_BLOCK_REGIONS as u64);
         let layout = Self {
-            total_blocks,
+            data_blocks: 0,
             region_blocks,
             map_blocks,
         };
-        if total_blocks <= layout.area_blocks() {
-            return Err(LayoutError::TooSmall(total_blocks));
+        match total_blocks.checked_sub(layout.area_blocks()) {
+            None | Some(0) => Err(LayoutError::TooSmall(total_blocks)),
+            Some(data_blocks) => Ok(Self {
+                data_blocks,
+                ..layout
+            }),
         }
-        Ok(layout)
+    }
+
+    /// What a label says, if it can be.
+    pub(super) fn of_label(data_blocks: u64, region_blocks: u64, map_blocks: u64) -> Option<Self> {
+        let layout = Self {
+            data_blocks,
+            region_blocks,
+            map_blocks,
+        };
+        let is_good = region_blocks.is_power_of_two()
+            && (1..=REGIONS_MAX).contains(&map_blocks)
+            && data_blocks > 0
+            && data_blocks.div_ceil(region_blocks) <= layout.regions_max();
+        is_good.then_some(layout)
+    }
+
+    /// The same with so much data.
+    ///
+    /// # Errors
+    ///
+    /// [`LayoutError::Growth`].
+    pub fn with_data(self, data_blocks: u64) -> Result<Self, LayoutError> {
+        let grown = Self::of_label(data_blocks, self.region_blocks, self.map_blocks);
+        grown.ok_or(LayoutError::Growth { blocks: data_blocks })
     }
 
     /// The smallest device that has room for so many blocks of data.
     ///
     /// # Errors
     ///
-    /// [`LayoutError`].
+    /// [`LayoutError::Region`].
     pub fn for_data(data_blocks: u64, region_blocks: u64) -> Result<Self, LayoutError> {
-        let mut total_blocks = data_blocks.saturating_add(FIXED_BLOCKS + SLOTS);
+        let data_blocks = data_blocks.max(1);
+        let mut total_blocks = data_blocks;
         loop {
-            let layout = Self::new(total_blocks, region_blocks)?;
-            // A larger device may need a longer map, which may need a larger device; it settles, since a
-            // block of the map is for thousands of regions.
-            match data_blocks.checked_sub(layout.data_blocks()) {
-                None | Some(0) => return Ok(layout),
-                Some(missing) => total_blocks = total_blocks.saturating_add(missing),
+            let (layout, found) = match Self::new(total_blocks, region_blocks) {
+                Ok(layout) => (Some(layout), layout.data_blocks()),
+                Err(LayoutError::TooSmall(_)) => (None, 0),
+                Err(error) => return Err(error),
+            };
+            // A larger device may need a longer map, which may need a larger device; it settles, since a block
+            // of the map is for thousands of regions.
+            match layout.filter(|_| found >= data_blocks) {
+                Some(layout) => return Ok(layout),
+                None => total_blocks = total_blocks.saturating_add(data_blocks - found),
             }
         }
     }
@@ -113,19 +158,9 @@ impl AreaLayout {
         }
     }
 
-    /// The block of the label on a device of so many blocks: it depends on nothing else, so that it is found.
-    ///
-    /// # Errors
-    ///
-    /// [`LayoutError::TooSmall`].
-    pub fn label_block(total_blocks: u64, sequence: u64) -> Result<u64, LayoutError> {
-        let block = total_blocks.checked_sub(1 + sequence % SLOTS);
-        block.ok_or(LayoutError::TooSmall(total_blocks))
-    }
-
-    /// Blocks of the whole device.
-    pub fn total_blocks(&self) -> u64 {
-        self.total_blocks
+    /// The block of the label: it depends on nothing, so that it is found.
+    pub(super) fn label_block(sequence: u64) -> u64 {
+        sequence % SLOTS
     }
 
     /// Blocks of a region.
@@ -133,39 +168,56 @@ impl AreaLayout {
         self.region_blocks
     }
 
-    /// Blocks of the map, counted once.
+    /// Blocks that the map has room for, counted once.
     pub fn map_blocks(&self) -> u64 {
         self.map_blocks
     }
 
-    /// Blocks of the area.
-    pub fn area_blocks(&self) -> u64 {
-        FIXED_BLOCKS + SLOTS * self.map_blocks
+    /// Blocks of the map that are used, counted once.
+    pub fn used_map_blocks(&self) -> u64 {
+        self.regions().div_ceil(MAP_BLOCK_REGIONS as u64)
     }
 
-    /// Blocks for data, from the start of the device.
+    /// Blocks of the area: data comes right behind.
+    pub fn area_blocks(&self) -> u64 {
+        (FIXED_BLOCKS + SLOTS * self.map_blocks).next_multiple_of(DATA_ALIGN_BLOCKS)
+    }
+
+    /// Blocks for data.
     pub fn data_blocks(&self) -> u64 {
-        self.total_blocks - self.area_blocks()
+        self.data_blocks
+    }
+
+    /// Blocks that a device needs for all of it.
+    pub fn total_blocks(&self) -> u64 {
+        self.area_blocks().saturating_add(self.data_blocks)
     }
 
     /// Regions of the data.
     pub fn regions(&self) -> u64 {
-        self.data_blocks().div_ceil(self.region_blocks)
+        self.data_blocks.div_ceil(self.region_blocks)
+    }
+
+    /// Regions that the map has room for.
+    pub fn regions_max(&self) -> u64 {
+        self.map_blocks
+            .saturating_mul(MAP_BLOCK_REGIONS as u64)
+            .min(REGIONS_MAX)
     }
 
     /// The block of a structure's slot that the write with a sequence number goes to.
     pub fn block_of(&self, kind: Kind, sequence: u64) -> u64 {
         let pair = match kind {
-            Kind::Label => 0,
+            Kind::Label => return Self::label_block(sequence),
             Kind::Promise => 1,
             Kind::Record => 2,
             Kind::Map(index) => 3 + index.min(self.map_blocks.saturating_sub(1)),
         };
-        self.total_blocks - 1 - (SLOTS * pair + sequence % SLOTS)
+        SLOTS * pair + sequence % SLOTS
     }
 
-    /// The blocks of the promise, first and count: nobody but the host of a replica writes them.
-    pub fn promise_blocks(&self) -> (u64, u64) {
-        (self.total_blocks - 2 * SLOTS, SLOTS)
+    /// The blocks that nobody but the host of a replica writes, first and count: label and promise.
+    pub fn host_blocks(&self) -> (u64, u64) {
+        (0, 2 * SLOTS)
     }
 }

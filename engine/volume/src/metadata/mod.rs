@@ -1,13 +1,16 @@
-//! The reserved area at the end of a replica's device.
+//! The reserved area at the start of a replica's device, before the data.
 //!
-//! In blocks of 4 KiB, from the end of the device backwards; each structure has two slots:
+//! In blocks of 4 KiB; each structure has two slots:
 //!
-//! | block from the end | structure | written by |
+//! | block | structure | written by |
 //! | --- | --- | --- |
-//! | 1, 2 | [`Label`](codec::Label): which volume, which replica, sizes | whoever formats it |
-//! | 3, 4 | promise: the newest epoch that was promised | the host of the replica |
-//! | 5, 6 | record: a copy of the [`Membership`](crate::membership::Membership) | the target |
-//! | 7, 8, ... | region map: a byte for each region, 4028 of them a block | the target |
+//! | 0, 1 | [`Label`](codec::Label): which volume, which replica, sizes | the host of the replica |
+//! | 2, 3 | promise: the newest epoch that was promised | the host of the replica |
+//! | 4, 5 | record: a copy of the [`Membership`](crate::membership::Membership) | the target |
+//! | 6, 7, ... | region map: a byte for each region, 4028 of them a block | the target |
+//!
+//! The map has room for more regions than there are, so that nothing has to move when the device becomes
+//! larger: the new blocks of the map are made, and then the label says how much there is.
 //!
 //! Invariants:
 //! - Every block of it names volume, replica and the number of the write that it is of (its sequence), and

@@ -14,7 +14,7 @@ use pollux_reactor::{Instant, Reactor, sleep, timeout};
 use super::{Core, StopReason};
 use crate::members::Failed;
 use crate::membership::{Epoch, REPLICAS_MAX, SlotNumber, SlotSet};
-use crate::metadata::{Area, AreaError};
+use crate::metadata::{Area, AreaError, AreaLayout};
 use crate::replica::{PromiseError, ReplicaPort};
 
 /// The session of a replica.
@@ -27,6 +27,8 @@ pub(super) struct Connection {
     /// Flushes that had failed in this life of the host.
     pub(super) flush_failures: u64,
     pub(super) is_local: bool,
+    /// Where data begins, in blocks of the session.
+    first_block: u64,
     /// When the newest request that it answered was sent: it had promised to nobody else then.
     confirmed_at: Cell<Instant>,
 }
@@ -34,6 +36,43 @@ pub(super) struct Connection {
 /// The clock, read now and not at the start of the turn: the lease depends on it.
 pub(super) fn clock() -> Instant {
     Reactor::current().driver().now()
+}
+
+/// A request so many blocks further on.
+fn moved(request: Request, by: u64) -> Request {
+    match request {
+        Request::Read { block, into } => Request::Read {
+            block: block + by,
+            into,
+        },
+        Request::Write {
+            block,
+            from,
+            force_unit_access,
+        } => Request::Write {
+            block: block + by,
+            from,
+            force_unit_access,
+        },
+        Request::Flush => Request::Flush,
+        Request::Deallocate { block, blocks } => Request::Deallocate {
+            block: block + by,
+            blocks,
+        },
+        Request::WriteZeroes {
+            block,
+            blocks,
+            options,
+        } => Request::WriteZeroes {
+            block: block + by,
+            blocks,
+            options,
+        },
+        Request::Compare { block, with } => Request::Compare {
+            block: block + by,
+            with,
+        },
+    }
 }
 
 /// Why a replica could not be connected to.
@@ -79,6 +118,8 @@ impl Connection {
             if geometry.block_bytes != record.block_bytes || bytes < record.size_bytes() {
                 return Err(ConnectError::Geometry);
             }
+            let ratio = AreaLayout::ratio_of(&geometry).map_err(AreaError::from)?;
+            let first_block = area.layout().area_blocks() * ratio;
             // Also to know which slot of each structure is to be written next.
             area.read_record().await?;
             let map = area.read_map().await?;
@@ -89,6 +130,7 @@ impl Connection {
                 previous: granted.previous,
                 flush_failures: granted.flush_failures,
                 is_local: port.is_local(),
+                first_block,
                 confirmed_at: Cell::new(started),
             };
             Ok((connection, map))
@@ -115,6 +157,27 @@ impl Connection {
         bytes / u64::from(self.session.geometry().block_bytes)
     }
 
+    /// Where data begins, in blocks of the session.
+    pub(super) fn first_block(&self) -> u64 {
+        self.first_block
+    }
+
+    /// Starts a request for blocks of the volume.
+    fn submit(&self, request: Request) -> Completion {
+        self.session.submit(moved(request, self.first_block))
+    }
+
+    /// Whether nothing is stored of blocks of the volume, so that they are zeros. Without an answer it is
+    /// not so.
+    pub(super) async fn is_hole(&self, block: u64, blocks: u64, wait_max: Duration) -> bool {
+        let asked = self.session.allocation(self.first_block + block, blocks, 1);
+        let runs = timeout(wait_max, asked).await.unwrap_or(Err(IoError::TimedOut));
+        runs.is_ok_and(|runs| {
+            runs.first()
+                .is_some_and(|run| !run.allocated && run.blocks >= blocks)
+        })
+    }
+
     pub(super) fn confirmed_at(&self) -> Instant {
         self.confirmed_at.get()
     }
@@ -126,7 +189,7 @@ impl Connection {
     /// Sends a request, and gives it up when it takes too long.
     pub(super) async fn send(&self, request: Request, wait_max: Duration) -> Result<Reply, IoError> {
         let sent_at = clock();
-        let result = timeout(wait_max, self.session.submit(request)).await;
+        let result = timeout(wait_max, self.submit(request)).await;
         let result = result.unwrap_or(Err(IoError::TimedOut));
         if result.is_ok() {
             self.confirm(sent_at);
@@ -171,7 +234,7 @@ impl Core {
             ArrayVec::new();
         for slot in slots.iter() {
             if let Some(connection) = self.connection(slot) {
-                let completion = connection.session.submit(make());
+                let completion = connection.submit(make());
                 waiting.push((slot, connection, Some(completion)));
             }
         }
@@ -273,7 +336,7 @@ impl Core {
                     .await;
                 continue;
             }
-            let bytes = self.geometry.block_bytes as usize;
+            let bytes = self.geometry.get().block_bytes as usize;
             let answers = self
                 .send_all(required, || Request::Read {
                     // Any block will do: the session answers, or does not.

@@ -8,11 +8,17 @@
 
 mod connection;
 mod follow;
+mod gate;
+mod give;
+mod grow;
 mod keeper;
 mod map_writer;
 mod open;
 mod read;
 mod resync;
+mod roll_back;
+mod snapshot;
+mod wind_down;
 mod write;
 
 use std::cell::{Cell, RefCell};
@@ -21,6 +27,7 @@ use std::time::Duration;
 
 use pollux_device::{BlockDevice, Completion, Geometry, IoError, Reply, Request};
 use pollux_reactor::Task;
+use uuid::Uuid;
 
 use crate::locks::RangeLocks;
 pub use crate::members::StopReason;
@@ -31,7 +38,12 @@ use crate::replica::ReplicaPort;
 use crate::signal::Signal;
 use crate::unabandoned::Unabandoned;
 use connection::Connection;
+use gate::Gate;
+pub use gate::Hold;
+pub use grow::GrowError;
 pub use open::OpenError;
+pub use snapshot::{Cut, SnapshotError, snapshot_together};
+pub use wind_down::WindDownError;
 
 /// The times of a target.
 #[derive(Debug, Clone)]
@@ -50,6 +62,8 @@ pub struct MirrorOptions {
     pub rejoin_pause: Duration,
     /// Intents of regions without a write for as long as this, up to twice as long, are retired.
     pub retire_interval: Duration,
+    /// How long changes are held for a snapshot, or for the volume to be closed, at most.
+    pub hold_limit: Duration,
     /// How fast a resync copies, in bytes a second; `None` for as fast as it can.
     pub resync_bytes_per_second: Option<u64>,
 }
@@ -64,6 +78,7 @@ impl Default for MirrorOptions {
             retry_pause: Duration::from_millis(20),
             rejoin_pause: Duration::from_secs(1),
             retire_interval: Duration::from_secs(5),
+            hold_limit: Duration::from_secs(2),
             resync_bytes_per_second: None,
         }
     }
@@ -99,7 +114,8 @@ pub(crate) struct Core {
     /// Those that are to be out of the set, and to stay so.
     leaving: Cell<SlotSet>,
     epoch: Epoch,
-    geometry: Geometry,
+    /// It grows.
+    geometry: Cell<Geometry>,
     /// Blocks of the volume in a region.
     region_blocks: u64,
     locks: RangeLocks,
@@ -108,6 +124,15 @@ pub(crate) struct Core {
     connections: RefCell<[Option<Rc<Connection>>; REPLICAS_MAX]>,
     /// The one under resync takes the blocks of the region map.
     mapped: Cell<Option<SlotNumber>>,
+    gate: Gate,
+    /// Snapshots that are attempted.
+    cuts: RefCell<Vec<Uuid>>,
+    /// There may be something on replicas that is of no snapshot.
+    sweep_wanted: Cell<bool>,
+    /// The volume is being made larger.
+    growing: Cell<bool>,
+    /// The size, in blocks, that returning replicas need.
+    size_wanted: Cell<u64>,
     /// The members or their sessions changed.
     changed: Signal,
     /// The region map changed.
@@ -144,6 +169,7 @@ impl Core {
         self.changed.wake();
         self.map_changed.wake();
         self.map_written.wake();
+        self.gate.wake();
     }
 
     fn stop(&self, reason: StopReason) {
@@ -154,7 +180,7 @@ impl Core {
         self.wake();
     }
 
-    fn volume(&self) -> uuid::Uuid {
+    fn volume(&self) -> Uuid {
         self.members.borrow().record().volume
     }
 
@@ -215,7 +241,8 @@ impl Mirror {
         self.core.members.borrow().stopped()
     }
 
-    /// Ends the service: every later request fails. What was begun on replicas is ended by the next target.
+    /// Ends the service at once: every later request fails. What was begun on replicas is ended by the next
+    /// target; see [`Mirror::wind_down`].
     pub fn close(&self) {
         self.core.stop(StopReason::Closed);
     }
@@ -252,12 +279,12 @@ struct MirrorDevice(Rc<Core>);
 
 impl BlockDevice for MirrorDevice {
     fn geometry(&self) -> Geometry {
-        self.0.geometry
+        self.0.geometry.get()
     }
 
     fn submit(&self, request: Request) -> Completion {
         if let Err(error) = request
-            .check(&self.0.geometry)
+            .check(&self.0.geometry.get())
             .and_then(|()| self.0.check_serving())
         {
             return Completion::failed(error);

@@ -8,9 +8,10 @@ use pollux_reactor::{Instant, Reactor, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::connection::{ConnectError, Connection, Verdict, clock, is_session_lost};
+use super::gate::Gate;
 use super::keeper::{self, WithReplica, join};
 use super::read::memory;
-use super::{Core, Mirror, MirrorCounters, MirrorOptions, map_writer, resync};
+use super::{Core, Mirror, MirrorCounters, MirrorOptions, map_writer, resync, snapshot};
 use crate::locks::{Mode, RangeLocks};
 use crate::members::Members;
 use crate::membership::{
@@ -99,6 +100,7 @@ impl Mirror {
         mirror
             ._tasks
             .push(reactor.spawn(map_writer::retire(core.clone())));
+        mirror._tasks.push(reactor.spawn(snapshot::sweep(core.clone())));
         mirror._tasks.push(reactor.spawn(resync::bring_back(core)));
         Ok(mirror)
     }
@@ -222,13 +224,19 @@ impl Opening {
             ports: RefCell::new(self.ports),
             leaving: Cell::default(),
             epoch: record.epoch,
-            geometry,
+            geometry: Cell::new(geometry),
             region_blocks,
             locks: RangeLocks::default(),
             members: RefCell::new(Members::new(record, slots)),
             regions: RefCell::new(RegionMap::new(map)),
             connections: RefCell::new(connections),
             mapped: Cell::new(None),
+            gate: Gate::default(),
+            cuts: RefCell::new(Vec::new()),
+            // What an older target left.
+            sweep_wanted: Cell::new(true),
+            growing: Cell::new(false),
+            size_wanted: Cell::new(geometry.blocks),
             changed: Signal::default(),
             map_changed: Signal::default(),
             map_written: Signal::default(),
@@ -346,10 +354,10 @@ impl Core {
         old_epoch: Epoch,
     ) -> Result<bool, OpenError> {
         let start = region * self.region_blocks;
-        let end = (start + self.region_blocks).min(self.geometry.blocks);
-        let block_bytes = u64::from(self.geometry.block_bytes);
+        let end = (start + self.region_blocks).min(self.geometry.get().blocks);
+        let block_bytes = u64::from(self.geometry.get().block_bytes);
         let chunk_blocks = (CHUNK_BYTES / block_bytes)
-            .min(u64::from(self.geometry.transfer_blocks_max))
+            .min(u64::from(self.geometry.get().transfer_blocks_max))
             .max(1);
         let mut all_same = true;
         let mut at = start;
@@ -369,7 +377,7 @@ impl Core {
         sources: &[SlotNumber],
         old_epoch: Epoch,
     ) -> Result<bool, OpenError> {
-        let bytes = (blocks * u64::from(self.geometry.block_bytes)) as usize;
+        let bytes = (blocks * u64::from(self.geometry.get().block_bytes)) as usize;
         let mut left = sources.iter();
         let (source, data) = loop {
             let Some(&slot) = left.next() else {

@@ -27,7 +27,11 @@ impl Core {
     /// Reads blocks.
     pub(super) async fn read(&self, block: u64, into: Buffer) -> Result<Buffer, IoError> {
         let bytes = into.len();
-        let blocks = self.geometry.blocks_of(bytes).ok_or(IoError::InvalidField)?;
+        let blocks = self
+            .geometry
+            .get()
+            .blocks_of(bytes)
+            .ok_or(IoError::InvalidField)?;
         let found = {
             let _lock = self.locks.lock(block..block + blocks, Mode::Shared).await;
             let found = self.read_any(block, Some(into), bytes).await?;
@@ -62,7 +66,7 @@ impl Core {
     }
 
     /// The replica to read from: a local one if there is one.
-    fn source(&self, tried: SlotSet) -> Option<SlotNumber> {
+    pub(super) fn source(&self, tried: SlotSet) -> Option<SlotNumber> {
         let candidates = self.members.borrow().readable().without(tried);
         let is_local = |slot: &SlotNumber| self.connection(*slot).is_some_and(|found| found.is_local);
         candidates
@@ -127,6 +131,9 @@ impl Core {
         let mut at = block;
         while at < end {
             let piece_end = end.min((self.region_of(at) + 1) * self.region_blocks);
+            let Ok(_passage) = self.pass_gate().await else {
+                return;
+            };
             let _lock = self.locks.lock(at..piece_end, Mode::Exclusive).await;
             let act = async || self.repair_piece(at, piece_end - at, bad).await;
             if self.with_intent(at, act).await.is_err() {
@@ -138,7 +145,7 @@ impl Core {
     }
 
     async fn repair_piece(&self, block: u64, blocks: u64, bad: SlotSet) -> Result<(), IoError> {
-        let bytes = blocks as usize * self.geometry.block_bytes as usize;
+        let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
         let data = self.read_locked(block, bytes).await?;
         let mut left = bad;
         loop {

@@ -10,17 +10,17 @@ use pollux_reactor::{sleep, timeout};
 use super::connection::{ConnectError, Connection, Verdict};
 use super::{Core, StopReason};
 use crate::locks::Mode;
-use crate::membership::{ReplicaState, SlotNumber};
-use crate::replica::PromiseError;
+use crate::membership::{Membership, ReplicaState, SlotNumber, SlotSet};
+use crate::replica::{PromiseError, ReplicaCommand};
 
 /// Bytes that are copied under one lock.
-const CHUNK_BYTES: u64 = 128 << 10;
+pub(super) const CHUNK_BYTES: u64 = 128 << 10;
 
 /// Regions that are copied before the replica is flushed, and they count.
 const REGIONS_PER_FLUSH: u32 = 64;
 
 /// The resync did not come to its end: it goes on from where it was, later.
-struct Interrupted;
+pub(super) struct Interrupted;
 
 /// Brings back one replica after the other; runs as long as the target.
 pub(super) async fn bring_back(core: Rc<Core>) {
@@ -53,10 +53,9 @@ pub(super) async fn bring_back(core: Rc<Core>) {
 impl Core {
     async fn resync(&self, slot: SlotNumber) -> Result<(), Interrupted> {
         let record = self.members.borrow().record().clone();
-        let port = self.port(slot).ok_or(Interrupted)?;
-        let wait_max = self.options.promise_timeout;
-        let (connection, _) = match Connection::establish(&port, &record, slot, wait_max).await {
-            Ok(found) => found,
+        let id = record.replica(slot).ok_or(Interrupted)?.id;
+        let connection = match self.meet(slot, &record).await {
+            Ok(connection) => connection,
             Err(ConnectError::Promise(PromiseError::Superseded(_))) => {
                 self.stop(StopReason::Superseded);
                 return Err(Interrupted);
@@ -70,8 +69,12 @@ impl Core {
             tracing::warn!(volume = %record.volume, slot = slot.index(), "regions of another size");
             return Err(Interrupted);
         }
+        self.sweep_replica(slot).await;
         self.mark_empty(slot).await?;
-        if !self.members.borrow_mut().begin_sync(slot) {
+        self.give_owed(slot, &connection).await?;
+        let data_blocks = connection.area.layout().data_blocks();
+        let is_large = data_blocks >= self.data_blocks_of(self.size_wanted.get());
+        if !is_large || !self.members.borrow_mut().begin_sync(slot, id) {
             return Err(Interrupted);
         }
         self.connect(slot, Some(Rc::new(connection)));
@@ -80,6 +83,28 @@ impl Core {
         tracing::info!(volume = %record.volume, slot = slot.index(), missed, "resync begins");
         self.copy_missed(slot).await?;
         self.join_set(slot).await
+    }
+
+    /// Gets the promise of a replica that comes back, and makes it as large as the volume is by now.
+    async fn meet(&self, slot: SlotNumber, record: &Membership) -> Result<Connection, ConnectError> {
+        let port = self.port(slot).ok_or(PromiseError::Unreachable)?;
+        let wait_max = self.options.promise_timeout;
+        let size_blocks = self.size_wanted.get();
+        let record = Membership {
+            size_blocks: size_blocks.max(record.size_blocks),
+            ..record.clone()
+        };
+        match Connection::establish(&port, &record, slot, wait_max).await {
+            Err(ConnectError::Geometry) => {}
+            result => return result.map(|(connection, _)| connection),
+        }
+        let data_blocks = self.data_blocks_of(record.size_blocks);
+        if let Err(error) = self.command(slot, ReplicaCommand::Grow { data_blocks }).await {
+            tracing::warn!(volume = %record.volume, slot = slot.index(), %error, "the replica cannot grow");
+            return Err(ConnectError::Geometry);
+        }
+        let established = Connection::establish(&port, &record, slot, wait_max).await;
+        established.map(|(connection, _)| connection)
     }
 
     /// Whether a resync may go on.
@@ -156,12 +181,12 @@ impl Core {
     }
 
     async fn copy_region(&self, slot: SlotNumber, region: u64) -> Result<(), Interrupted> {
-        let block_bytes = u64::from(self.geometry.block_bytes);
+        let block_bytes = u64::from(self.geometry.get().block_bytes);
         let chunk_blocks = (CHUNK_BYTES / block_bytes)
-            .min(u64::from(self.geometry.transfer_blocks_max))
+            .min(u64::from(self.geometry.get().transfer_blocks_max))
             .max(1);
         let start = region * self.region_blocks;
-        let end = (start + self.region_blocks).min(self.geometry.blocks);
+        let end = (start + self.region_blocks).min(self.geometry.get().blocks);
         let mut at = start;
         while at < end {
             let blocks = chunk_blocks.min(end - at);
@@ -169,6 +194,11 @@ impl Core {
             {
                 let _lock = self.locks.lock(at..at + blocks, Mode::Exclusive).await;
                 self.check_syncing(slot)?;
+                if self.is_hole(at, blocks).await {
+                    self.clear(slot, at, blocks).await?;
+                    at += blocks;
+                    continue;
+                }
                 match self.read_locked(at, bytes as usize).await {
                     Ok(data) => self.put(slot, at, blocks, data).await?,
                     // What cannot be read on any of the set cannot be copied, and must not look as if it
@@ -181,30 +211,59 @@ impl Core {
             }
             self.copied_bytes.set(self.copied_bytes.get() + bytes);
             at += blocks;
-            if let Some(rate) = self.options.resync_bytes_per_second {
-                sleep(Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)).await;
-            }
+            self.pace_resync(bytes).await;
         }
         Ok(())
     }
 
+    /// Pauses after so much was copied.
+    pub(super) async fn pace_resync(&self, bytes: u64) {
+        if let Some(rate) = self.options.resync_bytes_per_second {
+            sleep(Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)).await;
+        }
+    }
+
+    /// Whether nothing is stored of blocks that are locked: they are zeros then. Asked of the replica that is
+    /// read from; whatever it says but that they are not allocated means that they are read.
+    async fn is_hole(&self, block: u64, blocks: u64) -> bool {
+        let source = self.source(SlotSet::EMPTY).and_then(|slot| self.connection(slot));
+        let Some(connection) = source else {
+            return false;
+        };
+        connection
+            .is_hole(block, blocks, self.options.request_timeout)
+            .await
+    }
+
+    /// Makes blocks of the copy zeros that take no space, unless they are that already.
+    async fn clear(&self, slot: SlotNumber, block: u64, blocks: u64) -> Result<(), Interrupted> {
+        let connection = self.connection(slot).ok_or(Interrupted)?;
+        if connection
+            .is_hole(block, blocks, self.options.request_timeout)
+            .await
+        {
+            return self.check_syncing(slot);
+        }
+        self.to_replica(slot, || Request::WriteZeroes {
+            block,
+            blocks,
+            options: ZeroOptions {
+                force_unit_access: false,
+                may_deallocate: true,
+            },
+        })
+        .await
+    }
+
     /// Writes what was copied; zeros as such, so that they take no space.
     async fn put(&self, slot: SlotNumber, block: u64, blocks: u64, data: Slice) -> Result<(), Interrupted> {
-        let is_zero = data.iter().all(|&byte| byte == 0);
-        self.to_replica(slot, || match is_zero {
-            true => Request::WriteZeroes {
-                block,
-                blocks,
-                options: ZeroOptions {
-                    force_unit_access: false,
-                    may_deallocate: true,
-                },
-            },
-            false => Request::Write {
-                block,
-                from: Gather::from(data.clone()),
-                force_unit_access: false,
-            },
+        if data.iter().all(|&byte| byte == 0) {
+            return self.clear(slot, block, blocks).await;
+        }
+        self.to_replica(slot, || Request::Write {
+            block,
+            from: Gather::from(data.clone()),
+            force_unit_access: false,
         })
         .await
     }

@@ -11,7 +11,7 @@ use crate::membership::{SlotNumber, SlotSet};
 
 /// What is done to a range.
 #[derive(Debug, Clone)]
-enum Content {
+pub(super) enum Content {
     Data(Gather, bool),
     Zeroes(ZeroOptions),
     Deallocated,
@@ -49,7 +49,7 @@ impl Content {
 impl Core {
     /// Does a request that changes something, or a flush.
     pub(super) async fn change(&self, request: Request) -> Result<(), IoError> {
-        let (block, blocks) = request.range(&self.geometry).unwrap_or_default();
+        let (block, blocks) = request.range(&self.geometry.get()).unwrap_or_default();
         let content = match request {
             Request::Flush => return self.flush().await,
             Request::Write {
@@ -62,12 +62,13 @@ impl Core {
             Request::Read { .. } | Request::Compare { .. } => return Err(IoError::Internal),
         };
         self.enough_in_sync().await?;
+        let passage = self.pass_gate().await?;
         let end = block + blocks;
         let mut at = block;
         // Region by region: each has an intent of its own, and a resync of its own.
         while at < end {
             let piece_end = end.min((self.region_of(at) + 1) * self.region_blocks);
-            let block_bytes = self.geometry.block_bytes as usize;
+            let block_bytes = self.geometry.get().block_bytes as usize;
             let part = match at == block && piece_end == end {
                 true => content.clone(),
                 false => content.part(
@@ -78,6 +79,7 @@ impl Core {
             self.change_piece(at, piece_end - at, part).await?;
             at = piece_end;
         }
+        drop(passage);
         self.enough_in_sync().await
     }
 
@@ -154,7 +156,7 @@ impl Core {
     }
 
     /// Has all of the set do a change of one region, and the replica under resync if it is to.
-    async fn replicate(&self, block: u64, blocks: u64, content: &Content) -> Result<(), IoError> {
+    pub(super) async fn replicate(&self, block: u64, blocks: u64, content: &Content) -> Result<(), IoError> {
         let region = Some(self.region_of(block));
         let mut done = SlotSet::EMPTY;
         loop {
@@ -196,7 +198,7 @@ impl Core {
     /// A replica has no room for a write: what it has there is put on the others, which have room. Whether
     /// they are the same again; if not, somebody failed, and the write is to be tried again.
     async fn take_back(&self, source: SlotNumber, block: u64, blocks: u64) -> Result<bool, IoError> {
-        let bytes = blocks as usize * self.geometry.block_bytes as usize;
+        let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
         let mut data: Option<Gather> = None;
         let mut done = SlotSet::EMPTY;
         done.insert(source);

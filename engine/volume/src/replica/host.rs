@@ -23,7 +23,7 @@ use super::{
 };
 use crate::membership::Epoch;
 use crate::metadata::codec::Label;
-use crate::metadata::{Area, AreaError, AreaLayout};
+use crate::metadata::{Area, AreaError, AreaLayout, BLOCK_BYTES};
 use crate::signal::Signal;
 use crate::unabandoned::Unabandoned;
 
@@ -220,8 +220,24 @@ impl Inner {
     }
 
     async fn grow(&self, data_blocks: u64) -> Result<(), CommandError> {
-        let _ = data_blocks;
-        Err(CommandError::Unsupported)
+        let layout = self.area.layout();
+        if layout.data_blocks() >= data_blocks {
+            return Ok(());
+        }
+        let blocks = layout
+            .with_data(data_blocks)
+            .map_err(AreaError::from)?
+            .total_blocks();
+        self.medium
+            .grow(blocks.saturating_mul(BLOCK_BYTES as u64))
+            .await?;
+        self.area.grow().await?;
+        match self.area.layout().data_blocks() >= data_blocks {
+            true => Ok(()),
+            false => Err(CommandError::Failed(
+                "the device did not become as large as was asked for".to_owned(),
+            )),
+        }
     }
 
     /// What a flush of a session means, at which so many had failed when it began.
@@ -261,7 +277,7 @@ impl Session {
         }
         let geometry = self.inner.device.geometry();
         let ratio = AreaLayout::ratio_of(&geometry).map_err(|_| IoError::Internal)?;
-        let (first, count) = self.inner.area.layout().promise_blocks();
+        let (first, count) = self.inner.area.layout().host_blocks();
         let (block, blocks) = request.range(&geometry).ok_or(IoError::InvalidField)?;
         let overlaps = block < (first + count) * ratio && first * ratio < block.saturating_add(blocks);
         if overlaps { Err(IoError::ReadOnly) } else { Ok(()) }

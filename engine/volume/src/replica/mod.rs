@@ -24,8 +24,8 @@ use crate::metadata::AreaError;
 
 /// A promise that was given.
 pub struct Granted {
-    /// The whole device, reserved area included, until the next promise. The blocks of the promise itself
-    /// cannot be written.
+    /// The whole device, reserved area included, until the next promise. The blocks of the label and of the
+    /// promise cannot be written.
     pub session: Rc<dyn BlockDevice>,
     /// Which life of the host this is. While it stays the same, nothing was lost from the cache of the drive.
     pub instance: u64,

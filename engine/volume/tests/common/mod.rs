@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use pollux_device::{BlockDevice, Completion, Device, Geometry, IoError, Request};
 use pollux_hugepages::Buffer;
+use pollux_pool::shared::SharedPool;
+use pollux_pool::{CreateOptions, Pool, PoolOptions, VolumeOptions};
 use pollux_sim::{SimDrive, SimDriveOptions, SimReactor, World};
 use pollux_volume::membership::{
     Epoch, Membership, MembershipStore, MemoryStore, REPLICAS_MAX, ReplicaEntry, ReplicaState, StoreError,
@@ -15,8 +17,8 @@ use pollux_volume::membership::{
 use pollux_volume::metadata::{Area, FormatOptions};
 use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError};
 use pollux_volume::replica::{
-    CommandError, Commanding, Granted, OpeningSnapshot, PlainMedium, PromiseError, Promising, ReplicaCommand,
-    ReplicaHost, ReplicaPort,
+    CommandError, Commanding, Granted, OpeningSnapshot, PlainMedium, PoolMedium, PromiseError, Promising,
+    ReplicaCommand, ReplicaHost, ReplicaMedium, ReplicaPort,
 };
 use uuid::Uuid;
 
@@ -25,6 +27,8 @@ pub const VOLUME: Uuid = Uuid::from_u128(0x77);
 /// Blocks of the volume, and of a region.
 pub const BLOCKS: u64 = 128;
 pub const REGION: u64 = 8;
+/// Where data begins on the drives.
+pub const DATA_START: u64 = 16;
 
 pub fn id(index: usize) -> Uuid {
     Uuid::from_u128(index as u128 + 1)
@@ -35,6 +39,8 @@ pub fn id(index: usize) -> Uuid {
 pub struct Path {
     host: Rc<RefCell<Option<ReplicaHost>>>,
     pub cut: Rc<Cell<bool>>,
+    /// Commands, and nothing else, get no answer.
+    pub commands_fail: Rc<Cell<bool>>,
     pub is_local: bool,
 }
 
@@ -64,9 +70,10 @@ impl ReplicaPort for Path {
         Box::pin(async move {
             let host = path.host().ok_or(CommandError::Unreachable)?;
             let answer = host.command(epoch, command).await;
-            path.host()
-                .and(Some(answer))
-                .unwrap_or(Err(CommandError::Unreachable))
+            match path.commands_fail.get() || path.cut.get() {
+                true => Err(CommandError::Unreachable),
+                false => answer,
+            }
         })
     }
 
@@ -150,6 +157,37 @@ pub struct Cluster {
     pub paths: Vec<Path>,
     pub store: Store,
     pub options: MirrorOptions,
+    /// Each replica is a volume of a pool.
+    on_pools: bool,
+}
+
+async fn make_pool(drive: &Arc<SimDrive>) {
+    let queue = drive.clone().attach().await.unwrap();
+    let create = CreateOptions {
+        overwrite: true,
+        ..CreateOptions::default()
+    };
+    let pool = Pool::create("tank", vec![queue], &create, PoolOptions::default());
+    let pool = pool.await.unwrap();
+    let size = VolumeOptions::new(DATA_START + BLOCKS);
+    pool.create_volume("replica", &size).await.unwrap();
+    pool.export().await.unwrap();
+}
+
+/// The device of a replica, and what it is part of.
+async fn medium_of(
+    drive: Arc<SimDrive>,
+    is_pool: bool,
+    replica: Uuid,
+) -> (Rc<dyn BlockDevice>, Rc<dyn ReplicaMedium>) {
+    let queue = drive.clone().attach().await.unwrap();
+    if !is_pool {
+        return (queue, Rc::new(PlainMedium::new(drive)));
+    }
+    let (pool, _) = Pool::import(vec![queue], PoolOptions::default()).await.unwrap();
+    let device = SharedPool::new(pool).device("replica").await.unwrap();
+    let medium = PoolMedium::new(device.clone(), replica);
+    (device.attach().await.unwrap(), Rc::new(medium))
 }
 
 pub fn times() -> MirrorOptions {
@@ -168,6 +206,11 @@ impl Cluster {
 
     /// Formatted drives with hosts, and a record that has them all in sync.
     pub fn with_drives(seed: u64, replicas: usize, options: SimDriveOptions) -> Self {
+        Self::on(seed, replicas, options, false)
+    }
+
+    /// The same, and the replicas may be volumes of pools on the drives.
+    pub fn on(seed: u64, replicas: usize, options: SimDriveOptions, on_pools: bool) -> Self {
         let world = World::new(seed);
         let machine = world.add_machine("one");
         let reactor = world.add_reactor(machine);
@@ -195,6 +238,7 @@ impl Cluster {
             .map(|index| Path {
                 host: Rc::default(),
                 cut: Rc::default(),
+                commands_fail: Rc::default(),
                 is_local: index == 0,
             })
             .collect();
@@ -205,6 +249,7 @@ impl Cluster {
             paths,
             store,
             options: times(),
+            on_pools,
         };
         for index in 0..replicas {
             cluster.format(index, id(index), VOLUME);
@@ -214,28 +259,33 @@ impl Cluster {
     }
 
     pub fn format(&self, index: usize, replica: Uuid, volume: Uuid) {
-        let drive = self.drives[index].clone();
+        let (drive, is_pool) = (self.drives[index].clone(), self.on_pools);
         let options = FormatOptions {
             volume,
             replica,
             region_blocks: REGION,
         };
         self.world.block_on(self.reactor, async move {
-            Area::format(drive.attach().await.unwrap(), &options)
-                .await
-                .map(drop)
-                .unwrap();
+            if is_pool {
+                make_pool(&drive).await;
+            }
+            let (device, _) = medium_of(drive, is_pool, replica).await;
+            Area::format(device, &options).await.map(drop).unwrap();
         });
+        self.world.run_for(Duration::from_millis(1));
     }
 
     /// A host as of a new process.
     pub fn start_host(&self, index: usize) {
-        let drive = self.drives[index].clone();
+        let (drive, is_pool) = (self.drives[index].clone(), self.on_pools);
+        // The process before is gone, and its pool with it.
+        *self.paths[index].host.borrow_mut() = None;
+        if is_pool {
+            self.world.run_for(Duration::from_millis(1));
+        }
         let host = self.world.block_on(self.reactor, async move {
-            let medium = Rc::new(PlainMedium::new(drive.clone()));
-            ReplicaHost::open(drive.attach().await.unwrap(), medium)
-                .await
-                .unwrap()
+            let (device, medium) = medium_of(drive, is_pool, id(index)).await;
+            ReplicaHost::open(device, medium).await.unwrap()
         });
         *self.paths[index].host.borrow_mut() = Some(host);
     }
@@ -273,7 +323,7 @@ impl Cluster {
     /// The data of a block on one drive, without asking anybody.
     pub fn peek(&self, index: usize, block: u64) -> Vec<u8> {
         let mut data = vec![0; BLOCK];
-        self.drives[index].peek(block * BLOCK as u64, &mut data);
+        self.drives[index].peek((DATA_START + block) * BLOCK as u64, &mut data);
         data
     }
 

@@ -32,6 +32,9 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(300);
 /// Blocks of the volume.
 const BLOCKS: u64 = 96;
 
+/// Where data begins on drives so small.
+const DATA_START_BYTES: u64 = 16 * 4096;
+
 /// A machine with a replica.
 pub(super) struct Node {
     pub(super) machine: MachineId,
@@ -134,6 +137,7 @@ impl Cluster {
             retry_pause: millis(5),
             rejoin_pause: random.duration(millis(10)..=millis(500)),
             retire_interval: random.duration(millis(50)..=millis(2000)),
+            hold_limit: random.duration(millis(20)..=millis(1000)),
             resync_bytes_per_second: random.chance(0.5).then(|| random.within(1 << 18..=1 << 24)),
         };
         let shared = Shared {
@@ -300,7 +304,7 @@ impl Cluster {
         );
         let content = |node: &Node| {
             let mut data = vec![0; (BLOCKS * block_bytes) as usize];
-            node.drive.peek(0, &mut data);
+            node.drive.peek(DATA_START_BYTES, &mut data);
             data
         };
         let mut replicas = self.nodes.iter().take(self.shared.replicas).map(content);

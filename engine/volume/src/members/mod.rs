@@ -8,7 +8,13 @@
 //! - The last live replica of the set is never proposed to be dropped.
 //! - Once stopped, nothing changes any more.
 
+mod change;
+
+use uuid::Uuid;
+
 use crate::membership::{Membership, ReplicaState, SlotNumber, SlotSet};
+pub(crate) use change::Change;
+use change::owe_all;
 
 /// Why a target does no more I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +60,10 @@ pub(crate) struct Members {
     /// The one that is brought back; live, and not in the set of `record`.
     syncing: Option<SlotNumber>,
     wish: Option<Wish>,
+    /// Other changes of the record, in the order in which they came.
+    changes: Vec<Change>,
+    /// Snapshots that are attempted: no replica joins, and none begins to take writes.
+    cutting: usize,
     stopped: Option<StopReason>,
 }
 
@@ -66,6 +76,8 @@ impl Members {
             live,
             syncing: None,
             wish: None,
+            changes: Vec::new(),
+            cutting: 0,
             stopped: None,
         }
     }
@@ -95,6 +107,12 @@ impl Members {
     /// Those that are read from.
     pub(crate) fn readable(&self) -> SlotSet {
         self.record.in_sync().and(self.live)
+    }
+
+    /// Replicas that are behind and take no writes, so that they can be given a snapshot that is cut now.
+    pub(crate) fn without_writes(&self) -> SlotSet {
+        let behind = self.record.slots_in(ReplicaState::Behind);
+        behind.without(self.live).without(self.required())
     }
 
     /// Members that writes do not reach.
@@ -149,13 +167,61 @@ impl Members {
         }
     }
 
+    /// A snapshot is attempted.
+    pub(crate) fn begin_cut(&mut self) {
+        self.cutting += 1;
+    }
+
+    /// It came to nothing, or is a matter of [`Change::AddSnapshot`].
+    pub(crate) fn end_cut(&mut self) {
+        self.cutting = self.cutting.saturating_sub(1);
+    }
+
+    fn is_cutting(&self) -> bool {
+        let is_open = |change: &Change| self.proposal.is_some() || self.would_change(change);
+        let is_added = |change: &Change| matches!(change, Change::AddSnapshot(_)) && is_open(change);
+        self.cutting > 0 || self.changes.iter().any(is_added)
+    }
+
+    /// Wants a change of the record.
+    pub(crate) fn want(&mut self, change: Change) {
+        if self.stopped.is_none() && !self.changes.contains(&change) && self.would_change(&change) {
+            self.changes.push(change);
+        }
+    }
+
+    /// Whether a change is still wanted, and not made.
+    pub(crate) fn wants(&self, change: &Change) -> bool {
+        self.changes.contains(change) && (self.proposal.is_some() || self.would_change(change))
+    }
+
+    fn would_change(&self, change: &Change) -> bool {
+        let mut changed = self.record.clone();
+        change.apply(&mut changed, self.writing());
+        changed != self.record
+    }
+
+    /// Whether a cut is of a snapshot that there is, or may be.
+    pub(crate) fn knows_cut(&self, cut: Uuid) -> bool {
+        let has = |record: &Membership| record.snapshots.iter().any(|entry| entry.cut == cut);
+        let is_added = |change: &Change| matches!(change, Change::AddSnapshot(entry) if entry.cut == cut);
+        has(&self.record) || self.proposal.as_ref().is_some_and(has) || self.changes.iter().any(is_added)
+    }
+
+    /// Those that take writes and are not in sync.
+    fn writing(&self) -> SlotSet {
+        self.syncing.into_iter().collect()
+    }
+
     /// A replica that is behind takes writes from now on; whether it may.
-    pub(crate) fn begin_sync(&mut self, slot: SlotNumber) -> bool {
+    pub(crate) fn begin_sync(&mut self, slot: SlotNumber, id: Uuid) -> bool {
         let is_behind = self
             .record
             .replica(slot)
-            .is_some_and(|entry| entry.state == ReplicaState::Behind);
+            .is_some_and(|entry| entry.state == ReplicaState::Behind && entry.id == id);
         let may = is_behind
+            && !self.is_cutting()
+            && self.record.owed(slot).next().is_none()
             && self.stopped.is_none()
             && self.syncing.is_none()
             && !self.required().contains(slot)
@@ -185,6 +251,11 @@ impl Members {
             return None;
         }
         if self.proposal.is_none() {
+            let changes = std::mem::take(&mut self.changes);
+            self.changes = changes
+                .into_iter()
+                .filter(|change| self.would_change(change))
+                .collect();
             self.proposal = self.desired();
         }
         self.proposal.clone()
@@ -204,7 +275,7 @@ impl Members {
             }
         }
         match self.wish {
-            Some(Wish::Join(slot)) if self.syncing == Some(slot) => {
+            Some(Wish::Join(slot)) if self.syncing == Some(slot) && !self.is_cutting() => {
                 next = next.with_state(slot, ReplicaState::InSync);
             }
             Some(Wish::Behind(slot))
@@ -214,10 +285,14 @@ impl Members {
                     .is_some_and(|entry| entry.state == ReplicaState::Empty) =>
             {
                 next = next.with_state(slot, ReplicaState::Behind);
+                owe_all(&mut next, slot);
             }
             Some(_) | None => {}
         }
-        (next.replicas != self.record.replicas).then_some(next)
+        for change in &self.changes {
+            change.apply(&mut next, self.writing());
+        }
+        (next != self.record.next()).then_some(next)
     }
 
     /// The store has the proposal, and the replicas that are in its set have a copy.
@@ -237,6 +312,11 @@ impl Members {
             Some(Wish::Behind(_)) => None,
             wish => wish,
         };
+        let changes = std::mem::take(&mut self.changes);
+        self.changes = changes
+            .into_iter()
+            .filter(|change| self.would_change(change))
+            .collect();
     }
 
     /// Whether a proposal is on its way to the store.
@@ -256,10 +336,11 @@ impl Members {
         let set = current.in_sync();
         let is_newer = |proposal: &Membership| proposal.version < current.version;
         let accepted = self.proposal.as_ref();
-        if accepted.is_some_and(|proposal| is_newer(proposal) && proposal.in_sync() == set)
-            && set != self.record.in_sync()
-            && current.epoch == self.record.epoch
-        {
+        let is_like = |proposal: &Membership| {
+            is_newer(proposal) && proposal.in_sync() == set && proposal.size_blocks == current.size_blocks
+        };
+        let is_changed = set != self.record.in_sync() || current.size_blocks != self.record.size_blocks;
+        if accepted.is_some_and(is_like) && is_changed && current.epoch == self.record.epoch {
             // It was accepted, and then others changed what is theirs.
             self.proposal = Some(current);
             return true;
@@ -269,9 +350,10 @@ impl Members {
     }
 
     /// The store has another record, of others: they may add replicas, and take those away that do not count.
-    /// The set is the target's.
+    /// The set and the size are the target's.
     pub(crate) fn adopt(&mut self, current: Membership) {
-        let same_set = current.in_sync() == self.record.in_sync();
+        let same_set =
+            current.in_sync() == self.record.in_sync() && current.size_blocks == self.record.size_blocks;
         let follows = current.epoch == self.record.epoch && current.version > self.record.version;
         if same_set && follows {
             self.proposal = None;
@@ -287,7 +369,10 @@ impl Members {
         let id = |record: &Membership, slot| record.replica(slot).map(|entry| entry.id);
         for slot in SlotNumber::all() {
             if id(&before, slot) != id(&self.record, slot) {
+                // Nothing that was wanted for the old one is true of a new one in its place.
                 self.lose(slot);
+                self.changes.retain(|change| !change.is_of(slot));
+                self.wish = self.wish.filter(|wish| *wish != Wish::Behind(slot));
             }
         }
     }
@@ -299,7 +384,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::membership::{Epoch, MemoryStore, ReplicaEntry, StoreError};
+    use crate::membership::{Epoch, MemoryStore, ReplicaEntry, SnapshotEntry, StoreError};
 
     const VOLUME: Uuid = Uuid::from_u128(0x77);
 
@@ -326,6 +411,11 @@ mod tests {
         Recover(usize),
         Sync(usize),
         Join,
+        /// A snapshot is cut on all of the set, and attempted for a while.
+        Cut(u128),
+        EndCut,
+        /// A replica gets what is owed to it, or does not.
+        Give(usize, bool),
         /// The store gets the proposal: and answers, or does not.
         Propose {
             arrives: bool,
@@ -344,6 +434,9 @@ mod tests {
             2 => (0..3_usize).prop_map(Event::Recover),
             2 => (0..3_usize).prop_map(Event::Sync),
             2 => Just(Event::Join),
+            2 => (1..4_u128).prop_map(Event::Cut),
+            2 => Just(Event::EndCut),
+            2 => (0..3_usize, any::<bool>()).prop_map(|(slot, given)| Event::Give(slot, given)),
             8 => any::<(bool, bool)>()
                 .prop_map(|(arrives, answered)| Event::Propose { arrives, answered }),
             1 => Just(Event::Late),
@@ -363,6 +456,10 @@ mod tests {
             let mut members = Members::new(record(), record().in_sync());
             let mut late: Option<Membership> = None;
             let mut superseded = false;
+            let mut cut: Option<SnapshotEntry> = None;
+            let mut attempts = 0_u128;
+            // The newest attempt before each replica last took writes without being in sync.
+            let mut took_writes = [0_u128; 3];
             let slot = |index| SlotNumber::new(index).unwrap();
             for event in events {
                 match event {
@@ -372,7 +469,41 @@ mod tests {
                         }
                     }
                     Event::Recover(index) => members.recover(slot(index)),
-                    Event::Sync(index) => { members.begin_sync(slot(index)); }
+                    Event::Sync(index) => {
+                        if members.begin_sync(slot(index), Uuid::from_u128(index as u128 + 1)) {
+                            // What is cut from here on it never gets.
+                            took_writes[index] = attempts;
+                        }
+                    }
+                    Event::Cut(id) => {
+                        let all = members.required();
+                        if cut.is_none() && members.live().contains_all(all) && members.stopped().is_none() {
+                            members.begin_cut();
+                            attempts += 1;
+                            cut = Some(SnapshotEntry {
+                                id: Uuid::from_u128(id),
+                                cut: Uuid::from_u128(attempts),
+                                held_by: all,
+                                owed_to: members.without_writes(),
+                            });
+                        }
+                    }
+                    Event::EndCut => if let Some(entry) = cut.take() {
+                        members.want(Change::AddSnapshot(entry));
+                        members.end_cut();
+                    },
+                    Event::Give(index, given) => {
+                        let owed = members.record().owed(slot(index)).next();
+                        match owed {
+                            Some(entry) if given => {
+                                let before = took_writes[index];
+                                prop_assert!(entry.cut.as_u128() > before, "it took writes since");
+                                members.want(Change::Given(slot(index), entry.cut));
+                            }
+                            Some(_) => members.want(Change::Forgiven(slot(index))),
+                            None => {}
+                        }
+                    }
                     Event::Join => if let Some(slot) = members.syncing() {
                         members.wish_join(slot);
                     },

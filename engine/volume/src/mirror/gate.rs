@@ -1,0 +1,143 @@
+//! Holding changes: while a hold is in force none begins, and none is under way.
+//!
+//! Invariants:
+//! - There is one hold at most. It ends when it is released or when its time is over, whatever its holder
+//!   does.
+//! - A change that has passed the gate is counted until it is done with all replicas, answered or not.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use pollux_device::IoError;
+use pollux_reactor::{Instant, Reactor, sleep};
+
+use super::connection::clock;
+use super::snapshot::SnapshotError;
+use super::{Core, Mirror};
+use crate::signal::Signal;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// Changes under way.
+    under_way: Cell<u64>,
+    /// The number of the hold, from when it is asked for.
+    hold: Cell<Option<u64>>,
+    next: Cell<u64>,
+    /// The hold ended, or the last change did.
+    changed: Signal,
+}
+
+/// A change that has passed the gate; it has ended when this is dropped.
+pub(super) struct Passage<'a>(&'a Gate);
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        let left = self.0.under_way.get().saturating_sub(1);
+        self.0.under_way.set(left);
+        if left == 0 && self.0.hold.get().is_some() {
+            self.0.changed.wake();
+        }
+    }
+}
+
+impl Gate {
+    /// Wakes everybody who waits at it, to look again.
+    pub(super) fn wake(&self) {
+        self.changed.wake();
+    }
+
+    fn release(&self, number: u64) {
+        if self.hold.get() == Some(number) {
+            self.hold.set(None);
+            self.changed.wake();
+        }
+    }
+}
+
+impl Core {
+    /// Lets a change begin, unless changes are held: then it waits.
+    pub(super) async fn pass_gate(&self) -> Result<Passage<'_>, IoError> {
+        let gate = &self.gate;
+        if gate.hold.get().is_some() {
+            let open = || (gate.hold.get().is_none() || self.stopped().is_some()).then_some(());
+            gate.changed.until(open).await;
+            self.check_serving()?;
+        }
+        gate.under_way.set(gate.under_way.get() + 1);
+        Ok(Passage(gate))
+    }
+}
+
+/// Changes of a volume are held: none is under way, and new ones wait. Reads go on. Ends when it is
+/// dropped, or when its time is over.
+pub struct Hold {
+    pub(super) core: Rc<Core>,
+    number: u64,
+    ends_at: Instant,
+}
+
+impl Hold {
+    /// Whether it has lasted up to now.
+    pub fn is_in_force(&self) -> bool {
+        self.core.gate.hold.get() == Some(self.number) && self.core.stopped().is_none()
+    }
+
+    /// The time that is left of it.
+    pub(super) fn left(&self) -> Duration {
+        Duration::from_nanos(self.ends_at.as_nanos().saturating_sub(clock().as_nanos()))
+    }
+
+    /// Waits for something that a wake of the target tells of, as long as the hold is in force.
+    pub(super) async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> Result<T, SnapshotError> {
+        self.core
+            .gate
+            .changed
+            .until(|| match (self.is_in_force(), ready()) {
+                (false, _) => Some(Err(SnapshotError::Expired)),
+                (true, found) => found.map(Ok),
+            })
+            .await
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.core.gate.release(self.number);
+    }
+}
+
+impl Mirror {
+    /// Holds changes for `limit` at most. Returns once all that had begun are on all replicas.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError::Busy`] when they are held already, [`SnapshotError::Expired`] when those under way
+    /// did not end in time, or the target stopped.
+    pub async fn hold(&self, limit: Duration) -> Result<Hold, SnapshotError> {
+        let core = self.core.clone();
+        core.check_serving()?;
+        if core.gate.hold.get().is_some() {
+            return Err(SnapshotError::Busy);
+        }
+        let number = core.gate.next.get();
+        core.gate.next.set(number + 1);
+        core.gate.hold.set(Some(number));
+        let nanoseconds = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        let hold = Hold {
+            core: core.clone(),
+            number,
+            ends_at: Instant::from_nanos(clock().as_nanos().saturating_add(nanoseconds)),
+        };
+        // Whoever asked may be gone when the time is over, and the clients wait.
+        let expiry = async move {
+            sleep(limit).await;
+            core.gate.release(number);
+        };
+        Reactor::current().spawn(expiry).detach();
+        let drained = || (hold.core.gate.under_way.get() == 0).then_some(());
+        hold.until(drained).await?;
+        Ok(hold)
+    }
+}

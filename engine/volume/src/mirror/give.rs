@@ -1,0 +1,260 @@
+//! Giving a returning replica the snapshots that were cut while it was away, before it takes writes again.
+//!
+//! All in which it may differ from such a snapshot is in a region that it missed something of up to now. So
+//! those are made what they are in the snapshot, oldest first, and its host cuts there. Being interrupted
+//! costs the work since the last cut, and nothing else: the regions still count as missed.
+
+use std::rc::Rc;
+
+use pollux_device::{BlockDevice, BlockDeviceExt, Gather, Request, ZeroOptions};
+use pollux_hugepages::Slice;
+use pollux_reactor::timeout;
+
+use super::Core;
+use super::connection::Connection;
+use super::read::memory;
+use super::resync::{CHUNK_BYTES, Interrupted};
+use crate::members::Change;
+use crate::membership::{SlotNumber, SnapshotEntry};
+use crate::replica::{CommandError, ReplicaCommand};
+
+/// A resync goes on without a snapshot after so many rounds in each of which a new one was cut, so that it
+/// ends.
+const ROUNDS_MAX: u32 = 3;
+
+/// A snapshot of a replica of the set.
+struct Source {
+    device: Rc<dyn BlockDevice>,
+    /// Where its data begins, in its blocks.
+    first_block: u64,
+}
+
+impl Source {
+    async fn read(&self, block: u64, bytes: usize) -> Result<Slice, Interrupted> {
+        let read = self.device.read(self.first_block + block, memory(bytes));
+        Ok(read.await.map_err(|_| Interrupted)?.freeze())
+    }
+
+    async fn is_hole(&self, block: u64, blocks: u64) -> bool {
+        let runs = self.device.allocation(self.first_block + block, blocks, 1).await;
+        runs.is_ok_and(|runs| {
+            runs.first()
+                .is_some_and(|run| !run.allocated && run.blocks >= blocks)
+        })
+    }
+
+    /// The blocks of the volume that it has: the volume may have grown since.
+    fn blocks(&self) -> u64 {
+        self.device.geometry().blocks.saturating_sub(self.first_block)
+    }
+}
+
+impl Core {
+    /// Gives a replica all snapshots that are owed to it; what cannot be given is owed no more.
+    pub(super) async fn give_owed(
+        &self,
+        slot: SlotNumber,
+        connection: &Connection,
+    ) -> Result<(), Interrupted> {
+        for _ in 0..ROUNDS_MAX {
+            let owed: Vec<SnapshotEntry> = self.members.borrow().record().owed(slot).collect();
+            if owed.is_empty() {
+                return Ok(());
+            }
+            let mut before: Option<Source> = None;
+            for entry in owed {
+                match self.give(slot, connection, &entry, before.as_ref()).await? {
+                    Some(source) => before = Some(source),
+                    // It cannot be had: neither can those after it, which would be built upon it.
+                    None => return self.forgive(slot).await,
+                }
+                let given = Change::Given(slot, entry.cut);
+                self.decide(given).await.map_err(|_| Interrupted)?;
+            }
+        }
+        self.forgive(slot).await
+    }
+
+    async fn forgive(&self, slot: SlotNumber) -> Result<(), Interrupted> {
+        tracing::warn!(volume = %self.volume(), slot = slot.index(), "a replica goes without some snapshots");
+        let forgiven = Change::Forgiven(slot);
+        self.decide(forgiven).await.map_err(|_| Interrupted)
+    }
+
+    /// Makes one snapshot on a replica. `None` when nobody that has it can be read, or the replica has no
+    /// snapshots at all.
+    async fn give(
+        &self,
+        slot: SlotNumber,
+        connection: &Connection,
+        entry: &SnapshotEntry,
+        before: Option<&Source>,
+    ) -> Result<Option<Source>, Interrupted> {
+        let Some(source) = self.source_of(entry).await? else {
+            return Ok(None);
+        };
+        let mut next = 0;
+        loop {
+            let region = self.regions.borrow().next_missed(next, slot);
+            let Some(region) = region else { break };
+            self.give_region(connection, region, &source, before).await?;
+            next = region + 1;
+        }
+        self.tell(connection, || Request::Flush).await?;
+        match self
+            .command(slot, ReplicaCommand::CutSnapshot { cut: entry.cut })
+            .await
+        {
+            Ok(_) => Ok(Some(source)),
+            Err(CommandError::Unsupported | CommandError::NoSpace) => Ok(None),
+            Err(error) => {
+                self.replica_error(slot, error);
+                Err(Interrupted)
+            }
+        }
+    }
+
+    /// A snapshot on a replica of the set, a local one if there is one. `None` when none of them has it.
+    pub(super) async fn snapshot_source(
+        &self,
+        entry: &SnapshotEntry,
+    ) -> Result<Option<(Rc<dyn BlockDevice>, u64)>, CommandError> {
+        let holders = entry.held_by.and(self.members.borrow().readable());
+        let is_local = |slot: SlotNumber| self.connection(slot).is_some_and(|found| found.is_local);
+        let mut slots: Vec<SlotNumber> = holders.iter().collect();
+        slots.sort_by_key(|&slot| !is_local(slot));
+        let mut last = None;
+        for slot in slots {
+            let (Some(connection), Some(port)) = (self.connection(slot), self.port(slot)) else {
+                continue;
+            };
+            let opening = port.open_snapshot(self.epoch, entry.cut);
+            let opened = timeout(self.options.promise_timeout, opening).await;
+            match opened.unwrap_or(Err(CommandError::Unreachable)) {
+                Ok(device) => return Ok(Some((device, connection.first_block()))),
+                Err(error) => last = Some(error),
+            }
+        }
+        match last {
+            None | Some(CommandError::Unsupported | CommandError::NoSnapshot(_)) => Ok(None),
+            Some(error) => Err(error),
+        }
+    }
+
+    async fn source_of(&self, entry: &SnapshotEntry) -> Result<Option<Source>, Interrupted> {
+        let found = self.snapshot_source(entry).await.map_err(|_| Interrupted)?;
+        Ok(found.map(|(device, first_block)| Source { device, first_block }))
+    }
+
+    async fn give_region(
+        &self,
+        connection: &Connection,
+        region: u64,
+        source: &Source,
+        before: Option<&Source>,
+    ) -> Result<(), Interrupted> {
+        let geometry = self.geometry.get();
+        let block_bytes = u64::from(geometry.block_bytes);
+        let chunk_blocks = (CHUNK_BYTES / block_bytes)
+            .min(u64::from(geometry.transfer_blocks_max))
+            .max(1);
+        let start = region * self.region_blocks;
+        let end = (start + self.region_blocks)
+            .min(geometry.blocks)
+            .min(source.blocks());
+        let mut at = start;
+        while at < end {
+            let blocks = chunk_blocks.min(end - at);
+            let bytes = blocks * block_bytes;
+            self.check_serving().map_err(|_| Interrupted)?;
+            // Shortage of any kind makes it wait.
+            self.give_chunk(connection, at, blocks, source, before).await?;
+            self.pace_resync(bytes).await;
+            at += blocks;
+        }
+        Ok(())
+    }
+
+    async fn give_chunk(
+        &self,
+        connection: &Connection,
+        block: u64,
+        blocks: u64,
+        source: &Source,
+        before: Option<&Source>,
+    ) -> Result<(), Interrupted> {
+        let hole = source.is_hole(block, blocks).await;
+        if hole
+            && let Some(before) = before
+            && block + blocks <= before.blocks()
+            && before.is_hole(block, blocks).await
+        {
+            return Ok(());
+        }
+        let block_bytes = self.geometry.get().block_bytes as usize;
+        let bytes = blocks as usize * block_bytes;
+        if hole {
+            let options = ZeroOptions {
+                force_unit_access: false,
+                may_deallocate: true,
+            };
+            return self
+                .tell(connection, || Request::WriteZeroes {
+                    block,
+                    blocks,
+                    options,
+                })
+                .await;
+        }
+        let data = source.read(block, bytes).await?;
+        let old = match before {
+            Some(before) if block + blocks <= before.blocks() => Some(before.read(block, bytes).await?),
+            Some(_) | None => None,
+        };
+        // What did not change between two snapshots shares its space on this replica too.
+        for (first, count) in changed_runs(&data, old.as_deref(), block_bytes) {
+            let piece = data.slice(first * block_bytes..(first + count) * block_bytes);
+            let write = || Request::Write {
+                block: block + first as u64,
+                from: Gather::from(piece.clone()),
+                force_unit_access: false,
+            };
+            self.tell(connection, write).await?;
+        }
+        Ok(())
+    }
+
+    /// Has a replica that takes no writes of clients do something.
+    async fn tell(&self, connection: &Connection, make: impl Fn() -> Request) -> Result<(), Interrupted> {
+        loop {
+            self.check_serving().map_err(|_| Interrupted)?;
+            match connection.send(make(), self.options.request_timeout).await {
+                Ok(_) => return Ok(()),
+                Err(pollux_device::IoError::ResourceShortage | pollux_device::IoError::NotReady) => {
+                    pollux_reactor::sleep(self.options.retry_pause).await;
+                }
+                Err(_) => return Err(Interrupted),
+            }
+        }
+    }
+}
+
+/// Runs of blocks that differ: first and number. All of them when there is nothing to compare with.
+fn changed_runs(data: &[u8], old: Option<&[u8]>, block_bytes: usize) -> Vec<(usize, usize)> {
+    let blocks = data.len() / block_bytes.max(1);
+    let Some(old) = old else {
+        return vec![(0, blocks)];
+    };
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    let pairs = data.chunks_exact(block_bytes).zip(old.chunks_exact(block_bytes));
+    for (index, (new, old)) in pairs.enumerate() {
+        if new == old {
+            continue;
+        }
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == index => *count += 1,
+            Some(_) | None => runs.push((index, 1)),
+        }
+    }
+    runs
+}
