@@ -127,8 +127,8 @@ impl AreaLayout {
                 Err(LayoutError::TooSmall(_)) => (None, 0),
                 Err(error) => return Err(error),
             };
-            // A larger device may need a longer map, which may need a larger device; it settles, since a block
-            // of the map is for thousands of regions.
+            // A larger device may need a longer map, which may need a larger device; it settles, since a
+            // block of the map is for thousands of regions.
             match layout.filter(|_| found >= data_blocks) {
                 Some(layout) => return Ok(layout),
                 None => total_blocks = total_blocks.saturating_add(data_blocks - found),

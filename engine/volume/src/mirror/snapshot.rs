@@ -296,7 +296,8 @@ impl Core {
             .iter()
             .filter(|entry| entry.held_by.contains(slot));
         for entry in lost.filter(|entry| !cuts.contains(&entry.cut)) {
-            tracing::error!(volume = %record.volume, snapshot = %entry.id, slot = slot.index(), "a snapshot is lost");
+            let (volume, snapshot) = (record.volume, entry.id);
+            tracing::error!(%volume, %snapshot, slot = slot.index(), "a snapshot is lost");
             self.members.borrow_mut().want(Change::Lost(slot, entry.cut));
             self.changed.wake();
         }
