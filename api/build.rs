@@ -7,7 +7,13 @@ use std::error::Error;
 use prost::Message;
 
 const INCLUDES: [&str; 1] = ["proto"];
-const FILES: [&str; 12] = [
+const FILES: [&str; 18] = [
+    "proto/csi/v1/common.proto",
+    "proto/csi/v1/identity.proto",
+    "proto/csi/v1/controller.proto",
+    "proto/csi/v1/node.proto",
+    "proto/csi/v1/group.proto",
+    "proto/csi/v1/metadata.proto",
     "proto/etcd/etcd.proto",
     "proto/pollux/engine/v1/engine.proto",
     "proto/pollux/engine/v1/pool.proto",

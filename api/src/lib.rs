@@ -30,6 +30,16 @@ pub mod control {
     }
 }
 
+/// The Container Storage Interface.
+pub mod csi {
+    /// Version 1.
+    #[allow(missing_docs, reason = "generated; the .proto file documents it")]
+    #[allow(clippy::all, reason = "generated")]
+    pub mod v1 {
+        tonic::include_proto!("csi.v1");
+    }
+}
+
 /// The part of etcd's interface that the control plane uses.
 #[allow(missing_docs, reason = "generated; the .proto file documents it")]
 pub mod etcd {

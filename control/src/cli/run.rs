@@ -280,6 +280,7 @@ impl<W: Write> Session<'_, W> {
                         host_nqn: host.clone(),
                         read_only: *read_only,
                     }),
+                    sharing: HostSharing::Unspecified.into(),
                 };
                 self.publish(request, waiting.wait.then_some(waiting.timeout))
                     .await

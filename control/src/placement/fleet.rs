@@ -7,6 +7,9 @@ use pollux_api::control::v1::{MediaClass, Node, NodeState, Pool, PoolState};
 
 use super::DOMAIN_KINDS;
 
+/// What labels begin with that tell where a pool stands: `zone`, `rack` and `node`.
+const TOPOLOGY_LABEL: &str = "topology.pollux.io/";
+
 /// How full pools may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlacementLimits {
@@ -175,6 +178,19 @@ impl Fleet {
                         .iter()
                         .map(|(key, value)| (key.clone(), value.clone())),
                 );
+            }
+            // Where a pool stands can be asked for like any label, and said only by its node.
+            let stands = [
+                ("zone", &node_spec.zone),
+                ("rack", &node_spec.rack),
+                ("node", &spec.node),
+            ];
+            for (domain, name) in stands {
+                let key = format!("{TOPOLOGY_LABEL}{domain}");
+                match name.is_empty() {
+                    true => labels.remove(&key),
+                    false => labels.insert(key, name.clone()),
+                };
             }
             fleet.by_pool.insert(metadata.name.clone(), SiteId(number));
             fleet.sites.push(Site {

@@ -444,3 +444,27 @@ fn a_group_does_not_keep_its_member_from_its_own_place() {
     assert!(decide(&fleet, &own).fits());
     assert!(!decide(&fleet, &request(&policy, 1)).fits());
 }
+
+#[test]
+fn where_a_pool_stands_is_a_label() {
+    let machines = vec![plain(0, 0, 0), plain(1, 0, 0)];
+    let fleet = fleet(&machines);
+    let zone = &machines[1].names(1)[3];
+    let rule = LabelRule {
+        key: "topology.pollux.io/zone".to_owned(),
+        values: vec![zone.clone()],
+        ..LabelRule::default()
+    };
+    let policy = PlacementPolicy {
+        require: vec![rule],
+        ..PlacementPolicy::default()
+    };
+    let decision = decide(&fleet, &request(&policy, 2));
+    assert_eq!(decision.placed.len(), 1);
+    let site = &fleet
+        .sites()
+        .find(|(id, _)| *id == decision.placed[0].site)
+        .expect("it is there")
+        .1;
+    assert_eq!(site.zone, *zone);
+}

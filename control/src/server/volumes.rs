@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use pollux_api::control::v1::volumes_server::Volumes;
 use pollux_api::control::v1::{
     CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, Group, HostAccess,
-    ListVolumesRequest, ListVolumesResponse, Node, NodeState, PlanVolumeRequest, PlanVolumeResponse,
-    PublishVolumeRequest, PublishVolumeResponse, ReplicaState, Snapshot, TargetConfig, Template,
-    UnpublishVolumeRequest, UnpublishVolumeResponse, UpdateVolumeRequest, Volume, VolumeChange, VolumePath,
-    VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
+    HostSharing, ListVolumesRequest, ListVolumesResponse, Node, NodeState, PlanVolumeRequest,
+    PlanVolumeResponse, PublishVolumeRequest, PublishVolumeResponse, ReplicaState, Snapshot, TargetConfig,
+    Template, UnpublishVolumeRequest, UnpublishVolumeResponse, UpdateVolumeRequest, Volume, VolumeChange,
+    VolumePath, VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -195,6 +195,29 @@ fn checked_host(host: Option<HostAccess>) -> Result<HostAccess, CallError> {
     }
 }
 
+/// Whether a host may use a volume beside those that do.
+fn require_sharing(
+    name: &str,
+    hosts: &[HostAccess],
+    host: &HostAccess,
+    sharing: HostSharing,
+) -> Result<(), CallError> {
+    let mut others = hosts.iter().filter(|other| other.host_nqn != host.host_nqn);
+    let disturbs = match sharing {
+        HostSharing::Unspecified => None,
+        HostSharing::None => others.next(),
+        HostSharing::Readers => others.find(|other| !other.read_only),
+    };
+    match disturbs {
+        None => Ok(()),
+        Some(other) => Err(CallError::InUse {
+            kind: Kind::Volume,
+            name: name.to_owned(),
+            by: format!("it is published to {}: unpublish it there first", other.host_nqn),
+        }),
+    }
+}
+
 #[tonic::async_trait]
 impl Volumes for Services {
     type WatchVolumesStream = ChangeStream<VolumeChange>;
@@ -248,7 +271,9 @@ impl Volumes for Services {
         request: Request<PublishVolumeRequest>,
     ) -> Result<Response<PublishVolumeResponse>, Status> {
         self.permit(&request, Action::Provision)?;
-        let PublishVolumeRequest { name, host } = request.into_inner();
+        let request = request.into_inner();
+        let sharing = request.sharing();
+        let PublishVolumeRequest { name, host, .. } = request;
         require_name(&name)?;
         let host = checked_host(host)?;
         let admit = |volume: &mut Volume| {
@@ -259,6 +284,7 @@ impl Volumes for Services {
                 });
             }
             let hosts = &mut volume.spec.get_or_insert_default().hosts;
+            require_sharing(&name, hosts, &host, sharing)?;
             match hosts.iter().find(|known| known.host_nqn == host.host_nqn) {
                 Some(known) if known == &host => {}
                 Some(_) => {

@@ -210,10 +210,11 @@ async fn wrong_fields_of_every_call_are_named() {
         VolumesClient.get_volume(GetVolumeRequest { name: bad() }) => "name",
         VolumesClient.update_volume(UpdateVolumeRequest { volume: None, update_mask: None }) => "volume",
         VolumesClient.delete_volume(DeleteVolumeRequest { name: bad() }) => "name",
-        VolumesClient.publish_volume(PublishVolumeRequest { name: bad(), host: None }) => "name",
-        VolumesClient.publish_volume(PublishVolumeRequest { name: "v".to_owned(), host: None }) => "host",
+        VolumesClient.publish_volume(PublishVolumeRequest { name: bad(), ..Default::default() }) => "name",
+        VolumesClient.publish_volume(PublishVolumeRequest { name: "v".to_owned(), ..Default::default() })
+            => "host",
         VolumesClient.publish_volume(PublishVolumeRequest {
-            name: "v".to_owned(), host: Some(HostAccess::default())
+            name: "v".to_owned(), host: Some(HostAccess::default()), sharing: 0
         }) => "host.host_nqn",
         VolumesClient.unpublish_volume(UnpublishVolumeRequest { name: bad(), host_nqn: None }) => "name",
         VolumesClient.unpublish_volume(UnpublishVolumeRequest {
@@ -501,6 +502,7 @@ async fn volumes_are_published_and_taken_back() {
             host_nqn: "nqn.2026-11.x:host".to_owned(),
             read_only: false,
         }),
+        sharing: HostSharing::Unspecified.into(),
     };
     let published = loop {
         let answer = volumes
@@ -522,6 +524,47 @@ async fn volumes_are_published_and_taken_back() {
         .await
         .expect_err("it is published otherwise");
     assert_eq!(fields(&refused), ["host.read_only"]);
+    let other = |read_only, sharing: HostSharing| {
+        let mut request = publish();
+        request.host = Some(HostAccess {
+            host_nqn: "nqn.2026-11.x:other".to_owned(),
+            read_only,
+        });
+        request.sharing = sharing.into();
+        request
+    };
+    for sharing in [HostSharing::None, HostSharing::Readers] {
+        let refused = volumes
+            .publish_volume(other(true, sharing))
+            .await
+            .expect_err("another host may write");
+        assert_eq!(reason(&refused), "IN_USE");
+        let again = PublishVolumeRequest {
+            sharing: sharing.into(),
+            ..publish()
+        };
+        volumes
+            .publish_volume(again)
+            .await
+            .expect("no other host may use it");
+    }
+    volumes
+        .publish_volume(other(true, HostSharing::Unspecified))
+        .await
+        .expect("any other host may use it");
+    let readers = PublishVolumeRequest {
+        sharing: HostSharing::Readers.into(),
+        ..publish()
+    };
+    volumes
+        .publish_volume(readers)
+        .await
+        .expect("the other may not write");
+    let unpublish = UnpublishVolumeRequest {
+        name: "v".to_owned(),
+        host_nqn: Some("nqn.2026-11.x:other".to_owned()),
+    };
+    volumes.unpublish_volume(unpublish).await.expect("it is there");
     let delete = || DeleteVolumeRequest { name: "v".to_owned() };
     let refused = volumes
         .delete_volume(delete())

@@ -60,6 +60,10 @@ pub(crate) fn check(packages: &[Package], findings: &mut Vec<Finding>) {
         if MAY_WAIT.contains(&subject) {
             below_tests.extend(reachable("engine").unwrap_or_default());
         }
+        // The driver is tested with the control plane that it asks.
+        if subject == "csi" {
+            below_tests.extend(reachable("control").unwrap_or_default());
+        }
         let below = if fuzzed.is_some() { &below_tests } else { &below };
         check_table(package, "dependencies", subject, below, &mut report);
         check_table(package, "build-dependencies", subject, below, &mut report);

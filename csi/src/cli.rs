@@ -1,0 +1,237 @@
+//! `pollux-csi`: the two services as processes.
+
+use std::error::Error;
+use std::io::{self, IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use pollux_api::csi::v1::controller_server::ControllerServer;
+use pollux_api::csi::v1::identity_server::IdentityServer;
+use pollux_api::csi::v1::node_server::NodeServer;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tonic::service::Routes;
+use tracing_subscriber::EnvFilter;
+
+use crate::control::ControlPlane;
+use crate::controller::ControllerService;
+use crate::host::PathTimes;
+use crate::host::linux::LinuxHost;
+use crate::identity::IdentityService;
+use crate::metrics::{self, Metrics};
+use crate::names::Cluster;
+use crate::node::{NodeService, NodeSettings};
+use crate::serve::{listen, serve, socket_path};
+use crate::topology::Place;
+
+/// How long what is under way may take after the process was told to end.
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The CSI driver: volumes for Kubernetes and other orchestrators.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pollux-csi",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make, publish and delete volumes, by asking the control plane. Any number of it may run.
+    Controller(ControllerArguments),
+    /// Use volumes on this machine. Runs on each that does, as root.
+    Node(NodeArguments),
+}
+
+#[derive(Debug, Args)]
+struct CommonArguments {
+    /// Where calls are answered.
+    #[arg(long, value_name = "unix:///PATH", default_value = "unix:///csi/csi.sock")]
+    endpoint: String,
+
+    /// The name of the cluster, among those that share one Pollux.
+    #[arg(long, value_name = "NAME", default_value = "default", value_parser = Cluster::new)]
+    cluster: Cluster,
+
+    /// Where metrics are read by HTTP, at /metrics; left out: nowhere.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    metrics: Option<SocketAddr>,
+
+    /// What is logged: error, warn, info, debug, trace.
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log: String,
+}
+
+#[derive(Debug, Args)]
+struct ControllerArguments {
+    #[command(flatten)]
+    common: CommonArguments,
+
+    /// Where the control plane answers; several with commas between.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:4440")]
+    control: String,
+
+    /// A directory with authority.pem, own.pem and own.key, as `pollux cert issue --role csi` makes it.
+    #[arg(long, value_name = "DIRECTORY")]
+    certificates: Option<PathBuf>,
+
+    /// Nodes tell where they stand: volumes are made near those that use them.
+    #[arg(long)]
+    topology: bool,
+}
+
+#[derive(Debug, Args)]
+struct NodeArguments {
+    #[command(flatten)]
+    common: CommonArguments,
+
+    /// The name of this node in its cluster.
+    #[arg(long, value_name = "NAME")]
+    node: String,
+
+    /// Where this node stands, such as zone=z1; may be repeated, for zone, rack and node.
+    #[arg(long, value_name = "DOMAIN=NAME")]
+    topology: Vec<String>,
+
+    /// Where it is written down what is staged. Has to outlive the process.
+    #[arg(
+        long,
+        value_name = "DIRECTORY",
+        default_value = "/var/lib/kubelet/plugins/csi.pollux.io/volumes"
+    )]
+    records: PathBuf,
+
+    /// Volumes that this node can use at a time; 0: as many as the orchestrator likes.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    volumes: u32,
+
+    /// Seconds after which a path that cannot be reached is given up, and requests fail if it was the last
+    /// one.
+    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().controller_loss_s)]
+    controller_loss: u32,
+
+    /// Seconds after which requests leave a path that cannot be reached for another one.
+    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().fast_io_fail_s)]
+    fast_io_fail: u32,
+
+    /// Seconds between attempts to reach a target again.
+    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().reconnect_delay_s)]
+    reconnect_delay: u32,
+
+    /// Seconds without a word after which a path counts as lost.
+    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().keep_alive_s)]
+    keep_alive: u32,
+
+    /// Seconds that a device may take to appear.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    device_timeout: u32,
+}
+
+/// Does what the command line says.
+pub fn run(cli: &Cli) -> ExitCode {
+    let common = match &cli.command {
+        Command::Controller(arguments) => &arguments.common,
+        Command::Node(arguments) => &arguments.common,
+    };
+    let done = logging(&common.log).and_then(|()| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let done = runtime.block_on(answer(cli, common));
+        // What was begun for a volume goes on to its end, within reason.
+        runtime.shutdown_timeout(STOP_PATIENCE);
+        done
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // There is nobody to tell that nobody can be told.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn logging(level: &str) -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(level)?)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    Ok(())
+}
+
+impl NodeArguments {
+    fn settings(&self) -> Result<NodeSettings, Box<dyn Error>> {
+        let host = self.common.cluster.host(&self.node);
+        Ok(NodeSettings {
+            host: host.map_err(|problem| format!("--node {:?}: {problem}", self.node))?,
+            place: Place::parse(&self.topology).map_err(|problem| format!("--topology: {problem}"))?,
+            volumes_max: self.volumes,
+            records: self.records.clone(),
+            times: PathTimes {
+                reconnect_delay_s: self.reconnect_delay.max(1),
+                controller_loss_s: self.controller_loss,
+                fast_io_fail_s: self.fast_io_fail,
+                keep_alive_s: self.keep_alive.max(1),
+            },
+            device_timeout: Duration::from_secs(self.device_timeout.max(1).into()),
+        })
+    }
+}
+
+async fn answer(cli: &Cli, common: &CommonArguments) -> Result<(), Box<dyn Error>> {
+    let (stop, stopped) = watch::channel(false);
+    let routes = match &cli.command {
+        Command::Controller(arguments) => {
+            let control = ControlPlane::new(
+                &arguments.control,
+                arguments.certificates.as_deref(),
+                common.cluster.clone(),
+            )?;
+            let identity = IdentityService::new(arguments.topology, Some(control.clone()));
+            Routes::new(IdentityServer::new(identity))
+                .add_service(ControllerServer::new(ControllerService::new(control)))
+        }
+        Command::Node(arguments) => {
+            let settings = arguments.settings()?;
+            let identity = IdentityService::new(settings.place.message().is_some(), None);
+            let node = NodeService::new(Arc::new(LinuxHost::default()), settings)?;
+            tokio::spawn(node.clone().keep_paths(stopped.clone()));
+            Routes::new(IdentityServer::new(identity)).add_service(NodeServer::new(node))
+        }
+    };
+    let counted = Metrics::default();
+    if let Some(address) = common.metrics {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| format!("cannot listen at {address}: {error}"))?;
+        tokio::spawn(metrics::serve(listener, counted.clone(), stopped.clone()));
+    }
+    let path = socket_path(&common.endpoint)?;
+    let listener = listen(&path).await?;
+    writeln!(io::stdout(), "pollux-csi answers at {}", path.display())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut server = tokio::spawn(serve(listener, routes, counted, stopped));
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        ended = &mut server => return Ok(ended??),
+    }
+    stop.send_replace(true);
+    match tokio::time::timeout(STOP_PATIENCE, server).await {
+        Ok(ended) => Ok(ended??),
+        // Whoever is still connected has been waited for long enough.
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,388 @@
+//! The control plane, as the controller service asks it.
+//!
+//! Names that cannot be names there are of nothing; so are volumes and snapshots of other clusters.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use pollux_api::control::v1::nodes_client::NodesClient;
+use pollux_api::control::v1::pools_client::PoolsClient;
+use pollux_api::control::v1::snapshots_client::SnapshotsClient;
+use pollux_api::control::v1::templates_client::TemplatesClient;
+use pollux_api::control::v1::volumes_client::VolumesClient;
+use pollux_api::control::v1::{
+    GetSnapshotRequest, GetVolumeRequest, ListNodesRequest, Node, PageRequest, Reason, Snapshot, Volume,
+};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::error::CallError;
+use crate::names::{Cluster, is_resource_name, label};
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long one call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the connection may be silent before the control plane is asked whether it is there.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The first pause of those who wait for something; each further one is twice as long.
+const PAUSE_FIRST: Duration = Duration::from_millis(4);
+
+/// The longest pause.
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// How long is waited for something, if the caller waits as long.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Records that are asked for at a time.
+pub const PAGE_SIZE: u32 = 1000;
+
+/// Why the control plane cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address is none.
+    #[error("{address} is no address of a control plane: give HOST:PORT, or several with commas between")]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// A certificate or key cannot be read.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A certificate or key cannot be used.
+    #[error("the certificates in {directory} cannot be used: {source}")]
+    Certificates {
+        /// Where they are.
+        directory: PathBuf,
+        /// Why not.
+        source: tonic::transport::Error,
+    },
+}
+
+/// The control plane. Clones share the connection.
+#[derive(Debug, Clone)]
+pub struct ControlPlane {
+    channel: Channel,
+    cluster: Cluster,
+}
+
+impl ControlPlane {
+    /// At one or several addresses, with the certificates of a directory if one is given. Connects when it is
+    /// first asked, and again when the connection is lost.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub fn new(addresses: &str, certificates: Option<&Path>, cluster: Cluster) -> Result<Self, ConnectError> {
+        let scheme = if certificates.is_some() { "https" } else { "http" };
+        let tls = certificates.map(read_certificates).transpose()?;
+        let mut endpoints = Vec::new();
+        for address in addresses.split(',') {
+            let wrong = |_| ConnectError::Address {
+                address: address.to_owned(),
+            };
+            let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+                .map_err(wrong)?
+                .connect_timeout(CONNECT_TIMEOUT)
+                .timeout(CALL_TIMEOUT)
+                .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+                .keep_alive_while_idle(true);
+            if let (Some(tls), Some(directory)) = (&tls, certificates) {
+                endpoint = endpoint
+                    .tls_config(tls.clone())
+                    .map_err(|source| ConnectError::Certificates {
+                        directory: directory.to_owned(),
+                        source,
+                    })?;
+            }
+            endpoints.push(endpoint);
+        }
+        let channel = match endpoints.as_slice() {
+            [one] => one.connect_lazy(),
+            _ => Channel::balance_list(endpoints.into_iter()),
+        };
+        Ok(Self { channel, cluster })
+    }
+
+    /// The cluster that asks.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Calls about volumes.
+    pub fn volumes(&self) -> VolumesClient<Channel> {
+        VolumesClient::new(self.channel.clone())
+    }
+
+    /// Calls about snapshots.
+    pub fn snapshots(&self) -> SnapshotsClient<Channel> {
+        SnapshotsClient::new(self.channel.clone())
+    }
+
+    /// Calls about pools.
+    pub fn pools(&self) -> PoolsClient<Channel> {
+        PoolsClient::new(self.channel.clone())
+    }
+
+    /// Calls about templates.
+    pub fn templates(&self) -> TemplatesClient<Channel> {
+        TemplatesClient::new(self.channel.clone())
+    }
+
+    /// Whether it answers.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Control`].
+    pub async fn probe(&self) -> Result<(), CallError> {
+        let request = ListNodesRequest {
+            page: Some(PageRequest {
+                size: 1,
+                token: String::new(),
+            }),
+        };
+        NodesClient::new(self.channel.clone()).list_nodes(request).await?;
+        Ok(())
+    }
+
+    /// All nodes.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Control`].
+    pub async fn nodes(&self) -> Result<Vec<Node>, CallError> {
+        let mut client = NodesClient::new(self.channel.clone());
+        let mut nodes = Vec::new();
+        let mut token = String::new();
+        loop {
+            let page = Some(PageRequest {
+                size: PAGE_SIZE,
+                token,
+            });
+            let answer = client.list_nodes(ListNodesRequest { page }).await?.into_inner();
+            nodes.extend(answer.nodes);
+            token = answer.next_page_token;
+            if token.is_empty() {
+                return Ok(nodes);
+            }
+        }
+    }
+
+    /// A volume, whosesoever it is.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Control`].
+    pub async fn any_volume(&self, id: &str) -> Result<Option<Volume>, CallError> {
+        if !is_resource_name(id) {
+            return Ok(None);
+        }
+        let name = id.to_owned();
+        found(self.volumes().get_volume(GetVolumeRequest { name }).await)
+    }
+
+    /// A volume of this cluster, or of none.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::NotFound`], [`CallError::Control`].
+    pub async fn volume(&self, id: &str) -> Result<Volume, CallError> {
+        let volume = self.any_volume(id).await?;
+        let own = volume.filter(|volume| self.is_own(volume.metadata.as_ref()));
+        own.ok_or_else(|| CallError::no_volume(id))
+    }
+
+    /// A snapshot of this cluster, or of none; nothing if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Control`].
+    pub async fn find_snapshot(&self, id: &str) -> Result<Option<Snapshot>, CallError> {
+        if !is_resource_name(id) {
+            return Ok(None);
+        }
+        let name = id.to_owned();
+        let snapshot = found(self.snapshots().get_snapshot(GetSnapshotRequest { name }).await)?;
+        Ok(snapshot.filter(|snapshot: &Snapshot| self.is_own(snapshot.metadata.as_ref())))
+    }
+
+    /// Whether something is of this cluster, or of none.
+    pub fn is_own(&self, metadata: Option<&pollux_api::control::v1::Metadata>) -> bool {
+        let cluster = metadata.and_then(|metadata| metadata.labels.get(label::CLUSTER));
+        cluster.is_none_or(|cluster| cluster == self.cluster.name())
+    }
+}
+
+fn read_certificates(directory: &Path) -> Result<ClientTlsConfig, ConnectError> {
+    let read = |name: &str| {
+        let path = directory.join(name);
+        std::fs::read(&path).map_err(|source| ConnectError::File { path, source })
+    };
+    let own = Identity::from_pem(read("own.pem")?, read("own.key")?);
+    Ok(ClientTlsConfig::new()
+        .identity(own)
+        .ca_certificate(Certificate::from_pem(read("authority.pem")?)))
+}
+
+/// What was found; nothing if it is not there.
+fn found<T>(answer: Result<tonic::Response<T>, Status>) -> Result<Option<T>, CallError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer.into_inner())),
+        Err(status) if reason(&status) == Some(Reason::NotFound) => Ok(None),
+        Err(status) => Err(status.into()),
+    }
+}
+
+/// The reason that the control plane gives.
+pub fn reason(status: &Status) -> Option<Reason> {
+    let info = status.get_details_error_info()?;
+    if info.domain != pollux_api::CONTROL_ERROR_DOMAIN {
+        return None;
+    }
+    Reason::from_str_name(&format!("REASON_{}", info.reason))
+}
+
+impl From<Status> for CallError {
+    /// What the control plane refused, in the codes of CSI.
+    fn from(status: Status) -> Self {
+        let code = match reason(&status) {
+            Some(Reason::FieldInvalid | Reason::PageTokenInvalid) => Code::InvalidArgument,
+            Some(Reason::NotFound) => Code::NotFound,
+            Some(Reason::NameTaken) => Code::AlreadyExists,
+            Some(Reason::RevisionStale | Reason::Contended | Reason::Deleting) => Code::Aborted,
+            Some(Reason::InUse) => Code::FailedPrecondition,
+            Some(Reason::NoPlace) => Code::ResourceExhausted,
+            Some(Reason::NotReady | Reason::StoreUnavailable | Reason::NotLeader) => Code::Unavailable,
+            Some(Reason::Unauthenticated | Reason::RoleInsufficient) => Code::PermissionDenied,
+            // Nothing is known of it that an orchestrator could act on.
+            Some(_) => Code::Internal,
+            // Without a reason it does not come from the control plane but from the way to it.
+            None => match status.code() {
+                Code::DeadlineExceeded | Code::Cancelled => Code::DeadlineExceeded,
+                Code::Unimplemented => Code::Internal,
+                _ => Code::Unavailable,
+            },
+        };
+        let message = match status.message() {
+            "" => "the connection to the control plane was lost".to_owned(),
+            message => format!("control plane: {message}"),
+        };
+        Self::Control { code, message }
+    }
+}
+
+/// Pauses of somebody who waits for something: short ones at first.
+#[derive(Debug)]
+pub struct Waiting {
+    began: Instant,
+    pause: Duration,
+    patience: Duration,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self::at_most(PATIENCE)
+    }
+}
+
+impl Waiting {
+    /// For at most this long.
+    pub fn at_most(patience: Duration) -> Self {
+        Self {
+            began: Instant::now(),
+            pause: PAUSE_FIRST,
+            patience,
+        }
+    }
+
+    /// A pause.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Patience`] if it has taken too long.
+    pub async fn pause(&mut self, kind: &'static str, id: &str, state: &str) -> Result<(), CallError> {
+        if self.began.elapsed() >= self.patience {
+            return Err(CallError::Patience {
+                kind,
+                id: id.to_owned(),
+                seconds: self.patience.as_secs(),
+                state: state.to_owned(),
+            });
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn refused(reason: &str, domain: &str) -> Code {
+        let details = ErrorDetails::with_error_info(reason, domain, HashMap::new());
+        let status = Status::with_error_details(Code::FailedPrecondition, "no", details);
+        CallError::from(status).code()
+    }
+
+    #[test]
+    fn refusals_have_codes_that_orchestrators_understand() {
+        let domain = pollux_api::CONTROL_ERROR_DOMAIN;
+        for (reason, code) in [
+            ("IN_USE", Code::FailedPrecondition),
+            ("DELETING", Code::Aborted),
+            ("CONTENDED", Code::Aborted),
+            ("NO_PLACE", Code::ResourceExhausted),
+            ("FIELD_INVALID", Code::InvalidArgument),
+            ("STORE_DAMAGED", Code::Internal),
+            ("SOMETHING_NEW", Code::Unavailable),
+        ] {
+            assert_eq!(refused(reason, domain), code, "{reason}");
+        }
+        assert_eq!(refused("IN_USE", "elsewhere"), Code::Unavailable);
+    }
+
+    #[test]
+    fn addresses_are_checked_when_they_are_given() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let _inside = runtime.as_ref().expect("a runtime").enter();
+        let cluster = || Cluster::new("c").expect("a name");
+        for (addresses, fits) in [
+            ("127.0.0.1:1", true),
+            ("a:1,b:2", true),
+            ("", false),
+            ("a b", false),
+        ] {
+            assert_eq!(
+                ControlPlane::new(addresses, None, cluster()).is_ok(),
+                fits,
+                "{addresses:?}"
+            );
+        }
+        let nowhere = ControlPlane::new("a:1", Some(Path::new("/nonexistent")), cluster());
+        assert!(matches!(nowhere, Err(ConnectError::File { .. })));
+    }
+
+    #[tokio::test]
+    async fn waiting_ends() {
+        let mut waiting = Waiting::at_most(Duration::from_millis(20));
+        let mut pauses = 0;
+        while waiting.pause("volume", "v", "so").await.is_ok() {
+            pauses += 1;
+        }
+        assert!((1..=20).contains(&pauses), "{pauses}");
+    }
+}

@@ -1,0 +1,125 @@
+//! Volumes and snapshots of the control plane, as orchestrators are told of them.
+
+use std::collections::HashMap;
+
+use pbjson_types::Timestamp;
+use pollux_api::control::v1::{self as control, Metadata, SnapshotState, VolumeState};
+use pollux_api::csi::v1::volume_content_source::{SnapshotSource, Type as SourceType, VolumeSource};
+use pollux_api::csi::v1::{Snapshot, Topology, Volume, VolumeCondition, VolumeContentSource};
+
+use crate::names::label;
+
+/// The key in a volume's context of the file system that is made if none is asked for.
+pub const CONTEXT_FS_TYPE: &str = "fsType";
+
+/// Bytes as messages have them.
+pub fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// A label of something.
+pub fn label_of<'a>(metadata: Option<&'a Metadata>, key: &str) -> Option<&'a str> {
+    metadata?.labels.get(key).map(String::as_str)
+}
+
+/// The bytes of a volume that was asked for.
+pub fn size_of(volume: &control::Volume) -> u64 {
+    volume.spec.as_ref().map_or(0, |spec| spec.size_bytes)
+}
+
+/// Whether something is being deleted.
+pub fn is_deleting(metadata: Option<&Metadata>) -> bool {
+    metadata.is_some_and(|metadata| metadata.deleted_unix_us.is_some())
+}
+
+/// The name of something.
+pub fn name_of(metadata: Option<&Metadata>) -> &str {
+    metadata.map_or("", |metadata| metadata.name.as_str())
+}
+
+/// What a volume began as, in the words of its label.
+pub fn source_label(source: Option<&VolumeContentSource>) -> Option<String> {
+    match source?.r#type.as_ref()? {
+        SourceType::Snapshot(source) => Some(format!("snapshot/{}", source.snapshot_id)),
+        SourceType::Volume(source) => Some(format!("volume/{}", source.volume_id)),
+    }
+}
+
+fn source(metadata: Option<&Metadata>) -> Option<VolumeContentSource> {
+    let (kind, id) = label_of(metadata, label::SOURCE)?.split_once('/')?;
+    let kind = match kind {
+        "snapshot" => SourceType::Snapshot(SnapshotSource {
+            snapshot_id: id.to_owned(),
+        }),
+        "volume" => SourceType::Volume(VolumeSource {
+            volume_id: id.to_owned(),
+        }),
+        _ => return None,
+    };
+    Some(VolumeContentSource { r#type: Some(kind) })
+}
+
+/// A volume, and from where it can be reached.
+pub fn volume(volume: &control::Volume, accessible_topology: Vec<Topology>) -> Volume {
+    let metadata = volume.metadata.as_ref();
+    let fs_type = label_of(metadata, label::FS_TYPE);
+    let context = fs_type.map(|name| (CONTEXT_FS_TYPE.to_owned(), name.to_owned()));
+    Volume {
+        capacity_bytes: signed(size_of(volume)),
+        volume_id: name_of(metadata).to_owned(),
+        volume_context: HashMap::from_iter(context),
+        content_source: source(metadata),
+        accessible_topology,
+    }
+}
+
+/// How a volume is.
+pub fn condition(volume: &control::Volume) -> VolumeCondition {
+    let status = volume.status.clone().unwrap_or_default();
+    let (abnormal, state) = match status.state() {
+        VolumeState::Healthy => (false, "all copies are in sync"),
+        VolumeState::Creating => (false, "its copies are being made"),
+        VolumeState::Pending => (true, "there is no place for it yet"),
+        VolumeState::Degraded => (true, "it has fewer copies than it should have"),
+        VolumeState::Unavailable => (true, "too few of its copies can be reached"),
+        VolumeState::Deleting => (true, "it is being deleted"),
+        VolumeState::Unspecified => (true, "its state is not known"),
+    };
+    let message = match status.message.as_str() {
+        "" => state.to_owned(),
+        message => format!("{state}: {message}"),
+    };
+    VolumeCondition { abnormal, message }
+}
+
+/// The nodes that may use a volume.
+pub fn published_node_ids(volume: &control::Volume, is_node: impl Fn(&str) -> bool) -> Vec<String> {
+    let hosts = volume.spec.as_ref().map_or(&[][..], |spec| &spec.hosts);
+    let nodes = hosts.iter().filter(|host| is_node(&host.host_nqn));
+    nodes.map(|host| host.host_nqn.clone()).collect()
+}
+
+/// Whether a snapshot is there only to make a volume of it.
+pub fn is_internal(snapshot: &control::Snapshot) -> bool {
+    label_of(snapshot.metadata.as_ref(), label::CLONE).is_some()
+}
+
+/// A snapshot.
+pub fn snapshot(snapshot: &control::Snapshot) -> Snapshot {
+    let metadata = snapshot.metadata.clone().unwrap_or_default();
+    let spec = snapshot.spec.clone().unwrap_or_default();
+    let status = snapshot.status.clone().unwrap_or_default();
+    let taken = status.taken_unix_us.unwrap_or(metadata.created_unix_us);
+    let nanos = i32::try_from(taken % 1_000_000 * 1_000).unwrap_or(0);
+    Snapshot {
+        size_bytes: signed(status.size_bytes),
+        snapshot_id: metadata.name,
+        source_volume_id: spec.volume,
+        creation_time: Some(Timestamp {
+            seconds: signed(taken / 1_000_000),
+            nanos,
+        }),
+        ready_to_use: status.state() == SnapshotState::Ready,
+        group_snapshot_id: spec.group_snapshot,
+    }
+}

@@ -1,0 +1,183 @@
+//! The controller service.
+//!
+//! It keeps nothing: whatever it has to know later is a label of a volume or snapshot in the control plane. A
+//! call that was cut off left records there in some step; the same call again goes on from them.
+
+mod answer;
+mod capacity;
+mod change;
+mod create;
+mod delete;
+mod list;
+mod publish;
+mod snapshots;
+
+use pollux_api::csi::v1::controller_server::Controller;
+use pollux_api::csi::v1::controller_service_capability::rpc::Type;
+use pollux_api::csi::v1::controller_service_capability::{Rpc, Type as CapabilityType};
+use pollux_api::csi::v1::{
+    ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerGetCapabilitiesRequest,
+    ControllerGetCapabilitiesResponse, ControllerGetVolumeRequest, ControllerGetVolumeResponse,
+    ControllerModifyVolumeRequest, ControllerModifyVolumeResponse, ControllerPublishVolumeRequest,
+    ControllerPublishVolumeResponse, ControllerServiceCapability, ControllerUnpublishVolumeRequest,
+    ControllerUnpublishVolumeResponse, CreateSnapshotRequest, CreateSnapshotResponse, CreateVolumeRequest,
+    CreateVolumeResponse, DeleteSnapshotRequest, DeleteSnapshotResponse, DeleteVolumeRequest,
+    DeleteVolumeResponse, GetCapacityRequest, GetCapacityResponse, GetSnapshotRequest, GetSnapshotResponse,
+    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
+    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse,
+};
+use tonic::{Request, Response, Status};
+
+use crate::control::ControlPlane;
+
+/// What the service can do.
+const CAPABILITIES: [Type; 15] = [
+    Type::CreateDeleteVolume,
+    Type::PublishUnpublishVolume,
+    Type::ListVolumes,
+    Type::GetCapacity,
+    Type::CreateDeleteSnapshot,
+    Type::ListSnapshots,
+    Type::CloneVolume,
+    Type::PublishReadonly,
+    Type::ExpandVolume,
+    Type::ListVolumesPublishedNodes,
+    Type::VolumeCondition,
+    Type::GetVolume,
+    Type::SingleNodeMultiWriter,
+    Type::ModifyVolume,
+    Type::GetSnapshot,
+];
+
+/// Answers calls of orchestrators by asking the control plane.
+#[derive(Debug, Clone)]
+pub struct ControllerService {
+    control: ControlPlane,
+}
+
+impl ControllerService {
+    /// By this control plane.
+    pub fn new(control: ControlPlane) -> Self {
+        Self { control }
+    }
+}
+
+/// One call: what is inside, in the words of the service.
+macro_rules! call {
+    ($self:ident.$method:ident($request:ident)) => {
+        Ok(Response::new($self.$method($request.into_inner()).await?))
+    };
+}
+
+#[tonic::async_trait]
+impl Controller for ControllerService {
+    async fn create_volume(
+        &self,
+        request: Request<CreateVolumeRequest>,
+    ) -> Result<Response<CreateVolumeResponse>, Status> {
+        call!(self.create(request))
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<DeleteVolumeRequest>,
+    ) -> Result<Response<DeleteVolumeResponse>, Status> {
+        call!(self.delete(request))
+    }
+
+    async fn controller_publish_volume(
+        &self,
+        request: Request<ControllerPublishVolumeRequest>,
+    ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
+        call!(self.publish(request))
+    }
+
+    async fn controller_unpublish_volume(
+        &self,
+        request: Request<ControllerUnpublishVolumeRequest>,
+    ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
+        call!(self.unpublish(request))
+    }
+
+    async fn validate_volume_capabilities(
+        &self,
+        request: Request<ValidateVolumeCapabilitiesRequest>,
+    ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
+        call!(self.validate(request))
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<ListVolumesRequest>,
+    ) -> Result<Response<ListVolumesResponse>, Status> {
+        call!(self.volumes(request))
+    }
+
+    async fn get_capacity(
+        &self,
+        request: Request<GetCapacityRequest>,
+    ) -> Result<Response<GetCapacityResponse>, Status> {
+        call!(self.capacity(request))
+    }
+
+    async fn controller_get_capabilities(
+        &self,
+        _: Request<ControllerGetCapabilitiesRequest>,
+    ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
+        let capability = |kind: Type| ControllerServiceCapability {
+            r#type: Some(CapabilityType::Rpc(Rpc { r#type: kind.into() })),
+        };
+        Ok(Response::new(ControllerGetCapabilitiesResponse {
+            capabilities: CAPABILITIES.map(capability).to_vec(),
+        }))
+    }
+
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<CreateSnapshotResponse>, Status> {
+        call!(self.take_snapshot(request))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<DeleteSnapshotResponse>, Status> {
+        call!(self.drop_snapshot(request))
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        call!(self.snapshots(request))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<GetSnapshotRequest>,
+    ) -> Result<Response<GetSnapshotResponse>, Status> {
+        call!(self.snapshot(request))
+    }
+
+    async fn controller_expand_volume(
+        &self,
+        request: Request<ControllerExpandVolumeRequest>,
+    ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
+        call!(self.expand(request))
+    }
+
+    async fn controller_get_volume(
+        &self,
+        request: Request<ControllerGetVolumeRequest>,
+    ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
+        call!(self.volume(request))
+    }
+
+    async fn controller_modify_volume(
+        &self,
+        request: Request<ControllerModifyVolumeRequest>,
+    ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
+        call!(self.modify(request))
+    }
+}

@@ -1,0 +1,197 @@
+//! ControllerPublishVolume and ControllerUnpublishVolume: which hosts a volume admits.
+
+use std::collections::HashMap;
+
+use pollux_api::control::v1::{
+    HostAccess, HostSharing, PublishVolumeRequest, PublishVolumeResponse, Reason, UnpublishVolumeRequest,
+    Volume,
+};
+use pollux_api::csi::v1::{
+    ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,
+    ControllerUnpublishVolumeResponse,
+};
+
+use crate::capability::{Capability, Sharing};
+use crate::control::{Waiting, reason};
+use crate::error::CallError;
+use crate::names::Host;
+use crate::node::context;
+
+use super::ControllerService;
+use super::answer::is_deleting;
+
+/// A node that may use a volume.
+struct Publication {
+    id: String,
+    host: Host,
+    read_only: bool,
+    sharing: HostSharing,
+}
+
+impl Publication {
+    fn known<'a>(&self, volume: &'a Volume) -> Option<&'a HostAccess> {
+        let hosts = volume.spec.as_ref().map_or(&[][..], |spec| &spec.hosts);
+        hosts.iter().find(|host| host.host_nqn == self.host.nqn)
+    }
+
+    fn otherwise(&self) -> CallError {
+        CallError::Exists {
+            kind: "publication of volume",
+            id: self.id.clone(),
+            difference: "the node may write to it if it was asked to read only, or the other way round"
+                .to_owned(),
+        }
+    }
+}
+
+/// Who else may use a volume that is published so.
+fn sharing(asked: Sharing, read_only: bool) -> HostSharing {
+    match asked {
+        Sharing::OneWriter | Sharing::OnePlace | Sharing::OneReader => HostSharing::None,
+        Sharing::Readers => HostSharing::Readers,
+        Sharing::WriterAndReaders if !read_only => HostSharing::Readers,
+        Sharing::WriterAndReaders | Sharing::Writers => HostSharing::Unspecified,
+    }
+}
+
+/// What the node service is told.
+fn publish_context(answer: &PublishVolumeResponse, read_only: bool) -> HashMap<String, String> {
+    // In one order, so that the same is told again as long as it is the same.
+    let mut paths: Vec<&str> = answer.paths.iter().map(|path| path.address.as_str()).collect();
+    paths.sort_unstable();
+    paths.dedup();
+    let pairs = [
+        (context::SUBSYSTEM_NQN, answer.subsystem_nqn.clone()),
+        (context::NAMESPACE_UUID, answer.namespace_uuid.clone()),
+        (context::PATHS, paths.join(",")),
+        (context::READ_ONLY, read_only.to_string()),
+    ];
+    pairs.map(|(key, value)| (key.to_owned(), value)).into()
+}
+
+impl ControllerService {
+    pub(super) async fn publish(
+        &self,
+        request: ControllerPublishVolumeRequest,
+    ) -> Result<ControllerPublishVolumeResponse, CallError> {
+        let id = request.volume_id;
+        if id.is_empty() {
+            return Err(CallError::missing("volume_id"));
+        }
+        if request.node_id.is_empty() {
+            return Err(CallError::missing("node_id"));
+        }
+        let capability = Capability::read("volume_capability", request.volume_capability.as_ref())?;
+        let volume = self.control.volume(&id).await?;
+        let host = self.control.cluster().host_of_id(&request.node_id);
+        let host = host.ok_or_else(|| CallError::NotFound {
+            kind: "node",
+            id: request.node_id.clone(),
+        })?;
+        let read_only = request.readonly || capability.sharing.is_read_only();
+        let publication = Publication {
+            id,
+            host,
+            read_only,
+            sharing: sharing(capability.sharing, read_only),
+        };
+        if is_deleting(volume.metadata.as_ref()) {
+            return Err(CallError::no_volume(&publication.id));
+        }
+        match publication.known(&volume) {
+            Some(known) if known.read_only != read_only => return Err(publication.otherwise()),
+            _ => {}
+        }
+        let answer = self.admitted(&publication).await?;
+        Ok(ControllerPublishVolumeResponse {
+            publish_context: publish_context(&answer, read_only),
+        })
+    }
+
+    /// Admits a host, and waits until the target does.
+    async fn admitted(&self, publication: &Publication) -> Result<PublishVolumeResponse, CallError> {
+        let mut waiting = Waiting::default();
+        loop {
+            let request = PublishVolumeRequest {
+                name: publication.id.clone(),
+                host: Some(HostAccess {
+                    host_nqn: publication.host.nqn.clone(),
+                    read_only: publication.read_only,
+                }),
+                sharing: publication.sharing.into(),
+            };
+            let answer = match self.control.volumes().publish_volume(request).await {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => return Err(self.refused(publication, status).await),
+            };
+            if answer.ready {
+                return Ok(answer);
+            }
+            let state = "its target has not admitted the node yet";
+            waiting.pause("volume", &publication.id, state).await?;
+        }
+    }
+
+    /// Why a host was not admitted.
+    async fn refused(&self, publication: &Publication, status: tonic::Status) -> CallError {
+        match reason(&status) {
+            Some(Reason::NotFound) => CallError::no_volume(&publication.id),
+            Some(Reason::FieldInvalid) => match self.control.volume(&publication.id).await {
+                // Somebody has published it in the other way meanwhile.
+                Ok(volume) if publication.known(&volume).is_some() => publication.otherwise(),
+                _ => status.into(),
+            },
+            _ => status.into(),
+        }
+    }
+
+    pub(super) async fn unpublish(
+        &self,
+        request: ControllerUnpublishVolumeRequest,
+    ) -> Result<ControllerUnpublishVolumeResponse, CallError> {
+        let id = request.volume_id;
+        if id.is_empty() {
+            return Err(CallError::missing("volume_id"));
+        }
+        let hosts = match request.node_id.as_str() {
+            "" => self.hosts(&id).await?,
+            // What is no node of this cluster was never admitted.
+            node_id => self.control.cluster().host_of_id(node_id).into_iter().collect(),
+        };
+        if self.control.any_volume(&id).await?.is_none() {
+            return Ok(ControllerUnpublishVolumeResponse {});
+        }
+        let mut waiting = Waiting::default();
+        for host in hosts {
+            loop {
+                let request = UnpublishVolumeRequest {
+                    name: id.clone(),
+                    host_nqn: Some(host.nqn.clone()),
+                };
+                if self
+                    .control
+                    .volumes()
+                    .unpublish_volume(request)
+                    .await?
+                    .into_inner()
+                    .ready
+                {
+                    break;
+                }
+                let state = "its target still admits the node";
+                waiting.pause("volume", &id, state).await?;
+            }
+        }
+        Ok(ControllerUnpublishVolumeResponse {})
+    }
+
+    /// The nodes of this cluster that a volume admits.
+    async fn hosts(&self, id: &str) -> Result<Vec<Host>, CallError> {
+        let volume = self.control.any_volume(id).await?.unwrap_or_default();
+        let hosts = volume.spec.unwrap_or_default().hosts;
+        let own = hosts.iter();
+        Ok(own
+            .filter_map(|host| self.control.cluster().host_of_id(&host.host_nqn))
+            .collect())
+    }
+}

@@ -1,0 +1,280 @@
+//! NodeStageVolume and NodeUnstageVolume.
+//!
+//! Staged, a volume is connected by all paths; one with a file system is mounted at the staging path too. A
+//! device gets a file system only if nothing was ever written to it. One that holds anything else than what
+//! was asked for is left alone.
+
+use std::path::{Path, PathBuf};
+
+use pollux_api::csi::v1::NodeStageVolumeRequest;
+
+use super::access::make_directory;
+use super::context::{Reach, SUBSYSTEM_PREFIX};
+use super::record::Form;
+use super::{Parts, Record, absolute, required};
+use crate::capability::{Access, Capability, FileSystem};
+use crate::error::CallError;
+use crate::host::{Content, Device};
+
+/// The key in a volume's context of the file system that is made if none is asked for.
+const CONTEXT_FS_TYPE: &str = "fsType";
+
+/// A volume that is to be staged.
+pub(super) struct Staging {
+    record: Record,
+    /// Options of mount.
+    options: Vec<String>,
+    /// The file system that is made if the capability does not say.
+    unsaid: FileSystem,
+    /// Whether it is only to be read.
+    read_only: bool,
+}
+
+impl Staging {
+    pub(super) fn read(request: NodeStageVolumeRequest) -> Result<Self, CallError> {
+        let volume_id = required("volume_id", request.volume_id)?;
+        let staging_path = absolute("staging_target_path", request.staging_target_path)?;
+        let capability = Capability::read("volume_capability", request.volume_capability.as_ref())?;
+        let reach = Reach::read(&request.publish_context)?;
+        let said = match request.volume_context.get(CONTEXT_FS_TYPE) {
+            Some(name) => {
+                let known = name.parse();
+                Some(known.map_err(|problem: String| CallError::argument("volume_context", problem))?)
+            }
+            None => None,
+        };
+        let (form, options) = match capability.access {
+            Access::Block => (Form::Block, Vec::new()),
+            Access::Mount { file_system, options } => (Form::Mount(file_system.or(said)), options),
+        };
+        Ok(Self {
+            options,
+            unsaid: said.unwrap_or_default(),
+            read_only: reach.read_only || capability.sharing.is_read_only(),
+            record: Record {
+                volume_id,
+                staging_path,
+                reach,
+                form,
+            },
+        })
+    }
+
+    pub(super) fn volume_id(&self) -> &str {
+        &self.record.volume_id
+    }
+}
+
+impl Parts {
+    pub(super) fn stage(&self, staging: &Staging) -> Result<(), CallError> {
+        let wanted = &staging.record;
+        if let Some(before) = self.records.get(&wanted.volume_id)? {
+            require_same(&before, wanted)?;
+        }
+        self.records.put(wanted)?;
+        let problems = self.connect(&wanted.volume_id, &wanted.reach)?;
+        for problem in problems {
+            tracing::warn!(volume = wanted.volume_id, problem, "a path is missing");
+        }
+        let device = self.device(&wanted.reach, 1)?;
+        match wanted.form {
+            Form::Block => Ok(()),
+            Form::Mount(file_system) => self.stage_mount(staging, &device, file_system),
+        }
+    }
+
+    fn stage_mount(
+        &self,
+        staging: &Staging,
+        device: &Device,
+        wanted: Option<FileSystem>,
+    ) -> Result<(), CallError> {
+        let point = &staging.record.staging_path;
+        make_directory(point)?;
+        match self.mounted_at(point)? {
+            Some(mount) if mount.number == device.number || self.is_on(&mount.source, device)? => {
+                return Ok(());
+            }
+            Some(mount) => {
+                return Err(CallError::Precondition(format!(
+                    "{} is mounted at {} already: unmount it first",
+                    mount.source,
+                    point.display()
+                )));
+            }
+            None => {}
+        }
+        let read_only = staging.read_only || device.read_only;
+        let (file_system, is_new) = match self.machine.content(device)? {
+            Content::Nothing if read_only => {
+                return Err(CallError::Precondition(format!(
+                    "volume {} has no file system yet, and may only be read: publish it for writing once",
+                    staging.record.volume_id
+                )));
+            }
+            Content::Nothing => {
+                // Somebody may have the device and its content in hand.
+                self.machine.require_unused(device)?;
+                let file_system = wanted.unwrap_or(staging.unsaid);
+                self.machine.format(device, file_system)?;
+                (file_system, true)
+            }
+            Content::FileSystem { kind, uuid } => {
+                let file_system = self.known(&staging.record.volume_id, &kind, wanted)?;
+                if file_system == FileSystem::Btrfs {
+                    self.require_only(device, &uuid)?;
+                }
+                (file_system, false)
+            }
+            Content::Other(content) => {
+                return Err(CallError::Precondition(format!(
+                    "volume {} holds {content}: it is neither empty nor a file system, and is left alone",
+                    staging.record.volume_id
+                )));
+            }
+        };
+        if !read_only && !is_new {
+            self.machine.check(device, file_system)?;
+        }
+        self.machine
+            .mount(device, file_system, point, read_only, &staging.options)?;
+        if read_only || is_new {
+            return Ok(());
+        }
+        // A copy of a smaller volume, or one that grew while it was not used.
+        self.machine.grow(device, file_system, point).map_err(|error| {
+            // The call fails as a whole.
+            if let Err(error) = self.machine.unmount(point) {
+                tracing::warn!(%error, "a volume stays mounted that could not grow");
+            }
+            error.into()
+        })
+    }
+
+    /// The file system that is there, if it is one that was asked for.
+    fn known(
+        &self,
+        volume_id: &str,
+        kind: &str,
+        wanted: Option<FileSystem>,
+    ) -> Result<FileSystem, CallError> {
+        let found: Result<FileSystem, String> = kind.parse();
+        match (found, wanted) {
+            (Ok(found), None) => Ok(found),
+            (Ok(found), Some(wanted)) if found == wanted => Ok(found),
+            (_, wanted) => {
+                let wanted = wanted.map_or("one that is known", FileSystem::name);
+                Err(CallError::Precondition(format!(
+                    "volume {volume_id} has the file system {kind}, and {wanted} was asked for: ask for \
+                     {kind}"
+                )))
+            }
+        }
+    }
+
+    /// Whether a mount's source is a device: Btrfs has numbers of its own.
+    pub(super) fn is_on(&self, source: &str, device: &Device) -> Result<bool, CallError> {
+        Ok(Path::new(source) == device.path && self.machine.subsystem_of(device.number)?.is_some())
+    }
+
+    /// Btrfs takes devices with one UUID for one file system: a copy must not meet its original on a node.
+    fn require_only(&self, device: &Device, uuid: &str) -> Result<(), CallError> {
+        for record in self.records.all()? {
+            let Some(other) = self.find_device(&record.reach)? else {
+                continue;
+            };
+            if other.number == device.number || uuid.is_empty() {
+                continue;
+            }
+            if matches!(self.machine.content(&other)?, Content::FileSystem { uuid: same, .. } if same == uuid)
+            {
+                return Err(CallError::Precondition(format!(
+                    "volume {} on this node has the same Btrfs UUID, as a copy and its original have: use \
+                     one of them on another node",
+                    record.volume_id
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn unstage(&self, volume_id: &str, path: &Path) -> Result<(), CallError> {
+        let Some(record) = self.records.get(volume_id)? else {
+            return self.unstage_unrecorded(path);
+        };
+        if record.staging_path != path {
+            return Err(CallError::Precondition(format!(
+                "volume {volume_id} is staged at {}",
+                record.staging_path.display()
+            )));
+        }
+        if let Some(device) = self.find_device(&record.reach)? {
+            let others = self.other_places(&device, &[path])?;
+            require_nowhere(volume_id, &others)?;
+        }
+        self.unmount_all(path)?;
+        if let Some(device) = self.find_device(&record.reach)? {
+            self.machine.require_unused(&device)?;
+        }
+        self.disconnect(&record.reach.subsystem_nqn)?;
+        self.records.delete(volume_id)
+    }
+
+    /// Undoes a staging that nothing is known of, by what is mounted: the records may be lost.
+    fn unstage_unrecorded(&self, path: &Path) -> Result<(), CallError> {
+        let Some(mount) = self.mounted_at(path)? else {
+            return Ok(());
+        };
+        let subsystem_nqn = self.machine.subsystem_of(mount.number)?;
+        let Some(subsystem_nqn) = subsystem_nqn.filter(|nqn| nqn.starts_with(SUBSYSTEM_PREFIX)) else {
+            return Err(CallError::Precondition(format!(
+                "{} is mounted at {}, and is no volume of this driver",
+                mount.source,
+                path.display()
+            )));
+        };
+        let others: Vec<PathBuf> = self
+            .machine
+            .mounts()?
+            .into_iter()
+            .filter(|other| other.number == mount.number && other.point != mount.point)
+            .map(|other| other.point)
+            .collect();
+        require_nowhere(&mount.source, &others)?;
+        self.unmount_all(path)?;
+        self.disconnect(&subsystem_nqn)
+    }
+}
+
+fn require_nowhere(volume: &str, places: &[PathBuf]) -> Result<(), CallError> {
+    match places.first() {
+        None => Ok(()),
+        Some(place) => Err(CallError::Precondition(format!(
+            "volume {volume} is still in use at {}: unpublish it there first",
+            place.display()
+        ))),
+    }
+}
+
+/// Whether a volume that is staged is staged as it is wanted.
+fn require_same(before: &Record, wanted: &Record) -> Result<(), CallError> {
+    let is_same = before.staging_path == wanted.staging_path
+        && before.reach.subsystem_nqn == wanted.reach.subsystem_nqn
+        && before.reach.namespace_uuid == wanted.reach.namespace_uuid;
+    if !is_same {
+        return Err(CallError::Precondition(format!(
+            "volume {} is staged at {} already, or is another one of the same name: unstage it first",
+            before.volume_id,
+            before.staging_path.display()
+        )));
+    }
+    // Where targets listen may change; all else may not.
+    if before.form != wanted.form || before.reach.read_only != wanted.reach.read_only {
+        return Err(CallError::Exists {
+            kind: "staged volume",
+            id: before.volume_id.clone(),
+            difference: "it has another capability".to_owned(),
+        });
+    }
+    Ok(())
+}

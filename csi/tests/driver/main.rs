@@ -1,0 +1,10 @@
+//! The driver with a control plane, simulated engines, and a machine in memory.
+
+mod common;
+
+mod clones;
+mod controller;
+mod node;
+mod processes;
+mod publishing;
+mod sanity;
