@@ -231,6 +231,15 @@ impl EngineProcess {
         assert_eq!(self.wait().signal(), Some(9));
     }
 
+    /// Every record so far.
+    pub fn log_so_far(&mut self) -> &[Value] {
+        while let Ok(line) = self.lines.try_recv() {
+            let record = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            self.log.push(record);
+        }
+        &self.log
+    }
+
     /// Every record of an engine that has ended.
     pub fn rest_of_log(&mut self) -> Vec<Value> {
         while let Ok(line) = self.lines.recv_timeout(PATIENCE) {

@@ -37,13 +37,24 @@ const OPENINGS_MAX: u32 = 20;
 /// The pause when waiting.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Records of the log of an engine that are told when something does not happen.
+const RECORDS_TOLD: usize = 20;
+
 /// Waits until something is so.
-pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, is_so: impl FnMut() -> bool) {
+    assert!(is_in_time(is_so), "{what}: not within {PATIENCE:?}");
+}
+
+/// Whether something is so in time.
+fn is_in_time(mut is_so: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(PAUSE);
     }
+    true
 }
 
 /// The record, as a store that is always there has it.
@@ -302,8 +313,24 @@ impl Cluster {
     }
 
     /// Waits until all replicas are in sync.
-    pub fn wait_in_sync(&self) {
-        wait_until("all replicas are in sync", || self.store.in_sync() == ENGINES);
+    pub fn wait_in_sync(&mut self) {
+        if is_in_time(|| self.store.in_sync() == ENGINES) {
+            return;
+        }
+        for node in &mut self.nodes {
+            let log = node
+                .process
+                .as_mut()
+                .map(EngineProcess::log_so_far)
+                .unwrap_or_default();
+            for record in log.iter().skip(log.len().saturating_sub(RECORDS_TOLD)) {
+                crate::tell(format_args!("replica {}: {record}", node.number));
+            }
+        }
+        panic!(
+            "not all replicas are in sync after {PATIENCE:?}: {:#?}",
+            self.store.get()
+        );
     }
 
     /// Puts a new replica in the place of that of an engine, while the volume is served.

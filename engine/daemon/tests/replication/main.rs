@@ -17,6 +17,7 @@ mod load;
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -46,6 +47,9 @@ struct Arguments {
     /// What the order of events follows from.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where the targets' log goes.
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
     /// As cargo gives it.
     #[arg(long, short, hide = true)]
     quiet: bool,
@@ -184,6 +188,14 @@ fn main() -> ExitCode {
         tell(format_args!("replication: test"));
         return ExitCode::SUCCESS;
     }
+    if let Some(path) = &arguments.log {
+        let file = std::fs::File::create(path).expect("the file of the log");
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(file)
+            .init();
+    }
     let started = Instant::now();
     let mut random = Random(arguments.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let events = events(&arguments, &mut random);
@@ -197,6 +209,7 @@ fn main() -> ExitCode {
     for (number, event) in events.iter().enumerate() {
         run.work();
         let begun = Instant::now();
+        tracing::info!(number, event = event.name(), "event");
         match event {
             Event::Failover => target = run.fail_over(target),
             Event::Resync => run.resync(),
