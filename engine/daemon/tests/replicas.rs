@@ -21,6 +21,9 @@ use uuid::Uuid;
 
 const DATA_BYTES: u64 = 16 << 20;
 
+/// A block of data: behind the reserved area.
+const DATA: u64 = 64;
+
 fn tank() -> (PoolFile, String) {
     let file = PoolFile::new(256 << 20);
     common::pool::succeed(&["pool", "create", "tank", &file.uri()]);
@@ -180,8 +183,7 @@ fn a_device_of_its_own_is_a_replica_too_and_what_holds_something_is_not_made_one
     engine.stop();
     // With both labels damaged it is not blank: nobody makes an empty replica of what once was one.
     let mut bytes = std::fs::read(&path).expect("read");
-    let end = bytes.len();
-    for at in [end - 4096 + 100, end - 8192 + 100] {
+    for at in [100, 4096 + 100] {
         bytes[at] ^= 1;
     }
     std::fs::write(&path, bytes).expect("written");
@@ -192,7 +194,7 @@ fn a_device_of_its_own_is_a_replica_too_and_what_holds_something_is_not_made_one
             .create_replica(request(2))
             .await
             .expect_err("it is damaged");
-        assert!(refused.message().contains("something at its end"), "{refused}");
+        assert!(refused.message().contains("something at its start"), "{refused}");
     });
     engine.stop();
 }
@@ -219,7 +221,7 @@ fn of_two_targets_the_newer_is_served() {
     }
     let first = threads.promised(&old, 5, |granted| async move {
         let session = granted.session;
-        for block in 0..64 {
+        for block in DATA..DATA + 64 {
             write(&session, block, block + 1).await.expect("it writes");
         }
         assert_eq!(session.flush().await, Ok(()));
@@ -230,25 +232,24 @@ fn of_two_targets_the_newer_is_served() {
     assert_eq!((first.1, first.2), (None, 0));
     let second = threads.promised(&new, 6, |granted| async move {
         let session = granted.session;
-        for block in 0..64 {
+        for block in DATA..DATA + 64 {
             assert_eq!(read(&session, block).await, Ok(block + 1));
         }
-        write(&session, 3, 100).await.expect("it writes");
+        write(&session, DATA + 3, 100).await.expect("it writes");
         let old = OLD.take().expect("it is there");
-        let late = write(&old, 3, 200).await.expect_err("it is out");
+        let late = write(&old, DATA + 3, 200).await.expect_err("it is out");
         assert!(
             matches!(late, IoError::Fenced | IoError::PathDown | IoError::Gone),
             "{late}"
         );
-        let stale = read(&old, 3).await.expect_err("it is out");
+        let stale = read(&old, DATA + 3).await.expect_err("it is out");
         assert!(
             matches!(stale, IoError::Fenced | IoError::PathDown | IoError::Gone),
             "{stale}"
         );
-        assert_eq!(read(&session, 3).await, Ok(100));
+        assert_eq!(read(&session, DATA + 3).await, Ok(100));
         // What is the host's own to write is not for targets.
-        let blocks = session.geometry().blocks;
-        assert_eq!(write(&session, blocks - 3, 1).await, Err(IoError::ReadOnly));
+        assert_eq!(write(&session, 2, 1).await, Err(IoError::ReadOnly));
         (granted.instance, granted.previous)
     });
     assert_eq!(second, Ok((first.0, Some(Epoch(5)))));
@@ -263,7 +264,7 @@ fn of_two_targets_the_newer_is_served() {
     let refused = threads.promised(&old, 5, |_| async {});
     assert_eq!(refused, Err(PromiseError::Superseded(Epoch(6))));
     let third = threads.promised(&new, 6, |granted| async move {
-        assert_eq!(read(&granted.session, 3).await, Ok(100));
+        assert_eq!(read(&granted.session, DATA + 3).await, Ok(100));
         (granted.instance, granted.previous)
     });
     let third = third.expect("the same epoch may be promised again");
@@ -291,13 +292,13 @@ fn a_session_that_is_lost_is_lost_and_a_new_one_is_had_by_a_promise() {
     let port = threads.port(&engine, 1, "target");
     let outcome = threads.promised(&port.clone(), 1, move |granted| async move {
         let session = granted.session;
-        write(&session, 1, 1).await.expect("it writes");
+        write(&session, DATA + 1, 1).await.expect("it writes");
         let again = port.promise(Epoch(1)).await.expect("again");
         assert_eq!(again.previous, Some(Epoch(1)));
         // The same epoch supersedes nobody: the session is gone, and no newer target is behind it.
-        let lost = write(&session, 1, 2).await.expect_err("it is gone");
+        let lost = write(&session, DATA + 1, 2).await.expect_err("it is gone");
         assert!(matches!(lost, IoError::PathDown | IoError::Gone), "{lost}");
-        assert_eq!(read(&again.session, 1).await, Ok(1));
+        assert_eq!(read(&again.session, DATA + 1).await, Ok(1));
     });
     assert_eq!(outcome, Ok(()));
 
@@ -441,7 +442,7 @@ fn a_replica_that_is_removed_takes_its_sessions_with_it() {
     }
     let port = threads.port(&engine, 1, "target");
     let kept = threads.promised(&port, 1, |granted| async move {
-        write(&granted.session, 0, 1).await.expect("it writes");
+        write(&granted.session, DATA, 1).await.expect("it writes");
         SESSION.set(Some(granted.session));
     });
     assert_eq!(kept, Ok(()));
@@ -459,7 +460,7 @@ fn a_replica_that_is_removed_takes_its_sessions_with_it() {
     threads.run(|| async {
         let session: Rc<_> = SESSION.take().expect("it is there");
         let gone = session
-            .read(0, pollux_hugepages::Buffer::from_heap(BLOCK_BYTES))
+            .read(DATA, pollux_hugepages::Buffer::from_heap(BLOCK_BYTES))
             .await
             .map(drop);
         assert!(matches!(gone, Err(IoError::PathDown | IoError::Gone)), "{gone:?}");
@@ -485,20 +486,20 @@ fn snapshots_are_cut_read_listed_and_deleted_from_afar() {
         let (session, epoch) = (granted.session, Epoch(1));
         let cut = Uuid::from_u128(77);
         let command = |command| port.command(epoch, command);
-        write(&session, 1, 1).await.expect("it writes");
+        write(&session, DATA + 1, 1).await.expect("it writes");
         for _ in 0..2 {
             let done = command(ReplicaCommand::CutSnapshot { cut }).await;
             assert_eq!(done, Ok(ReplicaAnswer::Done), "once more is no error");
         }
-        write(&session, 1, 2).await.expect("it writes");
+        write(&session, DATA + 1, 2).await.expect("it writes");
         let listed = command(ReplicaCommand::ListSnapshots).await;
         assert_eq!(listed, Ok(ReplicaAnswer::Snapshots(vec![cut])));
         for _ in 0..2 {
             let snapshot = port.open_snapshot(epoch, cut).await.expect("it is there");
-            assert_eq!(read(&snapshot, 1).await, Ok(1));
-            assert_eq!(write(&snapshot, 1, 3).await, Err(IoError::ReadOnly));
+            assert_eq!(read(&snapshot, DATA + 1).await, Ok(1));
+            assert_eq!(write(&snapshot, DATA + 1, 3).await, Err(IoError::ReadOnly));
         }
-        assert_eq!(read(&session, 1).await, Ok(2));
+        assert_eq!(read(&session, DATA + 1).await, Ok(2));
         let other = Uuid::from_u128(78);
         let missing = port.open_snapshot(epoch, other).await.map(drop);
         assert_eq!(missing, Err(CommandError::NoSnapshot(other)));
@@ -512,7 +513,7 @@ fn snapshots_are_cut_read_listed_and_deleted_from_afar() {
         assert_eq!(late, Err(CommandError::Superseded(Epoch(2))));
         let deleting = ReplicaCommand::DeleteSnapshot { cut };
         assert_eq!(port.command(Epoch(2), deleting).await, Ok(ReplicaAnswer::Done));
-        assert_eq!(read(&newer.session, 1).await, Ok(2));
+        assert_eq!(read(&newer.session, DATA + 1).await, Ok(2));
         let last = ReplicaCommand::CutSnapshot { cut: other };
         assert_eq!(port.command(Epoch(2), last).await, Ok(ReplicaAnswer::Done));
     });

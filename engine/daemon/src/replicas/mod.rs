@@ -1,7 +1,7 @@
 //! The replicas of volumes that this engine has, by their UUIDs, each on one reactor.
 //!
-//! A replica is a device with a reserved area at its end (see `pollux_volume::metadata`): a volume of a pool
-//! that is made for it and named after it, or any device of its own. How targets get at one:
+//! A replica is a device with a reserved area at its start (see `pollux_volume::metadata`): a volume of a
+//! pool that is made for it and named after it, or any device of its own. How targets get at one:
 //!
 //! - On this engine by [`Replicas::local_port`], from any reactor.
 //! - From another engine by [`RemoteReplica`]: a call of `pollux.engine.v1.Replicas`, and then a connection

@@ -77,7 +77,7 @@ async fn prepare(queue: &Rc<dyn BlockDevice>, options: &FormatOptions) -> Result
             let is_blank = Area::is_blank(queue).await.map_err(|error| error.to_string())?;
             if !is_blank {
                 return Err(
-                    "there is something at its end: wipe the last 8 KiB if it may be lost".to_owned(),
+                    "there is something at its start: wipe the first 8 KiB if it may be lost".to_owned(),
                 );
             }
             let formatted = Area::format(queue.clone(), options).await;

@@ -14,6 +14,7 @@ use pollux_volume::membership::{
     Epoch, Membership, MembershipStore, REPLICAS_MAX, ReplicaEntry, ReplicaState, SlotNumber, StoreError,
     StoreFuture,
 };
+use pollux_volume::metadata::{AreaLayout, REGION_BLOCKS};
 use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, StopReason};
 use pollux_volume::replica::ReplicaPort;
 use tempfile::TempDir;
@@ -377,16 +378,18 @@ impl Cluster {
     pub fn compare_replicas(&self) {
         let threads = TargetThreads::start();
         let epoch = self.store.get().epoch;
+        let layout = AreaLayout::for_data(BLOCKS, REGION_BLOCKS).expect("it has a size");
+        let data_begins = layout.area_blocks();
         let ports = self.ports(&threads, "judge");
         let contents: Vec<Result<Vec<u8>, String>> = ports
             .iter()
             .map(|(_, port)| {
-                let read = threads.promised(port, epoch.0, |granted| async move {
+                let read = threads.promised(port, epoch.0, move |granted| async move {
                     let mut all = Vec::with_capacity(BLOCKS as usize * BLOCK_BYTES);
                     for first in (0..BLOCKS).step_by(32) {
                         let data = granted
                             .session
-                            .read(first, Buffer::from_heap(32 * BLOCK_BYTES))
+                            .read(data_begins + first, Buffer::from_heap(32 * BLOCK_BYTES))
                             .await?;
                         all.extend_from_slice(&data);
                     }
