@@ -184,7 +184,7 @@ fn describe(controller: &Controller, namespace: &Namespace) -> IdentifyNamespace
         preferred_deallocate_granularity_blocks_minus_one: deallocate_optimal,
         preferred_deallocate_alignment_blocks_minus_one: deallocate_optimal,
         optimal_write_blocks_minus_one: optimal,
-        attributes: write_protection(namespace),
+        attributes: write_protection(controller, namespace),
         reservations: reservations(namespace),
         ana_group_id: access_group(controller, namespace),
         nguid: namespace.identity.nguid,
@@ -207,7 +207,7 @@ fn describe_independent(controller: &Controller, namespace: &Namespace) -> Indep
         sharing: NamespaceSharing::SHARED,
         reservations: reservations(namespace),
         ana_group_id: access_group(controller, namespace),
-        attributes: write_protection(namespace),
+        attributes: write_protection(controller, namespace),
         status: NamespaceStatus::READY,
         ..IndependentNamespace::default()
     }
@@ -233,8 +233,9 @@ fn reservations(namespace: &Namespace) -> ReservationCapabilities {
     }
 }
 
-fn write_protection(namespace: &Namespace) -> u8 {
-    if namespace.geometry().read_only {
+fn write_protection(controller: &Controller, namespace: &Namespace) -> u8 {
+    let host = &controller.host.id;
+    if namespace.geometry().read_only || controller.subsystem.refuses_writes_of(host) {
         IdentifyNamespace::WRITE_PROTECTED
     } else {
         0

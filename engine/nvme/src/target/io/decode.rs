@@ -104,7 +104,7 @@ pub(super) fn plan(
         IoOpcode::Flush => return plan_flush(view, entry, host),
         IoOpcode::WriteZeroes => {
             let (attached, command, stamp) = blocks(view, entry, host, Access::Write)?;
-            writable(&attached)?;
+            writable(view, &attached, host)?;
             return Ok(Plan::WriteZeroes {
                 attached,
                 command,
@@ -152,7 +152,7 @@ pub(super) fn plan(
         return Err(Refusal::at(Status::DATA_SGL_LENGTH_INVALID, field::DATA));
     }
     if direction == Direction::Write {
-        writable(&transfer.attached)?;
+        writable(view, &transfer.attached, host)?;
         if command.flags.bits() & DIRECTIVE != 0 {
             return Err(Refusal::invalid_field(field::DWORD_12));
         }
@@ -203,8 +203,8 @@ fn permitted(attached: &Attached, host: &HostId, access: Access) -> Result<u64, 
         .ok_or(Refusal::of(Status::RESERVATION_CONFLICT))
 }
 
-fn writable(attached: &Attached) -> Result<(), Refusal> {
-    if attached.read_only {
+fn writable(view: &View, attached: &Attached, host: &HostId) -> Result<(), Refusal> {
+    if attached.read_only || view.subsystem.refuses_writes_of(host) {
         return Err(Refusal::at(Status::NAMESPACE_WRITE_PROTECTED, field::NAMESPACE));
     }
     Ok(())
@@ -234,7 +234,7 @@ fn plan_dataset(
         return Err(Refusal::at(Status::DATA_SGL_LENGTH_INVALID, field::DATA));
     }
     if command.attributes.contains(DatasetAttributes::DEALLOCATE) {
-        writable(&attached)?;
+        writable(view, &attached, host)?;
     }
     Ok(Plan::Dataset {
         attached,

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{State, Subsystem, SubsystemError};
 use crate::auth::Credentials;
 use crate::target::config::Hosts;
 use crate::target::controller::Controller;
+use crate::target::reservation::HostId;
 use crate::target::sync::lock;
 use crate::wire::nqn::Nqn;
 
@@ -23,6 +25,37 @@ impl Subsystem {
             state.allowed_hosts = allowed;
         });
         Ok(())
+    }
+
+    /// Sets which hosts may not write: their writes are refused from now on, those under way end as they would
+    /// have. It says nothing about which hosts may connect.
+    ///
+    /// # Errors
+    ///
+    /// A name that is no NVMe Qualified Name; nothing changed then.
+    pub fn set_read_only_hosts(&self, hosts: &[String]) -> Result<(), SubsystemError> {
+        let read_only = parse_names(hosts)?;
+        let mut state = lock(&self.state);
+        self.has_read_only_hosts
+            .store(!read_only.is_empty(), Ordering::Relaxed);
+        state.read_only_hosts = read_only;
+        Ok(())
+    }
+
+    /// Whether a host that is connected may not write.
+    #[inline]
+    pub(crate) fn refuses_writes_of(&self, host: &HostId) -> bool {
+        self.has_read_only_hosts.load(Ordering::Relaxed) && self.is_read_only_host(host)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn is_read_only_host(&self, host: &HostId) -> bool {
+        let state = lock(&self.state);
+        let mut controllers = state.controllers.values();
+        controllers.any(|controller| {
+            controller.host.id == *host && state.read_only_hosts.contains(&controller.host.nqn)
+        })
     }
 
     /// Lets a host connect.

@@ -11,7 +11,7 @@ mod hosts;
 mod reservations;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use pollux_device::Device;
@@ -44,6 +44,8 @@ struct State {
     last_controller: u16,
     allow_any_host: bool,
     allowed_hosts: BTreeSet<Nqn>,
+    /// Hosts that may not write.
+    read_only_hosts: BTreeSet<Nqn>,
     /// Hosts that have to authenticate.
     credentials: BTreeMap<Nqn, Arc<Credentials>>,
     viewers: Vec<ReactorHandle>,
@@ -68,6 +70,8 @@ pub struct Subsystem {
     pub(crate) asymmetric_access: bool,
     controller_ids: ControllerIds,
     access_changes: AtomicU64,
+    /// Whether any host may not write: all that is looked at when all may.
+    has_read_only_hosts: AtomicBool,
     reactors: Vec<ReactorHandle>,
     directory: Weak<Directory>,
     /// Where reservations are kept that persist.
@@ -118,6 +122,7 @@ impl Subsystem {
             asymmetric_access: config.asymmetric_access,
             controller_ids: ids,
             access_changes: AtomicU64::new(0),
+            has_read_only_hosts: AtomicBool::new(false),
             reactors,
             directory,
             store,
