@@ -138,8 +138,9 @@ fn check_change(next: &Membership, current: &Membership) -> Result<(), String> {
         let same = next.members.iter().find(|other| other.uid == member.uid);
         member.state = same.map_or(member.state, |same| same.state);
     }
+    states.snapshots.clone_from(&next.snapshots);
     match states == *next {
         true => Ok(()),
-        false => Err("a target changes epoch and states, and nothing else".to_owned()),
+        false => Err("a target changes epoch, states and snapshots, and nothing else".to_owned()),
     }
 }

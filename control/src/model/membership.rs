@@ -10,6 +10,8 @@
 //! - Sets that follow each other share a replica.
 //! - A replica comes in rebuilding, is stale before it is in sync, and is out of sync before it goes.
 //! - The volume never shrinks.
+//! - A snapshot that comes is on every replica in sync; one that stays comes to no replica that may have
+//!   taken writes since.
 
 use std::collections::BTreeSet;
 
@@ -17,6 +19,9 @@ use pollux_api::control::v1::{Member, Membership, ReplicaState, VolumeStatus};
 
 /// Slots of a record: so many replicas a volume can have at a time, those included that are to go.
 pub const SLOTS: u32 = 5;
+
+/// Snapshots that a volume can have: as many as the copy of the record on a replica has room for.
+pub const SNAPSHOTS_MAX: usize = 100;
 
 /// The block size of volumes, in bytes: that of pools.
 const BLOCK_BYTES: u64 = 4096;
@@ -46,13 +51,32 @@ pub fn membership(volume_uid: &str, status: &VolumeStatus) -> Membership {
         size_bytes: status.size_bytes,
         min_in_sync: status.min_in_sync,
         members,
+        snapshots: status.snapshots.clone(),
     }
 }
 
-/// Puts epoch, version and the states of replicas into a status: all that targets change.
+/// Takes the snapshots off a record that only replicas had which are not there any more.
+pub fn forget_snapshots(status: &mut VolumeStatus) {
+    let members = |state: fn(ReplicaState) -> bool| {
+        let replicas = status.replicas.iter();
+        let slots = replicas
+            .filter(|replica| state(replica.state()))
+            .map(|replica| replica.slot);
+        slots.fold(0, |bits, slot| bits | 1_u32 << slot.min(SLOTS))
+    };
+    let able = members(|state| matches!(state, ReplicaState::InSync | ReplicaState::Stale));
+    for snapshot in &mut status.snapshots {
+        snapshot.held_by &= able;
+        snapshot.owed_to &= able;
+    }
+    status.snapshots.retain(|snapshot| snapshot.held_by != 0);
+}
+
+/// Puts what targets change into a status: epoch, version, the states of replicas, and snapshots.
 pub fn put_membership(status: &mut VolumeStatus, next: &Membership) {
     status.epoch = next.epoch;
     status.version = next.version;
+    status.snapshots.clone_from(&next.snapshots);
     for replica in &mut status.replicas {
         let member = next.members.iter().find(|member| member.uid == replica.uid);
         if let Some(member) = member {
@@ -111,7 +135,72 @@ pub fn check(record: &Membership) -> Result<(), String> {
         record.members.iter().all(is_known),
         "a replica of it has no state",
     )?;
-    require(!in_sync(record).is_empty(), "no replica of it is in sync")
+    require(!in_sync(record).is_empty(), "no replica of it is in sync")?;
+    check_snapshots(record)
+}
+
+/// The slots of replicas in a state, as bits.
+fn slots_in(record: &Membership, state: ReplicaState) -> u32 {
+    let members = record.members.iter();
+    let slots = members
+        .filter(|member| member.state() == state)
+        .map(|member| member.slot);
+    slots.fold(0, |bits, slot| bits | 1_u32 << slot.min(SLOTS))
+}
+
+fn check_snapshots(record: &Membership) -> Result<(), String> {
+    require(
+        record.snapshots.len() <= SNAPSHOTS_MAX,
+        "it has more snapshots than a volume can have",
+    )?;
+    let stale = slots_in(record, ReplicaState::Stale);
+    let able = stale | slots_in(record, ReplicaState::InSync);
+    let mut names = BTreeSet::new();
+    for snapshot in &record.snapshots {
+        let is_new = names.insert(&snapshot.uid) && names.insert(&snapshot.cut);
+        require(
+            is_new && !snapshot.uid.is_empty() && !snapshot.cut.is_empty(),
+            "a snapshot of it has no name of its own",
+        )?;
+        require(
+            snapshot.held_by != 0 && snapshot.held_by & !able == 0,
+            "a snapshot of it is on no replica, or on one that cannot have it",
+        )?;
+        require(
+            snapshot.owed_to & !(stale & !snapshot.held_by) == 0,
+            "a snapshot of it is owed to a replica that cannot take it",
+        )?;
+    }
+    Ok(())
+}
+
+/// A snapshot that comes is on all of the set; one that stays is the same, and comes to replicas only that it
+/// was owed to.
+fn check_snapshots_follow(next: &Membership, before: &Membership) -> Result<(), String> {
+    let no_longer_empty = slots_in(before, ReplicaState::Rebuilding);
+    let set = slots_in(next, ReplicaState::InSync);
+    for snapshot in &next.snapshots {
+        let old = before.snapshots.iter().find(|old| old.uid == snapshot.uid);
+        let Some(old) = old else {
+            require(
+                set & !snapshot.held_by == 0,
+                "a new snapshot is not on every replica in sync",
+            )?;
+            continue;
+        };
+        require(old.cut == snapshot.cut, "a snapshot is another one than before")?;
+        let came = snapshot.held_by & !old.held_by;
+        require(
+            came & !old.owed_to == 0,
+            "a replica has a snapshot now that it was not owed to",
+        )?;
+        let owed = snapshot.owed_to & !old.owed_to;
+        require(
+            owed & !no_longer_empty == 0,
+            "a snapshot is owed to a replica that may have taken writes since",
+        )?;
+    }
+    Ok(())
 }
 
 fn in_sync(record: &Membership) -> BTreeSet<&str> {
@@ -151,7 +240,8 @@ pub fn check_follows(next: &Membership, before: &Membership) -> Result<(), Strin
         check_step(member(before), member(next))?;
     }
     let shared = in_sync(next).intersection(&in_sync(before)).count();
-    require(shared > 0, "no replica would stay in sync")
+    require(shared > 0, "no replica would stay in sync")?;
+    check_snapshots_follow(next, before)
 }
 
 /// Which steps one slot may make.
@@ -193,6 +283,7 @@ mod tests {
                     state: (*state).into(),
                 })
                 .collect(),
+            snapshots: Vec::new(),
         }
     }
 

@@ -19,7 +19,9 @@ use prost::Message;
 
 use crate::store::{Condition, Entry, StoreError, Transaction, Write};
 
-pub use membership::{SLOTS, check_follows, free_slot, membership, put_membership};
+pub use membership::{
+    SLOTS, SNAPSHOTS_MAX, check_follows, forget_snapshots, free_slot, membership, put_membership,
+};
 pub use policy::{EffectivePolicy, REPLICAS_MAX};
 pub(crate) use validate::HOSTS_MAX;
 pub use validate::{

@@ -9,7 +9,9 @@ use pollux_api::control::v1::{
 };
 use uuid::Uuid;
 
-use crate::model::{EffectivePolicy, Guarded, Record, check_follows, free_slot, membership};
+use crate::model::{
+    EffectivePolicy, Guarded, Record, check_follows, forget_snapshots, free_slot, membership,
+};
 use crate::placement::{PlacementRequest, SiteId, decide, explain};
 use crate::store::Transaction;
 
@@ -48,6 +50,7 @@ impl Draft<'_> {
     /// Takes a replica off the record, and has it removed, with the path to the volume beside it.
     pub(super) fn drop_replica(&mut self, replica: &Replica, why: &str) {
         self.status.replicas.retain(|other| other.uid != replica.uid);
+        forget_snapshots(&mut self.status);
         let what = format!("replica.{}", replica.uid);
         self.remove(&replica.node, &what, Command::RemoveReplica(replica.uid.clone()));
         if self.status.epoch > 0 && replica.node != self.status.target_node {

@@ -22,7 +22,7 @@ pub(super) const CONNECTIONS_MAX: usize = 256;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A socket that streams are accepted from.
-pub(super) trait Accept: Send + Sync + 'static {
+pub(crate) trait Accept: Send + Sync + 'static {
     /// What is accepted.
     type Stream: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static;
 
@@ -47,7 +47,7 @@ impl Accept for TcpListener {
 }
 
 /// The connections of a listener, until nobody takes them any more.
-pub(super) fn connections<L: Accept>(listener: L) -> ReceiverStream<io::Result<Counted<L::Stream>>> {
+pub(crate) fn connections<L: Accept>(listener: L) -> ReceiverStream<io::Result<Counted<L::Stream>>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         tokio::select! {
@@ -81,7 +81,7 @@ async fn accept_all<L: Accept>(listener: &L, sender: &mpsc::Sender<io::Result<Co
 }
 
 /// A connection that counts until it is dropped.
-pub(super) struct Counted<S> {
+pub(crate) struct Counted<S> {
     stream: S,
     _permit: OwnedSemaphorePermit,
 }

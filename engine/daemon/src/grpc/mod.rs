@@ -31,8 +31,9 @@ use crate::engine::Engine;
 use crate::pools::Pools;
 use crate::replicas::Replicas;
 use crate::settings::ControlAddress;
+pub(crate) use accept::connections;
 pub(crate) use pools::PoolsService;
-use replicas::ReplicasService;
+pub(crate) use replicas::ReplicasService;
 use service::EngineService;
 pub(crate) use volumes::VolumesService;
 
@@ -141,6 +142,11 @@ pub(crate) fn pools_server(pools: Arc<Pools>) -> PoolsServer<PoolsService> {
 /// Answers calls about volumes.
 pub(crate) fn volumes_server(pools: Arc<Pools>) -> VolumesServer<VolumesService> {
     VolumesServer::new(VolumesService::new(pools)).max_decoding_message_size(REQUEST_BYTES_MAX)
+}
+
+/// Answers calls about replicas.
+pub(crate) fn replicas_server(replicas: Arc<Replicas>) -> ReplicasServer<ReplicasService> {
+    ReplicasServer::new(ReplicasService::new(replicas)).max_decoding_message_size(REQUEST_BYTES_MAX)
 }
 
 impl ControlServer {

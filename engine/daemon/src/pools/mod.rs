@@ -9,6 +9,7 @@
 
 mod error;
 mod inspect;
+mod look;
 mod opener;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ use futures_channel::{mpsc, oneshot};
 use pollux_api::engine::v1::replicas_client::ReplicasClient;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Response, Status};
 
 use crate::client::{endpoint, innermost};
@@ -64,10 +64,15 @@ struct Call {
 pub struct Calls(mpsc::Sender<Call>);
 
 impl Calls {
-    /// Starts the task, on the current runtime of tokio.
+    /// Starts the task, on the current runtime of tokio. Engines are called without certificates.
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// The same, with certificates: engines at TCP addresses are called by mutual TLS.
+    pub fn start_with(tls: Option<ClientTlsConfig>) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(make(receiver));
+        tokio::spawn(make(receiver, tls));
         Self(sender)
     }
 
@@ -118,7 +123,7 @@ async fn in_time<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> 
 }
 
 /// Makes calls as long as there is somebody to leave them.
-async fn make(mut calls: mpsc::Receiver<Call>) {
+async fn make(mut calls: mpsc::Receiver<Call>, tls: Option<ClientTlsConfig>) {
     let mut channels: BTreeMap<String, Channel> = BTreeMap::new();
     let mut under_way = JoinSet::new();
     while let Some(Call { address, work }) = calls.next().await {
@@ -127,12 +132,16 @@ async fn make(mut calls: mpsc::Receiver<Call>) {
             drop(under_way.join_next().await);
         }
         while under_way.try_join_next().is_some() {}
-        under_way.spawn(work(channel(&mut channels, &address)));
+        under_way.spawn(work(channel(&mut channels, &address, tls.as_ref())));
     }
 }
 
 /// The connection to an engine, which is made when it is needed, and again when it was lost.
-fn channel(channels: &mut BTreeMap<String, Channel>, address: &ControlAddress) -> Result<Channel, CallError> {
+fn channel(
+    channels: &mut BTreeMap<String, Channel>,
+    address: &ControlAddress,
+    tls: Option<&ClientTlsConfig>,
+) -> Result<Channel, CallError> {
     let name = address.to_string();
     if let Some(channel) = channels.get(&name) {
         return Ok(channel.clone());
@@ -140,7 +149,13 @@ fn channel(channels: &mut BTreeMap<String, Channel>, address: &ControlAddress) -
     if channels.len() >= CHANNELS_MAX {
         channels.clear();
     }
-    let endpoint = endpoint(address).map_err(|error| CallError::Failed(innermost(&error)))?;
+    let failed = |error: tonic::transport::Error| CallError::Failed(innermost(&error));
+    let endpoint = match (tls, address) {
+        (Some(tls), ControlAddress::Tcp(address)) => Endpoint::from_shared(format!("https://{address}"))
+            .and_then(|endpoint| endpoint.tls_config(tls.clone()))
+            .map_err(failed)?,
+        _ => endpoint(address).map_err(failed)?,
+    };
     let endpoint = endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)

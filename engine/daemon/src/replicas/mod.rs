@@ -470,6 +470,21 @@ impl Replicas {
         self.find(replica).map(drop)
     }
 
+    /// The replicas that are open, by their UUIDs, with their devices. Nobody is asked.
+    pub fn all(&self) -> Vec<(DeviceUri, Label)> {
+        let open = self.open_replicas();
+        let replicas = open.values();
+        replicas
+            .map(|replica| (replica.uri.clone(), replica.label))
+            .collect()
+    }
+
+    /// The reactor that has a replica, if it is open here.
+    pub fn reactor_of(&self, replica: Uuid) -> Option<ReactorHandle> {
+        let found = self.find(replica).ok()?;
+        Some(found.hosted.owner().clone())
+    }
+
     /// Ends whoever uses replicas, and opens none from now on.
     pub async fn close(&self) {
         let mut changes = self.changes.lock().await;

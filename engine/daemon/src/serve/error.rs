@@ -5,6 +5,7 @@ use std::io;
 use pollux_nvme::target::{StoreError, TargetError};
 use pollux_reactor::net::Address;
 
+use crate::cluster::JoinError;
 use crate::engine::ChangeError;
 use crate::logging::LogError;
 use crate::pools::PoolsError;
@@ -73,6 +74,9 @@ pub enum StartError {
     /// A replica cannot be opened.
     #[error(transparent)]
     Replica(#[from] ReplicasError),
+    /// It cannot be a node of a cluster.
+    #[error(transparent)]
+    Cluster(#[from] JoinError),
     /// Hosts cannot connect.
     #[error("{source}; {}", mend_listening(.address, .source))]
     Listen {

@@ -10,6 +10,7 @@ use pollux_nvme::target::{FileReservationStore, NamespaceConfig, ReservationStor
 use super::error::StartError;
 use super::listeners::Listeners;
 use super::reactors::EngineReactors;
+use crate::cluster::{ClusterParts, Node};
 use crate::devices;
 use crate::engine::{Engine, Parts};
 use crate::grpc::{ControlListener, ControlServer};
@@ -24,6 +25,8 @@ pub(super) struct Running {
     pub(super) listeners: Listeners,
     /// The control interface, if there is one.
     pub(super) control: Option<ControlServer>,
+    /// What the control plane of a cluster sees of it, if there is one.
+    pub(super) node: Option<Node>,
     /// The replicas of volumes, which may be in pools.
     pub(super) replicas: Arc<Replicas>,
     /// The pools, of which volumes may be served.
@@ -36,7 +39,7 @@ pub(super) struct Running {
 
 /// Starts everything, in the order in which it can fail for a person to see: first what costs nothing.
 pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
-    if settings.namespaces.is_empty() && settings.grpc.listen.is_none() {
+    if settings.namespaces.is_empty() && settings.grpc.listen.is_none() && settings.cluster.is_none() {
         return Err(StartError::Nothing);
     }
     raise_file_limit();
@@ -100,10 +103,10 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     );
     let engine = Engine::new(Parts {
         registry,
-        target,
+        target: target.clone(),
         subsystem,
         exports,
-        reactors: handles,
+        reactors: handles.clone(),
         cores: reactors.cores().to_vec(),
         nvmf_listeners: listeners.nvmf().to_vec(),
         nbd_listeners: listeners.nbd().to_vec(),
@@ -128,9 +131,23 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         }
         _ => None,
     };
+    let node = match &settings.cluster {
+        Some(cluster) => {
+            let parts = ClusterParts {
+                pools: pools.clone(),
+                replicas: replicas.clone(),
+                target,
+                reactors: handles,
+                nvmf_listeners: listeners.nvmf().to_vec(),
+            };
+            Some(Node::start(cluster, parts).await?)
+        }
+        None => None,
+    };
     Ok(Running {
         listeners,
         control,
+        node,
         replicas,
         pools,
         engine,

@@ -15,6 +15,9 @@ impl Running {
         let started = Instant::now();
         self.engine.start_draining().await;
         self.listeners.stop().await;
+        if let Some(node) = self.node {
+            node.stop().await;
+        }
         // Targets on other engines are told at once, and go on without them.
         if tokio::time::timeout(timeout, self.replicas.close())
             .await

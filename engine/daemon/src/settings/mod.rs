@@ -5,6 +5,7 @@
 //! test compares it with the defaults here.
 
 mod authentication;
+mod cluster;
 mod control;
 mod cores;
 mod file;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
 pub use authentication::AuthenticationSettings;
+pub use cluster::ClusterSettings;
 pub use control::{ControlAddress, ControlAddressError};
 pub use cores::{CORES_MAX, CoreList, CoreListError};
 pub use file::SettingsError;
@@ -57,6 +59,10 @@ pub struct Settings {
     pub nbd: NbdSettings,
     /// The interface that the engine is controlled by.
     pub grpc: GrpcSettings,
+    /// The cluster that the engine is a node of. Default: none, and the engine is told what to do by its own
+    /// interface alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterSettings>,
     /// How the engine stops.
     pub shutdown: ShutdownSettings,
     /// What is told, and how.
@@ -308,7 +314,8 @@ impl Settings {
             ),
         ];
         let pools = self.pools.iter().flat_map(PoolSettings::checks);
-        let checks = checks.into_iter().chain(pools);
+        let cluster = self.cluster.iter().flat_map(ClusterSettings::checks);
+        let checks = checks.into_iter().chain(pools).chain(cluster);
         if let Some((field, _, bounds)) = { checks }.find(|(_, valid, _)| !valid) {
             return Err(SettingsError::Value { field, bounds });
         }

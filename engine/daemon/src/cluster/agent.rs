@@ -1,0 +1,203 @@
+//! The calls of `pollux.control.v1.Agent`: what the control plane tells this engine to be.
+
+use std::sync::Arc;
+
+use pollux_api::control::v1::agent_server::Agent;
+use pollux_api::control::v1::{
+    EngineReport, ExecuteRequest, ExecuteResponse, GetReportRequest, PoolConfig, ReplicaConfig,
+    SnapshotRemoval, engine_command::Command,
+};
+use pollux_device::ByteSize;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::Cluster;
+use super::certificates::Guard;
+use super::record::{RecordError, uuid};
+use super::targets::ServeError;
+use super::term::TermError;
+use crate::pools::{NewPool, PoolsError};
+use crate::replicas::{NewReplica, Place, ReplicasError};
+use crate::settings::PoolSettings;
+
+/// Why a command was not done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommandError {
+    /// Of a leader of before.
+    #[error(transparent)]
+    Term(#[from] TermError),
+    /// It makes no sense.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// It is none.
+    #[error("the command is missing")]
+    Missing,
+    /// The devices hold something else.
+    #[error("{devices} hold the pool {found:?} and not {wanted:?}: nothing was written to them")]
+    Foreign {
+        /// The devices.
+        devices: String,
+        /// What is there.
+        found: String,
+        /// What should be.
+        wanted: String,
+    },
+    /// Pools.
+    #[error(transparent)]
+    Pool(#[from] PoolsError),
+    /// Replicas.
+    #[error(transparent)]
+    Replica(#[from] ReplicasError),
+    /// Volumes.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Not possible yet.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// The task that did it ended by itself.
+    #[error("the command was not done: {0}")]
+    Lost(#[from] tokio::task::JoinError),
+}
+
+impl From<CommandError> for Status {
+    fn from(error: CommandError) -> Self {
+        let text = error.to_string();
+        match &error {
+            // This alone means that the caller leads no more.
+            CommandError::Term(TermError::Over { .. }) => Self::failed_precondition(text),
+            CommandError::Record(_) | CommandError::Missing | CommandError::Serve(ServeError::Record(_)) => {
+                Self::invalid_argument(text)
+            }
+            CommandError::Foreign { .. } => Self::already_exists(text),
+            CommandError::Pool(_) | CommandError::Replica(_) => Self::resource_exhausted(text),
+            CommandError::Serve(ServeError::Older { .. }) | CommandError::Unsupported(_) => {
+                Self::aborted(text)
+            }
+            CommandError::Term(TermError::Keep { .. }) | CommandError::Serve(_) | CommandError::Lost(_) => {
+                Self::unavailable(text)
+            }
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct AgentService {
+    cluster: Arc<Cluster>,
+    guard: Guard,
+}
+
+impl AgentService {
+    pub(super) fn new(cluster: Arc<Cluster>, guard: Guard) -> Self {
+        Self { cluster, guard }
+    }
+}
+
+#[tonic::async_trait]
+impl Agent for AgentService {
+    async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<ExecuteResponse>, Status> {
+        self.guard.require_control(&request)?;
+        let ExecuteRequest { term, command } = request.into_inner();
+        let command = command.and_then(|command| command.command);
+        let command = command.ok_or(CommandError::Missing)?;
+        let cluster = self.cluster.clone();
+        // On a task of its own: a caller that hangs up must not leave a command half done.
+        let done = tokio::spawn(async move { cluster.execute(term, command).await }).await;
+        done.map_err(CommandError::from)??;
+        Ok(Response::new(ExecuteResponse {}))
+    }
+
+    async fn get_report(&self, request: Request<GetReportRequest>) -> Result<Response<EngineReport>, Status> {
+        self.guard.require_control(&request)?;
+        Ok(Response::new(self.cluster.describe().await))
+    }
+}
+
+impl Cluster {
+    /// Does what a leader of a term says. What is so already stays as it is.
+    async fn execute(&self, term: u64, command: Command) -> Result<(), CommandError> {
+        self.term.admit(term).await?;
+        match command {
+            Command::EnsurePool(config) => self.ensure_pool(&config).await?,
+            Command::RemovePool(uid) => self.remove_pool(&uid).await?,
+            Command::EnsureReplica(config) => self.ensure_replica(&config).await?,
+            Command::RemoveReplica(uid) => {
+                self.parts.replicas.remove(uuid(&uid)?).await?;
+            }
+            Command::EnsureTarget(config) => self.targets.ensure(config).await?,
+            Command::RemoveTarget(removal) => {
+                self.targets.remove(&removal.volume_uid, removal.epoch).await?;
+            }
+            Command::RemoveSnapshot(removal) => self.remove_snapshot(&removal)?,
+        }
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Imports the pool, or makes it where the devices hold nothing. Its name is its UUID.
+    async fn ensure_pool(&self, config: &PoolConfig) -> Result<(), CommandError> {
+        let name = uuid(&config.uid)?.to_string();
+        let pools = &self.parts.pools;
+        if pools.get(&name).is_ok() {
+            return Ok(());
+        }
+        let settings = PoolSettings::new(config.devices.clone());
+        match pools.label(&settings).await? {
+            Some(found) if found == name => {
+                pools.import(&settings).await?;
+                self.parts.replicas.open_in_pool(&name).await?;
+            }
+            Some(found) => {
+                return Err(CommandError::Foreign {
+                    devices: config.devices.join(", "),
+                    found,
+                    wanted: name,
+                });
+            }
+            None => {
+                let new = NewPool {
+                    name,
+                    settings,
+                    overwrite: Vec::new(),
+                    journal: None::<ByteSize>,
+                };
+                pools.create(&new).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_pool(&self, uid: &str) -> Result<(), CommandError> {
+        let name = uuid(uid)?.to_string();
+        match self.parts.pools.destroy(&name).await {
+            Ok(()) | Err(PoolsError::NotOpen { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn ensure_replica(&self, config: &ReplicaConfig) -> Result<(), CommandError> {
+        let new = NewReplica {
+            volume: uuid(&config.volume_uid)?,
+            replica: uuid(&config.uid)?,
+            place: Place::InPool {
+                pool: uuid(&config.pool_uid)?.to_string(),
+                data_bytes: config.size_bytes,
+            },
+        };
+        if !config.source_snapshot_uid.is_empty() {
+            return Err(CommandError::Unsupported(
+                "replicas cannot begin as copies of snapshots yet",
+            ));
+        }
+        let made = self.parts.replicas.create(&new).await?;
+        match made.data_bytes() < config.size_bytes {
+            true => Err(CommandError::Unsupported("replicas cannot grow yet")),
+            false => Ok(()),
+        }
+    }
+
+    fn remove_snapshot(&self, removal: &SnapshotRemoval) -> Result<(), CommandError> {
+        let _: (Uuid, Uuid) = (uuid(&removal.replica_uid)?, uuid(&removal.snapshot_uid)?);
+        // Targets take and remove them; one that is on record nowhere is on no replica.
+        Ok(())
+    }
+}

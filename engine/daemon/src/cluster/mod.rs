@@ -1,0 +1,271 @@
+//! This engine as a node of a cluster: what the control plane tells it to be, and what it reports.
+//!
+//! - [`agent`] takes commands, each of which says what is to be; a command that was done is done again at no
+//!   cost. Of several leaders the newest is heard ([`term`]).
+//! - [`targets`] has the volumes that are served or shown here. Their records are the control plane's
+//!   ([`store`]), and whoever opens a volume asks it first.
+//! - [`report`] tells what is there. It is gathered from pools, replicas and targets each time, so that it is
+//!   true after a restart.
+//!
+//! While the control plane is away everything that is served goes on.
+
+mod agent;
+mod certificates;
+mod ports;
+mod record;
+mod registry;
+mod report;
+mod store;
+mod switch;
+mod targets;
+mod term;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pollux_api::control::v1::ReportAnswer;
+use pollux_api::control::v1::agent_server::AgentServer;
+use pollux_nvme::target::Target;
+use pollux_reactor::ReactorHandle;
+use pollux_reactor::net::Address;
+use pollux_volume::mirror::MirrorOptions;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tonic::transport::Server;
+
+use crate::grpc::{connections, replicas_server};
+use crate::pools::Pools;
+use crate::replicas::{Calls, Replicas, SessionOptions};
+use crate::settings::ClusterSettings;
+use agent::AgentService;
+use certificates::{Certificates, Guard};
+use ports::Ports;
+use registry::Registry;
+use targets::Targets;
+use term::Term;
+
+/// Calls that one connection may have under way.
+const CALLS_PER_CONNECTION_MAX: u32 = 256;
+
+/// Bytes of one command, at most: the longest are those that tell devices, or snapshots of a volume.
+const COMMAND_BYTES_MAX: usize = 1 << 20;
+
+/// How often a silent connection is asked whether it is still there.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// The pause before a report is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// The pause between two reports, at least: what changes meanwhile is told together.
+const REPORT_PAUSE: Duration = Duration::from_millis(5);
+
+/// The longest pause between two reports, whatever the control plane says.
+const REPORT_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+/// How long calls may take to end when the engine stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why an engine cannot be a node of a cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Its state cannot be kept.
+    #[error("{directory} cannot keep the state of the engine: {source}")]
+    State {
+        /// The directory.
+        directory: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its certificates cannot be read.
+    #[error("the certificates cannot be read: {0}")]
+    Certificates(io::Error),
+    /// It cannot listen.
+    #[error("cannot listen for the control plane at {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// An address or a certificate cannot be used.
+    #[error("the control plane cannot be called, or served: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// What a node is made of.
+pub struct ClusterParts {
+    /// Its pools.
+    pub pools: Arc<Pools>,
+    /// Its replicas.
+    pub replicas: Arc<Replicas>,
+    /// Where hosts connect.
+    pub target: Arc<Target>,
+    /// The reactors, at least one.
+    pub reactors: Vec<ReactorHandle>,
+    /// Where the target listens.
+    pub nvmf_listeners: Vec<Address>,
+}
+
+/// This engine as a node of a cluster.
+pub(crate) struct Cluster {
+    settings: ClusterSettings,
+    parts: ClusterParts,
+    term: Term,
+    targets: Arc<Targets>,
+    registry: Registry,
+    /// Told when a report would say something else.
+    changed: Arc<Notify>,
+}
+
+/// A node that listens and reports.
+pub struct Node {
+    cluster: Arc<Cluster>,
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    reporter: JoinHandle<()>,
+}
+
+impl Node {
+    /// Listens for the control plane and other engines, and reports.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinError`].
+    pub async fn start(settings: &ClusterSettings, parts: ClusterParts) -> Result<Self, JoinError> {
+        let term = Term::open(&settings.state).map_err(|source| JoinError::State {
+            directory: settings.state.display().to_string(),
+            source,
+        })?;
+        let certificates = settings.certificates.as_deref().map(Certificates::read);
+        let certificates = certificates.transpose().map_err(JoinError::Certificates)?;
+        let client_tls = certificates.as_ref().map(Certificates::client);
+        let guard = match certificates {
+            Some(_) => Guard::Certificates,
+            None => Guard::Local,
+        };
+        let registry = Registry::new(&settings.control, client_tls.as_ref())?;
+        let failed = |source| JoinError::Listen {
+            address: settings.listen,
+            source,
+        };
+        let is_in_use = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+        let listener = || tokio::net::TcpListener::bind(settings.listen);
+        let listener = crate::patience::while_in_use(listener, is_in_use).await;
+        let listener = listener.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let changed = Arc::new(Notify::new());
+        let ports = Ports {
+            replicas: parts.replicas.clone(),
+            calls: Calls::start_with(client_tls),
+            node: settings.node.clone(),
+            sessions: SessionOptions::default(),
+        };
+        let targets = Targets::new(
+            targets::Parts {
+                target: parts.target.clone(),
+                ports,
+                reactors: parts.reactors.clone(),
+                registry: registry.clone(),
+                node: settings.node.clone(),
+                options: MirrorOptions::default(),
+            },
+            changed.clone(),
+        );
+        let cluster = Arc::new(Cluster {
+            settings: settings.clone(),
+            term,
+            targets,
+            registry,
+            changed,
+            parts,
+        });
+        let mut server = Server::builder()
+            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
+        if let Some(certificates) = &certificates {
+            server = server.tls_config(certificates.server())?;
+        }
+        let agent = AgentServer::new(AgentService::new(cluster.clone(), guard))
+            .max_decoding_message_size(COMMAND_BYTES_MAX);
+        let replicas = replicas_server(cluster.parts.replicas.clone());
+        let replicas = tonic::service::interceptor::InterceptedService::new(
+            replicas,
+            move |request: tonic::Request<()>| guard.require_engine(&request).map(|()| request),
+        );
+        let router = server.add_service(agent).add_service(replicas);
+        let (stop, stopped) = watch::channel(false);
+        let mut until = stopped.clone();
+        let server = tokio::spawn(async move {
+            // A sender that is gone stops it too.
+            let stopped = async move { drop(until.wait_for(|stop| *stop).await) };
+            router
+                .serve_with_incoming_shutdown(connections(listener), stopped)
+                .await
+        });
+        let reporter = tokio::spawn(report(cluster.clone(), stopped));
+        tracing::info!(node = %settings.node, %address, "a node of the cluster");
+        Ok(Self {
+            cluster,
+            address,
+            stop,
+            server,
+            reporter,
+        })
+    }
+
+    /// Where the control plane and other engines call.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more commands, and ends all mirrors.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        self.cluster.targets.close().await;
+        // What it reported last is as good as anything.
+        self.reporter.abort();
+        match tokio::time::timeout(STOP_TIMEOUT, &mut self.server).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Err(error))) => tracing::warn!(%error, "the interface of the node ended with an error"),
+            Ok(Err(error)) => tracing::warn!(%error, "the interface of the node ended by itself"),
+            Err(_) => self.server.abort(),
+        }
+    }
+}
+
+/// Reports again and again, and sooner when something has changed.
+async fn report(cluster: Arc<Cluster>, mut stopped: watch::Receiver<bool>) {
+    let mut is_heard = false;
+    loop {
+        let told = cluster.registry.report(&cluster.describe().await).await;
+        let pause = match &told {
+            Ok(answer) => {
+                if !std::mem::replace(&mut is_heard, true) {
+                    tracing::info!(node = %cluster.settings.node, "the control plane hears this node");
+                }
+                next_report(answer)
+            }
+            Err(status) => {
+                if std::mem::replace(&mut is_heard, false) {
+                    tracing::warn!(%status, "the control plane is away; what is served goes on");
+                } else {
+                    tracing::debug!(%status, "the control plane does not hear this node");
+                }
+                RETRY_PAUSE
+            }
+        };
+        tokio::time::sleep(REPORT_PAUSE).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = cluster.changed.notified() => {}
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+fn next_report(answer: &ReportAnswer) -> Duration {
+    Duration::from_micros(answer.next_report_us).clamp(REPORT_PAUSE, REPORT_INTERVAL_MAX)
+}

@@ -1,0 +1,119 @@
+//! Calls of the control plane: reports, and who takes part in volumes.
+//!
+//! Of several control planes the one that answered last is asked first; one that does not answer is left for
+//! the next one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pollux_api::control::v1::registry_client::RegistryClient;
+use pollux_api::control::v1::{
+    EngineReport, GetMembershipRequest, Membership, ReportAnswer, SwapMembershipRequest,
+    SwapMembershipResponse,
+};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Status};
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a silent control plane is asked whether it is still there, and how long it may take to say so.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Control planes, by gRPC. Cheap to clone; clones are the same connections.
+#[derive(Clone)]
+pub(super) struct Registry {
+    channels: Arc<[Channel]>,
+    /// The one that is asked first.
+    preferred: Arc<AtomicUsize>,
+}
+
+impl Registry {
+    /// Control planes at these addresses. They are connected to when they are called, and again when a
+    /// connection broke.
+    ///
+    /// # Errors
+    ///
+    /// An address that is none, or certificates that cannot be used.
+    pub(super) fn new(
+        addresses: &[String],
+        tls: Option<&ClientTlsConfig>,
+    ) -> Result<Self, tonic::transport::Error> {
+        let channels = addresses.iter().map(|address| {
+            let scheme = match tls {
+                Some(_) => "https",
+                None => "http",
+            };
+            let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
+                .connect_timeout(CONNECT_TIMEOUT)
+                .timeout(CALL_TIMEOUT)
+                .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+                .tcp_nodelay(true);
+            if let Some(tls) = tls {
+                endpoint = endpoint.tls_config(tls.clone())?;
+            }
+            Ok(endpoint.connect_lazy())
+        });
+        Ok(Self {
+            channels: channels.collect::<Result<_, tonic::transport::Error>>()?,
+            preferred: Arc::default(),
+        })
+    }
+
+    /// Asks one after the other until one answers, be it with a refusal.
+    async fn call<T, F>(&self, call: impl Fn(RegistryClient<Channel>) -> F) -> Result<T, Status>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        let count = self.channels.len();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut failure = Status::unavailable("there is no control plane");
+        for at in (0..count).map(|offset| (first + offset) % count.max(1)) {
+            let Some(channel) = self.channels.get(at) else {
+                continue;
+            };
+            match call(RegistryClient::new(channel.clone())).await {
+                Err(status) if is_unreachable(status.code()) => failure = status,
+                answer => {
+                    self.preferred.store(at, Ordering::Relaxed);
+                    return answer.map(tonic::Response::into_inner);
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// Tells what is on this engine.
+    pub(super) async fn report(&self, report: &EngineReport) -> Result<ReportAnswer, Status> {
+        self.call(async |mut client| client.report(report.clone()).await)
+            .await
+    }
+
+    /// Who takes part in a volume.
+    pub(super) async fn membership(&self, request: &GetMembershipRequest) -> Result<Membership, Status> {
+        self.call(async |mut client| client.get_membership(request.clone()).await)
+            .await
+    }
+
+    /// Changes who takes part in a volume. When it is asked of several, it is done once.
+    pub(super) async fn swap(
+        &self,
+        request: &SwapMembershipRequest,
+    ) -> Result<SwapMembershipResponse, Status> {
+        self.call(async |mut client| client.swap_membership(request.clone()).await)
+            .await
+    }
+}
+
+fn is_unreachable(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown | Code::Internal
+    )
+}

@@ -1,0 +1,562 @@
+//! The volumes that this engine serves, or shows to hosts as standbys.
+//!
+//! Each has a subsystem of its own, with one namespace whose identity is that of the volume. As a standby its
+//! access state is inaccessible; as the target, once its mirror is open, optimized. It stays the same subsystem
+//! and namespace through all changes of role, so that a host sees paths change and nothing else.
+//!
+//! Invariants:
+//! - Volumes are changed one after the other (`changes`); looking at them never waits for that.
+//! - Access is optimized only while the mirror that is behind the namespace is open, as far as is known here.
+//!   That nobody is served by a mirror of an older epoch is a matter of the mirror, not of the access state.
+//! - A volume that is served in a later epoch than a command tells of is left alone by it.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pollux_api::control::v1::{ReplicaState, TargetConfig};
+use pollux_nvme::target::{
+    ControllerIds, Hosts, NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError, Target, TargetError,
+};
+use pollux_nvme::wire::log::AnaState;
+use pollux_pool::shared::{Owned, OwnedDevice};
+use pollux_reactor::{ReactorHandle, RemoteCallError};
+use pollux_volume::membership::Membership;
+use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::ports::Ports;
+use super::record::{BLOCK_BYTES, RecordError, to_api, uuid};
+use super::registry::Registry;
+use super::store::ControlStore;
+use super::switch::VolumeSwitch;
+
+/// What the names of subsystems begin with; the UUID of the volume follows. The control plane tells hosts the
+/// same.
+const SUBSYSTEM_PREFIX: &str = "nqn.2026-11.io.pollux:volume:";
+
+/// The one namespace of a subsystem.
+const NAMESPACE_ID: u32 = 1;
+
+/// Ways to a volume, each with identifiers of controllers of its own: one for each slot, and one for a target
+/// without a replica.
+const PATHS: u32 = 6;
+
+/// How long commands under way may take to end when access ends.
+const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Largest size of a volume.
+const SIZE_BYTES_MAX: u64 = 1 << 56;
+
+/// Why a volume is not served or shown as it was told.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ServeError {
+    /// What was told makes no sense.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A later epoch is served.
+    #[error("volume {volume} is served in epoch {served}, and this is of epoch {told}")]
+    Older {
+        /// The volume.
+        volume: Uuid,
+        /// The epoch in which it is served.
+        served: u64,
+        /// That of the command.
+        told: u64,
+    },
+    /// The NVMe/TCP target refused.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// Its subsystem refused.
+    #[error(transparent)]
+    Subsystem(#[from] SubsystemError),
+    /// The engine stops.
+    #[error("the engine is stopping and takes no changes")]
+    Stopping,
+}
+
+/// What targets are made with.
+pub(super) struct Parts {
+    /// Where hosts connect.
+    pub(super) target: Arc<Target>,
+    /// How replicas are reached.
+    pub(super) ports: Ports,
+    /// The reactors, at least one.
+    pub(super) reactors: Vec<ReactorHandle>,
+    /// Who keeps the records.
+    pub(super) registry: Registry,
+    /// This node.
+    pub(super) node: String,
+    /// The times of mirrors.
+    pub(super) options: MirrorOptions,
+}
+
+/// A volume that is shown.
+struct Shown {
+    volume: Uuid,
+    path: u32,
+    switch: Arc<VolumeSwitch>,
+    subsystem: Arc<Subsystem>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// What the control plane told last.
+    told: TargetConfig,
+    role: Role,
+}
+
+/// What this engine is to a volume.
+enum Role {
+    /// One of those that show it.
+    Standby,
+    /// Its target soon; openings are counted, so that one that is not wanted any more is known.
+    Opening(u64),
+    /// Its target.
+    Serving(Serving),
+}
+
+/// A mirror that is open, or was until a moment ago.
+#[derive(Clone)]
+struct Serving {
+    mirror: Arc<Owned<Mirror>>,
+    /// As the mirror told last.
+    record: Arc<Mutex<Membership>>,
+}
+
+impl Serving {
+    fn record(&self) -> Membership {
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.clone()
+    }
+}
+
+impl Shown {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn serving(&self) -> Option<Serving> {
+        match &self.state().role {
+            Role::Serving(serving) => Some(serving.clone()),
+            Role::Standby | Role::Opening(_) => None,
+        }
+    }
+
+    /// Refuses what is of an older epoch than that which is served.
+    fn check_epoch(&self, told: u64) -> Result<(), ServeError> {
+        let served = self.serving().map_or(0, |serving| serving.record().epoch.0);
+        match served > told {
+            true => Err(ServeError::Older {
+                volume: self.volume,
+                served,
+                told,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// As it is told to the control plane.
+    fn report(&self) -> TargetConfig {
+        let state = self.state();
+        let mut config = state.told.clone();
+        match &state.role {
+            Role::Serving(serving) => {
+                let record = to_api(&serving.record());
+                config.standby = false;
+                config.epoch = record.epoch;
+                config.version = record.version;
+                config.size_bytes = self.switch.size_bytes();
+                config.min_in_sync = record.min_in_sync;
+                for replica in &mut config.replicas {
+                    let mut members = record.members.iter();
+                    let member = members.find(|member| member.uid == replica.uid);
+                    let state = member.map(pollux_api::control::v1::Member::state);
+                    replica.in_sync = state == Some(ReplicaState::InSync);
+                }
+                config
+            }
+            Role::Standby | Role::Opening(_) => TargetConfig {
+                volume_uid: config.volume_uid,
+                volume: config.volume,
+                epoch: config.epoch,
+                size_bytes: config.size_bytes,
+                hosts: config.hosts,
+                path: config.path,
+                standby: true,
+                ..TargetConfig::default()
+            },
+        }
+    }
+}
+
+/// See the module.
+pub(super) struct Targets {
+    parts: Parts,
+    shown: Mutex<BTreeMap<Uuid, Arc<Shown>>>,
+    changes: tokio::sync::Mutex<Changes>,
+    /// Told when a report would say something else.
+    changed: Arc<Notify>,
+}
+
+/// What whoever changes volumes has to itself.
+#[derive(Default)]
+struct Changes {
+    openings: u64,
+    closed: bool,
+}
+
+impl Targets {
+    /// No volumes yet. `changed` is told when a report would say something else.
+    pub(super) fn new(parts: Parts, changed: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self {
+            parts,
+            shown: Mutex::default(),
+            changes: tokio::sync::Mutex::default(),
+            changed,
+        })
+    }
+
+    /// All volumes, as they are told to the control plane.
+    pub(super) fn report(&self) -> Vec<TargetConfig> {
+        self.shown().values().map(|shown| shown.report()).collect()
+    }
+
+    /// Serves or shows a volume as it is told. Opening it goes on in the background: reports show when it is
+    /// served.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`]; nothing has changed then, but that hosts may see the volume as a standby.
+    pub(super) async fn ensure(self: &Arc<Self>, told: TargetConfig) -> Result<(), ServeError> {
+        let volume = uuid(&told.volume_uid)?;
+        check(&told)?;
+        let mut changes = self.changes.lock().await;
+        if changes.closed {
+            return Err(ServeError::Stopping);
+        }
+        let found = self.shown().get(&volume).cloned();
+        if let Some(found) = &found {
+            found.check_epoch(told.epoch)?;
+        }
+        let shown = match found {
+            Some(shown) if shown.path == told.path => shown,
+            Some(shown) => {
+                self.take_down(&shown).await;
+                self.put_up(volume, &told)?
+            }
+            None => self.put_up(volume, &told)?,
+        };
+        // Before they can connect.
+        shown.subsystem.set_read_only_hosts(&read_only_hosts(&told))?;
+        shown.subsystem.set_hosts(&hosts(&told))?;
+        let serving = shown.serving();
+        let before = std::mem::replace(&mut shown.state().told, told.clone());
+        match serving {
+            Some(_) if told.standby => self.step_down(&shown).await,
+            Some(serving) if serving.record().epoch.0 == told.epoch => {
+                if before.replicas != told.replicas || serving.record().version < told.version {
+                    self.follow(&serving, &told)?;
+                }
+            }
+            // Somebody else has opened it since.
+            Some(_) => {
+                self.step_down(&shown).await;
+                self.begin(&mut changes, &shown);
+            }
+            None if told.standby => {
+                shown.state().role = Role::Standby;
+                shown.switch.resize(told.size_bytes);
+            }
+            None => {
+                let is_opening = matches!(shown.state().role, Role::Opening(_));
+                if !is_opening {
+                    self.begin(&mut changes, &shown);
+                }
+            }
+        }
+        drop(changes);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Neither serves nor shows a volume any more, unless it is served in a later epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError::Record`].
+    pub(super) async fn remove(&self, volume: &str, epoch: u64) -> Result<(), ServeError> {
+        let volume = uuid(volume)?;
+        let _one_at_a_time = self.changes.lock().await;
+        let found = self.shown().get(&volume).cloned();
+        if let Some(shown) = found
+            && shown.check_epoch(epoch).is_ok()
+        {
+            self.take_down(&shown).await;
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Takes no more changes, and ends all mirrors. Hosts go to other paths, if there are any.
+    pub(super) async fn close(&self) {
+        let mut changes = self.changes.lock().await;
+        changes.closed = true;
+        let all: Vec<Arc<Shown>> = self.shown().values().cloned().collect();
+        for shown in all {
+            self.take_down(&shown).await;
+        }
+    }
+
+    fn shown(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Shown>>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows a volume to hosts, as a standby for now.
+    fn put_up(&self, volume: Uuid, told: &TargetConfig) -> Result<Arc<Shown>, ServeError> {
+        let switch = VolumeSwitch::new(volume, told.size_bytes);
+        let ids = u32::from(ControllerIds::MAX) / PATHS;
+        let first = 1 + told.path * ids;
+        let id = |id: u32| u16::try_from(id).unwrap_or(ControllerIds::MAX);
+        let subsystem = self.parts.target.add_subsystem(&SubsystemConfig {
+            hosts: hosts(told),
+            asymmetric_access: true,
+            controller_ids: ControllerIds {
+                first: id(first),
+                last: id(first + ids - 1),
+            },
+            ..SubsystemConfig::new(&format!("{SUBSYSTEM_PREFIX}{volume}"))
+        })?;
+        let namespace = NamespaceConfig {
+            id: Some(NAMESPACE_ID),
+            uuid: Some(volume),
+            access: Some(AnaState::Inaccessible),
+            ..NamespaceConfig::default()
+        };
+        if let Err(error) = subsystem.add_namespace(switch.clone(), &namespace) {
+            // Nobody has seen it.
+            let _ = self.parts.target.remove_subsystem(subsystem.nqn().as_str());
+            return Err(error.into());
+        }
+        let shown = Arc::new(Shown {
+            volume,
+            path: told.path,
+            switch,
+            subsystem,
+            state: Mutex::new(State {
+                told: told.clone(),
+                role: Role::Standby,
+            }),
+        });
+        self.shown().insert(volume, shown.clone());
+        Ok(shown)
+    }
+
+    /// Takes a volume from hosts.
+    async fn take_down(&self, shown: &Arc<Shown>) {
+        self.step_down(shown).await;
+        let nqn = shown.subsystem.nqn().clone();
+        if let Err(error) = self.parts.target.remove_subsystem(nqn.as_str()) {
+            tracing::debug!(subsystem = %nqn, %error, "a subsystem was gone already");
+        }
+        self.shown().remove(&shown.volume);
+    }
+
+    /// Ends being the target, or being on the way to it.
+    async fn step_down(&self, shown: &Arc<Shown>) {
+        let before = std::mem::replace(&mut shown.state().role, Role::Standby);
+        let Role::Serving(serving) = before else { return };
+        if let Err(error) = shown.subsystem.set_access(NAMESPACE_ID, AnaState::Inaccessible) {
+            tracing::error!(volume = %shown.volume, %error, "hosts cannot be told");
+        }
+        let subsystem = shown.subsystem.clone();
+        let ended = serving.mirror.call(move |mirror| async move {
+            // What is under way ends if it can soon; with the mirror, it ends in any case.
+            let quiesced = subsystem.quiesce(NAMESPACE_ID, QUIESCE_TIMEOUT).await;
+            mirror.close();
+            quiesced
+        });
+        match ended.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(volume = %shown.volume, %error, "commands are cut off"),
+            Err(error) => tracing::error!(volume = %shown.volume, %error, "the mirror cannot be closed"),
+        }
+        // Nothing is never refused.
+        let _ = shown.switch.connect(None);
+        tracing::info!(volume = %shown.volume, "serves the volume no more");
+    }
+
+    /// Has a mirror that serves look at its replicas anew.
+    fn follow(&self, serving: &Serving, told: &TargetConfig) -> Result<(), ServeError> {
+        let routes = self.parts.ports.routes(told)?;
+        let leaving = told.replicas.iter().filter(|replica| replica.leaving);
+        let leaving: Vec<Uuid> = leaving
+            .map(|replica| uuid(&replica.uid))
+            .collect::<Result<_, _>>()?;
+        let mirror = serving.mirror.clone();
+        tokio::spawn(async move {
+            let followed = mirror
+                .call(move |mirror| async move { mirror.follow(&Ports::open(&routes), &leaving).await });
+            if let Err(error) = followed.await {
+                tracing::error!(%error, "a mirror cannot be told of its replicas");
+            }
+        });
+        Ok(())
+    }
+
+    /// Begins to open a volume.
+    fn begin(self: &Arc<Self>, changes: &mut Changes, shown: &Arc<Shown>) {
+        changes.openings += 1;
+        let opening = changes.openings;
+        shown.state().role = Role::Opening(opening);
+        let (targets, shown) = (self.clone(), shown.clone());
+        tokio::spawn(async move { targets.open(shown, opening).await });
+    }
+
+    async fn open(self: Arc<Self>, shown: Arc<Shown>, opening: u64) {
+        let opened = self.open_mirror(&shown).await;
+        let changes = self.changes.lock().await;
+        let is_wanted = !changes.closed && matches!(shown.state().role, Role::Opening(now) if now == opening);
+        match opened {
+            Ok((device, serving)) if is_wanted => match shown.switch.connect(Some(device)) {
+                Ok(()) => {
+                    shown.state().role = Role::Serving(serving.clone());
+                    if let Err(error) = shown.subsystem.set_access(NAMESPACE_ID, AnaState::Optimized) {
+                        tracing::error!(volume = %shown.volume, %error, "hosts cannot be told");
+                    }
+                    let epoch = serving.record().epoch.0;
+                    tracing::info!(volume = %shown.volume, epoch, "serves the volume");
+                    self.clone().watch(shown, serving);
+                }
+                Err(error) => {
+                    tracing::error!(
+                        volume = %shown.volume, %error,
+                        "its replicas are on devices that cannot do what hosts are told"
+                    );
+                    shown.state().role = Role::Standby;
+                    end(&serving).await;
+                }
+            },
+            Ok((_, serving)) => end(&serving).await,
+            Err(error) if is_wanted => {
+                tracing::warn!(volume = %shown.volume, %error, "the volume is not open");
+                shown.state().role = Role::Standby;
+            }
+            Err(error) => {
+                tracing::debug!(volume = %shown.volume, %error, "not open, and not wanted any more")
+            }
+        }
+        drop(changes);
+        self.changed.notify_one();
+    }
+
+    /// Opens the mirror on the reactor that has the replica of this engine, so that its requests stay there.
+    async fn open_mirror(&self, shown: &Shown) -> Result<(Arc<OwnedDevice>, Serving), OpeningError> {
+        let told = shown.state().told.clone();
+        let routes = self.parts.ports.routes(&told)?;
+        let reactor = self.parts.ports.reactor_of(&routes);
+        let reactor = reactor.or_else(|| {
+            let place = shown.volume.as_u128() % self.parts.reactors.len().max(1) as u128;
+            self.parts.reactors.get(place as usize).cloned()
+        });
+        let reactor = reactor.ok_or(OpeningError::NoReactor)?;
+        let store = ControlStore {
+            registry: self.parts.registry.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            node: self.parts.node.clone(),
+            volume: told.volume.clone(),
+        };
+        let (options, volume) = (self.parts.options.clone(), shown.volume);
+        let opened = reactor.call(move || async move {
+            let ports = Ports::open(&routes);
+            let mirror = Mirror::open(options, Rc::new(store), volume, &ports).await?;
+            let record = Arc::new(Mutex::new(mirror.membership()));
+            let device = OwnedDevice::new(format!("mirror/{volume}"), Some(volume), mirror.device());
+            let mirror = Owned::new(Rc::new(mirror));
+            Ok::<_, OpeningError>((device, Serving { mirror, record }))
+        });
+        opened.await?
+    }
+
+    /// Follows a mirror until it has stopped, and then steps down.
+    fn watch(self: Arc<Self>, shown: Arc<Shown>, serving: Serving) {
+        tokio::spawn(async move {
+            let (record, changed) = (serving.record.clone(), self.changed.clone());
+            let watched = serving.mirror.call(move |mirror| async move {
+                loop {
+                    let newest = mirror.membership();
+                    let version = newest.version;
+                    *record.lock().unwrap_or_else(PoisonError::into_inner) = newest;
+                    changed.notify_one();
+                    if let Some(reason) = mirror.stopped() {
+                        return reason;
+                    }
+                    mirror.changed_since(version).await;
+                }
+            });
+            match watched.await {
+                Ok(reason) => tracing::info!(volume = %shown.volume, ?reason, "the mirror has stopped"),
+                Err(error) => tracing::error!(volume = %shown.volume, %error, "the mirror is lost"),
+            }
+            let changes = self.changes.lock().await;
+            let is_current = shown
+                .serving()
+                .is_some_and(|current| Arc::ptr_eq(&current.mirror, &serving.mirror));
+            if is_current {
+                self.step_down(&shown).await;
+            }
+            drop(changes);
+            self.changed.notify_one();
+        });
+    }
+}
+
+/// Why a volume could not be opened.
+#[derive(Debug, thiserror::Error)]
+enum OpeningError {
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Reactor(#[from] RemoteCallError),
+    #[error("the engine has no reactor")]
+    NoReactor,
+}
+
+/// Ends a mirror that is not wanted.
+async fn end(serving: &Serving) {
+    let ended = serving.mirror.call(|mirror| async move { mirror.close() });
+    if let Err(error) = ended.await {
+        tracing::error!(%error, "a mirror cannot be closed");
+    }
+}
+
+/// The hosts that are admitted.
+fn hosts(told: &TargetConfig) -> Hosts {
+    let allowed = told.hosts.iter().map(|host| host.host_nqn.clone());
+    Hosts {
+        allow_any: false,
+        allowed: allowed.collect(),
+    }
+}
+
+/// Those of them that may not write.
+fn read_only_hosts(told: &TargetConfig) -> Vec<String> {
+    let read_only = told.hosts.iter().filter(|host| host.read_only);
+    read_only.map(|host| host.host_nqn.clone()).collect()
+}
+
+fn check(told: &TargetConfig) -> Result<(), RecordError> {
+    if told.path >= PATHS {
+        return Err(RecordError::Field("the path"));
+    }
+    let is_size = (1..=SIZE_BYTES_MAX).contains(&told.size_bytes)
+        && told.size_bytes.is_multiple_of(u64::from(BLOCK_BYTES));
+    match is_size {
+        true => Ok(()),
+        false => Err(RecordError::Field("the size")),
+    }
+}
