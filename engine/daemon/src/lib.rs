@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod client;
+pub mod cluster;
 mod devices;
 pub mod doctor;
 pub mod drives;
@@ -19,6 +20,7 @@ pub mod replicas;
 pub mod serve;
 pub mod settings;
 mod table;
+pub mod verify;
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
@@ -38,6 +40,10 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Namespace(arguments) => namespace(arguments),
         Command::Pool(arguments) => pool(arguments),
         Command::Volume(arguments) => volume(arguments),
+        Command::Verify(arguments) => match verify::run(arguments, &mut io::stdout()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
         Command::Version => version(),
     }
 }

@@ -15,6 +15,7 @@ use crate::settings::{
     ControlAddress, CoreList, DeviceList, IdleSettings, ListenAddress, LogFormat, NamespaceSettings,
     PoolSettings, ReplicaSettings, Settings, SettingsError,
 };
+use crate::verify::VerifyArguments;
 
 /// Where `namespace` looks for an engine unless told otherwise.
 pub const CONTROL_SOCKET: &str = "unix:/run/pollux/engine.sock";
@@ -50,6 +51,8 @@ pub enum Command {
     Pool(PoolArguments),
     /// Make and change volumes of pools, their snapshots and clones.
     Volume(VolumeArguments),
+    /// Write to a volume as a host does and read everything back, by whichever of its paths works.
+    Verify(VerifyArguments),
     /// Print the version.
     Version,
 }
