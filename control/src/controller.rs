@@ -27,6 +27,9 @@ const COMMITS_AT_ONCE: usize = 32;
 /// Engines that are asked or told at a time.
 const ENGINES_AT_ONCE: usize = 64;
 
+/// Commands of one kind that an engine is told at a time.
+const COMMANDS_AT_ONCE: usize = 32;
+
 /// How long an engine may take for one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -376,7 +379,8 @@ fn address(node: &Node) -> EngineAddress {
     }
 }
 
-/// Tells one engine. Returns the pools in which a replica could not be made.
+/// Tells one engine. Commands of one kind are about different things, and are told side by side; what comes
+/// before other kinds is done before them. Returns the pools in which a replica could not be made.
 async fn tell_engine(
     parts: &Parts,
     engine: &EngineAddress,
@@ -384,29 +388,67 @@ async fn tell_engine(
     commands: Vec<Command>,
 ) -> Vec<String> {
     let mut failed_pools = Vec::new();
-    for command in commands {
-        let pool_uid = match &command {
-            Command::EnsureReplica(config) => Some(config.pool_uid.clone()),
-            _ => None,
-        };
-        let told = parts.engines.execute(engine, term, command);
-        match tokio::time::timeout(COMMAND_TIMEOUT, told).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error @ EngineError::Refused { .. })) => {
-                tracing::warn!(node = %engine.node, %error, "a command was refused");
-                failed_pools.extend(pool_uid);
+    let mut commands = commands.into_iter().peekable();
+    while let Some(first) = commands.next() {
+        let kind = std::mem::discriminant(&first);
+        let mut alike = vec![first];
+        while let Some(next) = commands.next_if(|next| std::mem::discriminant(next) == kind) {
+            alike.push(next);
+        }
+        let mut told = JoinSet::new();
+        let mut outcomes = Vec::new();
+        for command in alike {
+            if told.len() >= COMMANDS_AT_ONCE {
+                outcomes.extend(told.join_next().await);
             }
-            Ok(Err(error @ (EngineError::Unreachable { .. } | EngineError::TermStale { .. }))) => {
-                tracing::warn!(node = %engine.node, %error, "an engine could not be told");
-                break;
-            }
-            Err(_) => {
-                tracing::warn!(node = %engine.node, "an engine takes too long");
-                break;
+            let (parts, engine) = (parts.clone(), engine.clone());
+            told.spawn(async move { tell_one(&parts, &engine, term, command).await });
+        }
+        while let Some(outcome) = told.join_next().await {
+            outcomes.push(outcome);
+        }
+        for outcome in outcomes {
+            match outcome.unwrap_or(Told::Unheard) {
+                Told::Done => {}
+                Told::Refused(pool_uid) => failed_pools.extend(pool_uid),
+                Told::Unheard => return failed_pools,
             }
         }
     }
     failed_pools
+}
+
+/// What became of a command.
+enum Told {
+    /// It is so.
+    Done,
+    /// The engine said no; the pool, if a replica could not be made.
+    Refused(Option<String>),
+    /// The engine does not answer, or follows another leader.
+    Unheard,
+}
+
+async fn tell_one(parts: &Parts, engine: &EngineAddress, term: u64, command: Command) -> Told {
+    let pool_uid = match &command {
+        Command::EnsureReplica(config) => Some(config.pool_uid.clone()),
+        _ => None,
+    };
+    let told = parts.engines.execute(engine, term, command);
+    match tokio::time::timeout(COMMAND_TIMEOUT, told).await {
+        Ok(Ok(())) => Told::Done,
+        Ok(Err(error @ EngineError::Refused { .. })) => {
+            tracing::warn!(node = %engine.node, %error, "a command was refused");
+            Told::Refused(pool_uid)
+        }
+        Ok(Err(error @ (EngineError::Unreachable { .. } | EngineError::TermStale { .. }))) => {
+            tracing::warn!(node = %engine.node, %error, "an engine could not be told");
+            Told::Unheard
+        }
+        Err(_) => {
+            tracing::warn!(node = %engine.node, "an engine takes too long");
+            Told::Unheard
+        }
+    }
 }
 
 async fn pull(parts: &Parts, engines: Vec<EngineAddress>) {

@@ -73,6 +73,10 @@ struct ServeArguments {
     #[arg(long, value_name = "NAME")]
     instance: Option<String>,
 
+    /// Seconds without a report after which a node counts as unreachable, and its targets move.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    unreachable_after: u64,
+
     /// Seconds after which a node that is away counts as lost, and its replicas are replaced.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     replace_after: u64,
@@ -238,6 +242,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
     let store = arguments.store.open().await?;
     let listening = Listening::bind(arguments.listen, server_tls).await?;
     let limits = Limits {
+        unreachable_after_us: arguments.unreachable_after.saturating_mul(1_000_000),
         replace_after_us: arguments.replace_after.saturating_mul(1_000_000),
         rebuilds_per_node_max: arguments.rebuilds_per_node.max(1),
         rebuilds_max: arguments.rebuilds.max(1),

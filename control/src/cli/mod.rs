@@ -7,6 +7,7 @@ mod output;
 mod resource;
 mod run;
 mod size;
+mod up;
 mod wait;
 
 use std::io::{self, IsTerminal, Write};
@@ -47,6 +48,11 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a whole cluster on this machine, until Ctrl-C: a control plane, and engines with pools in files.
+    Up(up::UpArguments),
+    /// Show on this machine what a cluster does: a volume with three replicas is written to while an engine is
+    /// killed and comes back.
+    Demo(up::demo::DemoArguments),
     /// Machines with an engine.
     Node {
         #[command(subcommand)]

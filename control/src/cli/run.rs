@@ -19,7 +19,7 @@ use super::output::{Output, records, serialized, table};
 use super::resource::{Changed, Listed, Named, all};
 use super::{
     Cli, Command, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments, PoolVerb,
-    SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, wait,
+    SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, up, wait,
 };
 
 /// The pause before it is asked again whether a target has confirmed something.
@@ -53,6 +53,8 @@ fn named<R: Record>(record: R, name: &str) -> R {
 pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandError> {
     match &cli.command {
         Command::Cert { command } => return certificates::run(command, into),
+        Command::Up(arguments) => return up::up(arguments, &cli.control, into).await,
+        Command::Demo(arguments) => return up::demo::demo(arguments, into).await,
         Command::Completion { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "pollux", into);
             return Ok(());
@@ -84,7 +86,11 @@ pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandEr
         Command::Plan(arguments) => session.plan(arguments).await,
         Command::Apply(arguments) => apply::apply(&session.channel, arguments, session.into).await,
         // Done above, without a connection.
-        Command::Cert { .. } | Command::Completion { .. } | Command::Man { .. } => Ok(()),
+        Command::Up(_)
+        | Command::Demo(_)
+        | Command::Cert { .. }
+        | Command::Completion { .. }
+        | Command::Man { .. } => Ok(()),
     }
 }
 

@@ -1,0 +1,259 @@
+//! `pollux demo`: what a cluster is for, shown on this machine in a minute.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use pollux_api::control::v1::volumes_client::VolumesClient;
+use pollux_api::control::v1::{
+    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, HostAccess, PublishVolumeRequest,
+    PublishVolumeResponse, UnpublishVolumeRequest, Volume, VolumePolicy, VolumeSpec, VolumeState,
+    VolumeStatus,
+};
+use serde::Deserialize;
+use tonic::transport::Channel;
+
+use super::children::Program;
+use super::{LocalCluster, PAUSE, UpArguments, failed, metadata};
+use crate::cli::connection::CommandError;
+use crate::cli::size::Size;
+
+/// The volume.
+const VOLUME: &str = "demo";
+
+/// Who uses it.
+const HOST: &str = "nqn.2026-11.io.pollux:demo-host";
+
+/// Its size: small, so that all of it is written.
+const VOLUME_BYTES: u64 = 256 << 20;
+
+/// The size of each pool.
+const POOL_BYTES: u64 = 2 << 30;
+
+/// How long a step may take.
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the engine that serves is left alone.
+const CALM: Duration = Duration::from_secs(3);
+
+/// `demo`.
+#[derive(Debug, Clone, Args)]
+pub(in crate::cli) struct DemoArguments {
+    /// Where everything is kept meanwhile; it must not be there yet, and is removed at the end.
+    #[arg(long, value_name = "DIRECTORY", default_value = "pollux-demo")]
+    directory: PathBuf,
+
+    /// How long to write, in seconds: an engine is killed and comes back meanwhile.
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    seconds: u64,
+
+    /// Leave the directory as it is at the end.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What verifying tells.
+#[derive(Debug, Clone, Deserialize)]
+struct Verified {
+    writes: u64,
+    reads: u64,
+    retries: u64,
+    path_changes: u64,
+    longest_gap_ms: u64,
+}
+
+/// Shows it.
+pub(in crate::cli) async fn demo(
+    arguments: &DemoArguments,
+    into: &mut impl Write,
+) -> Result<(), CommandError> {
+    if arguments.directory.exists() {
+        return Err(CommandError::Refused(format!(
+            "{} is there already: remove it, or give another --directory",
+            arguments.directory.display()
+        )));
+    }
+    let up = UpArguments {
+        directory: arguments.directory.clone(),
+        engines: 3,
+        size: Size(POOL_BYTES),
+        unreachable_after: 3,
+    };
+    let began = Instant::now();
+    let cluster = LocalCluster::start(&up, "127.0.0.1:0").await?;
+    let mut stage = Stage { cluster, began, into };
+    let shown = stage.show(arguments).await;
+    let stopped = stage.cluster.stop().await;
+    let verified = shown?;
+    stopped?;
+    if !arguments.keep {
+        std::fs::remove_dir_all(&arguments.directory).map_err(failed(&arguments.directory))?;
+    }
+    writeln!(
+        into,
+        "\n{} writes and {} reads, every one as it had to be. One engine of three was killed; the longest \
+         wait for I/O was {:.1} s,\nmost of it the time after which a silent engine counts as dead. {} requests were \
+         sent again, over {} change(s) of path.",
+        verified.writes,
+        verified.reads,
+        Duration::from_millis(verified.longest_gap_ms).as_secs_f64(),
+        verified.retries,
+        verified.path_changes,
+    )?;
+    Ok(())
+}
+
+struct Stage<'a, W> {
+    cluster: LocalCluster,
+    began: Instant,
+    into: &'a mut W,
+}
+
+impl<W: Write> Stage<'_, W> {
+    fn tell(&mut self, what: &str) -> Result<(), CommandError> {
+        writeln!(self.into, "{:5.1} s  {what}", self.began.elapsed().as_secs_f64())?;
+        self.into.flush()?;
+        Ok(())
+    }
+
+    fn volumes(&self) -> VolumesClient<Channel> {
+        VolumesClient::new(self.cluster.channel.clone())
+    }
+
+    async fn show(&mut self, arguments: &DemoArguments) -> Result<Verified, CommandError> {
+        self.tell("a control plane and three engines run, each with a pool in a file")?;
+        let volume = Volume {
+            metadata: metadata(VOLUME),
+            spec: Some(VolumeSpec {
+                size_bytes: VOLUME_BYTES,
+                policy: Some(VolumePolicy {
+                    replicas: Some(3),
+                    min_in_sync: Some(2),
+                    ..VolumePolicy::default()
+                }),
+                ..VolumeSpec::default()
+            }),
+            status: None,
+        };
+        let request = CreateVolumeRequest { volume: Some(volume) };
+        self.volumes().create_volume(request).await?;
+        let status = self
+            .until("healthy", |status| status.state() == VolumeState::Healthy)
+            .await?;
+        let target = status.target_node;
+        self.tell(&format!("a volume with three replicas is served by {target}"))?;
+        let published = self.publish().await?;
+        self.tell(&format!("it is published, with {} paths", published.paths.len()))?;
+        let writing = self.verify(&published, arguments.seconds)?;
+        self.tell("a host writes to it by NVMe/TCP, and reads back what it wrote")?;
+        tokio::time::sleep(CALM).await;
+        self.cluster.kill(&target).await?;
+        self.tell(&format!("{target}, which serves it, is killed"))?;
+        let status = self
+            .until("served elsewhere", |status| {
+                status.target_node != target && status.state() == VolumeState::Degraded
+            })
+            .await?;
+        self.tell(&format!(
+            "{} serves it now, with two replicas in sync",
+            status.target_node
+        ))?;
+        self.cluster.restart(&target)?;
+        self.tell(&format!("{target} is started again"))?;
+        self.until("healthy", |status| status.state() == VolumeState::Healthy)
+            .await?;
+        self.tell("its replica has what it missed: all three are in sync")?;
+        let verified = finished(writing).await?;
+        self.tell("the host has read everything back")?;
+        self.volumes()
+            .unpublish_volume(UnpublishVolumeRequest {
+                name: VOLUME.to_owned(),
+                host_nqn: None,
+            })
+            .await?;
+        let name = VOLUME.to_owned();
+        self.volumes().delete_volume(DeleteVolumeRequest { name }).await?;
+        self.tell("the volume is unpublished and deleted")?;
+        Ok(verified)
+    }
+
+    /// Waits until the volume is so.
+    async fn until(
+        &self,
+        what: &str,
+        is_so: impl Fn(&VolumeStatus) -> bool,
+    ) -> Result<VolumeStatus, CommandError> {
+        let began = Instant::now();
+        loop {
+            let name = VOLUME.to_owned();
+            let volume = self.volumes().get_volume(GetVolumeRequest { name }).await?;
+            let status = volume.into_inner().status.unwrap_or_default();
+            if is_so(&status) {
+                return Ok(status);
+            }
+            if began.elapsed() > STEP_TIMEOUT {
+                let state = format!("{} {}", status.state().as_str_name(), status.message);
+                return Err(CommandError::Patience {
+                    what: format!("volume {VOLUME}, to be {what},"),
+                    seconds: STEP_TIMEOUT.as_secs(),
+                    state,
+                    look: format!("volume get {VOLUME}"),
+                });
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn publish(&self) -> Result<PublishVolumeResponse, CommandError> {
+        let request = PublishVolumeRequest {
+            name: VOLUME.to_owned(),
+            host: Some(HostAccess {
+                host_nqn: HOST.to_owned(),
+                read_only: false,
+            }),
+        };
+        let began = Instant::now();
+        loop {
+            let answer = self.volumes().publish_volume(request.clone()).await?.into_inner();
+            if answer.ready {
+                return Ok(answer);
+            }
+            if began.elapsed() > STEP_TIMEOUT {
+                return Err(CommandError::Refused("no engine admits the host".to_owned()));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Starts a host, which writes for some seconds and reads everything back.
+    fn verify(&self, published: &PublishVolumeResponse, seconds: u64) -> Result<Host, CommandError> {
+        let program = Program::Engine.path();
+        let mut command = tokio::process::Command::new(&program);
+        command.args(["verify", "--subsystem", &published.subsystem_nqn, "--host", HOST]);
+        command.args(["--seconds", &seconds.to_string()]);
+        command.args(published.paths.iter().map(|path| path.address.as_str()));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn();
+        child.map_err(failed(&program))
+    }
+}
+
+type Host = tokio::process::Child;
+
+async fn finished(host: Host) -> Result<Verified, CommandError> {
+    let output = host.wait_with_output().await?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(CommandError::Refused(format!(
+            "the host failed: {}",
+            errors.trim()
+        )));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| CommandError::Print(error.to_string()))
+}

@@ -1,0 +1,365 @@
+//! `pollux up`: a whole cluster on this machine, in one directory: a control plane on the embedded store, and
+//! engines with a pool in a file each, all on the loopback interface.
+//!
+//! Everything is a process of its own, as in a cluster of several machines. What is kept is in the directory:
+//! `cluster.json` (the ports, chosen when the cluster is made), `control/`, and a folder for each engine.
+
+mod children;
+pub(in crate::cli) mod demo;
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use pollux_api::control::v1::nodes_client::NodesClient;
+use pollux_api::control::v1::pools_client::PoolsClient;
+use pollux_api::control::v1::{
+    CreateNodeRequest, CreatePoolRequest, GetPoolRequest, MediaClass, Metadata, Node, NodeSpec, Pool,
+    PoolSpec, PoolState,
+};
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::Channel;
+
+use super::connection::{CommandError, connect};
+use super::size::Size;
+use children::{Child, Program};
+
+/// Engines of a cluster on one machine.
+const ENGINES_MAX: u32 = 9;
+
+/// How long the cluster may take to be ready.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The pause before it is looked again whether something is ready.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// `up`.
+#[derive(Debug, Clone, Args)]
+pub(in crate::cli) struct UpArguments {
+    /// Where everything of the cluster is kept; made if it is not there.
+    #[arg(long, value_name = "DIRECTORY", default_value = "pollux-cluster")]
+    directory: PathBuf,
+
+    /// How many engines it has, 1 to 9, when it is made.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    engines: u32,
+
+    /// The size of each engine's pool when the cluster is made; files take no more space than what is in them.
+    #[arg(long, value_name = "SIZE", default_value = "10GiB")]
+    size: Size,
+
+    /// Seconds without a report after which an engine counts as unreachable, and its targets move.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    unreachable_after: u64,
+}
+
+/// Where everything listens: the same for as long as the directory is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Layout {
+    control: SocketAddr,
+    engines: Vec<EngineLayout>,
+}
+
+/// Where one engine listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EngineLayout {
+    name: String,
+    /// For the control plane and other engines.
+    agent: SocketAddr,
+    /// For hosts.
+    nvmf: SocketAddr,
+}
+
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> CommandError {
+    let path = path.to_owned();
+    move |error| CommandError::File {
+        path: path.clone(),
+        reason: error.to_string(),
+    }
+}
+
+impl Layout {
+    /// That of the directory, chosen now if there is none.
+    fn of(arguments: &UpArguments, control: &str) -> Result<Self, CommandError> {
+        let path = arguments.directory.join("cluster.json");
+        let fail = failed(&path);
+        match std::fs::read(&path) {
+            Ok(text) => {
+                return serde_json::from_slice(&text).map_err(|error| fail(error.into()));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fail(error)),
+        }
+        if !(1..=ENGINES_MAX).contains(&arguments.engines) {
+            return Err(CommandError::Refused(format!("--engines is 1 to {ENGINES_MAX}")));
+        }
+        let wanted: SocketAddr = control
+            .parse()
+            .map_err(|_| CommandError::Refused(format!("--control {control} is no ADDRESS:PORT")))?;
+        // All at once, so that no two are the same.
+        let count = 1 + 2 * arguments.engines as usize;
+        let free: Vec<TcpListener> = (0..count)
+            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+            .collect::<Result<_, _>>()
+            .map_err(&fail)?;
+        let ports: Vec<SocketAddr> = free
+            .iter()
+            .map(TcpListener::local_addr)
+            .collect::<Result<_, _>>()
+            .map_err(&fail)?;
+        let (first, rest) = ports
+            .split_first()
+            .ok_or_else(|| fail(std::io::ErrorKind::Other.into()))?;
+        let engines = (1..).zip(rest.chunks_exact(2)).filter_map(|(number, pair)| {
+            let [agent, nvmf] = pair else { return None };
+            Some(EngineLayout {
+                name: format!("n{number}"),
+                agent: *agent,
+                nvmf: *nvmf,
+            })
+        });
+        let layout = Self {
+            control: match wanted.port() {
+                0 => *first,
+                _ => wanted,
+            },
+            engines: engines.collect(),
+        };
+        std::fs::create_dir_all(&arguments.directory).map_err(&fail)?;
+        let text = serde_json::to_vec_pretty(&layout).map_err(|error| fail(error.into()))?;
+        std::fs::write(&path, text).map_err(&fail)?;
+        Ok(layout)
+    }
+}
+
+/// A cluster that runs. What is still running is killed when it is dropped.
+struct LocalCluster {
+    layout: Layout,
+    directory: PathBuf,
+    control: Child,
+    engines: Vec<Child>,
+    channel: Channel,
+}
+
+impl LocalCluster {
+    /// Starts everything, and waits until it is ready for volumes.
+    async fn start(arguments: &UpArguments, control: &str) -> Result<Self, CommandError> {
+        let directory = std::path::absolute(&arguments.directory).map_err(failed(&arguments.directory))?;
+        let layout = Layout::of(arguments, control)?;
+        let store = directory.join("control");
+        std::fs::create_dir_all(&store).map_err(failed(&store))?;
+        let mut control = Child::start(
+            Program::Control,
+            &[
+                "serve".to_owned(),
+                "--store".to_owned(),
+                format!("file:{}", store.join("store.redb").display()),
+                "--listen".to_owned(),
+                layout.control.to_string(),
+                "--unreachable-after".to_owned(),
+                arguments.unreachable_after.to_string(),
+            ],
+            &store.join("log"),
+        )?;
+        let mut engines = Vec::new();
+        for engine in &layout.engines {
+            engines.push(start_engine(&directory, &layout, engine, arguments.size.0)?);
+        }
+        let channel = reach(&layout.control.to_string(), &mut control).await?;
+        let cluster = Self {
+            layout,
+            directory,
+            control,
+            engines,
+            channel,
+        };
+        cluster.register().await?;
+        Ok(cluster)
+    }
+
+    /// Has the control plane know all engines and their pools, and waits until these can be used.
+    async fn register(&self) -> Result<(), CommandError> {
+        let mut nodes = NodesClient::new(self.channel.clone());
+        let mut pools = PoolsClient::new(self.channel.clone());
+        for engine in &self.layout.engines {
+            let node = Node {
+                metadata: metadata(&engine.name),
+                spec: Some(NodeSpec {
+                    address: engine.agent.to_string(),
+                    ..NodeSpec::default()
+                }),
+                status: None,
+            };
+            nodes.create_node(CreateNodeRequest { node: Some(node) }).await?;
+            let file = self.directory.join(&engine.name).join("pool.img");
+            let pool = Pool {
+                metadata: metadata(&pool_of(&engine.name)),
+                spec: Some(PoolSpec {
+                    node: engine.name.clone(),
+                    devices: vec![format!("uring://{}?block=4096", file.display())],
+                    media: MediaClass::Scratch.into(),
+                    ..PoolSpec::default()
+                }),
+                status: None,
+            };
+            pools.create_pool(CreatePoolRequest { pool: Some(pool) }).await?;
+        }
+        let began = Instant::now();
+        for engine in &self.layout.engines {
+            let name = pool_of(&engine.name);
+            loop {
+                let pool = pools.get_pool(GetPoolRequest { name: name.clone() }).await?;
+                let status = pool.into_inner().status.unwrap_or_default();
+                if status.state() == PoolState::Online {
+                    break;
+                }
+                if began.elapsed() > READY_TIMEOUT {
+                    return Err(CommandError::Refused(format!(
+                        "pool {name} is not online: {}; look at {}",
+                        status.message,
+                        self.directory.join(&engine.name).join("log").display()
+                    )));
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills an engine, as a loss of power would.
+    async fn kill(&mut self, name: &str) -> Result<(), CommandError> {
+        let at = self.position(name)?;
+        match self.engines.get_mut(at) {
+            Some(engine) => engine.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Starts an engine again.
+    fn restart(&mut self, name: &str) -> Result<(), CommandError> {
+        let at = self.position(name)?;
+        if let (Some(engine), Some(layout)) = (self.engines.get_mut(at), self.layout.engines.get(at)) {
+            *engine = start_engine(&self.directory, &self.layout, layout, 0)?;
+        }
+        Ok(())
+    }
+
+    fn position(&self, name: &str) -> Result<usize, CommandError> {
+        let mut engines = self.layout.engines.iter();
+        let found = engines.position(|engine| engine.name == name);
+        found.ok_or_else(|| CommandError::Refused(format!("there is no engine {name}")))
+    }
+
+    /// Ends everything in good order: engines first, which report that to the control plane.
+    async fn stop(mut self) -> Result<(), CommandError> {
+        for engine in &self.engines {
+            engine.terminate();
+        }
+        for engine in &mut self.engines {
+            engine.wait().await?;
+        }
+        self.control.terminate();
+        self.control.wait().await
+    }
+}
+
+fn pool_of(engine: &str) -> String {
+    format!("{engine}.pool")
+}
+
+fn metadata(name: &str) -> Option<Metadata> {
+    Some(Metadata {
+        name: name.to_owned(),
+        ..Metadata::default()
+    })
+}
+
+/// Starts an engine, with a file for its pool if there is none yet.
+fn start_engine(
+    directory: &Path,
+    layout: &Layout,
+    engine: &EngineLayout,
+    pool_bytes: u64,
+) -> Result<Child, CommandError> {
+    let own = directory.join(&engine.name);
+    std::fs::create_dir_all(&own).map_err(failed(&own))?;
+    let pool = own.join("pool.img");
+    if !pool.exists() {
+        let file = std::fs::File::create(&pool).map_err(failed(&pool))?;
+        file.set_len(pool_bytes).map_err(failed(&pool))?;
+    }
+    let settings = format!(
+        "[nvmf]\nlisten = [\"{}\"]\nsubsystem = \"nqn.2026-11.io.pollux:{}\"\n\n[log]\nformat = \"json\"\n\n\
+         [cluster]\nnode = \"{}\"\ncontrol = [\"{}\"]\nlisten = \"{}\"\nstate = {:?}\n",
+        engine.nvmf,
+        engine.name,
+        engine.name,
+        layout.control,
+        engine.agent,
+        own.join("state"),
+    );
+    let file = own.join("engine.toml");
+    std::fs::write(&file, settings).map_err(failed(&file))?;
+    let arguments = [
+        "serve".to_owned(),
+        "--config".to_owned(),
+        file.display().to_string(),
+    ];
+    Child::start(Program::Engine, &arguments, &own.join("log"))
+}
+
+/// Connects to a control plane that has just been started.
+async fn reach(address: &str, control: &mut Child) -> Result<Channel, CommandError> {
+    let began = Instant::now();
+    loop {
+        match connect(address, None).await {
+            Err(_) if began.elapsed() < READY_TIMEOUT && control.is_running() => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Runs a cluster until it is told to stop.
+pub(in crate::cli) async fn up(
+    arguments: &UpArguments,
+    control: &str,
+    into: &mut impl Write,
+) -> Result<(), CommandError> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let cluster = LocalCluster::start(arguments, control).await?;
+    let address = cluster.layout.control;
+    let count = cluster.layout.engines.len();
+    writeln!(
+        into,
+        "A cluster of {count} engines is ready in {}.\n",
+        cluster.directory.display()
+    )?;
+    for engine in &cluster.layout.engines {
+        writeln!(into, "  {}  hosts connect to {}", engine.name, engine.nvmf)?;
+    }
+    let flag = match address.to_string() == "127.0.0.1:4440" {
+        true => String::new(),
+        false => format!(" --control {address}"),
+    };
+    writeln!(
+        into,
+        "\nMake a volume, and let a host use it:\n\n  pollux{flag} volume create v1 --size 1GiB --replicas 3 \
+         --wait\n  pollux{flag} volume publish v1 --host nqn.2026-11.example:host --wait\n\nCtrl-C stops it; \
+         `pollux up` goes on from there."
+    )?;
+    into.flush()?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    writeln!(into, "stopping")?;
+    cluster.stop().await
+}
