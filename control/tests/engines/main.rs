@@ -1,0 +1,25 @@
+//! Clusters of real processes: engines and a control plane as they are run, on the loopback interface, with
+//! pools in files.
+//!
+//! The program is its own engine and control plane: it starts itself with another first argument. So nothing
+//! depends on where other programs were built.
+
+mod cluster;
+mod scenarios;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    match arguments.get(1).map(String::as_str) {
+        Some("pollux-engine") => pollux_engine::run(&pollux_engine::cli::Cli::parse_from(&arguments[1..])),
+        Some("pollux-control") => {
+            pollux_control::daemon::run(&pollux_control::daemon::Cli::parse_from(&arguments[1..]))
+        }
+        // What test runners ask.
+        Some("--list") => ExitCode::SUCCESS,
+        _ => scenarios::run(),
+    }
+}

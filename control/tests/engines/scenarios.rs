@@ -1,0 +1,167 @@
+//! What happens to clusters.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use pollux_api::control::v1::engine_command::Command;
+use pollux_api::control::v1::{ReplicaState, TargetConfig, TargetRemoval, VolumePolicy, VolumeState};
+use tonic::Code;
+
+use crate::cluster::{Cluster, HOST, until};
+
+fn policy(replicas: u32, min_in_sync: u32) -> VolumePolicy {
+    VolumePolicy {
+        replicas: Some(replicas),
+        min_in_sync: Some(min_in_sync),
+        ..VolumePolicy::default()
+    }
+}
+
+/// Tells what everybody has logged, if the test fails.
+struct Witness(Cluster);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.tell_logs();
+        }
+    }
+}
+
+/// Runs all of it.
+pub fn run() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(async {
+        let mut witness = Witness(Cluster::new(3).await);
+        let cluster = &mut witness.0;
+        a_volume_survives_its_target(cluster).await;
+        commands_of_leaders_of_before_are_refused(cluster).await;
+        io_goes_on_without_a_control_plane(cluster).await;
+        hosts_are_admitted_as_they_are_listed(cluster).await;
+        all_engines_are_killed_at_once(cluster).await;
+        nothing_is_left_behind(cluster).await;
+    });
+    ExitCode::SUCCESS
+}
+
+async fn a_volume_survives_its_target(cluster: &mut Cluster) {
+    cluster.create("v", policy(3, 2)).await;
+    let status = cluster.until_healthy("v").await;
+    let target = status.target_node;
+    let published = cluster.publish("v", HOST, false).await;
+    assert_eq!(published.paths.len(), 3, "{:?}", published.paths);
+    let host = cluster.host(&published, "state", 6);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.kill(&target);
+    let failed_over = cluster
+        .until_status("v", "it is served elsewhere", |status| {
+            status.target_node != target && status.state() == VolumeState::Degraded
+        })
+        .await;
+    assert!(failed_over.epoch > status.epoch);
+    cluster.restart(&target);
+    let healthy = cluster.until_healthy("v").await;
+    let is_in_sync = |state: ReplicaState| state == ReplicaState::InSync;
+    assert!(healthy.replicas.iter().all(|replica| is_in_sync(replica.state())));
+    let told = tokio::task::spawn_blocking(|| host.finished())
+        .await
+        .expect("it ends");
+    assert!(told["writes"].as_u64().expect("a number") > 0, "{told}");
+    assert!(told["path_changes"].as_u64().expect("a number") > 0, "{told}");
+}
+
+async fn commands_of_leaders_of_before_are_refused(cluster: &mut Cluster) {
+    let status = cluster.until_healthy("v").await;
+    let target = &status.target_node;
+    let removal = |epoch| {
+        Command::RemoveTarget(TargetRemoval {
+            volume_uid: "00000000-0000-0000-0000-000000000001".to_owned(),
+            epoch,
+        })
+    };
+    let refused = cluster
+        .execute(target, 0, removal(1))
+        .await
+        .expect_err("an old term");
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    // The same after a restart: terms are durable.
+    cluster.kill(target);
+    cluster.restart(target);
+    let refused = until("the engine answers", || async {
+        let refused = cluster
+            .execute(target, 0, removal(1))
+            .await
+            .expect_err("an old term");
+        (refused.code() != Code::Unavailable).then_some(refused)
+    })
+    .await;
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    cluster.until_healthy("v").await;
+}
+
+async fn io_goes_on_without_a_control_plane(cluster: &mut Cluster) {
+    cluster.until_healthy("v").await;
+    let published = cluster.publish("v", HOST, false).await;
+    cluster.kill_control();
+    let told = cluster.host(&published, "state", 2);
+    let told = tokio::task::spawn_blocking(|| told.finished())
+        .await
+        .expect("it ends");
+    assert_eq!(told["path_changes"].as_u64(), Some(0), "{told}");
+    cluster.start_control();
+    cluster.until_healthy("v").await;
+}
+
+async fn hosts_are_admitted_as_they_are_listed(cluster: &mut Cluster) {
+    let other = "nqn.2026-11.io.pollux:other";
+    let published = cluster.publish("v", other, true).await;
+    let hosts_of = async || {
+        let mut hosts = Vec::new();
+        for report in cluster.reports().await {
+            let targets = report.targets.into_iter();
+            hosts.push(targets.flat_map(|target: TargetConfig| target.hosts).count());
+        }
+        hosts
+    };
+    assert_eq!(hosts_of().await, [2, 2, 2]);
+    cluster.unpublish("v", Some(HOST)).await;
+    assert_eq!(hosts_of().await, [1, 1, 1]);
+    // Nobody reaches it by the name of a host that is not listed.
+    let mut host = cluster.host_with(&published, "none", 1, &["--patience", "1"]);
+    assert!(host.fails(), "a host that is not listed");
+    cluster.unpublish("v", None).await;
+    cluster.publish("v", HOST, false).await;
+}
+
+async fn all_engines_are_killed_at_once(cluster: &mut Cluster) {
+    let published = cluster.publish("v", HOST, false).await;
+    let host = cluster.host_with(&published, "state", 4, &["--power-loss"]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for name in ["n1", "n2", "n3"] {
+        cluster.kill(name);
+    }
+    for name in ["n1", "n2", "n3"] {
+        cluster.restart(name);
+    }
+    tokio::task::spawn_blocking(|| host.finished())
+        .await
+        .expect("it ends");
+    cluster.until_healthy("v").await;
+}
+
+async fn nothing_is_left_behind(cluster: &mut Cluster) {
+    cluster.unpublish("v", None).await;
+    cluster.delete("v").await;
+    until("nothing is left", || async {
+        let reports = cluster.reports().await;
+        let is_empty = reports
+            .iter()
+            .all(|report| report.replicas.is_empty() && report.targets.is_empty());
+        is_empty.then_some(())
+    })
+    .await;
+    assert!(cluster.status("v").await.is_none());
+}
