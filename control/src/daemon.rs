@@ -74,7 +74,7 @@ struct ServeArguments {
     instance: Option<String>,
 
     /// Seconds without a report after which a node counts as unreachable, and its targets move.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     unreachable_after: u64,
 
     /// Seconds after which a node that is away counts as lost, and its replicas are replaced.
@@ -242,7 +242,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
     let store = arguments.store.open().await?;
     let listening = Listening::bind(arguments.listen, server_tls).await?;
     let limits = Limits {
-        unreachable_after_us: arguments.unreachable_after.saturating_mul(1_000_000),
+        unreachable_after_us: arguments.unreachable_after.max(1).saturating_mul(1_000_000),
         replace_after_us: arguments.replace_after.saturating_mul(1_000_000),
         rebuilds_per_node_max: arguments.rebuilds_per_node.max(1),
         rebuilds_max: arguments.rebuilds.max(1),

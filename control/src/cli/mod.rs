@@ -50,8 +50,8 @@ pub struct Cli {
 enum Command {
     /// Run a whole cluster on this machine, until Ctrl-C: a control plane, and engines with pools in files.
     Up(up::UpArguments),
-    /// Show on this machine what a cluster does: a volume with three replicas is written to while an engine is
-    /// killed and comes back.
+    /// Show on this machine what a cluster does: a volume with three replicas is written to while an engine
+    /// is killed and comes back.
     Demo(up::demo::DemoArguments),
     /// Machines with an engine.
     Node {

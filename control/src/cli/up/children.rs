@@ -1,8 +1,8 @@
 //! The processes of a cluster on one machine.
 //!
-//! Each is in a process group of its own: what a terminal sends to this program by Ctrl-C is for this program,
-//! which ends the others in order. They are killed when this is dropped, so that none outlives a command that
-//! failed.
+//! Each is in a process group of its own: what a terminal sends to this program by Ctrl-C is for this
+//! program, which ends the others in order. They are killed when this is dropped, so that none outlives a
+//! command that failed.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -47,7 +47,8 @@ pub(in crate::cli) struct UpArguments {
     #[arg(long, value_name = "N", default_value_t = 3)]
     engines: u32,
 
-    /// The size of each engine's pool when the cluster is made; files take no more space than what is in them.
+    /// The size of each engine's pool when the cluster is made; files take no more space than what is in
+    /// them.
     #[arg(long, value_name = "SIZE", default_value = "10GiB")]
     size: Size,
 

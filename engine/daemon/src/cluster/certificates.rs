@@ -1,8 +1,8 @@
 //! Who this engine is to the control plane and to other engines, and who may tell it what to do.
 //!
-//! With mutual TLS a caller is what its certificate says: the common name is its name, the organizational unit
-//! its role, as in the control plane. Without, the interface listens on the loopback interface only, and every
-//! caller is the administrator of this machine.
+//! With mutual TLS a caller is what its certificate says: the common name is its name, the organizational
+//! unit its role, as in the control plane. Without, the interface listens on the loopback interface only,
+//! and every caller is the administrator of this machine.
 
 use std::io;
 use std::path::Path;

@@ -56,8 +56,8 @@ impl Ports {
                 routes.push((id, Route::Local(local)));
                 continue;
             }
-            // Addresses off the loopback interface are called too: who may answer is a matter of certificates,
-            // without which nobody listens there.
+            // Addresses off the loopback interface are called too: who may answer is a matter of
+            // certificates, without which nobody listens there.
             match address(&replica.address) {
                 Some(address) => {
                     let (calls, sessions) = (self.calls.clone(), self.sessions.clone());
@@ -66,7 +66,7 @@ impl Ports {
                 }
                 None => {
                     let (node, address) = (&replica.node, &replica.address);
-                    tracing::error!(replica = %id, node, address, "this is no ADDRESS:PORT that can be called");
+                    tracing::error!(replica = %id, node, address, "this is no address that can be called");
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! The volumes that this engine serves, or shows to hosts as standbys.
 //!
-//! Each has a subsystem of its own, with one namespace whose identity is that of the volume. As a standby its
-//! access state is inaccessible; as the target, once its mirror is open, optimized. It stays the same subsystem
-//! and namespace through all changes of role, so that a host sees paths change and nothing else.
+//! Each has a subsystem of its own, with one namespace whose identity is that of the volume. As a standby
+//! its access state is inaccessible; as the target, once its mirror is open, optimized. It stays the same
+//! subsystem and namespace through all changes of role, so that a host sees paths change and nothing else.
 //!
 //! Invariants:
 //! - Volumes are changed one after the other (`changes`); looking at them never waits for that.

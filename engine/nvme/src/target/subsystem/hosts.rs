@@ -27,8 +27,8 @@ impl Subsystem {
         Ok(())
     }
 
-    /// Sets which hosts may not write: their writes are refused from now on, those under way end as they would
-    /// have. It says nothing about which hosts may connect.
+    /// Sets which hosts may not write: their writes are refused from now on, those under way end as they
+    /// would have. It says nothing about which hosts may connect.
     ///
     /// # Errors
     ///
