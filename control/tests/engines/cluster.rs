@@ -1,5 +1,6 @@
 //! A cluster of processes, ended with the test.
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -387,7 +388,8 @@ impl Cluster {
             let text = std::fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let from = lines.len().saturating_sub(60);
-            eprintln!("--- {name}\n{}", lines[from..].join("\n"));
+            // There is nobody to tell that nobody can be told.
+            let _ = writeln!(std::io::stderr(), "--- {name}\n{}", lines[from..].join("\n"));
         }
     }
 }
