@@ -275,6 +275,7 @@ impl Cluster {
                 host_nqn: host_nqn.to_owned(),
                 read_only,
             }),
+            ..PublishVolumeRequest::default()
         };
         until("it is published", || async {
             let answer = self

@@ -213,6 +213,7 @@ impl<W: Write> Stage<'_, W> {
                 host_nqn: HOST.to_owned(),
                 read_only: false,
             }),
+            ..PublishVolumeRequest::default()
         };
         let began = Instant::now();
         loop {
