@@ -1,13 +1,17 @@
 //! A device of a pool, in blocks of 4 KiB whatever the blocks of the device are.
 
+mod mirror;
+
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, Completion, Gather, Geometry, IoError, Request};
+use pollux_device::{BlockDevice, BlockDeviceExt, Completion, Gather, Geometry, IoError, Reply, Request};
 use pollux_hugepages::Buffer;
 use pollux_reactor::{buffers, sleep};
 
 use crate::layout::BLOCK_BYTES;
+pub(crate) use mirror::Mirror;
 
 /// The pause before a device that is short of resources is asked again, and how often it is: a minute in all.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(10);
@@ -24,6 +28,8 @@ pub struct PoolDevice {
     device: Rc<dyn BlockDevice>,
     /// Blocks of the device in one of 4 KiB.
     ratio: u64,
+    /// Where writes go too, for all clones.
+    mirror: Rc<RefCell<Option<Rc<Mirror>>>>,
 }
 
 impl PoolDevice {
@@ -38,7 +44,20 @@ impl PoolDevice {
         if block_bytes < 512 || ratio * u64::from(block_bytes) != BLOCK_BYTES as u64 {
             return Err(BlockSizeError(block_bytes));
         }
-        Ok(Self { device, ratio })
+        Ok(Self {
+            device,
+            ratio,
+            mirror: Rc::default(),
+        })
+    }
+
+    /// Writes that begin from now on go to another device too, or to none.
+    pub(crate) fn set_mirror(&self, mirror: Option<Rc<Mirror>>) {
+        *self.mirror.borrow_mut() = mirror;
+    }
+
+    fn mirror(&self) -> Option<Rc<Mirror>> {
+        self.mirror.borrow().clone()
     }
 
     /// The geometry, in blocks of the device.
@@ -85,6 +104,13 @@ impl PoolDevice {
 
     /// Starts a write, once: what is short of resources is told.
     pub(crate) fn start_write(&self, block: u64, from: Gather) -> Completion {
+        if self.mirror.borrow().is_some() {
+            let this = self.clone();
+            return Completion::from_future(async move {
+                this.write(block, from, false).await?;
+                Ok(Reply::Done)
+            });
+        }
         self.device.submit(Request::Write {
             block: block * self.ratio,
             from,
@@ -112,6 +138,13 @@ impl PoolDevice {
     ///
     /// Those of the device.
     pub async fn write(&self, block: u64, from: Gather, durable: bool) -> Result<(), IoError> {
+        match self.mirror() {
+            Some(mirror) => mirror.write(self, block, from, durable).await,
+            None => self.write_alone(block, from, durable).await,
+        }
+    }
+
+    async fn write_alone(&self, block: u64, from: Gather, durable: bool) -> Result<(), IoError> {
         retried(async || self.device.write(block * self.ratio, from.clone(), durable).await).await
     }
 
@@ -121,6 +154,14 @@ impl PoolDevice {
     ///
     /// Those of the device.
     pub async fn flush(&self) -> Result<(), IoError> {
+        self.flush_alone().await?;
+        match self.mirror() {
+            Some(mirror) => mirror.flush().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn flush_alone(&self) -> Result<(), IoError> {
         if !self.has_volatile_cache() {
             return Ok(());
         }

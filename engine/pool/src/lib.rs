@@ -27,7 +27,8 @@ pub mod tree;
 mod volume;
 
 pub use pool::{
-    CheckReport, CreateOptions, ImportReport, LostBlock, Misplaced, Pool, PoolCounters, PoolError,
-    PoolOptions, ScrubOptions, ScrubProgress, ScrubReport, Space, VolumeOptions,
+    CheckReport, CreateOptions, DeviceStatus, DrainProgress, Grown, ImportReport, LostBlock, Misplaced, Pool,
+    PoolCounters, PoolError, PoolOptions, ReplaceProgress, ScrubOptions, ScrubProgress, ScrubReport, Space,
+    VolumeOptions,
 };
 pub use volume::{BlockRange, RangePage, Volume};

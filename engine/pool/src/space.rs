@@ -41,6 +41,14 @@ impl PoolSpace {
         });
     }
 
+    /// A device has more extents from now on; see [`DeviceSpace::grow`].
+    pub fn grow(&mut self, number: u8, extents: u64) {
+        if let Some(Some(member)) = self.devices.get_mut(usize::from(number)) {
+            member.space.grow(extents);
+            member.extents = member.space.extents();
+        }
+    }
+
     /// Nothing is on a device any more.
     pub fn remove(&mut self, number: u8) {
         if let Some(member) = self.devices.get_mut(usize::from(number)) {
@@ -112,6 +120,13 @@ impl PoolSpace {
         self.open_members()
             .map(|(_, member)| member.space.free_extents())
             .sum()
+    }
+
+    /// Extents that data can take now, or after the next checkpoints, of all devices but one.
+    pub fn free_extents_without(&self, number: u8) -> u64 {
+        let others = self.open_members().filter(|(other, _)| *other != number);
+        let free = others.map(|(_, member)| member.space.free_extents() + member.space.counts().freeing);
+        free.sum()
     }
 
     /// Takes an extent for data; see [`DeviceSpace::take_extent`].

@@ -67,6 +67,8 @@ type Freed = BTreeMap<u64, u16>;
 pub struct DeviceSpace {
     device: u8,
     extents: u64,
+    /// Extents from this one on are not taken: no durable checkpoint knows of them.
+    usable: u64,
     /// A bit for each extent that is not free: used, pending or closing.
     taken: Vec<u64>,
     free: u64,
@@ -94,6 +96,7 @@ impl DeviceSpace {
         Self {
             device,
             extents,
+            usable: extents,
             taken: vec![0; words],
             free: extents,
             pages: BTreeMap::new(),
@@ -137,12 +140,13 @@ impl DeviceSpace {
             return;
         };
         let bit = 1 << (number % 64);
+        let counts = u64::from(number < self.usable);
         if taken {
             *word |= bit;
-            self.free -= 1;
+            self.free -= counts;
         } else {
             *word &= !bit;
-            self.free += 1;
+            self.free += counts;
         }
     }
 
@@ -158,7 +162,7 @@ impl DeviceSpace {
                 free &= u64::MAX << (self.cursor % 64);
             }
             let number = at * 64 + u64::from(free.trailing_zeros());
-            (free != 0 && number < self.extents).then_some(number)
+            (free != 0 && number < self.usable).then_some(number)
         })
     }
 
@@ -310,6 +314,84 @@ impl DeviceSpace {
         } else {
             Err(StateError::Used(number))
         }
+    }
+
+    /// The device has more extents from now on. They are taken only after [`DeviceSpace::use_all`], which is
+    /// for when a checkpoint is durable that knows of them: before that no record may name them.
+    pub fn grow(&mut self, extents: u64) {
+        if extents > self.extents {
+            let words = usize::try_from(extents.div_ceil(64)).unwrap_or(usize::MAX);
+            self.taken.resize(words, 0);
+            self.extents = extents;
+        }
+    }
+
+    /// All extents may be taken.
+    pub fn use_all(&mut self, reserve_extents: u64) {
+        let taken = (self.usable..self.extents).filter(|number| self.is_taken(*number));
+        self.free += self.extents - self.usable - taken.count() as u64;
+        self.usable = self.extents;
+        self.reserve_extents = reserve_extents;
+    }
+
+    /// A leaf of the allocation state goes to the drive with the next checkpoint, changed or not.
+    pub fn write_leaf_again(&mut self, leaf: u64) {
+        self.touch(leaf.saturating_mul(crate::layout::page::ALLOCATION_LEAF_EXTENTS));
+    }
+
+    /// Extents that are not free: used, being freed, or taken and not recorded yet.
+    pub fn taken_extents(&self) -> u64 {
+        self.usable - self.free
+    }
+
+    /// The first neighbouring extents of a range that are not free, so many at most.
+    pub fn taken_run(&self, range: std::ops::Range<u64>, extents_max: u64) -> Option<std::ops::Range<u64>> {
+        let (mut next, end) = (range.start, range.end.min(self.extents));
+        while next < end && !self.is_taken(next) {
+            // Word by word where nothing is taken.
+            let word = self.taken.get((next / 64) as usize).copied().unwrap_or(u64::MAX);
+            next += match word {
+                0 => 64 - next % 64,
+                _ => 1,
+            };
+        }
+        let stop = end.min(next.saturating_add(extents_max));
+        let run = (next..stop)
+            .find(|number| !self.is_taken(*number))
+            .unwrap_or(stop);
+        (next < run).then_some(next..run)
+    }
+
+    /// The last of so many neighbouring extents that are free: the first of them.
+    pub fn find_run(&self, extents: u64) -> Option<u64> {
+        let mut run = 0;
+        for number in (0..self.usable).rev() {
+            run = if self.is_taken(number) { 0 } else { run + 1 };
+            if run == extents {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// Keeps an extent from being used that is free on the drive from the next checkpoint on, until
+    /// [`DeviceSpace::return_extent`].
+    ///
+    /// # Errors
+    ///
+    /// [`StateError::NotUsed`] for one with pages, or that is being freed; nothing is changed.
+    pub fn hold_extent(&mut self, extent: ExtentId) -> Result<(), StateError> {
+        let number = self.check(extent)?;
+        let freed = self.pending.contains_key(&number) || self.closing.contains_key(&number);
+        if freed || self.pages.contains_key(&number) {
+            return Err(StateError::NotUsed(number));
+        }
+        self.touch(number);
+        if !self.is_taken(number) {
+            self.set_taken(number, true);
+        }
+        self.unrecorded.insert(number);
+        Ok(())
     }
 
     /// Takes the used blocks of an extent as a checkpoint has them. Which of the extents used as a whole

@@ -1,7 +1,8 @@
 //! Pages in memory, between the trees and the devices.
 //!
 //! A page is *open* while its generation is: it is only here, and its tree changes it. A checkpoint
-//! *closes* all open pages at once, which costs nothing: from then on births tell them from later ones.
+//! *closes* all open pages at once, which costs nothing: from then on generations tell them from later
+//! ones.
 //! Then, while everything goes on, it *seals* them one by one, from the leaves up, since a page holds the
 //! CRCs of those below it, and writes them. Once it is durable they are *clean*: they can be dropped and
 //! loaded again.
@@ -45,15 +46,13 @@ const CLEAN_PAGES_MIN: usize = 64;
 struct Cached {
     page: Page,
     second: BlockAddress,
+    /// The generation in which it was put where it is: its birth, unless it was moved there.
+    made: u64,
     /// It was looked at since the search for pages to drop has come by.
     used: Cell<bool>,
 }
 
-impl Cached {
-    fn birth(&self) -> u64 {
-        self.page.identity().birth
-    }
-}
+impl Cached {}
 
 /// See the module.
 pub struct PageCache {
@@ -64,9 +63,9 @@ pub struct PageCache {
     clean_pages: usize,
     /// Pages that the last checkpoint closed, and that are not clean yet.
     closed_pages: usize,
-    /// The generation that the last checkpoint closed: pages born later are open.
+    /// The generation that the last checkpoint closed: pages made later are open.
     closed: u64,
-    /// The generation that the last durable checkpoint closed: pages born by then are clean.
+    /// The generation that the last durable checkpoint closed: pages made by then are clean.
     durable: u64,
     sealing: Sealing,
 }
@@ -119,6 +118,7 @@ impl PageCache {
             self.drop_one();
         }
         let cached = Cached {
+            made: page.identity().birth,
             page,
             second: pointer.second,
             used: Cell::new(true),
@@ -135,7 +135,7 @@ impl PageCache {
             let Some((key, cached)) = self.pages.next() else {
                 continue;
             };
-            if cached.birth() <= self.durable && !cached.used.replace(false) {
+            if cached.made <= self.durable && !cached.used.replace(false) {
                 self.pages.remove(key);
                 self.clean_pages -= 1;
                 return;
@@ -172,9 +172,9 @@ impl PageCache {
         let Some(cached) = self.pages.remove(key) else {
             return;
         };
-        if cached.birth() <= self.durable {
+        if cached.made <= self.durable {
             self.clean_pages -= 1;
-        } else if cached.birth() <= self.closed {
+        } else if cached.made <= self.closed {
             self.closed_pages -= 1;
             self.sealing.keep(key, cached);
         }
@@ -198,7 +198,7 @@ impl PageCache {
     #[inline]
     pub(crate) fn open_page_at(&mut self, place: PagePlace) -> Option<&mut Page> {
         let cached = self.pages.at_mut(place)?;
-        (cached.birth() > self.closed).then_some(&mut cached.page)
+        (cached.made > self.closed).then_some(&mut cached.page)
     }
 
     fn find(&self, pointer: &PagePointer, identity: &PageIdentity) -> Result<&Cached, TreeError> {
@@ -247,8 +247,8 @@ impl PageStore for Metadata<'_> {
     }
 
     fn page_mut(&mut self, pointer: &PagePointer, identity: &PageIdentity) -> Result<&mut Page, TreeError> {
-        let birth = self.cache.find(pointer, identity)?.birth();
-        debug_assert!(birth > self.cache.closed, "trees shadow what is closed");
+        let made = self.cache.find(pointer, identity)?.made;
+        debug_assert!(made > self.cache.closed, "trees shadow what is closed");
         let absent = TreeError::Absent {
             pointer: *pointer,
             identity: *identity,
@@ -277,6 +277,9 @@ impl PageStore for Metadata<'_> {
         self.cache.sealing.made(page.identity(), first.raw());
         self.cache.sealing.complete_new(&mut page);
         let cached = Cached {
+            // The generation that is open is a later one than any that was closed, and so is this for a page
+            // that was moved.
+            made: page.identity().birth.max(self.cache.closed + 1),
             page,
             second,
             used: Cell::new(true),
@@ -304,6 +307,11 @@ impl PageStore for Metadata<'_> {
                 tracing::error!(pool = %self.cache.pool, %error, "a page could not be freed");
             }
         }
+    }
+
+    fn is_new(&self, pointer: &PagePointer) -> bool {
+        let cached = self.cache.pages.get(pointer.first.raw());
+        cached.is_some_and(|cached| cached.made > self.cache.closed)
     }
 
     fn empty(&self, identity: PageIdentity) -> Page {

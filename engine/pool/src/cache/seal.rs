@@ -162,7 +162,7 @@ impl PageCache {
                 continue;
             };
             debug_assert!(
-                cached.birth() > self.durable && cached.birth() <= self.closed,
+                cached.made > self.durable && cached.made <= self.closed,
                 "its place was not given to another page yet"
             );
             fill(&mut cached.page);
@@ -171,7 +171,7 @@ impl PageCache {
             let Some(first) = BlockAddress::from_raw(key) else {
                 continue;
             };
-            let birth = cached.birth();
+            let birth = cached.page.identity().birth;
             self.sealing.sealed.insert(key, (birth, crc));
             return Ok(Some(SealedPage {
                 pointer: PagePointer {

@@ -173,6 +173,40 @@ impl Journal {
         self.state.borrow().copies.clone()
     }
 
+    /// Adds a copy that is as long as the others: all blocks from the next cut on are in it.
+    pub fn add_copy(&self, copy: JournalCopy) {
+        debug_assert!(
+            copy.ring.blocks >= self.ring_blocks,
+            "blocks would have two places"
+        );
+        let mut state = self.state.borrow_mut();
+        if copy.ring.blocks >= self.ring_blocks {
+            // There is room as long as the callers count.
+            let _ = state.copies.try_push(copy);
+        }
+    }
+
+    /// Blocks do not go to a device any more.
+    pub fn remove_copy(&self, device: &PoolDevice) {
+        let mut state = self.state.borrow_mut();
+        state.copies.retain(|copy| !copy.device.is_same(device));
+    }
+
+    /// A device has taken the place of another one, and has all of its blocks.
+    pub fn replace_device(&self, old: &PoolDevice, new: &PoolDevice) {
+        let mut state = self.state.borrow_mut();
+        for copy in &mut state.copies {
+            if copy.device.is_same(old) {
+                copy.device = new.clone();
+            }
+        }
+    }
+
+    /// Whether no write is under way, nor any that was asked for.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.state.borrow().is_writing
+    }
+
     /// Sets which devices hold data: those with a volatile cache are flushed before records are durable.
     pub fn set_data_devices(&self, devices: Vec<PoolDevice>) {
         self.state.borrow_mut().data_devices = devices;

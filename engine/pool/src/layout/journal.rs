@@ -26,6 +26,9 @@
 //! | 4 | volume: the 256 bytes of its entry; root, parent, generation and cursor of one that is there stay |
 //! | 5 | snapshot: the volume u64, and the 256 bytes of the entry of its new snapshot, without root |
 //! | 6 | checksum: volume u64, slot u64, block of the slot u8, its checksum u32 |
+//! | 7 | move: volume u64, slot u64, an extent u64, the one that its data was copied to u64 |
+//!
+//! Moves are there only if the labels say so: [`MOVES`](super::label::MOVES).
 //!
 //! An intent ends with the checkpoint that does not write it again. A volume or snapshot that is gone was in
 //! the state kept or being deleted before, and is gone in a checkpoint: its space comes back with it.
@@ -38,7 +41,7 @@ use super::field::{
 };
 use super::slot::Slot;
 use super::volume::VolumeEntry;
-use super::{Block, EXTENT_BLOCKS, LayoutError};
+use super::{Block, EXTENT_BLOCKS, ExtentId, LayoutError};
 
 const MAGIC: [u8; 8] = *b"PLXJRNL1";
 const STRUCTURE: &str = "journal block";
@@ -88,6 +91,17 @@ pub enum Record {
         /// Its checksum now.
         checksum: u32,
     },
+    /// An extent of a slot is another one, in all volumes and snapshots related to one.
+    Move {
+        /// One of them.
+        volume: u64,
+        /// Which slot.
+        index: u64,
+        /// The extent.
+        from: ExtentId,
+        /// The one that has its data now.
+        to: ExtentId,
+    },
     /// A snapshot was made.
     Snapshot {
         /// Of which volume.
@@ -132,6 +146,17 @@ impl Record {
                 put(into, 17, &[*block]);
                 put_u32(into, 18, *checksum);
             }
+            Self::Move {
+                volume,
+                index,
+                from,
+                to,
+            } => {
+                put_u64(into, 1, *volume);
+                put_u64(into, 9, *index);
+                put_u64(into, 17, from.raw());
+                put_u64(into, 25, to.raw());
+            }
             Self::Volume(entry) => put(into, 1, &entry.encode()),
             Self::Snapshot { volume, entry } => {
                 put_u64(into, 1, *volume);
@@ -149,6 +174,7 @@ impl Record {
             Self::Volume(_) => 4,
             Self::Snapshot { .. } => 5,
             Self::Checksum { .. } => 6,
+            Self::Move { .. } => 7,
         }
     }
 
@@ -203,6 +229,18 @@ impl Record {
                     checksum: u32_at(bytes, 18),
                 }
             }
+            7 => {
+                let extents = [17, 25].map(|at| ExtentId::from_raw(u64_at(bytes, at)));
+                let [Some(from), Some(to)] = extents else {
+                    return Err(wrong("extent of a move"));
+                };
+                Self::Move {
+                    volume,
+                    index: second,
+                    from,
+                    to,
+                }
+            }
             _ => return Err(wrong("kind of a record")),
         };
         Ok((record, len))
@@ -217,6 +255,7 @@ fn record_bytes(kind: u8) -> Option<usize> {
         4 => Some(1 + VolumeEntry::BYTES),
         5 => Some(9 + VolumeEntry::BYTES),
         6 => Some(22),
+        7 => Some(33),
         _ => None,
     }
 }

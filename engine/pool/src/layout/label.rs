@@ -42,7 +42,11 @@ pub const KNOWN_COMPATIBLE: u64 = 0;
 /// Read-only-compatible features that this program knows.
 pub const KNOWN_READ_ONLY_COMPATIBLE: u64 = 0;
 /// Incompatible features that this program knows.
-pub const KNOWN_INCOMPATIBLE: u64 = 0;
+pub const KNOWN_INCOMPATIBLE: u64 = MOVES;
+
+/// Incompatible: the journal may have records of moved extents. Set before a device is drained for the first
+/// time.
+pub const MOVES: u64 = 1;
 
 /// What a pool uses beyond version 1, one bit a feature.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

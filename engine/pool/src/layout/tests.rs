@@ -131,6 +131,12 @@ fn records() -> Vec<Record> {
             block: 15,
             checksum: 0xdead_beef,
         },
+        Record::Move {
+            volume: 3,
+            index: 9,
+            from: ExtentId::new(1, 70),
+            to: ExtentId::new(2, 1 << 39),
+        },
         Record::Volume(rootless.clone()),
         Record::Snapshot {
             volume: 1,

@@ -9,7 +9,7 @@ use crate::cache::load;
 use crate::layout::page::{FAN_OUT, Page, PageIdentity};
 use crate::layout::slot::Slot;
 use crate::layout::volume::VolumeState;
-use crate::layout::{EXTENT_BLOCKS, ExtentId, PagePointer};
+use crate::layout::{ExtentId, PagePointer};
 use crate::tree::{PageStore, Tree};
 
 /// An extent that is not used as it is marked.
@@ -197,7 +197,7 @@ impl Pool {
             let Some(space) = state.space.device(number) else {
                 continue;
             };
-            let fixed = self.fixed_extents(number, space.extents());
+            let fixed = self.fixed_extents(number);
             for at in 0..space.extents() {
                 let extent = ExtentId::new(number, at);
                 let reached = if fixed.contains(&at) || data.contains(&extent) {
@@ -219,15 +219,18 @@ impl Pool {
     }
 
     /// Extents of a device that hold labels and the journal.
-    fn fixed_extents(&self, number: u8, extents: u64) -> BTreeSet<u64> {
-        let mut fixed = BTreeSet::from([0, 1, extents - 2, extents - 1]);
-        let device = self.device(number);
-        for copy in self.journal.copies() {
-            if device.as_ref().is_ok_and(|device| device.is_same(&copy.device)) {
-                let first = copy.ring.first_block / EXTENT_BLOCKS as u64;
-                fixed.extend(first..first + copy.ring.blocks / EXTENT_BLOCKS as u64);
-            }
-        }
-        fixed
+    pub(super) fn fixed_extents(&self, number: u8) -> BTreeSet<u64> {
+        let labels = self.labels.borrow();
+        let Some(label) = labels.get(usize::from(number)).and_then(Option::as_ref) else {
+            return BTreeSet::new();
+        };
+        let members = self.state.borrow();
+        let extents = members
+            .members
+            .get(usize::from(number))
+            .map_or(0, |entry| entry.extents);
+        let areas = [0, 1, extents.saturating_sub(2), extents.saturating_sub(1)];
+        let journal = label.journal_first..label.journal_first + label.journal_extents;
+        areas.into_iter().chain(journal).collect()
     }
 }

@@ -19,9 +19,8 @@ use pollux_device::{Gather, IoError};
 use pollux_hugepages::Slice;
 
 use super::error::of_tree;
-use super::{ALLOCATION_SHAPE, Pool, PoolError, State, VOLUMES_SHAPE, labels};
+use super::{ALLOCATION_SHAPE, Pool, PoolError, State, VOLUMES_SHAPE};
 use crate::cache::{SealedPage, Unsealed};
-use crate::device::PoolDevice;
 use crate::journal::{AppendFor, RingPosition};
 use crate::layout::journal::Record;
 use crate::layout::page::{PageIdentity, PageKind};
@@ -224,6 +223,7 @@ impl Pool {
             journal_position: cut.place,
             next_volume: state.table.next_id(),
             volumes: state.volumes,
+            devices: state.members.clone(),
             ..state.superblock.clone()
         };
         for (number, device) in (0..).zip(&mut superblock.devices) {
@@ -241,32 +241,19 @@ impl Pool {
     /// Writes everything; the superblock as it was written, and how many pages there were.
     async fn write(self: &Rc<Self>, closed: &Closed) -> Result<(Superblock, u64), PoolError> {
         let pages = self.write_pages().await?;
-        let superblock = self.state.borrow_mut().complete(&closed.superblock);
+        let mut superblock = self.state.borrow_mut().complete(&closed.superblock);
         for intent in &closed.intents {
             self.journal.append(intent, AppendFor::Checkpoint)?;
         }
         // Also without any: blocks before the cut that nobody has committed yet would keep their room in the
         // ring, and those who wait for room commit nothing.
         self.journal.commit().await?;
-        let devices = self.devices_with_extents();
-        for (device, _) in &devices {
-            device.flush().await?;
+        for areas in self.label_areas() {
+            areas.device.flush().await?;
         }
-        labels::write_superblock(&devices, &superblock).await?;
+        self.without_failed_successor(&mut superblock);
+        self.write_superblock(&superblock).await?;
         Ok((superblock, pages))
-    }
-
-    /// Devices that are there, with their extents.
-    pub(super) fn devices_with_extents(&self) -> Vec<(PoolDevice, u64)> {
-        let state = self.state.borrow();
-        let devices = self.devices.borrow();
-        let numbered = (0..).zip(devices.iter());
-        numbered
-            .filter_map(|(number, device)| {
-                let extents = state.space.device(number)?.extents();
-                Some((device.clone()?, extents))
-            })
-            .collect()
     }
 
     /// Seals the pages that were closed, and writes them; how many.

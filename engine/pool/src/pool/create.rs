@@ -3,7 +3,7 @@
 //! The labels come last: a power cut before that leaves devices without a pool, or with some labels of one
 //! whose other devices are missing, which is refused at import and can be created over.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use arrayvec::ArrayVec;
@@ -31,7 +31,10 @@ const JOURNAL_PART: u64 = 64;
 const JOURNAL_BYTES_MAX: u64 = 64 << 20;
 
 /// Where the journal begins on its devices, in extents.
-const JOURNAL_FIRST: u64 = 2;
+pub(super) const JOURNAL_FIRST: u64 = 2;
+
+/// The most of a device that a journal takes, as one in so many extents.
+pub(super) const JOURNAL_PART_MAX: u64 = 4;
 
 /// The part of a device that only metadata may use, as one in so many extents, and the fewest.
 const RESERVE_PART: u64 = 64;
@@ -70,12 +73,9 @@ pub(super) fn journal_copies(
     let both = devices.iter().zip(labels);
     let copies = both.filter_map(|(device, label)| {
         let (device, label) = (device.as_ref()?, label.as_ref()?);
-        (label.journal_extents > 0).then(|| JournalCopy {
+        Some(JournalCopy {
             device: device.clone(),
-            ring: Ring {
-                first_block: label.journal_first * EXTENT_BLOCKS as u64,
-                blocks: label.journal_extents * EXTENT_BLOCKS as u64,
-            },
+            ring: label.journal_ring()?,
         })
     });
     copies.take(COPIES_MAX).collect()
@@ -97,6 +97,16 @@ pub(super) fn check_device(at: usize, device: Rc<dyn BlockDevice>) -> Result<Poo
         });
     }
     Ok(device)
+}
+
+impl Label {
+    /// The blocks that the journal has on the device, if any.
+    pub(super) fn journal_ring(&self) -> Option<Ring> {
+        (self.journal_extents > 0).then_some(Ring {
+            first_block: self.journal_first * EXTENT_BLOCKS as u64,
+            blocks: self.journal_extents * EXTENT_BLOCKS as u64,
+        })
+    }
 }
 
 impl Pool {
@@ -162,9 +172,9 @@ impl Pool {
             })
             .collect();
         let pool = Self::begin(uuid, name, &checked, &labels, options)?;
-        for (device, _) in pool.devices_with_extents() {
+        for areas in pool.label_areas() {
             // Else an old superblock of a label that is written over might be found with the new one.
-            device.flush().await?;
+            areas.device.flush().await?;
         }
         pool.make_checkpoint(false).await?;
         for (device, label) in checked.iter().zip(&labels) {
@@ -210,6 +220,7 @@ impl Pool {
             name: name.to_owned(),
             options,
             devices,
+            labels,
             copies,
             superblock,
             space,
@@ -226,6 +237,7 @@ impl Pool {
             name,
             options,
             devices,
+            labels,
             copies,
             superblock,
             space,
@@ -255,6 +267,8 @@ impl Pool {
                 open: superblock.generation + 1,
                 closed: superblock.generation,
             },
+            members: superblock.devices.clone(),
+            sizes_before: BTreeMap::new(),
             superblock,
             checkpoints_wanted: 0,
             checkpoints_done: 0,
@@ -269,6 +283,9 @@ impl Pool {
             name,
             options,
             devices: devices.into(),
+            labels: labels.into(),
+            changing_devices: Default::default(),
+            successor: Default::default(),
             journal,
             state: state.into(),
             checkpoint_done: Default::default(),
@@ -289,8 +306,8 @@ fn journal_extents(bytes: u64, device_extents: u64) -> u64 {
     } else {
         bytes.div_ceil(EXTENT_BYTES)
     };
-    // A quarter of the device at most, and less on the smallest.
-    wanted.min(device_extents / 4).max(fewest)
+    // Less on the smallest.
+    wanted.min(device_extents / JOURNAL_PART_MAX).max(fewest)
 }
 
 pub(super) fn random_uuid() -> Uuid {

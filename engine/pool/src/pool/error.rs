@@ -87,13 +87,80 @@ pub enum PoolError {
         /// Its id.
         id: uuid::Uuid,
     },
-    /// A device that has been replaced, or removed from the pool.
-    #[error("device {device} ({id}) is no part of the pool any more")]
+    /// A device that has been replaced or removed, or whose addition was cut short.
+    #[error(
+        "device {device} ({id}) is no part of the pool: it was removed, replaced, or never wholly added; \
+         open the pool without it"
+    )]
     Foreign {
         /// Which, by its place in the list given.
         device: usize,
         /// Its id.
         id: uuid::Uuid,
+    },
+    /// Devices are being changed already.
+    #[error("a device of the pool is being added, removed or changed: wait for the end of that")]
+    DevicesChanging,
+    /// There is no device of this number.
+    #[error("the pool has no device {number}: `pool show` lists them")]
+    NoDevice {
+        /// What was asked for.
+        number: u8,
+    },
+    /// The only device of a pool cannot leave it.
+    #[error("device {number} is the only one that takes data: add another one first")]
+    LastDevice {
+        /// Its number.
+        number: u8,
+    },
+    /// The other devices have no room for what a device has.
+    #[error(
+        "device {number} has {used_bytes} bytes of data and metadata, and the others have room for \
+         {free_bytes}: add a device, or delete something"
+    )]
+    NoRoomToDrain {
+        /// Its number.
+        number: u8,
+        /// What is on it.
+        used_bytes: u64,
+        /// What the others can take.
+        free_bytes: u64,
+    },
+    /// The journal cannot be put on another device.
+    #[error(
+        "no other device has {extents} free extents of 64 KiB side by side for the journal: add a device"
+    )]
+    NoRoomForJournal {
+        /// Extents of the journal.
+        extents: u64,
+    },
+    /// A device cannot be copied as a whole.
+    #[error(
+        "device {number} cannot be read at block {block} of 4 KiB: {source}; the pool keeps it: drain it, or \
+         restore what it has"
+    )]
+    CannotCopy {
+        /// Its number.
+        number: u8,
+        /// The first block that was to be read.
+        block: u64,
+        /// What is wrong.
+        source: IoError,
+    },
+    /// A device that wants its memory aligned otherwise.
+    #[error(
+        "the device wants memory aligned to {wanted} bytes, more than the volumes that are in use say: stop \
+         their use first"
+    )]
+    Alignment {
+        /// The alignment.
+        wanted: u32,
+    },
+    /// A device that is one of the pool already.
+    #[error("it is device {number} of the pool already")]
+    Member {
+        /// Its number.
+        number: usize,
     },
     /// A device that missed checkpoints.
     #[error(

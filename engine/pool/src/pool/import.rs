@@ -16,7 +16,7 @@ use pollux_device::BlockDevice;
 use pollux_reactor::random_u64;
 
 use super::create::{check_device, journal_copies, reserve_extents};
-use super::labels::{self, extents_of};
+use super::labels::{self, Areas, extents_of};
 use super::{ALLOCATION_SHAPE, Parts, Pool, PoolError, PoolOptions, VOLUMES_SHAPE};
 use crate::allocator::DeviceSpace;
 use crate::cache::{LoadError, load};
@@ -27,7 +27,7 @@ use crate::layout::label::{Access, Label};
 use crate::layout::page::{Page, PageIdentity};
 use crate::layout::superblock::{DeviceState, Superblock};
 use crate::layout::volume::VolumeEntry;
-use crate::layout::{DEVICES_MAX, PagePointer};
+use crate::layout::{DEVICES_MAX, ExtentId, PagePointer};
 use crate::space::PoolSpace;
 use crate::tree::Shape;
 
@@ -67,6 +67,8 @@ struct Found {
     labels: Vec<Option<Label>>,
     /// The newest checkpoint that each device knows of, by number; nothing for one that was just added.
     checkpoints: Vec<Option<u64>>,
+    /// Devices that left with the newest checkpoint, and still have labels; with their extents.
+    left: Vec<(PoolDevice, u64)>,
 }
 
 impl Found {
@@ -85,14 +87,28 @@ impl Found {
         Ok(())
     }
 
-    /// Devices that miss the newest superblock, with their extents: the power was cut while it was written.
-    fn behind(&self) -> Vec<(PoolDevice, u64)> {
+    /// Devices that miss the newest superblock: the power was cut while it was written.
+    fn behind(&self) -> Vec<Areas> {
         let newest = self.superblock.checkpoint;
         let entries = self.superblock.devices.iter().zip(&self.checkpoints);
-        let all = self.devices.iter().zip(entries);
+        let all = self.devices.iter().zip(&self.labels).zip(entries);
         all.filter(|(_, (_, known))| known.is_none_or(|known| known < newest))
-            .filter_map(|(device, (entry, _))| Some((device.clone()?, entry.extents)))
+            .filter_map(|((device, label), (entry, _))| {
+                let areas = Areas::new(device.clone()?, entry.extents);
+                Some(areas.and_of(label.as_ref()?.extents))
+            })
             .collect()
+    }
+
+    /// Devices that had become larger, and whose labels do not say so yet: number, and size before and now
+    /// in extents.
+    fn growing(&self) -> Vec<(u8, u64, u64)> {
+        let all = (0u8..).zip(self.labels.iter().zip(&self.superblock.devices));
+        all.filter_map(|(number, (label, entry))| {
+            let before = label.as_ref()?.extents;
+            (before < entry.extents).then_some((number, before, entry.extents))
+        })
+        .collect()
     }
 }
 
@@ -142,12 +158,13 @@ impl Pool {
             ..found.superblock.clone()
         };
         let entries = load_entries(&found).await?;
-        let behind = found.behind();
+        let (behind, growing) = (found.behind(), found.growing());
         let newest = found.superblock.clone();
         let pool = Self::assemble(Parts {
             name: found.label.name.clone(),
             options,
             devices: found.devices,
+            labels: found.labels,
             copies,
             superblock,
             space,
@@ -159,13 +176,34 @@ impl Pool {
                 state.table.put(entry);
             }
             state.table.clear_dirty();
+            for (number, before, extents) in growing {
+                state.hold_old_areas(number, before, extents)?;
+            }
         }
         pool.replay(&records, &mut report).await?;
         // So that no device is ever more than one checkpoint behind, however often an import is cut.
         labels::write_superblock(&behind, &newest).await?;
         pool.make_checkpoint(false).await?;
+        pool.finish_growth().await?;
+        pool.repair_labels().await?;
+        for (device, extents) in found.left {
+            labels::wipe_label(&device, extents).await?;
+        }
         pool.start_maintenance();
         Ok((pool, report))
+    }
+
+    /// Writes labels again of which a copy is missing, damaged or old.
+    async fn repair_labels(&self) -> Result<(), PoolError> {
+        let labels = self.labels.borrow().clone();
+        for (number, label) in (0u8..).zip(labels) {
+            let Some(label) = label else { continue };
+            let device = self.device(number)?;
+            if !labels::is_label_whole(&device, &label).await {
+                labels::write_label(&device, &label).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends the use of the pool: everything is made durable, and the journal is left empty. Volumes that are
@@ -265,17 +303,37 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
     let mut checkpoints = vec![None; superblock.devices.len()];
     let mut by_number: Vec<Option<Label>> = vec![None; superblock.devices.len()];
     let mut newest: Option<Label> = None;
+    let mut left = Vec::new();
     for (at, ((device, label), known)) in given.into_iter().zip(known).enumerate() {
         let number = superblock
             .devices
             .iter()
             .position(|entry| entry.state != DeviceState::Absent && entry.id == label.device);
         let Some(number) = number else {
+            if known.left_with == Some(superblock.checkpoint) {
+                left.push((device, label.extents));
+                continue;
+            }
             return Err(PoolError::Foreign {
                 device: at,
                 id: label.device,
             });
         };
+        let entry_extents = superblock.devices.get(number).map_or(0, |entry| entry.extents);
+        if extents_of(&device) < entry_extents {
+            return Err(PoolError::Shrunk {
+                device: at,
+                found: extents_of(&device),
+                wanted: entry_extents,
+            });
+        }
+        if label.extents > entry_extents {
+            // A label follows the superblock that says so.
+            return Err(PoolError::SuperblockLost {
+                found: superblock.checkpoint,
+                newest: superblock.checkpoint + 1,
+            });
+        }
         if newest
             .as_ref()
             .is_none_or(|newest| label.generation > newest.generation)
@@ -283,7 +341,7 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
             newest = Some(label.clone());
         }
         devices[number] = Some(device);
-        checkpoints[number] = known;
+        checkpoints[number] = known.member_at;
         by_number[number] = Some(label);
     }
     for (number, (entry, device)) in superblock.devices.iter().zip(&devices).enumerate() {
@@ -298,26 +356,39 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
         devices,
         labels: by_number,
         checkpoints,
+        left,
     })
 }
 
-/// The newest superblock of all devices; and for each the checkpoint of its own newest one, if that knows it.
-async fn newest_superblock(
-    given: &[(PoolDevice, Label)],
-) -> Result<(Superblock, Vec<Option<u64>>), PoolError> {
+/// What the newest superblock of a device says.
+#[derive(Default)]
+struct Known {
+    /// The checkpoint of it, if it names the device.
+    member_at: Option<u64>,
+    /// The checkpoint of it, if it does not.
+    left_with: Option<u64>,
+}
+
+/// The newest superblock of all devices, and what that of each says.
+async fn newest_superblock(given: &[(PoolDevice, Label)]) -> Result<(Superblock, Vec<Known>), PoolError> {
     let mut found: Option<Superblock> = None;
     let mut known = Vec::new();
     let mut error = crate::layout::LayoutError::Magic("superblock");
     for (device, label) in given {
-        known.push(None);
         match labels::read_superblock(device, label.pool, label.extents).await {
             Ok(superblock) => {
                 let mut entries = superblock.devices.iter();
-                if entries.any(|entry| entry.id == label.device)
-                    && let Some(last) = known.last_mut()
-                {
-                    *last = Some(superblock.checkpoint);
-                }
+                let checkpoint = Some(superblock.checkpoint);
+                known.push(match entries.any(|entry| entry.id == label.device) {
+                    true => Known {
+                        member_at: checkpoint,
+                        left_with: None,
+                    },
+                    false => Known {
+                        member_at: None,
+                        left_with: checkpoint,
+                    },
+                });
                 if found
                     .as_ref()
                     .is_none_or(|found| superblock.checkpoint > found.checkpoint)
@@ -325,7 +396,10 @@ async fn newest_superblock(
                     found = Some(superblock);
                 }
             }
-            Err(other) => error = other,
+            Err(other) => {
+                known.push(Known::default());
+                error = other;
+            }
         }
     }
     let found = found.ok_or(PoolError::NoSuperblock(error))?;
@@ -394,6 +468,13 @@ async fn load_space(found: &Found) -> Result<PoolSpace, PoolError> {
             Ok(())
         })
         .await?;
+        // A journal that was being moved here has its label before a checkpoint knows of it.
+        let label = found.labels.get(usize::from(number)).and_then(Option::as_ref);
+        if let Some(label) = label.filter(|label| label.journal_extents > 0) {
+            for extent in label.journal_first..label.journal_first + label.journal_extents {
+                device.mark_extent(ExtentId::new(number, extent), true)?;
+            }
+        }
         space.insert(number, device, entry.state == DeviceState::Draining);
     }
     Ok(space)

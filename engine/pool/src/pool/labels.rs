@@ -1,5 +1,6 @@
 //! Reading and writing the label areas of devices.
 
+use arrayvec::ArrayVec;
 use futures_util::future::join_all;
 use pollux_device::{Gather, IoError};
 use pollux_hugepages::Slice;
@@ -8,7 +9,10 @@ use uuid::Uuid;
 use crate::device::PoolDevice;
 use crate::layout::label::{Label, area_blocks};
 use crate::layout::superblock::Superblock;
-use crate::layout::{Block, EXTENT_BLOCKS, LayoutError};
+use crate::layout::{BLOCK_BYTES, Block, EXTENT_BLOCKS, LayoutError};
+
+/// Label areas of a device of two sizes.
+const AREAS_MAX: usize = 8;
 
 /// Extents that a device has room for.
 pub(super) fn extents_of(device: &PoolDevice) -> u64 {
@@ -32,10 +36,11 @@ pub(super) async fn read_label(device: &PoolDevice) -> Result<Label, LayoutError
             Err(error) => Err(error),
         };
         match label {
+            // At what is the end of a device now there may be labels of its earlier lives.
             Ok(label)
-                if found
-                    .as_ref()
-                    .is_none_or(|found| label.generation > found.generation) =>
+                if found.as_ref().is_none_or(|found| {
+                    found.device == label.device && label.generation > found.generation
+                }) =>
             {
                 found = Some(label);
             }
@@ -78,46 +83,87 @@ pub(super) async fn read_superblock(
     found.ok_or(last_error)
 }
 
-/// Writes a block to one place in each label area of devices, each with its extents.
-///
-/// The error is of the last one that failed; it matters only when all of a device did.
-async fn write_areas(
-    devices: &[(PoolDevice, u64)],
-    block_in_area: u64,
-    content: &Block,
-) -> Result<(), IoError> {
-    let bytes = Slice::copy_from(content);
-    let writes = devices.iter().flat_map(|(device, extents)| {
-        let bytes = bytes.clone();
-        area_blocks(*extents).map(|area| {
-            let from = Gather::from(bytes.clone());
-            async move { device.write(area + block_in_area, from, true).await }
-        })
-    });
-    let results = join_all(writes).await;
-    let mut outcome = Ok(());
-    for copies in results.chunks(area_blocks(0).len()) {
-        if let Some(Err(error)) = copies.iter().find(|result| result.is_err()) {
-            tracing::warn!(%error, "a copy of a label or superblock could not be written");
-            if copies.iter().all(Result::is_err) {
-                outcome = Err(*error);
-            }
-        }
-    }
-    outcome
+/// A device and its label areas, by their first blocks. One that becomes larger has those of both sizes.
+#[derive(Clone)]
+pub(super) struct Areas {
+    pub(super) device: PoolDevice,
+    blocks: ArrayVec<u64, AREAS_MAX>,
 }
 
-/// Writes a superblock to its slot in all label areas, durably.
+impl Areas {
+    /// Those of a device of so many extents.
+    pub(super) fn new(device: PoolDevice, extents: u64) -> Self {
+        let blocks = area_blocks(extents).into_iter().collect();
+        Self { device, blocks }
+    }
+
+    /// Those that the device had with so many extents too.
+    #[must_use]
+    pub(super) fn and_of(mut self, extents: u64) -> Self {
+        for block in area_blocks(extents) {
+            if !self.blocks.contains(&block) {
+                // There is room for those of two sizes.
+                let _ = self.blocks.try_push(block);
+            }
+        }
+        self
+    }
+
+    /// Writes a block to one place in each; the error is the last one if no copy could be written.
+    async fn write(&self, block_in_area: u64, content: Slice) -> Result<(), IoError> {
+        let writes = self.blocks.iter().map(|area| {
+            let from = Gather::from(content.clone());
+            self.device.write(area + block_in_area, from, true)
+        });
+        let results = join_all(writes).await;
+        let Some(Err(error)) = results.iter().find(|result| result.is_err()) else {
+            return Ok(());
+        };
+        tracing::warn!(%error, "a copy of a label or superblock could not be written");
+        match results.iter().all(Result::is_err) {
+            true => Err(*error),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Writes a superblock to its slot in all label areas of devices, durably.
 ///
 /// # Errors
 ///
 /// No copy could be written on one of the devices.
-pub(super) async fn write_superblock(
-    devices: &[(PoolDevice, u64)],
-    superblock: &Superblock,
-) -> Result<(), IoError> {
+pub(super) async fn write_superblock(devices: &[Areas], superblock: &Superblock) -> Result<(), IoError> {
     let slot = Superblock::slot_block(superblock.checkpoint);
-    write_areas(devices, slot, &superblock.encode()).await
+    let content = Slice::copy_from(&superblock.encode());
+    let writes = devices.iter().map(|areas| areas.write(slot, content.clone()));
+    join_all(writes).await.into_iter().collect()
+}
+
+/// Wipes the superblocks in label areas, given their first blocks, durably.
+///
+/// # Errors
+///
+/// A copy could not be written.
+pub(super) async fn wipe_superblocks(
+    device: &PoolDevice,
+    areas: impl IntoIterator<Item = u64>,
+) -> Result<(), IoError> {
+    for area in areas {
+        let zeros = Gather::from(Slice::zeroes(2 * BLOCK_BYTES));
+        device.write(area + 1, zeros, true).await?;
+    }
+    Ok(())
+}
+
+/// Whether every copy of a label is what it should be.
+pub(super) async fn is_label_whole(device: &PoolDevice, label: &Label) -> bool {
+    for area in area_blocks(label.extents) {
+        let copy = read_block(device, area).await;
+        if copy.and_then(|bytes| Label::decode(&bytes)).as_ref() != Ok(label) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Writes a label, durably, one copy after the other.
@@ -136,7 +182,7 @@ pub(super) async fn write_label(device: &PoolDevice, label: &Label) -> Result<()
 ///
 /// A copy could not be written.
 pub(super) async fn wipe_label(device: &PoolDevice, extents: u64) -> Result<(), IoError> {
-    write_label_block(device, extents, &[0; crate::layout::BLOCK_BYTES]).await
+    write_label_block(device, extents, &[0; BLOCK_BYTES]).await
 }
 
 async fn write_label_block(device: &PoolDevice, extents: u64, content: &Block) -> Result<(), IoError> {

@@ -30,11 +30,16 @@ impl Drop for Admitted {
 }
 
 impl State {
-    /// Whether one more write is sure to find room for the pages it changes, and a checkpoint after it too.
-    fn has_room_for_write(&self) -> bool {
+    /// Blocks for pages that writes under way and a checkpoint were promised.
+    pub(super) fn pages_spoken_for(&self) -> u64 {
         let changed = self.space.dirty_leaf_count() + self.table.dirty().count();
         let checkpoint = CHECKPOINT_PAGES + CHECKPOINT_PAGES_EACH * changed as u64;
-        self.space.free_pages() >= (self.writes_admitted + 1) * WRITE_PAGES + checkpoint
+        self.writes_admitted * WRITE_PAGES + checkpoint
+    }
+
+    /// Whether one more write is sure to find room for the pages it changes, and a checkpoint after it too.
+    fn has_room_for_write(&self) -> bool {
+        self.space.free_pages() >= WRITE_PAGES + self.pages_spoken_for()
     }
 }
 

@@ -394,6 +394,7 @@ impl Pool {
                             Record::Slot { .. }
                             | Record::Clear { .. }
                             | Record::Intent { .. }
+                            | Record::Move { .. }
                             | Record::Checksum { .. } => None,
                         });
                         return applied.ok_or(PoolError::Device(IoError::Internal));

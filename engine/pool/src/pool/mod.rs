@@ -12,6 +12,7 @@
 mod check;
 mod checkpoint;
 mod create;
+mod devices;
 mod error;
 mod import;
 mod intents;
@@ -39,10 +40,11 @@ use crate::allocator::SpaceCounts;
 use crate::cache::{Metadata, PageCache};
 use crate::device::PoolDevice;
 use crate::journal::{COPIES_MAX, Journal, JournalCopy, RingPosition};
+use crate::layout::label::Label;
 use crate::layout::page::{ALLOCATION_LEAF_EXTENTS, PageKind, VOLUME_LEAF_ENTRIES};
 use crate::layout::slot::SlotView;
-use crate::layout::superblock::Superblock;
-use crate::layout::{EXTENT_BYTES, PagePointer};
+use crate::layout::superblock::{DeviceEntry, Superblock};
+use crate::layout::{DEVICES_MAX, EXTENT_BYTES, PagePointer};
 use crate::signal::Signal;
 use crate::space::PoolSpace;
 use crate::tree::{Generations, Passed, Shape, Tree};
@@ -50,6 +52,8 @@ use crate::volume::{Head, Hold};
 
 pub use check::{CheckReport, Misplaced};
 pub use create::CreateOptions;
+use devices::Successor;
+pub use devices::{DeviceStatus, DrainProgress, Grown, ReplaceProgress};
 pub use error::PoolError;
 pub use import::{ImportReport, LostBlock};
 pub(crate) use intents::{Intents, REGION_SLOTS, Use};
@@ -138,6 +142,12 @@ pub struct Pool {
     options: PoolOptions,
     /// By number.
     devices: RefCell<Vec<Option<PoolDevice>>>,
+    /// Their labels, by number.
+    labels: RefCell<Vec<Option<Label>>>,
+    /// Devices are being added, removed or grown.
+    changing_devices: Cell<bool>,
+    /// A device that is to take the place of another one.
+    successor: RefCell<Option<Successor>>,
     journal: Rc<Journal>,
     state: RefCell<State>,
     /// Fired when a checkpoint has ended.
@@ -158,6 +168,8 @@ struct Parts {
     options: PoolOptions,
     /// By number.
     devices: Vec<Option<PoolDevice>>,
+    /// By number.
+    labels: Vec<Option<Label>>,
     copies: ArrayVec<JournalCopy, COPIES_MAX>,
     superblock: Superblock,
     space: PoolSpace,
@@ -183,6 +195,10 @@ pub(crate) struct State {
     generations: Generations,
     /// The last one that is durable.
     superblock: Superblock,
+    /// The devices as the next checkpoint has them, by number.
+    members: ArrayVec<DeviceEntry, DEVICES_MAX>,
+    /// What was the size, in extents, of devices that have become larger and whose labels do not say so yet.
+    sizes_before: BTreeMap<u8, u64>,
     /// Checkpoints that were asked for; those that have ended.
     checkpoints_wanted: u64,
     checkpoints_done: u64,

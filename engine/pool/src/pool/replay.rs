@@ -31,10 +31,14 @@ impl Pool {
             let mut state = self.state.borrow_mut();
             // Pages that are made below must not go where a later record has data.
             for record in records {
-                if let Record::Slot { slot, .. } = record {
-                    for fragment in &slot.fragments {
-                        state.space.mark_extent(fragment.extent, true)?;
+                match record {
+                    Record::Slot { slot, .. } => {
+                        for fragment in &slot.fragments {
+                            state.space.mark_extent(fragment.extent, true)?;
+                        }
                     }
+                    Record::Move { to, .. } => state.space.mark_extent(*to, true)?,
+                    _ => {}
                 }
             }
         }
@@ -62,6 +66,19 @@ impl Pool {
                     {
                         *known = *checksum;
                         self.replay_slot(volume, index, &slot).await?;
+                    }
+                }
+                Record::Move {
+                    volume,
+                    index,
+                    from,
+                    to,
+                } => {
+                    let (volume, index, from, to) = (*volume, *index, *from, *to);
+                    let moved = self.with_pages(|state| state.move_extent(volume, index, from, to));
+                    if !moved.await? {
+                        // The extent stays used: space is lost, and nothing else.
+                        tracing::error!(pool = %self.name, ?from, ?to, "nobody had an extent that was moved");
                     }
                 }
                 Record::Intent { volume, region } => drop(regions.insert((*volume, *region))),

@@ -83,6 +83,24 @@ impl Table {
         self.children.get(&id).map_or(0, BTreeSet::len)
     }
 
+    /// An entry and all that it may share pages and extents with: those on the way up to the first snapshot
+    /// that is there, and all that come from it. By id.
+    pub(crate) fn related(&self, id: u64) -> BTreeSet<u64> {
+        let mut first = id;
+        while let Some(entry) = self.get(first).filter(|entry| entry.parent != 0) {
+            first = entry.parent;
+        }
+        let mut found = BTreeSet::from([first]);
+        let mut open = vec![first];
+        while let Some(id) = open.pop() {
+            for child in self.children(id) {
+                found.insert(child);
+                open.push(child);
+            }
+        }
+        found
+    }
+
     /// Puts an entry in, or replaces it.
     pub(crate) fn put(&mut self, entry: VolumeEntry) {
         self.forget(entry.id);
@@ -163,6 +181,11 @@ impl Table {
     /// Ids that differ from what the tree has, those that are gone among them.
     pub(crate) fn dirty(&self) -> impl Iterator<Item = u64> {
         self.dirty.iter().copied()
+    }
+
+    /// An entry goes to the tree with the next checkpoint, changed or not.
+    pub(crate) fn write_again(&mut self, id: u64) {
+        self.dirty.insert(id);
     }
 
     pub(crate) fn clear_dirty(&mut self) {

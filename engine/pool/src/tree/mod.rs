@@ -14,11 +14,13 @@
 //! that it needs are there.
 
 mod delete;
+mod relocate;
 #[cfg(test)]
 mod tests;
 mod walk;
 
 pub use delete::{Deletion, Freed, delete_range, pages_to, trim_leaf};
+pub use relocate::{NextPlace, PagePlaceInTree, Relative, Relocation, next_place, relocate};
 pub use walk::{Difference, differences};
 
 use crate::layout::PagePointer;
@@ -78,6 +80,10 @@ pub trait PageStore {
 
     /// A page is no longer reached from anywhere.
     fn release(&mut self, pointer: &PagePointer);
+
+    /// Whether a page was made since the last checkpoint, so that it may be changed where it is for all who
+    /// share it.
+    fn is_new(&self, pointer: &PagePointer) -> bool;
 
     /// A page without entries.
     fn empty(&self, identity: PageIdentity) -> Page;
@@ -161,6 +167,11 @@ impl Tree {
             index,
             birth: pointer.birth,
         }
+    }
+
+    /// Which page a pointer of this tree leads to.
+    pub(crate) fn identity_at(&self, pointer: &PagePointer, level: u8, index: u64) -> PageIdentity {
+        self.identity(pointer, level, index)
     }
 
     fn check(&self, entry: u64) -> Result<(), TreeError> {

@@ -27,6 +27,8 @@ struct Memory {
     pages: BTreeMap<u64, Page>,
     next: u64,
     evicted: RefCell<BTreeSet<u64>>,
+    /// Made since the last checkpoint.
+    new: BTreeSet<u64>,
 }
 
 impl Memory {
@@ -68,6 +70,10 @@ impl PageStore for Memory {
 
     fn page_mut(&mut self, pointer: &PagePointer, identity: &PageIdentity) -> Result<&mut Page, TreeError> {
         self.page(pointer, identity)?;
+        assert!(
+            self.new.contains(&pointer.first.raw()),
+            "a checkpoint has the page"
+        );
         Ok(self.pages.get_mut(&pointer.first.raw()).unwrap())
     }
 
@@ -81,6 +87,7 @@ impl PageStore for Memory {
             crc: 0,
         };
         self.pages.insert(pointer.first.raw(), page);
+        self.new.insert(pointer.first.raw());
         Ok(pointer)
     }
 
@@ -93,8 +100,33 @@ impl PageStore for Memory {
         self.evicted.borrow_mut().remove(&pointer.first.raw());
     }
 
+    fn is_new(&self, pointer: &PagePointer) -> bool {
+        self.new.contains(&pointer.first.raw())
+    }
+
     fn empty(&self, identity: PageIdentity) -> Page {
         Page::empty(Uuid::nil(), identity)
+    }
+}
+
+/// Moves some extents of an entry, and some pages.
+#[derive(Default)]
+struct Mapped {
+    entry: u64,
+    extents: BTreeMap<u64, u64>,
+    pages: BTreeSet<u64>,
+}
+
+impl Relocation for Mapped {
+    fn moves(&self, pointer: &PagePointer) -> bool {
+        self.pages.contains(&pointer.first.raw())
+    }
+
+    fn entry(&self, entry: u64, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut slot = Slot::decode(bytes).unwrap();
+        let fragment = slot.fragments.first_mut().filter(|_| entry == self.entry)?;
+        fragment.extent = ExtentId::from_raw(*self.extents.get(&fragment.extent.raw())?).unwrap();
+        Some(slot.encode().to_vec())
     }
 }
 
@@ -302,6 +334,80 @@ impl Family {
         }
     }
 
+    fn relocate(&mut self, place: PagePlaceInTree, relocation: &Mapped) {
+        let trees = self.nodes.iter().map(|node| Relative {
+            tree: node.tree,
+            gone_before: 0,
+        });
+        let mut family: Vec<Relative> = trees.collect();
+        self.memory
+            .retry(|memory| relocate(memory, &mut family, place, relocation, |_, _| Ok(())));
+        for (node, relative) in self.nodes.iter_mut().zip(family) {
+            node.tree = relative.tree;
+        }
+    }
+
+    /// Puts all extents at an entry elsewhere, in all trees.
+    fn move_extents(&mut self, entry: u64) {
+        let mut relocation = Mapped {
+            entry,
+            ..Mapped::default()
+        };
+        for node in 0..self.nodes.len() {
+            let tree = self.nodes[node].tree;
+            let read = |bytes: &[u8]| Slot::decode(bytes).unwrap();
+            let slot = self.memory.retry(|memory| tree.get(memory, entry, read));
+            for fragment in slot.unwrap_or_default().fragments {
+                let next = &mut self.next_extent;
+                relocation
+                    .extents
+                    .entry(fragment.extent.raw())
+                    .or_insert_with(|| {
+                        *next += 1;
+                        *next - 1
+                    });
+            }
+        }
+        let (level, index) = (0, entry / MAP_LEAF_SLOTS);
+        self.relocate(PagePlaceInTree { level, index }, &relocation);
+        for (from, to) in &relocation.extents {
+            assert!(self.used.remove(from) && self.used.insert(*to));
+            for node in &mut self.nodes {
+                if let Some(held) = node.model.get_mut(&entry).filter(|held| *held == from) {
+                    *held = *to;
+                }
+            }
+        }
+        for node in 0..self.nodes.len() {
+            let (tree, from) = (self.nodes[node].tree, entry);
+            let next = self
+                .memory
+                .retry(|memory| next_place(memory, &tree, None, from, &relocation));
+            assert_ne!(next, NextPlace::Entry(entry));
+        }
+    }
+
+    /// Puts the pages at a place elsewhere, in all trees.
+    fn move_page(&mut self, entry: u64, level: u8) {
+        let index = entry / SHAPE.span(level);
+        let mut relocation = Mapped::default();
+        for node in 0..self.nodes.len() {
+            let tree = self.nodes[node].tree;
+            let pages = self.memory.retry(|memory| pages_to(memory, &tree, entry));
+            let there = pages.iter().filter(|(_, identity)| identity.level == level);
+            relocation
+                .pages
+                .extend(there.map(|(pointer, _)| pointer.first.raw()));
+        }
+        self.relocate(PagePlaceInTree { level, index }, &relocation);
+        assert!(
+            relocation
+                .pages
+                .iter()
+                .all(|page| !self.memory.pages.contains_key(page))
+        );
+    }
+
     fn reach(&self, tree: &Tree) -> (BTreeSet<u64>, BTreeMap<u64, u64>) {
         let (mut pages, mut entries) = (BTreeSet::new(), BTreeMap::new());
         let mut todo: Vec<_> = tree
@@ -404,6 +510,10 @@ enum Step {
     Delete(usize),
     Checkpoint,
     Differ(usize, usize),
+    /// All extents at an entry move.
+    MoveExtents(usize),
+    /// The page of a level above an entry moves, in all trees.
+    MovePage(usize, u8),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -416,6 +526,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => number.clone().prop_map(Step::Delete),
         1 => Just(Step::Checkpoint),
         1 => (number.clone(), number).prop_map(|(one, other)| Step::Differ(one, other)),
+        1 => (0..ENTRIES.len()).prop_map(Step::MoveExtents),
+        1 => (0..ENTRIES.len(), 0..=SHAPE.height).prop_map(|(entry, level)| Step::MovePage(entry, level)),
     ]
 }
 
@@ -427,7 +539,8 @@ proptest! {
         for step in steps {
             family.memory.evict_all();
             let is_head = |node: &Node| node.closed.is_none();
-            match step {
+            match step.clone() {
+                Step::MoveExtents(_) | Step::MovePage(..) => {}
                 Step::Write(head, entry) => if let Some(at) = family.pick(head, is_head) {
                     family.write(at, ENTRIES[entry], false);
                 },
@@ -449,6 +562,7 @@ proptest! {
                 Step::Checkpoint => {
                     family.generations.closed = family.generations.open;
                     family.generations.open += 1;
+                    family.memory.new.clear();
                 }
                 Step::Differ(one, other) => {
                     let any = |_: &Node| true;
@@ -456,6 +570,12 @@ proptest! {
                         family.check_differences(one, other);
                     }
                 }
+            }
+            if let Step::MoveExtents(entry) = &step {
+                family.move_extents(ENTRIES[*entry]);
+            }
+            if let Step::MovePage(entry, level) = &step {
+                family.move_page(ENTRIES[*entry], *level);
             }
             family.check();
         }

@@ -129,6 +129,7 @@ impl Volume {
                         }
                         Record::Intent { .. }
                         | Record::Checksum { .. }
+                        | Record::Move { .. }
                         | Record::Volume(_)
                         | Record::Snapshot { .. } => {}
                     }

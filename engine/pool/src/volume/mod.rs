@@ -97,6 +97,11 @@ impl Head {
         hold
     }
 
+    /// Whether changes are under way.
+    pub(crate) fn has_changes(&self) -> bool {
+        self.changes.get() > 0
+    }
+
     /// Whether nobody keeps changes from beginning.
     fn may_change_now(&self) -> bool {
         self.holders.get() == 0 && !self.closed.get()

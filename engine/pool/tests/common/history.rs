@@ -3,13 +3,15 @@
 #![allow(dead_code, reason = "each test crate uses a part of it")]
 
 use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
 use pollux_hugepages::Buffer;
 use pollux_pool::{CreateOptions, Pool, PoolError, Volume, VolumeOptions};
-use pollux_reactor::{random_u64, spawn};
+use pollux_reactor::{Task, random_u64, spawn};
 use pollux_sim::{CrashState, Recorder};
 
 use crate::common::{Bench, Drives, options};
@@ -271,6 +273,22 @@ pub struct Recorded {
     next_name: u64,
 }
 
+impl Recorded {
+    /// Nothing yet.
+    pub fn new(recorder: &Arc<Recorder>) -> Self {
+        Self {
+            recorder: recorder.clone(),
+            base: PoolModel::default(),
+            done: Vec::new(),
+            created: 0,
+            exported: None,
+            refused: 0,
+            next_value: 0,
+            next_name: 0,
+        }
+    }
+}
+
 /// Makes a pool, and does random things to it.
 pub fn record(bench: &Bench, steps: u64) -> Recorded {
     record_in(bench, steps, &CreateOptions::default(), None)
@@ -290,16 +308,7 @@ pub fn record_through(
     wrap: fn(Rc<dyn BlockDevice>) -> Rc<dyn BlockDevice>,
 ) -> Recorded {
     let recorder = Recorder::new();
-    let mut recorded = Recorded {
-        recorder: recorder.clone(),
-        base: PoolModel::default(),
-        done: Vec::new(),
-        created: 0,
-        exported: None,
-        refused: 0,
-        next_value: 0,
-        next_name: 0,
-    };
+    let mut recorded = Recorded::new(&recorder);
     let create = create.clone();
     bench.run(move |drives| async move {
         let record = || drives.0.iter().for_each(|drive| drive.record(&recorder));
@@ -370,6 +379,42 @@ pub fn record_more(
 }
 
 async fn go_on(pool: Rc<Pool>, recorded: Recorded, steps: u64, export: bool) -> Recorded {
+    go_on_changing(pool, recorded, steps, export, Vec::new()).await.0
+}
+
+/// Something that is done to the devices of a pool beside what its volumes do.
+pub type Change = Box<dyn FnOnce(Rc<Pool>) -> Pin<Box<dyn Future<Output = Result<(), PoolError>>>>>;
+
+/// A change of devices, and when it was under way.
+#[derive(Debug, Clone)]
+pub struct Changed {
+    pub start: usize,
+    pub end: usize,
+    pub result: Result<(), PoolError>,
+}
+
+/// Begins a change, when the one before has ended.
+async fn change(run: &Run, under_way: &mut Option<Task<Changed>>, changed: &mut Vec<Changed>, act: Change) {
+    if let Some(before) = under_way.take() {
+        changed.push(before.await);
+    }
+    let (pool, recorder) = (run.pool.clone(), run.recorder.clone());
+    *under_way = Some(spawn(async move {
+        let start = recorder.position();
+        let result = act(pool).await;
+        let end = recorder.position();
+        Changed { start, end, result }
+    }));
+}
+
+/// Does random things to a pool; at some steps a change of its devices begins.
+pub async fn go_on_changing(
+    pool: Rc<Pool>,
+    recorded: Recorded,
+    steps: u64,
+    export: bool,
+    changes: Vec<(u64, Change)>,
+) -> (Recorded, Vec<Changed>) {
     let done = Rc::new(RefCell::new(Vec::new()));
     let mut run = Run {
         pool,
@@ -380,9 +425,16 @@ async fn go_on(pool: Rc<Pool>, recorded: Recorded, steps: u64, export: bool) -> 
         next_name: recorded.next_name,
     };
     let mut refused = 0;
-    for _ in 0..steps {
+    let (mut changes, mut under_way, mut changed) = (changes.into_iter().peekable(), None, Vec::new());
+    for step in 0..steps {
+        if let Some((_, act)) = changes.next_if(|(at, _)| *at <= step) {
+            change(&run, &mut under_way, &mut changed, act).await;
+        }
         // Out of space is fine: something is deleted sooner or later.
         refused += u64::from(run.step().await.is_err());
+    }
+    if let Some(last) = under_way.take() {
+        changed.push(last.await);
     }
     let mut exported = None;
     if export {
@@ -392,14 +444,15 @@ async fn go_on(pool: Rc<Pool>, recorded: Recorded, steps: u64, export: bool) -> 
         // All that was acknowledged is durable by that.
         run.note(start, Step::Flush);
     }
-    Recorded {
+    let recorded = Recorded {
         done: done.take(),
         exported,
         refused,
         next_value: run.next_value,
         next_name: run.next_name,
         ..recorded
-    }
+    };
+    (recorded, changed)
 }
 
 /// What must be there after a cut at a position.
@@ -463,7 +516,12 @@ pub async fn verify(drives: Drives, model: PoolModel, must_be_there: bool) -> Re
         Err(_) if !must_be_there => return Ok(()),
         Err(error) => return Err(format!("it cannot be imported: {error}")),
     };
-    verify_pool(&pool, &model).await?;
+    verify_imported(&pool, &model).await
+}
+
+/// Whether a pool that was just opened is sound and holds what it must, also after deletions went on.
+pub async fn verify_imported(pool: &Rc<Pool>, model: &PoolModel) -> Result<(), String> {
+    verify_pool(pool, model).await?;
     for round in 0..2 {
         let check = pool.check().await.map_err(|error| error.to_string())?;
         if !check.is_sound() {
@@ -471,7 +529,7 @@ pub async fn verify(drives: Drives, model: PoolModel, must_be_there: bool) -> Re
         }
         pool.reclaim().await.map_err(|error| error.to_string())?;
     }
-    verify_pool(&pool, &model).await
+    verify_pool(pool, model).await
 }
 
 pub async fn verify_pool(pool: &Rc<Pool>, model: &PoolModel) -> Result<(), String> {
