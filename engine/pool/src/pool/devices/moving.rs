@@ -6,8 +6,9 @@
 //! those related to the volume that it names, as they are then. So a move is like any other change: it need
 //! not wait for a checkpoint, and writes of the slot wait for the copy only.
 //!
-//! Where a page is means nothing: that it was moved is in the next checkpoint, and forgotten with a crash.
-//! Pages that no two trees share, of the table of volumes and of the allocation state, are just written again.
+//! Where a page is means nothing: that it was moved is in the next checkpoint, and forgotten with a
+//! crash. Pages that no two trees share, of the table of volumes and of the allocation state, are just
+//! written again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
