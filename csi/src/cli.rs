@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 use tracing_subscriber::EnvFilter;
 
+use crate::call::{NodeCall, call};
 use crate::control::ControlPlane;
 use crate::controller::ControllerService;
 use crate::host::PathTimes;
@@ -52,6 +53,8 @@ enum Command {
     Controller(ControllerArguments),
     /// Use volumes on this machine. Runs on each that does, as root.
     Node(NodeArguments),
+    /// Call the node service from a shell.
+    Call(CallArguments),
 }
 
 #[derive(Debug, Args)]
@@ -71,6 +74,17 @@ struct CommonArguments {
     /// What is logged: error, warn, info, debug, trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
+}
+
+#[derive(Debug, Args)]
+struct CallArguments {
+    /// Where it answers.
+    #[arg(long, value_name = "unix:///PATH", default_value = "unix:///csi/csi.sock")]
+    endpoint: String,
+
+    /// What is asked.
+    #[command(subcommand)]
+    call: NodeCall,
 }
 
 #[derive(Debug, Args)]
@@ -140,17 +154,11 @@ struct NodeArguments {
 
 /// Does what the command line says.
 pub fn run(cli: &Cli) -> ExitCode {
-    let common = match &cli.command {
-        Command::Controller(arguments) => &arguments.common,
-        Command::Node(arguments) => &arguments.common,
+    let done = match &cli.command {
+        Command::Controller(arguments) => serve_until_told(&cli.command, &arguments.common),
+        Command::Node(arguments) => serve_until_told(&cli.command, &arguments.common),
+        Command::Call(arguments) => ask(arguments),
     };
-    let done = logging(&common.log).and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let done = runtime.block_on(answer(cli, common));
-        // What was begun for a volume goes on to its end, within reason.
-        runtime.shutdown_timeout(STOP_PATIENCE);
-        done
-    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -159,6 +167,25 @@ pub fn run(cli: &Cli) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn serve_until_told(command: &Command, common: &CommonArguments) -> Result<(), Box<dyn Error>> {
+    logging(&common.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(answer(command, common));
+    // What was begun for a volume goes on to its end, within reason.
+    runtime.shutdown_timeout(STOP_PATIENCE);
+    done
+}
+
+fn ask(arguments: &CallArguments) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let socket = socket_path(&arguments.endpoint)?;
+    let answer = runtime.block_on(call(socket, &arguments.call))?;
+    write!(io::stdout(), "{answer}")?;
+    Ok(())
 }
 
 fn logging(level: &str) -> Result<(), Box<dyn Error>> {
@@ -190,9 +217,9 @@ impl NodeArguments {
     }
 }
 
-async fn answer(cli: &Cli, common: &CommonArguments) -> Result<(), Box<dyn Error>> {
+async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<dyn Error>> {
     let (stop, stopped) = watch::channel(false);
-    let routes = match &cli.command {
+    let routes = match command {
         Command::Controller(arguments) => {
             let control = ControlPlane::new(
                 &arguments.control,
@@ -210,6 +237,8 @@ async fn answer(cli: &Cli, common: &CommonArguments) -> Result<(), Box<dyn Error
             tokio::spawn(node.clone().keep_paths(stopped.clone()));
             Routes::new(IdentityServer::new(identity)).add_service(NodeServer::new(node))
         }
+        // It serves nothing.
+        Command::Call(_) => return Ok(()),
     };
     let counted = Metrics::default();
     if let Some(address) = common.metrics {

@@ -169,7 +169,8 @@ fn directory(itself: &Path) -> PathBuf {
     target.unwrap_or(Path::new("target")).join("lab")
 }
 
-/// Builds the engine and the load generator with the profile that this program was built with; the engine.
+/// Builds the engine, the load generator and the CSI driver with the profile that this program was built
+/// with; the path of the engine.
 fn build_programs(itself: &Path) -> Result<PathBuf, Error> {
     let directory = itself.parent().unwrap_or(Path::new("."));
     let mut command = Process::new("cargo");
@@ -180,6 +181,8 @@ fn build_programs(itself: &Path) -> Result<PathBuf, Error> {
         "pollux-engine",
         "--package",
         "pollux-bench",
+        "--package",
+        "pollux-csi",
     ]);
     if directory.ends_with("release") {
         command.arg("--release");

@@ -14,7 +14,7 @@ use crate::error::{Context, Error};
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
 /// Programs of this checkout that scenarios can run in the guest.
-const PROGRAMS: [&str; 2] = ["pollux-bench", "pollux-engine"];
+const PROGRAMS: [&str; 3] = ["pollux-bench", "pollux-csi", "pollux-engine"];
 
 /// The longest time a scenario may ask for.
 const TIME_LIMIT_MAX: Duration = Duration::from_secs(900);
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(scenario.time_limit, Duration::from_secs(7));
         assert_eq!(scenario.kernel_may_say, ["I/O error"]);
         assert_eq!(scenario.script, text);
-        let text = "# One.\n#\n# programs: pollux-bench pollux-engine\n";
+        let text = "# One.\n#\n# programs: pollux-bench pollux-csi pollux-engine\n";
         assert_eq!(parse(text).expect("a head").programs, PROGRAMS);
         assert_eq!(parse("# One.\n").expect("a head").time_limit, TIME_LIMIT);
     }

@@ -14,9 +14,11 @@ use crate::packages::Packages;
 use crate::scenario::Scenario;
 
 /// What scenarios call, beside the commands of busybox and `lab` itself.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 12] = [
     "blkdiscard",
+    "blkid",
     "e2fsck",
+    "fsfreeze",
     "fstrim",
     "mkfs.ext4",
     "mkfs.xfs",
