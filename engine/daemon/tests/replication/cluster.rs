@@ -371,7 +371,12 @@ impl Cluster {
             assert!(removed.into_inner().removed, "it was there");
             create(node).await;
         });
-        target.follow(self.ports(&target.threads, "target"), Vec::new());
+        // A target that is just changing the record itself hears of the new one when it is told once more.
+        wait_until("the new replica is in sync", || {
+            target.follow(self.ports(&target.threads, "target"), Vec::new());
+            std::thread::sleep(PAUSE * 20);
+            self.store.in_sync() == ENGINES
+        });
     }
 
     /// Compares the replicas byte by byte, while there is no target.
