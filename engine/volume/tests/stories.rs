@@ -11,10 +11,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::{BLOCKS, Cluster, REGION, VOLUME, blocks, data};
-use pollux_device::{BlockDevice, BlockDeviceExt, IoError, Request};
+use pollux_device::{BlockDevice, BlockDeviceExt, Device, IoError, Request, ZeroOptions};
 use pollux_sim::{Fault, Operation, PowerLoss};
 use pollux_volume::membership::{ReplicaState, SlotNumber};
-use pollux_volume::mirror::{Mirror, StopReason};
+use pollux_volume::mirror::{Mirror, OpenError, StopReason};
 
 fn write(cluster: &Cluster, mirror: &Mirror, block: u64, byte: u8) {
     cluster.with(mirror, async move |device| {
@@ -61,6 +61,76 @@ fn a_clean_shutdown_does_not_forget_what_an_absent_replica_missed() {
         REGION * 4096,
         "and nothing else was copied"
     );
+}
+
+/// A drive is lost, and whoever keeps things as they are to be makes an empty replica of the old name.
+fn make_anew(cluster: &Cluster, index: usize) {
+    let drive = cluster.drives[index].clone();
+    drive.power_loss(PowerLoss::LoseAll);
+    cluster.world.block_on(cluster.reactor, async move {
+        let queue = drive.attach().await.unwrap();
+        let blocks = queue.geometry().blocks;
+        let options = ZeroOptions {
+            force_unit_access: true,
+            may_deallocate: true,
+        };
+        queue.write_zeroes(0, blocks, options).await.unwrap();
+    });
+    cluster.format(index, common::id(index), VOLUME);
+    cluster.start_host(index);
+}
+
+#[test]
+fn a_replica_that_was_made_anew_while_it_was_behind_gets_everything() {
+    let cluster = Cluster::new(21, 3);
+    let mirror = cluster.open();
+    for block in 0..BLOCKS {
+        write(&cluster, &mirror, block, block as u8 | 1);
+    }
+    // All intents are retired: the maps tell of nothing but what is missed from now on.
+    cluster.world.run_for(Duration::from_secs(60));
+    cluster.paths[2].cut.set(true);
+    write(&cluster, &mirror, 5, 99);
+    cluster.wait_in_sync(2);
+    make_anew(&cluster, 2);
+    cluster.paths[2].cut.set(false);
+    cluster.wait_in_sync(3);
+    cluster.assert_identical(&[0, 1, 2]);
+    assert_reads(&cluster, &mirror, 5, 99);
+    let copied = mirror.resync_progress().copied_bytes;
+    assert!(copied >= BLOCKS * 4096, "{copied}");
+}
+
+#[test]
+fn a_replica_that_was_made_anew_is_not_in_sync_whatever_the_record_says() {
+    let cluster = Cluster::new(22, 3);
+    let mirror = cluster.open();
+    for block in 0..BLOCKS {
+        write(&cluster, &mirror, block, block as u8 | 1);
+    }
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    cluster.world.run_for(Duration::from_secs(60));
+    drop(mirror);
+    // The local one, which would be read first.
+    make_anew(&cluster, 0);
+    let mirror = cluster.open();
+    for block in 0..BLOCKS {
+        assert_reads(&cluster, &mirror, block, block as u8 | 1);
+    }
+    cluster.wait_in_sync(3);
+    cluster.assert_identical(&[0, 1, 2]);
+    drop(mirror);
+    // Alone it serves nothing, and once another one is back it is brought up to date.
+    make_anew(&cluster, 0);
+    cluster.paths[1].cut.set(true);
+    cluster.paths[2].cut.set(true);
+    assert!(matches!(cluster.try_open(), Err(OpenError::Blank)));
+    cluster.paths[2].cut.set(false);
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(false);
+    cluster.wait_in_sync(3);
+    assert_reads(&cluster, &mirror, 7, 7);
+    cluster.assert_identical(&[0, 1, 2]);
 }
 
 #[test]

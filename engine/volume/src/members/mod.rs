@@ -46,6 +46,8 @@ pub(crate) enum Failed {
 enum Wish {
     /// From empty to behind: the region maps say that it missed everything.
     Behind(SlotNumber),
+    /// From behind to empty: it was made anew, and nothing of it counts.
+    Empty(SlotNumber),
     /// Into the set.
     Join(SlotNumber),
 }
@@ -238,6 +240,11 @@ impl Members {
         self.wish = Some(Wish::Behind(slot));
     }
 
+    /// A replica that is behind turned out to have nothing.
+    pub(crate) fn wish_empty(&mut self, slot: SlotNumber) {
+        self.wish = Some(Wish::Empty(slot));
+    }
+
     /// The replica under resync has everything, also the region map.
     pub(crate) fn wish_join(&mut self, slot: SlotNumber) {
         if self.syncing == Some(slot) {
@@ -278,14 +285,12 @@ impl Members {
             Some(Wish::Join(slot)) if self.syncing == Some(slot) && !self.is_cutting() => {
                 next = next.with_state(slot, ReplicaState::InSync);
             }
-            Some(Wish::Behind(slot))
-                if self
-                    .record
-                    .replica(slot)
-                    .is_some_and(|entry| entry.state == ReplicaState::Empty) =>
-            {
+            Some(Wish::Behind(slot)) if self.has_state(slot, ReplicaState::Empty) => {
                 next = next.with_state(slot, ReplicaState::Behind);
                 owe_all(&mut next, slot);
+            }
+            Some(Wish::Empty(slot)) if self.has_state(slot, ReplicaState::Behind) => {
+                next = next.with_state(slot, ReplicaState::Empty);
             }
             Some(_) | None => {}
         }
@@ -307,9 +312,11 @@ impl Members {
         {
             self.syncing = None;
         }
+        // What was wished for after the proposal was made stays.
         self.wish = match self.wish {
             Some(Wish::Join(slot)) if self.syncing != Some(slot) => None,
-            Some(Wish::Behind(_)) => None,
+            Some(Wish::Behind(slot)) if !self.has_state(slot, ReplicaState::Empty) => None,
+            Some(Wish::Empty(slot)) if !self.has_state(slot, ReplicaState::Behind) => None,
             wish => wish,
         };
         let changes = std::mem::take(&mut self.changes);
@@ -317,6 +324,11 @@ impl Members {
             .into_iter()
             .filter(|change| self.would_change(change))
             .collect();
+    }
+
+    fn has_state(&self, slot: SlotNumber, state: ReplicaState) -> bool {
+        let entry = self.record.replica(slot);
+        entry.is_some_and(|entry| entry.state == state)
     }
 
     /// Whether a proposal is on its way to the store.
@@ -372,7 +384,8 @@ impl Members {
                 // Nothing that was wanted for the old one is true of a new one in its place.
                 self.lose(slot);
                 self.changes.retain(|change| !change.is_of(slot));
-                self.wish = self.wish.filter(|wish| *wish != Wish::Behind(slot));
+                let of_slot = [Wish::Behind(slot), Wish::Empty(slot)];
+                self.wish = self.wish.filter(|wish| !of_slot.contains(wish));
             }
         }
     }

@@ -27,6 +27,8 @@ pub(super) struct Connection {
     /// Flushes that had failed in this life of the host.
     pub(super) flush_failures: u64,
     pub(super) is_local: bool,
+    /// It has a copy of the record: some target has had it since it was made a replica.
+    pub(super) has_record: bool,
     /// Where data begins, in blocks of the session.
     first_block: u64,
     /// When the newest request that it answered was sent: it had promised to nobody else then.
@@ -121,7 +123,7 @@ impl Connection {
             let ratio = AreaLayout::ratio_of(&geometry).map_err(AreaError::from)?;
             let first_block = area.layout().area_blocks() * ratio;
             // Also to know which slot of each structure is to be written next.
-            area.read_record().await?;
+            let has_record = area.read_record().await?.is_some();
             let map = area.read_map().await?;
             let connection = Self {
                 session: granted.session,
@@ -130,6 +132,7 @@ impl Connection {
                 previous: granted.previous,
                 flush_failures: granted.flush_failures,
                 is_local: port.is_local(),
+                has_record,
                 first_block,
                 confirmed_at: Cell::new(started),
             };

@@ -25,6 +25,9 @@ use crate::signal::Signal;
 /// How often a swap that met another one, or whose outcome is not known, is tried again while opening.
 const SWAPS_MAX: u32 = 100;
 
+/// The epoch of a volume that was never opened.
+const FIRST_EPOCH: Epoch = Epoch(1);
+
 /// Bytes that are compared at a time.
 const CHUNK_BYTES: u64 = 128 << 10;
 
@@ -40,6 +43,10 @@ pub enum OpenError {
     /// No replica of the set can be reached: nothing else has all data.
     #[error("no replica that is in sync can be reached: bring one back")]
     NoReplica,
+    /// Those that can be reached were never had by any target, and others of the set, which cannot, may have
+    /// been: they have the data then.
+    #[error("only blank replicas can be reached, and another one may have the data: bring it back")]
+    Blank,
     /// The replicas do not fit together.
     #[error("the replicas have regions of different sizes")]
     RegionSize,
@@ -87,7 +94,7 @@ impl Mirror {
                 *place = port.map(|(_, port)| port.clone());
             }
         }
-        let (promised, record) = opening.promises(record).await?;
+        let (promised, record) = opening.promises(record, old_epoch).await?;
         let core = Rc::new(opening.core(record, promised)?);
         let mut mirror = Self {
             core: core.clone(),
@@ -135,7 +142,11 @@ impl Opening {
     }
 
     /// The promises of those of the set that can be reached; the others are no longer of it then.
-    async fn promises(&self, record: Membership) -> Result<(Vec<Promised>, Membership), OpenError> {
+    async fn promises(
+        &self,
+        record: Membership,
+        old_epoch: Epoch,
+    ) -> Result<(Vec<Promised>, Membership), OpenError> {
         let mut attempts: Vec<(SlotNumber, WithReplica<_>)> = Vec::new();
         for slot in record.in_sync().iter() {
             let Some(port) = self.ports.get(slot.index()).cloned().flatten() else {
@@ -167,21 +178,43 @@ impl Opening {
         if slots.is_empty() {
             return Err(OpenError::NoReplica);
         }
-        let lost = record.in_sync().without(slots);
+        let mut lost = record.in_sync().without(slots);
+        // A target puts a copy of the record on all of the set before it writes anything else. One without
+        // was made anew under its old name, and has nothing of the volume; unless all are so, as at first.
+        let blank = promised.iter().filter(|found| !found.connection.has_record);
+        let mut blank: SlotSet = blank.map(|found| found.slot).collect();
+        if blank == slots {
+            if old_epoch > FIRST_EPOCH && !lost.is_empty() {
+                return Err(OpenError::Blank);
+            }
+            blank = SlotSet::EMPTY;
+        }
+        promised.retain(|found| !blank.contains(found.slot));
+        lost = lost.or(blank);
         if lost.is_empty() {
             return Ok((promised, record));
         }
-        let record = self.drop_from_set(record, lost).await?;
+        let record = self.drop_from_set(record, lost, blank).await?;
         // The old target may read from those for as long as its lease.
         let lease = self.options.lease;
         sleep_until(after(promised_at, lease + lease / 8)).await;
         Ok((promised, record))
     }
 
-    async fn drop_from_set(&self, record: Membership, lost: SlotSet) -> Result<Membership, OpenError> {
+    /// Takes replicas out of the set; of those that are blank nothing counts.
+    async fn drop_from_set(
+        &self,
+        record: Membership,
+        lost: SlotSet,
+        blank: SlotSet,
+    ) -> Result<Membership, OpenError> {
         let mut next = record.next();
         for slot in lost.iter() {
-            next = next.with_state(slot, ReplicaState::Behind);
+            let state = match blank.contains(slot) {
+                true => ReplicaState::Empty,
+                false => ReplicaState::Behind,
+            };
+            next = next.with_state(slot, state);
         }
         for _ in 0..SWAPS_MAX {
             let swap = self.store.compare_and_swap(next.clone());

@@ -70,7 +70,17 @@ impl Core {
             return Err(Interrupted);
         }
         self.sweep_replica(slot).await;
+        if !connection.has_record {
+            self.mark_blank(slot).await?;
+        }
         self.mark_empty(slot).await?;
+        if !connection.has_record {
+            // The maps tell what it misses, and it says so from now on: see above.
+            let record = self.members.borrow().record().clone();
+            let copying = connection.area.write_record(&record);
+            let copied = timeout(self.options.request_timeout, copying).await;
+            copied.map_err(|_| Interrupted)?.map_err(|_| Interrupted)?;
+        }
         self.give_owed(slot, &connection).await?;
         let data_blocks = connection.area.layout().data_blocks();
         let is_large = data_blocks >= self.data_blocks_of(self.size_wanted.get());
@@ -114,6 +124,26 @@ impl Core {
             true => Ok(()),
             false => Err(Interrupted),
         }
+    }
+
+    /// A replica that is behind, and that no target has had since it was made: it was made anew under its old
+    /// name, and the maps of the others do not tell what it misses. It is empty, whatever the record says.
+    async fn mark_blank(&self, slot: SlotNumber) -> Result<(), Interrupted> {
+        let is_behind = || {
+            let members = self.members.borrow();
+            let entry = members.record().replica(slot);
+            entry.is_some_and(|entry| entry.state == ReplicaState::Behind)
+        };
+        if !is_behind() {
+            return Ok(());
+        }
+        tracing::warn!(volume = %self.volume(), slot = slot.index(), "the replica is blank: all is copied");
+        self.members.borrow_mut().wish_empty(slot);
+        self.changed.wake();
+        self.changed
+            .until(|| (!is_behind() || self.stopped().is_some()).then_some(()))
+            .await;
+        self.stopped().map_or(Ok(()), |_| Err(Interrupted))
     }
 
     /// An empty replica: the maps of the others say so, durably, before the record does not any more.
