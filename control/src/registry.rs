@@ -128,7 +128,7 @@ pub async fn swap_membership(
     Err(RegistryError::Contended(request.volume.clone()))
 }
 
-/// What targets may change: epoch and states. Who is there, and how large the volume is, is decided here.
+/// What targets may change: epoch, states, size and snapshots. Who is there is decided here.
 fn check_change(next: &Membership, current: &Membership) -> Result<(), String> {
     check_follows(next, current)?;
     let mut states = current.clone();
@@ -139,8 +139,9 @@ fn check_change(next: &Membership, current: &Membership) -> Result<(), String> {
         member.state = same.map_or(member.state, |same| same.state);
     }
     states.snapshots.clone_from(&next.snapshots);
+    states.size_bytes = next.size_bytes;
     match states == *next {
         true => Ok(()),
-        false => Err("a target changes epoch, states and snapshots, and nothing else".to_owned()),
+        false => Err("a target changes epoch, states, size and snapshots, and nothing else".to_owned()),
     }
 }

@@ -72,10 +72,11 @@ pub fn forget_snapshots(status: &mut VolumeStatus) {
     status.snapshots.retain(|snapshot| snapshot.held_by != 0);
 }
 
-/// Puts what targets change into a status: epoch, version, the states of replicas, and snapshots.
+/// Puts what targets change into a status: epoch, version, size, the states of replicas, and snapshots.
 pub fn put_membership(status: &mut VolumeStatus, next: &Membership) {
     status.epoch = next.epoch;
     status.version = next.version;
+    status.size_bytes = next.size_bytes;
     status.snapshots.clone_from(&next.snapshots);
     for replica in &mut status.replicas {
         let member = next.members.iter().find(|member| member.uid == replica.uid);

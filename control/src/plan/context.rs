@@ -295,9 +295,6 @@ impl<'a> Context<'a> {
                 .targets(&removal.volume_uid)
                 .iter()
                 .any(|(other, target)| *other == node && target.epoch <= removal.epoch),
-            Command::RemoveSnapshot(removal) => self
-                .replica(&removal.replica_uid)
-                .is_none_or(|replica| !replica.snapshot_uids.contains(&removal.snapshot_uid)),
             // Nothing that is to be is a removal: such a record is of no use.
             Command::EnsurePool(_) | Command::EnsureReplica(_) | Command::EnsureTarget(_) => true,
         }

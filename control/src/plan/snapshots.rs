@@ -1,10 +1,10 @@
-//! Snapshots: taken by targets, removed from every replica, and taken again and again by schedules.
+//! Snapshots: taken and deleted by targets, and taken again and again by schedules.
 
 use std::collections::BTreeMap;
 
 use pollux_api::control::v1::{
-    Group, GroupStatus, Removal, ReplicaState, Severity, Snapshot, SnapshotRemoval, SnapshotSchedule,
-    SnapshotSpec, SnapshotState, SnapshotStatus, Volume, engine_command::Command,
+    Group, GroupStatus, Severity, Snapshot, SnapshotSchedule, SnapshotSpec, SnapshotState, SnapshotStatus,
+    TargetConfig, Volume,
 };
 use uuid::Uuid;
 
@@ -12,7 +12,6 @@ use crate::model::{Guarded, Record};
 use crate::store::{TRANSACTION_OPERATIONS_MAX, Transaction};
 
 use super::context::Context;
-use super::stored;
 
 /// The label of snapshots that a schedule took: the name of its group.
 pub(crate) const SCHEDULE_LABEL: &str = "pollux.io/schedule";
@@ -36,19 +35,15 @@ pub(super) fn plan_snapshots(context: &mut Context<'_>) {
     }
 }
 
-/// A snapshot is taken once every replica in sync holds it.
+/// Whether a volume has a snapshot on record.
+fn is_on_record(volume: &Volume, uid: &str) -> bool {
+    let status = volume.status.as_ref();
+    status.is_some_and(|status| status.snapshots.iter().any(|recorded| recorded.uid == uid))
+}
+
+/// A snapshot is taken once the target of its volume has it on record: it is on every replica in sync then.
 fn note_taken(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotStatus, volume: &Volume) {
-    let replicas = volume.status.as_ref().map_or(&[][..], |status| &status.replicas);
-    let mut in_sync = replicas
-        .iter()
-        .filter(|replica| replica.state() == ReplicaState::InSync)
-        .peekable();
-    let is_taken = in_sync.peek().is_some()
-        && in_sync.all(|replica| {
-            let report = context.replica(&replica.uid);
-            report.is_some_and(|report| report.snapshot_uids.contains(&snapshot.meta().uid))
-        });
-    if !is_taken {
+    if !is_on_record(volume, &snapshot.meta().uid) {
         return;
     }
     let mut changed = snapshot.clone();
@@ -68,58 +63,21 @@ fn note_taken(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotS
     context.commit(transaction);
 }
 
-/// A snapshot is forgotten once no replica that can be asked holds it; the others get removals. While a
-/// replica is being made, the snapshot may be copied to it: then this waits.
+/// A snapshot is forgotten once the target of its volume has taken it off the record, or has never heard of
+/// it. Targets see to replicas that still have something of it, when these return.
 fn plan_removal(context: &mut Context<'_>, snapshot: &Snapshot, volume: Option<&Volume>) {
     let uid = &snapshot.meta().uid;
-    let replicas = volume
-        .and_then(|volume| volume.status.as_ref())
-        .map_or(&[][..], |status| &status.replicas);
-    let mut is_anywhere = false;
-    let mut away = Vec::new();
-    for replica in replicas {
-        match context.replica(&replica.uid) {
-            Some(report) if report.snapshot_uids.contains(uid) => {
-                is_anywhere = true;
-                let removal = SnapshotRemoval {
-                    replica_uid: replica.uid.clone(),
-                    snapshot_uid: uid.clone(),
-                };
-                context.command(&replica.node, Command::RemoveSnapshot(removal));
-            }
-            Some(_) => {
-                is_anywhere |= matches!(
-                    replica.state(),
-                    ReplicaState::Rebuilding | ReplicaState::Assigned | ReplicaState::Unspecified
-                );
-            }
-            None => away.push(replica),
-        }
-    }
     // Its target may be about to take it: it has to know that the snapshot is not wanted any more.
-    let target_knows = volume.is_none_or(|volume| {
+    let is_gone = volume.is_none_or(|volume| {
         let targets = context.targets(&volume.meta().uid);
-        !targets
-            .iter()
-            .any(|(_, target)| target.snapshot_uids.contains(uid))
+        let is_told = |target: &TargetConfig| target.snapshot_uids.contains(uid);
+        !is_on_record(volume, uid) && !targets.iter().any(|(_, target)| is_told(target))
     });
-    if is_anywhere || !target_knows {
+    if !is_gone {
         return;
     }
     let mut transaction = Transaction::default();
     transaction.delete(snapshot);
-    for replica in away {
-        let mut removal = Removal {
-            metadata: None,
-            node: replica.node.clone(),
-            command: stored(Command::RemoveSnapshot(SnapshotRemoval {
-                replica_uid: replica.uid.clone(),
-                snapshot_uid: uid.clone(),
-            })),
-        };
-        removal.meta_mut().name = format!("{}.snapshot.{uid}.{}", replica.node, replica.uid);
-        transaction.put_always(&removal);
-    }
     context.event(
         &mut transaction,
         Severity::Info,

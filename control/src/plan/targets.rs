@@ -192,7 +192,7 @@ fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &Vo
         volume_uid: volume.meta().uid.clone(),
         epoch: status.epoch,
         version: status.version,
-        size_bytes: status.size_bytes,
+        size_bytes: spec.size_bytes.max(status.size_bytes),
         replicas: status
             .replicas
             .iter()

@@ -10,7 +10,7 @@ use pollux_api::control::v1::{
 use uuid::Uuid;
 
 use crate::model::{
-    EffectivePolicy, Guarded, Record, check_follows, forget_snapshots, free_slot, membership,
+    EffectivePolicy, Guarded, Record, SLOTS, check_follows, forget_snapshots, free_slot, membership,
 };
 use crate::placement::{PlacementRequest, SiteId, decide, explain};
 use crate::store::Transaction;
@@ -138,7 +138,6 @@ fn plan_volume(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec) {
     } else {
         repair::repair(context, &mut draft);
         targets::choose(context, &mut draft);
-        grow(context, &mut draft);
     }
     let state = state(context, &draft);
     draft.status.state = state.into();
@@ -211,7 +210,7 @@ fn create(context: &mut Context<'_>, draft: &mut Draft<'_>) {
             draft.drop_replica(&replica, "it was not finished before its place became unfit");
         }
     }
-    let source = match source(context, draft) {
+    let source = match source(context, draft.spec) {
         Ok(source) => source,
         Err(message) => {
             draft.status.message = message;
@@ -220,23 +219,21 @@ fn create(context: &mut Context<'_>, draft: &mut Draft<'_>) {
     };
     let wanted = usize::try_from(draft.policy.replicas).unwrap_or(1);
     if draft.status.replicas.len() < wanted {
-        place_first(context, draft, wanted, source.as_deref());
+        let only = source.as_ref().map(Source::sites);
+        place_first(context, draft, wanted, only.as_deref());
     }
     if draft.status.replicas.is_empty() {
         return;
     }
-    let sizes: Option<Vec<u64>> = draft
+    let rooms: Option<Vec<u64>> = draft
         .status
         .replicas
         .iter()
         .map(|replica| Some(context.replica(&replica.uid)?.config.as_ref()?.size_bytes))
         .collect();
-    let Some(size_bytes) = sizes.and_then(|sizes| sizes.into_iter().min()) else {
+    let Some(room_bytes) = rooms.and_then(|rooms| rooms.into_iter().min()) else {
         return;
     };
-    if size_bytes < draft.spec.size_bytes {
-        return;
-    }
     // All are there, and all hold the same: nothing, or the same snapshot.
     for replica in &mut draft.status.replicas {
         replica.state = ReplicaState::InSync.into();
@@ -244,13 +241,33 @@ fn create(context: &mut Context<'_>, draft: &mut Draft<'_>) {
     draft.status.epoch = 1;
     draft.status.version = 1;
     draft.status.min_in_sync = draft.policy.min_in_sync;
-    draft.status.size_bytes = draft.spec.size_bytes;
+    // A copy begins with the size of what it is a copy of, and grows from there; so does a volume that is
+    // asked to be larger than its replicas were made.
+    let begun_bytes = source.map_or(draft.spec.size_bytes, |source| source.size_bytes);
+    draft.status.size_bytes = begun_bytes.min(room_bytes);
     targets::choose(context, draft);
 }
 
-/// The pools that hold the snapshot that a volume begins as a copy of, if it does.
-fn source(context: &Context<'_>, draft: &Draft<'_>) -> Result<Option<Vec<SiteId>>, String> {
-    let name = &draft.spec.source_snapshot;
+/// What a volume begins as a copy of.
+struct Source {
+    /// The pools that have it, each with the replica there.
+    places: Vec<(SiteId, String, String)>,
+    /// What replicas know it by.
+    cut: String,
+    /// Its size.
+    size_bytes: u64,
+}
+
+impl Source {
+    /// Where it is.
+    fn sites(&self) -> Vec<SiteId> {
+        self.places.iter().map(|(site, ..)| *site).collect()
+    }
+}
+
+/// The snapshot that a volume begins as a copy of, if it does.
+fn source(context: &Context<'_>, spec: &VolumeSpec) -> Result<Option<Source>, String> {
+    let name = &spec.source_snapshot;
     if name.is_empty() {
         return Ok(None);
     }
@@ -264,20 +281,29 @@ fn source(context: &Context<'_>, draft: &Draft<'_>) -> Result<Option<Vec<SiteId>
     }
     let origin = snapshot.spec.as_ref().map(|spec| spec.volume.as_str());
     let origin = origin.and_then(|name| context.world.volumes.get(name));
-    let replicas = origin
+    let origin = origin
         .filter(|origin| origin.meta().uid == status.volume_uid)
-        .and_then(|origin| origin.status.as_ref())
-        .map_or(&[][..], |status| &status.replicas);
-    let pools = replicas
-        .iter()
-        .filter(|replica| replica.state() == ReplicaState::InSync)
-        .filter(|replica| {
-            let held = context.replica(&replica.uid).map(|report| &report.snapshot_uids);
-            held.is_some_and(|uids| uids.contains(&snapshot.meta().uid))
-        })
-        .filter_map(|replica| context.fleet.find(&replica.pool))
-        .collect();
-    Ok(Some(pools))
+        .and_then(|origin| origin.status.as_ref());
+    let recorded = origin.and_then(|origin| {
+        let mut recorded = origin.snapshots.iter();
+        recorded.find(|recorded| recorded.uid == snapshot.meta().uid)
+    });
+    let (Some(origin), Some(recorded)) = (origin, recorded) else {
+        return Err(format!("its source, snapshot {name}, is on no replica"));
+    };
+    let holders = origin.replicas.iter().filter(|replica| {
+        let is_held = recorded.held_by & 1_u32 << replica.slot.min(SLOTS) != 0;
+        is_held && replica.state() == ReplicaState::InSync && context.replica(&replica.uid).is_some()
+    });
+    let places = holders.filter_map(|replica| {
+        let site = context.fleet.find(&replica.pool)?;
+        Some((site, replica.pool.clone(), replica.uid.clone()))
+    });
+    Ok(Some(Source {
+        places: places.collect(),
+        cut: recorded.cut.clone(),
+        size_bytes: status.size_bytes,
+    }))
 }
 
 /// Chooses places for a volume that has none or too few. A copy of a snapshot begins where the snapshot is;
@@ -316,29 +342,6 @@ fn place_first(context: &mut Context<'_>, draft: &mut Draft<'_>, wanted: usize, 
     }
 }
 
-/// Hosts see the new size once every replica that counts has grown.
-fn grow(context: &Context<'_>, draft: &mut Draft<'_>) {
-    if draft.status.size_bytes >= draft.spec.size_bytes {
-        return;
-    }
-    let all_grown = draft.status.replicas.iter().all(|replica| {
-        let config = context
-            .replica(&replica.uid)
-            .and_then(|report| report.config.as_ref());
-        match config {
-            Some(config) => config.size_bytes >= draft.spec.size_bytes,
-            None => replica.state() != ReplicaState::InSync,
-        }
-    });
-    if all_grown {
-        draft.status.size_bytes = draft.spec.size_bytes;
-        draft.events.push((
-            Severity::Info,
-            format!("has grown to {} bytes", draft.spec.size_bytes),
-        ));
-    }
-}
-
 fn state(context: &Context<'_>, draft: &Draft<'_>) -> VolumeState {
     let status = &draft.status;
     if status.epoch == 0 {
@@ -369,36 +372,44 @@ fn state(context: &Context<'_>, draft: &Draft<'_>) -> VolumeState {
     }
 }
 
-/// Has replicas made, and has them grow.
+/// Has replicas made.
 fn send(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &VolumeStatus) {
-    let source_snapshot_uid = match status.epoch {
-        0 => context.world.snapshots.get(&spec.source_snapshot),
-        _ => None,
+    let source = match status.epoch {
+        0 => source(context, spec),
+        _ => Ok(None),
+    };
+    // Without its source it cannot be made now.
+    let Ok(source) = source else { return };
+    let source_snapshot_uid = match &source {
+        Some(_) => context.world.snapshots.get(&spec.source_snapshot),
+        None => None,
     };
     let source_snapshot_uid =
         source_snapshot_uid.map_or_else(String::new, |snapshot| snapshot.meta().uid.clone());
     for replica in &status.replicas {
-        let reported = context
-            .replica(&replica.uid)
-            .and_then(|report| report.config.as_ref());
-        let is_due = match reported {
-            Some(config) => config.size_bytes < spec.size_bytes,
-            // Once it was there, it is not made again: that would be an empty one that counts as in sync.
-            None => replica.state() == ReplicaState::Assigned,
-        };
+        // Once it was there, it is not made again: that would be an empty one that counts as in sync.
+        let is_due = replica.state() == ReplicaState::Assigned && context.replica(&replica.uid).is_none();
         let Some(pool) = context.world.pools.get(&replica.pool) else {
             continue;
         };
-        if is_due && fitness(context, replica).is_usable() {
-            let config = ReplicaConfig {
-                uid: replica.uid.clone(),
-                volume_uid: volume.meta().uid.clone(),
-                pool_uid: pool.meta().uid.clone(),
-                size_bytes: spec.size_bytes,
-                source_snapshot_uid: source_snapshot_uid.clone(),
-            };
-            context.command(&replica.node, Command::EnsureReplica(config));
+        if !is_due || !fitness(context, replica).is_usable() {
+            continue;
         }
+        let mut config = ReplicaConfig {
+            uid: replica.uid.clone(),
+            volume_uid: volume.meta().uid.clone(),
+            pool_uid: pool.meta().uid.clone(),
+            size_bytes: spec.size_bytes,
+            ..ReplicaConfig::default()
+        };
+        if let Some(source) = &source {
+            let held = source.places.iter().find(|(_, pool, _)| *pool == replica.pool);
+            let Some((.., holder)) = held else { continue };
+            config.source_snapshot_uid.clone_from(&source_snapshot_uid);
+            config.source_replica_uid.clone_from(holder);
+            config.source_cut.clone_from(&source.cut);
+        }
+        context.command(&replica.node, Command::EnsureReplica(config));
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use pollux_api::control::v1::agent_client::AgentClient;
 use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
+use pollux_api::control::v1::snapshots_client::SnapshotsClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::*;
 use tonic::transport::{Channel, Endpoint};
@@ -228,11 +229,17 @@ impl Cluster {
     }
 
     pub async fn create(&self, name: &str, policy: VolumePolicy) {
+        self.create_of(name, policy, "").await;
+    }
+
+    /// Makes a volume that begins as a snapshot, if one is named.
+    pub async fn create_of(&self, name: &str, policy: VolumePolicy, source_snapshot: &str) {
         let volume = Volume {
             metadata: named(name),
             spec: Some(VolumeSpec {
                 size_bytes: 64 << 20,
                 policy: Some(policy),
+                source_snapshot: source_snapshot.to_owned(),
                 ..VolumeSpec::default()
             }),
             status: None,
@@ -313,6 +320,75 @@ impl Cluster {
             .delete_volume(request)
             .await
             .expect("it is deleted");
+    }
+
+    pub async fn resize(&self, name: &str, size_bytes: u64) {
+        let volume = Volume {
+            metadata: named(name),
+            spec: Some(VolumeSpec {
+                size_bytes,
+                ..VolumeSpec::default()
+            }),
+            status: None,
+        };
+        let request = UpdateVolumeRequest {
+            volume: Some(volume),
+            update_mask: Some(pollux_api::FieldMask {
+                paths: vec!["spec.size_bytes".to_owned()],
+            }),
+        };
+        self.volumes().update_volume(request).await.expect("it may grow");
+    }
+
+    fn snapshots(&self) -> SnapshotsClient<Channel> {
+        SnapshotsClient::new(self.channel.clone())
+    }
+
+    /// Takes a snapshot, and waits until there is one.
+    pub async fn snapshot(&self, name: &str, volume: &str) {
+        let snapshot = Snapshot {
+            metadata: named(name),
+            spec: Some(SnapshotSpec {
+                volume: volume.to_owned(),
+                ..SnapshotSpec::default()
+            }),
+            status: None,
+        };
+        let request = CreateSnapshotRequest {
+            snapshot: Some(snapshot),
+        };
+        self.snapshots()
+            .create_snapshot(request)
+            .await
+            .expect("a snapshot");
+        until("it is taken", || async {
+            let name = name.to_owned();
+            let found = self.snapshots().get_snapshot(GetSnapshotRequest { name }).await.ok()?;
+            let state = found.into_inner().status?.state();
+            (state == SnapshotState::Ready).then_some(())
+        })
+        .await;
+    }
+
+    /// Deletes a snapshot, and waits until it is gone.
+    pub async fn delete_snapshot(&self, name: &str) {
+        let name = name.to_owned();
+        let request = DeleteSnapshotRequest { name: name.clone() };
+        self.snapshots()
+            .delete_snapshot(request)
+            .await
+            .expect("it is deleted");
+        until("it is gone", || async {
+            let request = GetSnapshotRequest { name: name.clone() };
+            self.snapshots().get_snapshot(request).await.is_err().then_some(())
+        })
+        .await;
+    }
+
+    /// What a host wrote up to now, under another name.
+    pub fn copy_state(&self, from: &str, to: &str) {
+        let folder = self.directory.path();
+        std::fs::copy(folder.join(from), folder.join(to)).expect("it can be copied");
     }
 
     /// What all engines that run tell of themselves.

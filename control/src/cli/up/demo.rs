@@ -6,10 +6,12 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use pollux_api::control::v1::snapshots_client::SnapshotsClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{
-    CreateVolumeRequest, DeleteVolumeRequest, GetVolumeRequest, HostAccess, PublishVolumeRequest,
-    PublishVolumeResponse, UnpublishVolumeRequest, Volume, VolumePolicy, VolumeSpec, VolumeState,
+    CreateSnapshotRequest, CreateVolumeRequest, DeleteSnapshotRequest, DeleteVolumeRequest,
+    GetSnapshotRequest, GetVolumeRequest, HostAccess, PublishVolumeRequest, PublishVolumeResponse, Snapshot,
+    SnapshotSpec, SnapshotState, UnpublishVolumeRequest, Volume, VolumePolicy, VolumeSpec, VolumeState,
     VolumeStatus,
 };
 use serde::Deserialize;
@@ -22,6 +24,14 @@ use crate::cli::size::Size;
 
 /// The volume.
 const VOLUME: &str = "demo";
+
+/// What it was before it was written to once more, and a volume that begins as that.
+const SNAPSHOT: &str = "demo.before";
+const CLONE: &str = "demo.clone";
+
+/// The files in which hosts keep what they wrote.
+const WRITTEN: &str = "written";
+const WRITTEN_BEFORE: &str = "written-before";
 
 /// Who uses it.
 const HOST: &str = "nqn.2026-11.io.pollux:demo-host";
@@ -124,10 +134,109 @@ impl<W: Write> Stage<'_, W> {
 
     async fn show(&mut self, arguments: &DemoArguments) -> Result<Verified, CommandError> {
         self.tell("a control plane and three engines run, each with a pool in a file")?;
+        self.create(VOLUME, "").await?;
+        let status = self.until_healthy(VOLUME).await?;
+        let target = status.target_node;
+        self.tell(&format!("a volume with three replicas is served by {target}"))?;
+        let published = self.publish(VOLUME).await?;
+        self.tell(&format!("it is published, with {} paths", published.paths.len()))?;
+        let writing = self.verify(&published, arguments.seconds, WRITTEN)?;
+        self.tell("a host writes to it by NVMe/TCP, and reads back what it wrote")?;
+        tokio::time::sleep(CALM).await;
+        self.cluster.kill(&target).await?;
+        self.tell(&format!("{target}, which serves it, is killed"))?;
+        let status = self
+            .until(VOLUME, "served elsewhere", |status| {
+                status.target_node != target && status.state() == VolumeState::Degraded
+            })
+            .await?;
+        self.tell(&format!(
+            "{} serves it now, with two replicas in sync",
+            status.target_node
+        ))?;
+        self.cluster.restart(&target)?;
+        self.tell(&format!("{target} is started again"))?;
+        self.until_healthy(VOLUME).await?;
+        self.tell("its replica has what it missed: all three are in sync")?;
+        let verified = finished(writing).await?;
+        self.tell("the host has read everything back")?;
+        self.snapshot(&published).await?;
+        for name in [CLONE, VOLUME] {
+            self.remove(name).await?;
+        }
+        self.tell("everything is unpublished and deleted")?;
+        Ok(verified)
+    }
+
+    /// Takes a snapshot, goes on writing, and compares a clone of the snapshot with what was written before.
+    async fn snapshot(&mut self, published: &PublishVolumeResponse) -> Result<(), CommandError> {
+        let mut snapshots = SnapshotsClient::new(self.cluster.channel.clone());
+        let snapshot = Snapshot {
+            metadata: metadata(SNAPSHOT),
+            spec: Some(SnapshotSpec {
+                volume: VOLUME.to_owned(),
+                ..SnapshotSpec::default()
+            }),
+            status: None,
+        };
+        let request = CreateSnapshotRequest {
+            snapshot: Some(snapshot),
+        };
+        snapshots.create_snapshot(request).await?;
+        let began = Instant::now();
+        loop {
+            let name = SNAPSHOT.to_owned();
+            let taken = snapshots.get_snapshot(GetSnapshotRequest { name }).await?;
+            let status = taken.into_inner().status.unwrap_or_default();
+            if status.state() == SnapshotState::Ready {
+                break;
+            }
+            self.check_patience(began, "the snapshot is not taken")?;
+            tokio::time::sleep(PAUSE).await;
+        }
+        let (written, before) = (
+            self.cluster.directory.join(WRITTEN),
+            self.cluster.directory.join(WRITTEN_BEFORE),
+        );
+        std::fs::copy(&written, &before).map_err(failed(&before))?;
+        self.tell("a snapshot is taken of all three replicas at one instant")?;
+        finished(self.verify(published, 2, WRITTEN)?).await?;
+        self.create(CLONE, SNAPSHOT).await?;
+        self.until_healthy(CLONE).await?;
+        let clone = self.publish(CLONE).await?;
+        finished(self.verify(&clone, 0, WRITTEN_BEFORE)?).await?;
+        self.tell("the volume was written to once more; a clone of the snapshot holds what was there before")?;
+        // The snapshot goes once no volume is being made of it.
+        self.unpublish(CLONE).await?;
+        let name = SNAPSHOT.to_owned();
+        snapshots
+            .delete_snapshot(DeleteSnapshotRequest { name: name.clone() })
+            .await?;
+        let began = Instant::now();
+        while snapshots
+            .get_snapshot(GetSnapshotRequest { name: name.clone() })
+            .await
+            .is_ok()
+        {
+            self.check_patience(began, "the snapshot is not deleted")?;
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    fn check_patience(&self, began: Instant, what: &str) -> Result<(), CommandError> {
+        match began.elapsed() > STEP_TIMEOUT {
+            true => Err(CommandError::Refused(format!("{what} after {STEP_TIMEOUT:?}"))),
+            false => Ok(()),
+        }
+    }
+
+    async fn create(&self, name: &str, source_snapshot: &str) -> Result<(), CommandError> {
         let volume = Volume {
-            metadata: metadata(VOLUME),
+            metadata: metadata(name),
             spec: Some(VolumeSpec {
                 size_bytes: VOLUME_BYTES,
+                source_snapshot: source_snapshot.to_owned(),
                 policy: Some(VolumePolicy {
                     replicas: Some(3),
                     min_in_sync: Some(2),
@@ -139,56 +248,43 @@ impl<W: Write> Stage<'_, W> {
         };
         let request = CreateVolumeRequest { volume: Some(volume) };
         self.volumes().create_volume(request).await?;
-        let status = self
-            .until("healthy", |status| status.state() == VolumeState::Healthy)
-            .await?;
-        let target = status.target_node;
-        self.tell(&format!("a volume with three replicas is served by {target}"))?;
-        let published = self.publish().await?;
-        self.tell(&format!("it is published, with {} paths", published.paths.len()))?;
-        let writing = self.verify(&published, arguments.seconds)?;
-        self.tell("a host writes to it by NVMe/TCP, and reads back what it wrote")?;
-        tokio::time::sleep(CALM).await;
-        self.cluster.kill(&target).await?;
-        self.tell(&format!("{target}, which serves it, is killed"))?;
-        let status = self
-            .until("served elsewhere", |status| {
-                status.target_node != target && status.state() == VolumeState::Degraded
-            })
-            .await?;
-        self.tell(&format!(
-            "{} serves it now, with two replicas in sync",
-            status.target_node
-        ))?;
-        self.cluster.restart(&target)?;
-        self.tell(&format!("{target} is started again"))?;
-        self.until("healthy", |status| status.state() == VolumeState::Healthy)
-            .await?;
-        self.tell("its replica has what it missed: all three are in sync")?;
-        let verified = finished(writing).await?;
-        self.tell("the host has read everything back")?;
-        self.volumes()
-            .unpublish_volume(UnpublishVolumeRequest {
-                name: VOLUME.to_owned(),
-                host_nqn: None,
-            })
-            .await?;
-        let name = VOLUME.to_owned();
-        self.volumes().delete_volume(DeleteVolumeRequest { name }).await?;
-        self.tell("the volume is unpublished and deleted")?;
-        Ok(verified)
+        Ok(())
     }
 
-    /// Waits until the volume is so.
+    async fn unpublish(&self, name: &str) -> Result<(), CommandError> {
+        let request = UnpublishVolumeRequest {
+            name: name.to_owned(),
+            host_nqn: None,
+        };
+        self.volumes().unpublish_volume(request).await?;
+        Ok(())
+    }
+
+    async fn remove(&self, name: &str) -> Result<(), CommandError> {
+        self.unpublish(name).await?;
+        let name = name.to_owned();
+        self.volumes().delete_volume(DeleteVolumeRequest { name }).await?;
+        Ok(())
+    }
+
+    async fn until_healthy(&self, name: &str) -> Result<VolumeStatus, CommandError> {
+        let is_healthy = |status: &VolumeStatus| status.state() == VolumeState::Healthy;
+        self.until(name, "healthy", is_healthy).await
+    }
+
+    /// Waits until a volume is so.
     async fn until(
         &self,
+        name: &str,
         what: &str,
         is_so: impl Fn(&VolumeStatus) -> bool,
     ) -> Result<VolumeStatus, CommandError> {
         let began = Instant::now();
         loop {
-            let name = VOLUME.to_owned();
-            let volume = self.volumes().get_volume(GetVolumeRequest { name }).await?;
+            let request = GetVolumeRequest {
+                name: name.to_owned(),
+            };
+            let volume = self.volumes().get_volume(request).await?;
             let status = volume.into_inner().status.unwrap_or_default();
             if is_so(&status) {
                 return Ok(status);
@@ -196,19 +292,19 @@ impl<W: Write> Stage<'_, W> {
             if began.elapsed() > STEP_TIMEOUT {
                 let state = format!("{} {}", status.state().as_str_name(), status.message);
                 return Err(CommandError::Patience {
-                    what: format!("volume {VOLUME}, to be {what},"),
+                    what: format!("volume {name}, to be {what},"),
                     seconds: STEP_TIMEOUT.as_secs(),
                     state,
-                    look: format!("volume get {VOLUME}"),
+                    look: format!("volume get {name}"),
                 });
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn publish(&self) -> Result<PublishVolumeResponse, CommandError> {
+    async fn publish(&self, name: &str) -> Result<PublishVolumeResponse, CommandError> {
         let request = PublishVolumeRequest {
-            name: VOLUME.to_owned(),
+            name: name.to_owned(),
             host: Some(HostAccess {
                 host_nqn: HOST.to_owned(),
                 read_only: false,
@@ -228,12 +324,19 @@ impl<W: Write> Stage<'_, W> {
         }
     }
 
-    /// Starts a host, which writes for some seconds and reads everything back.
-    fn verify(&self, published: &PublishVolumeResponse, seconds: u64) -> Result<Host, CommandError> {
+    /// Starts a host, which writes for some seconds and reads everything back, and goes on from what a file
+    /// says that it wrote before.
+    fn verify(
+        &self,
+        published: &PublishVolumeResponse,
+        seconds: u64,
+        written: &str,
+    ) -> Result<Host, CommandError> {
         let program = Program::Engine.path();
         let mut command = tokio::process::Command::new(&program);
         command.args(["verify", "--subsystem", &published.subsystem_nqn, "--host", HOST]);
-        command.args(["--seconds", &seconds.to_string()]);
+        command.args(["--seconds", &seconds.to_string(), "--state"]);
+        command.arg(self.cluster.directory.join(written));
         command.args(published.paths.iter().map(|path| path.address.as_str()));
         let child = command
             .stdin(Stdio::null())

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use pollux_api::control::v1::registry_client::RegistryClient;
 use pollux_api::control::v1::{
-    EngineReport, GetMembershipRequest, Membership, PoolHealth, PoolReport, ReplicaConfig, ReplicaReport,
-    ReplicaState, SwapMembershipRequest, SwapMembershipResponse, TargetConfig, engine_command::Command,
+    EngineReport, GetMembershipRequest, Membership, PoolHealth, PoolReport, RecordedSnapshot, ReplicaConfig,
+    ReplicaReport, ReplicaState, SwapMembershipRequest, SwapMembershipResponse, TargetConfig, engine_command::Command,
 };
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use pollux_control::registry::{RegistryError, get_membership, swap_membership};
@@ -56,6 +56,16 @@ impl Target {
         let record = self.record.as_ref()?;
         config.epoch = record.epoch;
         config.version = record.version;
+        config.size_bytes = record.size_bytes;
+        config.snapshot_uids = record
+            .snapshots
+            .iter()
+            .map(|recorded| recorded.uid.clone())
+            .collect();
+        config.snapshot_uids.sort_by_key(|uid| {
+            let mut told = self.config.snapshot_uids.iter();
+            told.position(|other| other == uid)
+        });
         for replica in &mut config.replicas {
             let mut members = record.members.iter();
             let member = members.find(|member| member.uid == replica.uid);
@@ -340,17 +350,40 @@ impl Engines {
                 self.replica(node, &member.uid).expect("reached").written = written;
             }
         }
+        let slots = |state: ReplicaState| {
+            let members = record.members.iter().filter(|member| member.state() == state);
+            members.fold(0, |bits, member| bits | 1_u32 << member.slot)
+        };
         for uid in &config.snapshot_uids {
-            let is_taken = in_sync.iter().any(|(_, node, member)| {
-                let found = self.replica(node, &member.uid).expect("reached");
-                found.snapshots.contains(uid)
-            });
-            for (_, node, member) in in_sync.iter().filter(|_| !is_taken) {
+            if record.snapshots.iter().any(|recorded| recorded.uid == *uid) {
+                continue;
+            }
+            for (_, node, member) in &in_sync {
                 let found = self.replica(node, &member.uid).expect("reached");
                 found.snapshots.insert(uid.clone());
+            }
+            next.snapshots.push(RecordedSnapshot {
+                uid: uid.clone(),
+                cut: format!("cut of {uid}"),
+                held_by: slots(ReplicaState::InSync),
+                owed_to: slots(ReplicaState::Stale),
+            });
+        }
+        // Only what whoever said so knew of.
+        if config.version >= record.version {
+            next.snapshots.retain(|recorded| config.snapshot_uids.contains(&recorded.uid));
+        }
+        for (_, node, member) in &reached {
+            let found = self.replica(node, &member.uid).expect("reached");
+            found
+                .snapshots
+                .retain(|uid| next.snapshots.iter().any(|recorded| recorded.uid == *uid));
+            if found.config.size_bytes < config.size_bytes {
+                found.config.size_bytes = config.size_bytes;
                 self.changed(node);
             }
         }
+        next.size_bytes = next.size_bytes.max(config.size_bytes);
         let source = self.replica(first, &source.uid).expect("reached").clone();
         let mut copied = Vec::new();
         let mut staying = in_sync.len();
@@ -361,7 +394,12 @@ impl Engines {
                     staying -= 1;
                     next.members[*at].set_state(ReplicaState::Stale);
                 }
-                ReplicaState::Rebuilding => next.members[*at].set_state(ReplicaState::Stale),
+                ReplicaState::Rebuilding => {
+                    next.members[*at].set_state(ReplicaState::Stale);
+                    for recorded in &mut next.snapshots {
+                        recorded.owed_to |= 1 << member.slot;
+                    }
+                }
                 ReplicaState::Stale if !leaves => {
                     let found = self.replica(node, &member.uid).expect("reached");
                     found.rebuilt_ticks += 1;
@@ -370,6 +408,10 @@ impl Engines {
                         found.written = source.written;
                         found.snapshots.clone_from(&source.snapshots);
                         next.members[*at].set_state(ReplicaState::InSync);
+                        for recorded in &mut next.snapshots {
+                            recorded.held_by |= recorded.owed_to & 1 << member.slot;
+                            recorded.owed_to &= !(1 << member.slot);
+                        }
                         self.changed(node);
                     } else if found.written == 0 {
                         copied.push(node.clone());
@@ -378,7 +420,9 @@ impl Engines {
                 _ => {}
             }
         }
-        let is_changed = next.members != record.members;
+        let is_changed = next.members != record.members
+            || next.snapshots != record.snapshots
+            || next.size_bytes != record.size_bytes;
         (is_changed.then_some(next), copied)
     }
 }
@@ -473,11 +517,6 @@ impl EngineClient for Fleet {
                     engine.targets.remove(&removal.volume_uid);
                 }
             }
-            Command::RemoveSnapshot(removal) => {
-                if let Some(replica) = engine.replicas.get_mut(&removal.replica_uid) {
-                    replica.snapshots.remove(&removal.snapshot_uid);
-                }
-            }
         }
         Ok(())
     }
@@ -513,7 +552,6 @@ impl EngineClient for Fleet {
                 .values()
                 .map(|replica| ReplicaReport {
                     config: Some(replica.config.clone()),
-                    snapshot_uids: replica.snapshots.iter().cloned().collect(),
                 })
                 .collect(),
             targets: found.targets.values().filter_map(Target::report).collect(),

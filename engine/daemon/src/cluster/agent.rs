@@ -5,11 +5,10 @@ use std::sync::Arc;
 use pollux_api::control::v1::agent_server::Agent;
 use pollux_api::control::v1::{
     EngineReport, ExecuteRequest, ExecuteResponse, GetReportRequest, PoolConfig, ReplicaConfig,
-    SnapshotRemoval, engine_command::Command,
+    engine_command::Command,
 };
 use pollux_device::ByteSize;
 use tonic::{Request, Response, Status};
-use uuid::Uuid;
 
 use super::Cluster;
 use super::certificates::Guard;
@@ -17,7 +16,7 @@ use super::record::{RecordError, uuid};
 use super::targets::ServeError;
 use super::term::TermError;
 use crate::pools::{NewPool, PoolsError};
-use crate::replicas::{NewReplica, Place, ReplicasError};
+use crate::replicas::{ClonedReplica, NewReplica, Place, ReplicasError};
 use crate::settings::PoolSettings;
 
 /// Why a command was not done.
@@ -51,9 +50,6 @@ pub(super) enum CommandError {
     /// Volumes.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// Not possible yet.
-    #[error("{0}")]
-    Unsupported(&'static str),
     /// The task that did it ended by itself.
     #[error("the command was not done: {0}")]
     Lost(#[from] tokio::task::JoinError),
@@ -70,9 +66,7 @@ impl From<CommandError> for Status {
             }
             CommandError::Foreign { .. } => Self::already_exists(text),
             CommandError::Pool(_) | CommandError::Replica(_) => Self::resource_exhausted(text),
-            CommandError::Serve(ServeError::Older { .. }) | CommandError::Unsupported(_) => {
-                Self::aborted(text)
-            }
+            CommandError::Serve(ServeError::Older { .. }) => Self::aborted(text),
             CommandError::Term(TermError::Keep { .. }) | CommandError::Serve(_) | CommandError::Lost(_) => {
                 Self::unavailable(text)
             }
@@ -127,7 +121,6 @@ impl Cluster {
             Command::RemoveTarget(removal) => {
                 self.targets.remove(&removal.volume_uid, removal.epoch).await?;
             }
-            Command::RemoveSnapshot(removal) => self.remove_snapshot(&removal)?,
         }
         self.changed.notify_one();
         Ok(())
@@ -137,14 +130,18 @@ impl Cluster {
     async fn ensure_pool(&self, config: &PoolConfig) -> Result<(), CommandError> {
         let name = uuid(&config.uid)?.to_string();
         let pools = &self.parts.pools;
-        if pools.get(&name).is_ok() {
+        if self.ready_pools().contains(&name) {
             return Ok(());
         }
         let settings = PoolSettings::new(config.devices.clone());
-        match pools.label(&settings).await? {
+        // One that is open already is not looked at: its devices are in use.
+        let label = match pools.get(&name) {
+            Ok(_) => Some(name.clone()),
+            Err(_) => pools.label(&settings).await?,
+        };
+        match label {
             Some(found) if found == name => {
                 pools.import(&settings).await?;
-                self.parts.replicas.open_in_pool(&name).await?;
             }
             Some(found) => {
                 return Err(CommandError::Foreign {
@@ -155,7 +152,7 @@ impl Cluster {
             }
             None => {
                 let new = NewPool {
-                    name,
+                    name: name.clone(),
                     settings,
                     overwrite: Vec::new(),
                     journal: None::<ByteSize>,
@@ -163,11 +160,14 @@ impl Cluster {
                 pools.create(&new).await?;
             }
         }
+        self.parts.replicas.open_in_pool(&name).await?;
+        self.ready_pools().insert(name);
         Ok(())
     }
 
     async fn remove_pool(&self, uid: &str) -> Result<(), CommandError> {
         let name = uuid(uid)?.to_string();
+        self.ready_pools().remove(&name);
         match self.parts.pools.destroy(&name).await {
             Ok(()) | Err(PoolsError::NotOpen { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -175,29 +175,27 @@ impl Cluster {
     }
 
     async fn ensure_replica(&self, config: &ReplicaConfig) -> Result<(), CommandError> {
-        let new = NewReplica {
-            volume: uuid(&config.volume_uid)?,
-            replica: uuid(&config.uid)?,
-            place: Place::InPool {
-                pool: uuid(&config.pool_uid)?.to_string(),
+        let (volume, replica) = (uuid(&config.volume_uid)?, uuid(&config.uid)?);
+        let pool = uuid(&config.pool_uid)?.to_string();
+        let replicas = &self.parts.replicas;
+        // It grows with its volume, and its target sees to that.
+        if config.source_snapshot_uid.is_empty() {
+            let place = Place::InPool {
+                pool,
                 data_bytes: config.size_bytes,
-            },
-        };
-        if !config.source_snapshot_uid.is_empty() {
-            return Err(CommandError::Unsupported(
-                "replicas cannot begin as copies of snapshots yet",
-            ));
+            };
+            let new = NewReplica { volume, replica, place };
+            replicas.create(&new).await?;
+        } else {
+            let new = ClonedReplica {
+                volume,
+                replica,
+                pool,
+                source: uuid(&config.source_replica_uid)?,
+                cut: uuid(&config.source_cut)?,
+            };
+            replicas.clone_snapshot(&new).await?;
         }
-        let made = self.parts.replicas.create(&new).await?;
-        match made.data_bytes() < config.size_bytes {
-            true => Err(CommandError::Unsupported("replicas cannot grow yet")),
-            false => Ok(()),
-        }
-    }
-
-    fn remove_snapshot(&self, removal: &SnapshotRemoval) -> Result<(), CommandError> {
-        let _: (Uuid, Uuid) = (uuid(&removal.replica_uid)?, uuid(&removal.snapshot_uid)?);
-        // Targets take and remove them; one that is on record nowhere is on no replica.
         Ok(())
     }
 }

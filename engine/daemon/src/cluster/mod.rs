@@ -19,10 +19,12 @@ mod store;
 mod switch;
 mod targets;
 mod term;
+mod wanted;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pollux_api::control::v1::ReportAnswer;
@@ -115,8 +117,16 @@ pub(crate) struct Cluster {
     term: Term,
     targets: Arc<Targets>,
     registry: Registry,
+    /// Pools whose replicas are open too. Others are not told of: their replicas would count as lost.
+    ready_pools: Mutex<BTreeSet<String>>,
     /// Told when a report would say something else.
     changed: Arc<Notify>,
+}
+
+impl Cluster {
+    fn ready_pools(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.ready_pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A node that listens and reports.
@@ -179,6 +189,7 @@ impl Node {
             term,
             targets,
             registry,
+            ready_pools: Mutex::default(),
             changed,
             parts,
         });
@@ -246,6 +257,9 @@ async fn report(cluster: Arc<Cluster>, mut stopped: watch::Receiver<bool>) {
                 if !std::mem::replace(&mut is_heard, true) {
                     tracing::info!(node = %cluster.settings.node, "the control plane hears this node");
                 }
+                cluster
+                    .targets
+                    .check_lease(Duration::from_micros(answer.lease_us));
                 next_report(answer)
             }
             Err(status) => {

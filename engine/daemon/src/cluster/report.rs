@@ -12,9 +12,12 @@ use crate::pools::{OpenPool, SCHEME, names};
 impl Cluster {
     /// All that is on this engine.
     pub(super) async fn describe(&self) -> EngineReport {
+        let ready = self.ready_pools().clone();
         let mut pools = Vec::new();
         for pool in self.parts.pools.all() {
-            pools.push(describe_pool(&pool).await);
+            if ready.contains(pool.shared.name()) {
+                pools.push(describe_pool(&pool).await);
+            }
         }
         EngineReport {
             node: self.settings.node.clone(),
@@ -52,9 +55,8 @@ impl Cluster {
                     size_bytes: label
                         .data_blocks
                         .saturating_mul(pollux_volume::metadata::BLOCK_BYTES as u64),
-                    source_snapshot_uid: String::new(),
+                    ..ReplicaConfig::default()
                 }),
-                snapshot_uids: Vec::new(),
             })
         });
         in_pools.collect()

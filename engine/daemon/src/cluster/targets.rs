@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use pollux_nvme::target::{
 };
 use pollux_nvme::wire::log::AnaState;
 use pollux_pool::shared::{Owned, OwnedDevice};
-use pollux_reactor::{ReactorHandle, RemoteCallError};
+use pollux_reactor::{ReactorHandle, RemoteCallError, timeout};
 use pollux_volume::membership::Membership;
 use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError};
 use tokio::sync::Notify;
@@ -32,6 +33,7 @@ use super::record::{BLOCK_BYTES, RecordError, to_api, uuid};
 use super::registry::Registry;
 use super::store::ControlStore;
 use super::switch::VolumeSwitch;
+use super::wanted::Wanted;
 
 /// What the names of subsystems begin with; the UUID of the volume follows. The control plane tells hosts the
 /// same.
@@ -46,6 +48,9 @@ const PATHS: u32 = 6;
 
 /// How long commands under way may take to end when access ends.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a mirror may take to end in good order.
+const WIND_DOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Largest size of a volume.
 const SIZE_BYTES_MAX: u64 = 1 << 56;
@@ -122,6 +127,9 @@ enum Role {
 #[derive(Clone)]
 struct Serving {
     mirror: Arc<Owned<Mirror>>,
+    device: Arc<OwnedDevice>,
+    /// It is being made what it was told.
+    settling: Arc<AtomicBool>,
     /// As the mirror told last.
     record: Arc<Mutex<Membership>>,
 }
@@ -169,6 +177,13 @@ impl Shown {
                 config.epoch = record.epoch;
                 config.version = record.version;
                 config.size_bytes = self.switch.size_bytes();
+                let is_there = |uid: &String| record.snapshots.iter().any(|entry| entry.uid == *uid);
+                config.snapshot_uids.retain(is_there);
+                for entry in record.snapshots {
+                    if !config.snapshot_uids.contains(&entry.uid) {
+                        config.snapshot_uids.push(entry.uid);
+                    }
+                }
                 config.min_in_sync = record.min_in_sync;
                 for replica in &mut config.replicas {
                     let mut members = record.members.iter();
@@ -197,6 +212,8 @@ pub(super) struct Targets {
     parts: Parts,
     shown: Mutex<BTreeMap<Uuid, Arc<Shown>>>,
     changes: tokio::sync::Mutex<Changes>,
+    /// The cluster has another lease than this engine: its targets would not wait long enough for each other.
+    lease_differs: AtomicBool,
     /// Told when a report would say something else.
     changed: Arc<Notify>,
 }
@@ -215,8 +232,18 @@ impl Targets {
             parts,
             shown: Mutex::default(),
             changes: tokio::sync::Mutex::default(),
+            lease_differs: AtomicBool::new(false),
             changed,
         })
+    }
+
+    /// The cluster has this lease. With another one than the engine's no volume is opened.
+    pub(super) fn check_lease(&self, lease: Duration) {
+        let differs = lease != self.parts.options.lease;
+        if self.lease_differs.swap(differs, Ordering::AcqRel) != differs && differs {
+            let own = self.parts.options.lease;
+            tracing::error!(?lease, ?own, "the cluster has another lease: this engine opens no volume");
+        }
     }
 
     /// All volumes, as they are told to the control plane.
@@ -257,8 +284,8 @@ impl Targets {
         match serving {
             Some(_) if told.standby => self.step_down(&shown).await,
             Some(serving) if serving.record().epoch.0 == told.epoch => {
-                if before.replicas != told.replicas || serving.record().version < told.version {
-                    self.follow(&serving, &told)?;
+                if before.replicas != told.replicas || shown.report() != told {
+                    self.settle(&shown, &serving, told)?;
                 }
             }
             // Somebody else has opened it since.
@@ -375,7 +402,12 @@ impl Targets {
         let ended = serving.mirror.call(move |mirror| async move {
             // What is under way ends if it can soon; with the mirror, it ends in any case.
             let quiesced = subsystem.quiesce(NAMESPACE_ID, QUIESCE_TIMEOUT).await;
+            // The next target has nothing to make good then.
+            let wound_down = timeout(WIND_DOWN_TIMEOUT, mirror.wind_down()).await;
             mirror.close();
+            if !matches!(wound_down, Ok(Ok(()))) {
+                tracing::debug!("a mirror ends with intents left");
+            }
             quiesced
         });
         match ended.await {
@@ -388,20 +420,25 @@ impl Targets {
         tracing::info!(volume = %shown.volume, "serves the volume no more");
     }
 
-    /// Has a mirror that serves look at its replicas anew.
-    fn follow(&self, serving: &Serving, told: &TargetConfig) -> Result<(), ServeError> {
-        let routes = self.parts.ports.routes(told)?;
-        let leaving = told.replicas.iter().filter(|replica| replica.leaving);
-        let leaving: Vec<Uuid> = leaving
-            .map(|replica| uuid(&replica.uid))
-            .collect::<Result<_, _>>()?;
-        let mirror = serving.mirror.clone();
+    /// Has a mirror that serves become what it was told: its replicas, its size, its snapshots. What it is
+    /// told meanwhile is told again, as reports do not show it.
+    fn settle(&self, shown: &Shown, serving: &Serving, told: TargetConfig) -> Result<(), ServeError> {
+        let routes = self.parts.ports.routes(&told)?;
+        let wanted = Wanted::read(&told)?;
+        if serving.settling.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let (mirror, settling) = (serving.mirror.clone(), serving.settling.clone());
+        let (volume, changed) = (shown.volume, self.changed.clone());
         tokio::spawn(async move {
-            let followed = mirror
-                .call(move |mirror| async move { mirror.follow(&Ports::open(&routes), &leaving).await });
-            if let Err(error) = followed.await {
-                tracing::error!(%error, "a mirror cannot be told of its replicas");
+            let settled = mirror.call(move |mirror| async move { wanted.settle(&mirror, &routes).await });
+            match settled.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%volume, %error, "the volume is not yet as it is to be"),
+                Err(error) => tracing::error!(%volume, %error, "a mirror cannot be told what is to be"),
             }
+            settling.store(false, Ordering::Release);
+            changed.notify_one();
         });
         Ok(())
     }
@@ -420,7 +457,7 @@ impl Targets {
         let changes = self.changes.lock().await;
         let is_wanted = !changes.closed && matches!(shown.state().role, Role::Opening(now) if now == opening);
         match opened {
-            Ok((device, serving)) if is_wanted => match shown.switch.connect(Some(device)) {
+            Ok(serving) if is_wanted => match shown.switch.connect(Some(serving.device.clone())) {
                 Ok(()) => {
                     shown.state().role = Role::Serving(serving.clone());
                     if let Err(error) = shown.subsystem.set_access(NAMESPACE_ID, AnaState::Optimized) {
@@ -439,7 +476,7 @@ impl Targets {
                     end(&serving).await;
                 }
             },
-            Ok((_, serving)) => end(&serving).await,
+            Ok(serving) => end(&serving).await,
             Err(error) if is_wanted => {
                 tracing::warn!(volume = %shown.volume, %error, "the volume is not open");
                 shown.state().role = Role::Standby;
@@ -453,7 +490,10 @@ impl Targets {
     }
 
     /// Opens the mirror on the reactor that has the replica of this engine, so that its requests stay there.
-    async fn open_mirror(&self, shown: &Shown) -> Result<(Arc<OwnedDevice>, Serving), OpeningError> {
+    async fn open_mirror(&self, shown: &Shown) -> Result<Serving, OpeningError> {
+        if self.lease_differs.load(Ordering::Acquire) {
+            return Err(OpeningError::Lease);
+        }
         let told = shown.state().told.clone();
         let routes = self.parts.ports.routes(&told)?;
         let reactor = self.parts.ports.reactor_of(&routes);
@@ -474,8 +514,12 @@ impl Targets {
             let mirror = Mirror::open(options, Rc::new(store), volume, &ports).await?;
             let record = Arc::new(Mutex::new(mirror.membership()));
             let device = OwnedDevice::new(format!("mirror/{volume}"), Some(volume), mirror.device());
-            let mirror = Owned::new(Rc::new(mirror));
-            Ok::<_, OpeningError>((device, Serving { mirror, record }))
+            Ok::<_, OpeningError>(Serving {
+                mirror: Owned::new(Rc::new(mirror)),
+                device,
+                settling: Arc::default(),
+                record,
+            })
         });
         opened.await?
     }
@@ -484,10 +528,13 @@ impl Targets {
     fn watch(self: Arc<Self>, shown: Arc<Shown>, serving: Serving) {
         tokio::spawn(async move {
             let (record, changed) = (serving.record.clone(), self.changed.clone());
+            let (device, switch) = (serving.device.clone(), shown.switch.clone());
             let watched = serving.mirror.call(move |mirror| async move {
                 loop {
                     let newest = mirror.membership();
                     let version = newest.version;
+                    device.resized(newest.size_blocks);
+                    switch.resize(newest.size_bytes());
                     *record.lock().unwrap_or_else(PoisonError::into_inner) = newest;
                     changed.notify_one();
                     if let Some(reason) = mirror.stopped() {
@@ -524,6 +571,8 @@ enum OpeningError {
     Reactor(#[from] RemoteCallError),
     #[error("the engine has no reactor")]
     NoReactor,
+    #[error("the cluster has another lease than this engine: use the same version everywhere")]
+    Lease,
 }
 
 /// Ends a mirror that is not wanted.

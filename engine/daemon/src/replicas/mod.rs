@@ -17,6 +17,7 @@
 //!   the next is told ([`hosted`]).
 
 mod calls;
+mod clone;
 mod error;
 mod hosted;
 mod local;
@@ -46,6 +47,8 @@ use uuid::Uuid;
 use crate::patience::{while_in_use, while_users_leave};
 use crate::pools::{self, Pools, PoolsError};
 pub use calls::Calls;
+pub use clone::ClonedReplica;
+use clone::unfinished_name;
 pub use error::ReplicasError;
 use hosted::Hosted;
 pub use hosted::{Admitted, Given};
@@ -333,13 +336,14 @@ impl Replicas {
             },
             // Perhaps one that could not be opened.
             None => {
+                let mut removed = false;
                 for pool in self.pools.all() {
-                    let volume = volume_name(replica);
-                    if self.delete_volume(pool.shared.name(), &volume, replica).await? {
-                        return Ok(true);
+                    for volume in [volume_name(replica), unfinished_name(replica)] {
+                        let pool = pool.shared.name();
+                        removed |= self.delete_volume(pool, &volume, replica).await?;
                     }
                 }
-                Ok(false)
+                Ok(removed)
             }
         }
     }

@@ -63,6 +63,29 @@ impl Area {
     pub async fn format(device: Rc<dyn BlockDevice>, options: &FormatOptions) -> Result<Self, AreaError> {
         let geometry = device.geometry();
         let layout = AreaLayout::new(AreaLayout::blocks_of(&geometry)?, options.region_blocks)?;
+        Self::format_as(device, layout, options).await
+    }
+
+    /// Makes a device that is a copy of a replica another replica: data stays where it is, and nothing was
+    /// promised or missed yet.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`]; the device may be no replica any more then.
+    pub async fn format_copy(device: Rc<dyn BlockDevice>, options: &FormatOptions) -> Result<(), AreaError> {
+        let layout = Self::open(device.clone()).await?.layout();
+        let options = FormatOptions {
+            region_blocks: layout.region_blocks(),
+            ..*options
+        };
+        Self::format_as(device, layout, &options).await.map(drop)
+    }
+
+    async fn format_as(
+        device: Rc<dyn BlockDevice>,
+        layout: AreaLayout,
+        options: &FormatOptions,
+    ) -> Result<Self, AreaError> {
         let label = Label {
             volume: options.volume,
             replica: options.replica,
