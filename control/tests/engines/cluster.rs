@@ -322,24 +322,6 @@ impl Cluster {
             .expect("it is deleted");
     }
 
-    pub async fn resize(&self, name: &str, size_bytes: u64) {
-        let volume = Volume {
-            metadata: named(name),
-            spec: Some(VolumeSpec {
-                size_bytes,
-                ..VolumeSpec::default()
-            }),
-            status: None,
-        };
-        let request = UpdateVolumeRequest {
-            volume: Some(volume),
-            update_mask: Some(pollux_api::FieldMask {
-                paths: vec!["spec.size_bytes".to_owned()],
-            }),
-        };
-        self.volumes().update_volume(request).await.expect("it may grow");
-    }
-
     fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel.clone())
     }
@@ -363,7 +345,11 @@ impl Cluster {
             .expect("a snapshot");
         until("it is taken", || async {
             let name = name.to_owned();
-            let found = self.snapshots().get_snapshot(GetSnapshotRequest { name }).await.ok()?;
+            let found = self
+                .snapshots()
+                .get_snapshot(GetSnapshotRequest { name })
+                .await
+                .ok()?;
             let state = found.into_inner().status?.state();
             (state == SnapshotState::Ready).then_some(())
         })
@@ -380,7 +366,11 @@ impl Cluster {
             .expect("it is deleted");
         until("it is gone", || async {
             let request = GetSnapshotRequest { name: name.clone() };
-            self.snapshots().get_snapshot(request).await.is_err().then_some(())
+            self.snapshots()
+                .get_snapshot(request)
+                .await
+                .is_err()
+                .then_some(())
         })
         .await;
     }

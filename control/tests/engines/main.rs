@@ -5,6 +5,7 @@
 //! depends on where other programs were built.
 
 mod cluster;
+mod measure;
 mod scenarios;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
         Some("pollux-control") => {
             pollux_control::daemon::run(&pollux_control::daemon::Cli::parse_from(&arguments[1..]))
         }
+        Some("measure") => measure::run(),
         // What test runners ask.
         Some("--list") => ExitCode::SUCCESS,
         _ => scenarios::run(),

@@ -42,7 +42,6 @@ pub fn run() -> ExitCode {
         io_goes_on_without_a_control_plane(cluster).await;
         hosts_are_admitted_as_they_are_listed(cluster).await;
         snapshots_are_kept_and_cloned(cluster).await;
-        a_volume_grows_while_it_is_used(cluster).await;
         all_engines_are_killed_at_once(cluster).await;
         nothing_is_left_behind(cluster).await;
     });
@@ -143,26 +142,19 @@ async fn snapshots_are_kept_and_cloned(cluster: &mut Cluster) {
     cluster.snapshot("s", "v").await;
     cluster.copy_state("state", "state-of-s");
     let host = cluster.host(&published, "state", 1);
-    tokio::task::spawn_blocking(|| host.finished()).await.expect("it ends");
+    tokio::task::spawn_blocking(|| host.finished())
+        .await
+        .expect("it ends");
     cluster.create_of("c", policy(3, 1), "s").await;
     cluster.until_healthy("c").await;
     let clone = cluster.publish("c", HOST, false).await;
     let host = cluster.host(&clone, "state-of-s", 1);
-    tokio::task::spawn_blocking(|| host.finished()).await.expect("it ends");
+    tokio::task::spawn_blocking(|| host.finished())
+        .await
+        .expect("it ends");
     cluster.unpublish("c", None).await;
     cluster.delete("c").await;
     cluster.delete_snapshot("s").await;
-}
-
-async fn a_volume_grows_while_it_is_used(cluster: &mut Cluster) {
-    let published = cluster.publish("v", HOST, false).await;
-    let host = cluster.host(&published, "state", 2);
-    cluster.resize("v", 128 << 20).await;
-    let grown = cluster
-        .until_status("v", "it has grown", |status| status.size_bytes == 128 << 20)
-        .await;
-    assert_eq!(grown.state(), VolumeState::Healthy);
-    tokio::task::spawn_blocking(|| host.finished()).await.expect("it ends");
 }
 
 async fn all_engines_are_killed_at_once(cluster: &mut Cluster) {

@@ -205,7 +205,9 @@ impl<W: Write> Stage<'_, W> {
         self.until_healthy(CLONE).await?;
         let clone = self.publish(CLONE).await?;
         finished(self.verify(&clone, 0, WRITTEN_BEFORE)?).await?;
-        self.tell("the volume was written to once more; a clone of the snapshot holds what was there before")?;
+        self.tell(
+            "the volume was written to once more; a clone of the snapshot holds what was there before",
+        )?;
         // The snapshot goes once no volume is being made of it.
         self.unpublish(CLONE).await?;
         let name = SNAPSHOT.to_owned();

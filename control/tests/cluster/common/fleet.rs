@@ -11,7 +11,8 @@ use std::time::Duration;
 use pollux_api::control::v1::registry_client::RegistryClient;
 use pollux_api::control::v1::{
     EngineReport, GetMembershipRequest, Membership, PoolHealth, PoolReport, RecordedSnapshot, ReplicaConfig,
-    ReplicaReport, ReplicaState, SwapMembershipRequest, SwapMembershipResponse, TargetConfig, engine_command::Command,
+    ReplicaReport, ReplicaState, SwapMembershipRequest, SwapMembershipResponse, TargetConfig,
+    engine_command::Command,
 };
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use pollux_control::registry::{RegistryError, get_membership, swap_membership};
@@ -371,7 +372,8 @@ impl Engines {
         }
         // Only what whoever said so knew of.
         if config.version >= record.version {
-            next.snapshots.retain(|recorded| config.snapshot_uids.contains(&recorded.uid));
+            next.snapshots
+                .retain(|recorded| config.snapshot_uids.contains(&recorded.uid));
         }
         for (_, node, member) in &reached {
             let found = self.replica(node, &member.uid).expect("reached");

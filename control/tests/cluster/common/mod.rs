@@ -106,6 +106,7 @@ pub fn snapshot(name: &str, volume: &Volume) -> Snapshot {
         status: Some(SnapshotStatus {
             state: SnapshotState::Pending.into(),
             volume_uid: volume.meta().uid.clone(),
+            size_bytes: volume.spec.as_ref().map_or(0, |spec| spec.size_bytes),
             ..SnapshotStatus::default()
         }),
     };

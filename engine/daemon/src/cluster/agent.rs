@@ -184,7 +184,11 @@ impl Cluster {
                 pool,
                 data_bytes: config.size_bytes,
             };
-            let new = NewReplica { volume, replica, place };
+            let new = NewReplica {
+                volume,
+                replica,
+                place,
+            };
             replicas.create(&new).await?;
         } else {
             let new = ClonedReplica {

@@ -26,6 +26,7 @@ use pollux_reactor::{ReactorHandle, RemoteCallError, timeout};
 use pollux_volume::membership::Membership;
 use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::ports::Ports;
@@ -51,6 +52,9 @@ const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a mirror may take to end in good order.
 const WIND_DOWN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long all mirrors together may take to end when the engine stops.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest size of a volume.
 const SIZE_BYTES_MAX: u64 = 1 << 56;
@@ -242,7 +246,11 @@ impl Targets {
         let differs = lease != self.parts.options.lease;
         if self.lease_differs.swap(differs, Ordering::AcqRel) != differs && differs {
             let own = self.parts.options.lease;
-            tracing::error!(?lease, ?own, "the cluster has another lease: this engine opens no volume");
+            tracing::error!(
+                ?lease,
+                ?own,
+                "the cluster has another lease: this engine opens no volume"
+            );
         }
     }
 
@@ -327,13 +335,20 @@ impl Targets {
         Ok(())
     }
 
-    /// Takes no more changes, and ends all mirrors. Hosts go to other paths, if there are any.
-    pub(super) async fn close(&self) {
+    /// Takes no more changes, and ends all mirrors, side by side: those that cannot end in good order in time
+    /// end without. Hosts go to other paths, if there are any.
+    pub(super) async fn close(self: &Arc<Self>) {
         let mut changes = self.changes.lock().await;
         changes.closed = true;
         let all: Vec<Arc<Shown>> = self.shown().values().cloned().collect();
+        let mut ending = JoinSet::new();
         for shown in all {
-            self.take_down(&shown).await;
+            let targets = self.clone();
+            ending.spawn(async move { targets.take_down(&shown).await });
+        }
+        let ended = async { while ending.join_next().await.is_some() {} };
+        if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
+            tracing::warn!("some volumes are not closed in good order: the next targets make that good");
         }
     }
 

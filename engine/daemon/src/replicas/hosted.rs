@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use pollux_nvme::target::{Hosts, NamespaceConfig, Subsystem, SubsystemConfig, Target, TargetError};
 use pollux_pool::shared::OwnedDevice;
@@ -65,6 +65,8 @@ pub(super) struct Hosted {
     host: ReplicaHost,
     target: Arc<Target>,
     export: RefCell<Option<Export>>,
+    /// The newest session, as long as somebody has it.
+    session: RefCell<Weak<OwnedDevice>>,
 }
 
 impl Hosted {
@@ -73,6 +75,7 @@ impl Hosted {
             host,
             target,
             export: RefCell::new(None),
+            session: RefCell::default(),
         }
     }
 
@@ -90,6 +93,7 @@ impl Hosted {
         self.retract();
         let replica = self.host.label().replica;
         let device = OwnedDevice::new(format!("replica/{replica}"), Some(replica), granted.session);
+        *self.session.borrow_mut() = Arc::downgrade(&device);
         let subsystem = match &admitted {
             Admitted::Local => None,
             Admitted::Host(host) => match self.export(epoch, &device, host) {
@@ -155,7 +159,15 @@ impl Hosted {
         epoch: Epoch,
         command: ReplicaCommand,
     ) -> Result<ReplicaAnswer, CommandError> {
-        self.host.command(epoch, command).await
+        let answer = self.host.command(epoch, command).await?;
+        if matches!(command, ReplicaCommand::Grow { .. }) {
+            // Whoever has the session waits for it to show its new size.
+            let session = self.session.borrow().upgrade();
+            if let Some(session) = session {
+                session.refresh_size();
+            }
+        }
+        Ok(answer)
     }
 
     /// A snapshot, for a target on this engine.

@@ -55,6 +55,13 @@ impl OwnedDevice {
         })
     }
 
+    /// Looks how many blocks the device has now; on its owner, and nothing anywhere else.
+    pub fn refresh_size(&self) {
+        if let Some(inner) = self.device.here() {
+            self.resized(inner.geometry().blocks);
+        }
+    }
+
     /// The device has so many blocks now; tells the subscribers if that is a change.
     pub fn resized(&self, blocks: u64) {
         if self.blocks.swap(blocks, Ordering::Relaxed) != blocks {

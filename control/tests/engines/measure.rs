@@ -1,20 +1,11 @@
-//! How long volumes take to be made and published, with a control plane and three engines as processes on
-//! this machine, and how long a control plane takes to serve again: `cargo bench -p pollux-control --bench
-//! publish`.
-//!
-//! The program is its own engine and control plane, as in the tests of clusters.
-
-#![allow(dead_code, reason = "the tests of clusters use more of their common part")]
-
-#[path = "../tests/engines/cluster.rs"]
-mod cluster;
+//! How long volumes take to be made and published, and how long a control plane takes to serve again:
+//! `cargo test --release -p pollux-control --test engines -- measure`.
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{
     CreateVolumeRequest, GetVolumeRequest, HostAccess, Metadata, PublishVolumeRequest, Volume, VolumePolicy,
@@ -24,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use cluster::{Cluster, HOST};
+use crate::cluster::{Cluster, HOST};
 
 /// Volumes one after the other, after a few that warm everything.
 const ALONE: usize = 100;
@@ -37,19 +28,11 @@ const AT_A_TIME: usize = 32;
 /// The pause before it is asked again.
 const PAUSE: Duration = Duration::from_millis(2);
 
-fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().collect();
-    match arguments.get(1).map(String::as_str) {
-        Some("pollux-engine") => pollux_engine::run(&pollux_engine::cli::Cli::parse_from(&arguments[1..])),
-        Some("pollux-control") => {
-            pollux_control::daemon::run(&pollux_control::daemon::Cli::parse_from(&arguments[1..]))
-        }
-        _ => {
-            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-            runtime.block_on(measure());
-            ExitCode::SUCCESS
-        }
-    }
+/// Measures all of it, and tells.
+pub fn run() -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(measure());
+    ExitCode::SUCCESS
 }
 
 fn tell(text: &str) {
@@ -83,6 +66,7 @@ async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
             host_nqn: HOST.to_owned(),
             read_only: false,
         }),
+        ..PublishVolumeRequest::default()
     };
     loop {
         let answer = volumes.publish_volume(request.clone()).await.expect("an answer");
@@ -122,7 +106,9 @@ async fn measure() {
     }
     while tasks.join_next().await.is_some() {}
     let took = began.elapsed().as_secs_f64();
-    tell(&format!("create and publish, {TOGETHER}, {AT_A_TIME} at a time: {took:.1} s"));
+    tell(&format!(
+        "create and publish, {TOGETHER}, {AT_A_TIME} at a time: {took:.1} s"
+    ));
 
     cluster.kill_control();
     let began = Instant::now();
