@@ -243,7 +243,10 @@ fn create(context: &mut Context<'_>, draft: &mut Draft<'_>) {
     draft.status.min_in_sync = draft.policy.min_in_sync;
     // A copy begins with the size of what it is a copy of, and grows from there; so does a volume that is
     // asked to be larger than its replicas were made.
-    let begun_bytes = source.map_or(draft.spec.size_bytes, |source| source.size_bytes);
+    let begun_bytes = source
+        .map(|source| source.size_bytes)
+        .filter(|bytes| *bytes > 0)
+        .unwrap_or(draft.spec.size_bytes);
     draft.status.size_bytes = begun_bytes.min(room_bytes);
     targets::choose(context, draft);
 }
