@@ -25,6 +25,9 @@ const WARM: usize = 10;
 const TOGETHER: usize = 1_000;
 const AT_A_TIME: usize = 32;
 
+/// Small ones: the pools are small too, and take replicas up to twice their size.
+const VOLUME_BYTES: u64 = 1 << 20;
+
 /// The pause before it is asked again.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -49,7 +52,7 @@ async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
             ..Metadata::default()
         }),
         spec: Some(VolumeSpec {
-            size_bytes: 64 << 20,
+            size_bytes: VOLUME_BYTES,
             policy: Some(VolumePolicy {
                 replicas: Some(3),
                 ..VolumePolicy::default()
