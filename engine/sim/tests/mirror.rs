@@ -15,21 +15,27 @@ use uuid::Uuid;
 /// Seeds that each mistake is looked for with.
 const SEEDS: u64 = 30;
 
-#[test]
-fn a_hundred_seeds_pass() {
-    let scenario = SCENARIOS
-        .iter()
-        .find(|scenario| scenario.name == "mirror")
-        .unwrap();
+fn pass(name: &str, seeds: u64) {
+    let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
     let options = CampaignOptions {
-        seeds: 0..100,
+        seeds: 0..seeds,
         jobs: 2,
         repeat_every: 20,
         failures_max: 1,
     };
     let summary = run_campaign(scenario, &options, |seed| format!("seed {seed}"), |_, _| {});
     assert_eq!(summary.failures, []);
-    assert_eq!((summary.runs, summary.repeated), (100, 5));
+    assert_eq!((summary.runs, summary.repeated), (seeds, seeds / 20));
+}
+
+#[test]
+fn a_hundred_seeds_pass() {
+    pass("mirror", 100);
+}
+
+#[test]
+fn twenty_seeds_with_snapshots_pass() {
+    pass("mirror-snapshots", 20);
 }
 
 /// What a replica makes of each request.

@@ -23,6 +23,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: mirror::run,
     },
     Scenario {
+        name: "mirror-snapshots",
+        about: "the same with replicas in pools: snapshots are cut, given, deleted, and the same everywhere",
+        run: mirror::run_on_pools,
+    },
+    Scenario {
         name: "network-echo",
         about: "clients get back the bytes that they sent, through partitions, resets and crashes",
         run: echo::run,

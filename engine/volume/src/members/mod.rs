@@ -187,7 +187,13 @@ impl Members {
 
     /// Wants a change of the record.
     pub(crate) fn want(&mut self, change: Change) {
-        if self.stopped.is_none() && !self.changes.contains(&change) && self.would_change(&change) {
+        if let Change::RemoveSnapshot(id) = change {
+            self.changes
+                .retain(|other| !matches!(other, Change::AddSnapshot(entry) if entry.id == id));
+        }
+        // What a proposal does cannot be told from the record.
+        let is_open = self.proposal.is_some() || self.would_change(&change);
+        if self.stopped.is_none() && !self.changes.contains(&change) && is_open {
             self.changes.push(change);
         }
     }

@@ -71,6 +71,11 @@ impl Cut {
         }
     }
 
+    /// What replicas know it by.
+    pub fn name(&self) -> Uuid {
+        self.cut
+    }
+
     /// Makes it a snapshot: it is there from then on, whatever happens. One of this name that is there
     /// already stays as it is.
     ///
@@ -158,7 +163,7 @@ impl Mirror {
     /// [`SnapshotError`]; then there is none.
     pub async fn snapshot(&self, id: Uuid) -> Result<(), SnapshotError> {
         if self.core.members.borrow().record().snapshot(id).is_some() {
-            return Ok(());
+            return self.core.confirm_epoch().await;
         }
         let hold = self.hold(self.core.options.hold_limit).await?;
         let cut = hold.cut().await?;
@@ -170,11 +175,19 @@ impl Mirror {
     ///
     /// # Errors
     ///
-    /// [`SnapshotError::Io`] when the volume is not served any more.
+    /// [`SnapshotError::Io`] when the volume is not served any more, or the store does not answer.
     pub async fn delete_snapshot(&self, id: Uuid) -> Result<(), SnapshotError> {
+        let is_there = {
+            let members = self.core.members.borrow();
+            members.record().snapshot(id).is_some() && !members.is_proposing()
+        };
         self.core.decide(Change::RemoveSnapshot(id)).await?;
         self.core.want_sweep();
-        Ok(())
+        match is_there {
+            // The store has just said so.
+            true => Ok(()),
+            false => self.core.confirm_epoch().await,
+        }
     }
 }
 
@@ -207,6 +220,19 @@ pub async fn snapshot_together(volumes: &[(&Mirror, Uuid)]) -> Result<(), Snapsh
 }
 
 impl Core {
+    /// Asks the store whether this is the newest target: else what the record says is of no use.
+    async fn confirm_epoch(&self) -> Result<(), SnapshotError> {
+        let loaded = timeout(self.options.store_timeout, self.store.load(self.volume())).await;
+        match loaded {
+            Ok(Ok(current)) if current.epoch == self.epoch => Ok(()),
+            Ok(Ok(_)) => {
+                self.stop(StopReason::Superseded);
+                Err(SnapshotError::Io(IoError::Fenced))
+            }
+            Ok(Err(_)) | Err(_) => Err(SnapshotError::Io(IoError::NotReady)),
+        }
+    }
+
     /// Has the record changed, and waits until it is or the change is moot.
     pub(super) async fn decide(&self, change: Change) -> Result<(), IoError> {
         self.check_serving()?;

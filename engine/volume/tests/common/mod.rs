@@ -161,7 +161,7 @@ pub struct Cluster {
     on_pools: bool,
 }
 
-async fn make_pool(drive: &Arc<SimDrive>) {
+async fn make_pool(drive: &Arc<SimDrive>, options: &FormatOptions) {
     let queue = drive.clone().attach().await.unwrap();
     let create = CreateOptions {
         overwrite: true,
@@ -171,6 +171,9 @@ async fn make_pool(drive: &Arc<SimDrive>) {
     let pool = pool.await.unwrap();
     let size = VolumeOptions::new(DATA_START + BLOCKS);
     pool.create_volume("replica", &size).await.unwrap();
+    let volume = pool.open_volume("replica").unwrap();
+    Area::format(volume, options).await.map(drop).unwrap();
+    // Nothing of it goes on beside the engine that comes.
     pool.export().await.unwrap();
 }
 
@@ -266,13 +269,14 @@ impl Cluster {
             region_blocks: REGION,
         };
         self.world.block_on(self.reactor, async move {
-            if is_pool {
-                make_pool(&drive).await;
+            match is_pool {
+                true => make_pool(&drive, &options).await,
+                false => {
+                    let device = drive.attach().await.unwrap();
+                    Area::format(device, &options).await.map(drop).unwrap();
+                }
             }
-            let (device, _) = medium_of(drive, is_pool, replica).await;
-            Area::format(device, &options).await.map(drop).unwrap();
         });
-        self.world.run_for(Duration::from_millis(1));
     }
 
     /// A host as of a new process.

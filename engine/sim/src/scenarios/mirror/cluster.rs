@@ -5,32 +5,36 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pollux_device::{Device, Geometry, IoError};
+use pollux_device::{BlockDevice, BlockDeviceExt, Geometry};
+use pollux_hugepages::Buffer;
 use pollux_reactor::sleep;
 use pollux_volume::membership::{
     Epoch, Membership, MembershipStore, MemoryStore, REPLICAS_MAX, ReplicaEntry, ReplicaState,
 };
-use pollux_volume::metadata::{Area, FormatOptions};
-use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, StopReason};
-use pollux_volume::replica::{PlainMedium, ReplicaHost, ReplicaPort};
+use pollux_volume::metadata::FormatOptions;
+use pollux_volume::mirror::MirrorOptions;
+use pollux_volume::replica::ReplicaPort;
 use uuid::Uuid;
 
 use super::Parts;
+use super::backing::Backing;
+use super::snapshots::Book;
 use super::store::SimStore;
+use super::target::Target;
 use super::wire::{HostSlot, LocalPort, RemotePort, serve};
 use crate::drive::{Latency, SimDrive, SimDriveOptions};
-use crate::oracle::{CheckError, CheckedDevice, SharedOracle, UnderWay, Workload};
+use crate::oracle::SharedOracle;
 use crate::random::Random;
-use crate::{Control, MachineId, MachineOptions, SimReactor, SimTask, World};
+use crate::{MachineId, MachineOptions, SimReactor, SimTask, World};
 
-const VOLUME: Uuid = Uuid::from_u128(0x706f_6c6c_7578);
+pub(super) const VOLUME: Uuid = Uuid::from_u128(0x706f_6c6c_7578);
 const PORT: u16 = 4420;
 
 /// Within this time after the last fault all replicas have to be in sync.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(300);
 
 /// Blocks of the volume.
-const BLOCKS: u64 = 96;
+pub(super) const BLOCKS: u64 = 96;
 
 /// Where data begins on drives so small.
 const DATA_START_BYTES: u64 = 16 * 4096;
@@ -40,28 +44,36 @@ pub(super) struct Node {
     pub(super) machine: MachineId,
     pub(super) reactor: SimReactor,
     pub(super) drive: Arc<SimDrive>,
+    pub(super) backing: Backing,
     host: HostSlot,
 }
 
+/// How far the clocks of machines may be off at most: a sixteenth, and a little less.
+const DRIFT_PPB_MAX: u64 = 60_000_000;
+
 /// What targets on all machines share.
 #[derive(Clone)]
-struct Shared {
-    oracle: SharedOracle,
+pub(super) struct Shared {
+    pub(super) oracle: SharedOracle,
     parts: Parts,
     /// The target that the control plane wants; older ones may not know.
-    generation: Rc<Cell<u64>>,
+    pub(super) generation: Rc<Cell<u64>>,
     /// The power of a replica was cut since the volume was opened.
-    power_lost: Rc<Cell<bool>>,
+    pub(super) power_lost: Rc<Cell<bool>>,
     /// Clients that have not ended, or died with their machine.
-    clients: Rc<RefCell<Vec<SimTask<()>>>>,
+    pub(super) clients: Rc<RefCell<Vec<SimTask<()>>>>,
     /// The first thing that was wrong.
-    wrong: Rc<RefCell<Option<String>>>,
+    pub(super) wrong: Rc<RefCell<Option<String>>>,
     /// No more faults.
-    calm: Rc<Cell<bool>>,
-    settled: Rc<Cell<bool>>,
-    options: MirrorOptions,
+    pub(super) calm: Rc<Cell<bool>>,
+    pub(super) settled: Rc<Cell<bool>>,
+    pub(super) options: MirrorOptions,
     region_blocks: u64,
-    replicas: usize,
+    pub(super) replicas: usize,
+    /// What is known of snapshots; `None` where replicas have none.
+    pub(super) book: Option<Rc<Book>>,
+    /// Changes meant for the machine that serves: the node of the newest target.
+    pub(super) serving: Rc<Cell<usize>>,
 }
 
 pub(super) struct Cluster {
@@ -77,11 +89,14 @@ fn id(index: usize) -> Uuid {
     Uuid::from_u128(index as u128 + 1)
 }
 
-fn drive_options(random: &mut Random, block_bytes: u32) -> SimDriveOptions {
-    let options = SimDriveOptions::new(1 << 20, block_bytes).expect("the size and the block size are good");
+fn drive_options(random: &mut Random, block_bytes: u32, on_pools: bool) -> SimDriveOptions {
+    let bytes = if on_pools { 12 << 20 } else { 1 << 20 };
+    let options = SimDriveOptions::new(bytes, block_bytes).expect("the size and the block size are good");
     SimDriveOptions {
         geometry: Geometry {
             volatile_write_cache: random.chance(0.9),
+            // Pools take no drives that tear 4 KiB.
+            atomic_write_blocks: 4096 / block_bytes,
             ..options.geometry
         },
         cache_bytes: random.within(0..=1 << 20),
@@ -94,19 +109,33 @@ fn drive_options(random: &mut Random, block_bytes: u32) -> SimDriveOptions {
 }
 
 impl Cluster {
-    pub(super) fn new(world: World, random: &mut Random, parts: Parts) -> Self {
+    pub(super) fn new(world: World, random: &mut Random, parts: Parts, on_pools: bool) -> Self {
         let store_machine = world.add_machine("store");
-        let block_bytes = if random.chance(0.3) { 512 } else { 4096 };
+        let drive_block_bytes = if random.chance(0.3) { 512 } else { 4096 };
+        let block_bytes = if on_pools { 4096 } else { drive_block_bytes };
+        // Clocks that run as wrong as they may, now and then.
+        let drift_ppb = if random.chance(0.4) {
+            DRIFT_PPB_MAX
+        } else {
+            100_000
+        };
         // One more machine than replicas now and then: its targets have no replica of their own.
         let replicas = random.within(1..=4).max(2) as usize;
         let machines = replicas + usize::from(random.chance(0.3));
         let nodes: Vec<Node> = (0..machines)
-            .map(|_| {
+            .map(|index| {
                 let machine = world.add_machine_with("engine", MachineOptions::seeded(random));
+                world.set_clock_drift(
+                    machine,
+                    random.within(0..=2 * drift_ppb) as i32 - drift_ppb as i32,
+                );
+                let options = drive_options(random, drive_block_bytes, on_pools);
+                let drive = world.add_drive(machine, "drive", options);
                 Node {
                     machine,
                     reactor: world.add_reactor(machine),
-                    drive: world.add_drive(machine, "drive", drive_options(random, block_bytes)),
+                    backing: Backing::new(drive.clone(), on_pools, id(index)),
+                    drive,
                     host: HostSlot::default(),
                 }
             })
@@ -130,9 +159,9 @@ impl Cluster {
         records.swap(record).expect("the record is good");
         let millis = Duration::from_millis;
         let options = MirrorOptions {
-            lease: random.duration(millis(100)..=millis(1000)),
+            lease: random.duration(millis(100)..=millis(1500)),
             request_timeout: random.duration(millis(200)..=millis(2000)),
-            promise_timeout: random.duration(millis(500)..=millis(3000)),
+            promise_timeout: random.duration(millis(300)..=millis(3000)),
             store_timeout: millis(400),
             retry_pause: millis(5),
             rejoin_pause: random.duration(millis(10)..=millis(500)),
@@ -152,6 +181,8 @@ impl Cluster {
             options,
             region_blocks: 1 << random.within(0..=3),
             replicas,
+            book: on_pools.then(Rc::default),
+            serving: Rc::default(),
         };
         let cluster = Self {
             world,
@@ -167,34 +198,31 @@ impl Cluster {
 
     fn format(&self) {
         for (index, node) in self.nodes.iter().enumerate() {
-            let drive = node.drive.clone();
+            let backing = node.backing.clone();
             let options = FormatOptions {
                 volume: VOLUME,
                 replica: id(index),
                 region_blocks: self.shared.region_blocks,
             };
             self.world.block_on(node.reactor, async move {
-                let queue = drive.attach().await.expect("a new drive attaches");
-                drop(
-                    Area::format(queue, &options)
-                        .await
-                        .expect("a good drive can be formatted"),
-                );
+                backing
+                    .format(&options)
+                    .await
+                    .expect("a good drive can be formatted");
             });
+            // What formatted it ends.
+            self.world.run_for(Duration::from_millis(1));
             self.start_host(node);
         }
     }
 
     /// The engine of a machine, after a start.
     fn start_host(&self, node: &Node) {
-        let (drive, host) = (node.drive.clone(), node.host.clone());
+        let (backing, host) = (node.backing.clone(), node.host.clone());
         *host.borrow_mut() = None;
         drop(self.world.spawn(node.reactor, async move {
             loop {
-                let medium = Rc::new(PlainMedium::new(drive.clone()));
-                if let Ok(queue) = drive.clone().attach().await
-                    && let Ok(opened) = ReplicaHost::open(queue, medium).await
-                {
+                if let Ok(opened) = backing.open().await {
                     *host.borrow_mut() = Some(opened);
                     return;
                 }
@@ -211,10 +239,12 @@ impl Cluster {
     }
 
     pub(super) fn crash(&self, node: &Node, crash: crate::Crash) {
-        if crash == crate::Crash::Power {
+        // What a pool has acknowledged and not flushed is in the memory of its process.
+        if crash == crate::Crash::Power || self.shared.book.is_some() {
             self.shared.power_lost.set(true);
         }
         *node.host.borrow_mut() = None;
+        node.backing.close();
         self.world.crash(node.machine, crash);
     }
 
@@ -226,7 +256,7 @@ impl Cluster {
                     true => Rc::new(LocalPort(node.host.clone())),
                     false => Rc::new(RemotePort {
                         address: self.world.tcp(node.machine, PORT),
-                        geometry: node.drive.geometry(),
+                        geometry: node.backing.geometry.clone(),
                     }),
                 };
                 (id(index), (self.shared.parts.port)(port))
@@ -236,14 +266,23 @@ impl Cluster {
 
     /// Has some machine that runs be the target. An older one is told, or not.
     pub(super) fn start_target(&self, random: &mut Random) {
-        let up: Vec<&Node> = self
-            .nodes
-            .iter()
-            .filter(|node| self.world.is_up(node.machine))
-            .collect();
-        let Some(&node) = random.pick(&up) else {
+        let is_up = |index: &usize| {
+            self.nodes
+                .get(*index)
+                .is_some_and(|node| self.world.is_up(node.machine))
+        };
+        let up: Vec<usize> = (0..self.nodes.len()).filter(is_up).collect();
+        if let Some(&index) = random.pick(&up) {
+            self.start_target_on(index, random);
+        }
+    }
+
+    /// Has a machine be the target.
+    pub(super) fn start_target_on(&self, index: usize, random: &mut Random) {
+        let Some(node) = self.nodes.get(index) else {
             return;
         };
+        self.shared.serving.set(index);
         self.shared.generation.set(self.shared.generation.get() + 1);
         self.targets.set(self.targets.get() + 1);
         let store: Rc<dyn MembershipStore> = Rc::new(SimStore {
@@ -277,6 +316,10 @@ impl Cluster {
         self.world.heal();
         for node in &self.nodes {
             node.drive.set_faults(crate::Faults::default());
+            // A pool whose journal could not be written has to be imported again.
+            if self.shared.book.is_some() && self.world.is_up(node.machine) {
+                self.crash(node, crate::Crash::Process);
+            }
             if !self.world.is_up(node.machine) {
                 self.restart(node);
             }
@@ -293,173 +336,75 @@ impl Cluster {
             let record = self.records.get(VOLUME);
             format!("not well after the faults: {limit}; the record is {record:?}")
         })?;
-        self.compare()
+        self.compare()?;
+        self.compare_snapshots()
     }
 
+    /// All replicas hold the same. They are asked as their hosts have them, with all that is in caches.
     fn compare(&self) -> Result<(), String> {
-        let block_bytes = u64::from(
-            self.nodes
-                .first()
-                .map_or(4096, |node| node.drive.geometry().block_bytes),
-        );
-        let content = |node: &Node| {
-            let mut data = vec![0; (BLOCKS * block_bytes) as usize];
-            node.drive.peek(DATA_START_BYTES, &mut data);
-            data
-        };
-        let mut replicas = self.nodes.iter().take(self.shared.replicas).map(content);
-        let first = replicas.next().unwrap_or_default();
-        for (index, other) in replicas.enumerate() {
-            if let Some(byte) = first.iter().zip(&other).position(|(one, other)| one != other) {
-                let block = byte as u64 / block_bytes;
-                return Err(format!(
-                    "replica {} differs from the first in block {block}",
-                    index + 1
-                ));
+        let mut first: Option<Vec<u8>> = None;
+        for (index, node) in self.nodes.iter().enumerate().take(self.shared.replicas) {
+            let device = node.backing.device().ok_or("a replica is not open")?;
+            let data = self.world.block_on(node.reactor, read_data(device))?;
+            let first = first.get_or_insert_with(|| data.clone());
+            if let Some(byte) = first.iter().zip(&data).position(|(one, other)| one != other) {
+                let block = byte / self.block_bytes();
+                return Err(format!("replica {index} differs from the first in block {block}"));
             }
+        }
+        Ok(())
+    }
+
+    fn block_bytes(&self) -> usize {
+        self.nodes
+            .first()
+            .map_or(4096, |node| node.backing.geometry.get().block_bytes as usize)
+    }
+
+    /// Every snapshot is on the replicas that the record names, as it was when it was cut, and nothing else
+    /// is.
+    fn compare_snapshots(&self) -> Result<(), String> {
+        let Some(book) = &self.shared.book else {
+            return Ok(());
+        };
+        let record = self.records.get(VOLUME).map_err(|error| error.to_string())?;
+        book.check_record(&record)?;
+        for (index, node) in self.nodes.iter().enumerate().take(self.shared.replicas) {
+            let Some(host) = node.host.borrow().clone() else {
+                return Err("a host is gone".to_owned());
+            };
+            let (book, record) = (book.clone(), record.clone());
+            let checked = self.world.block_on(node.reactor, async move {
+                book.check_replica(&host, &record, index).await
+            });
+            checked.map_err(|error| format!("replica {index}: {error}"))?;
         }
         Ok(())
     }
 }
 
-/// A target of the volume, and its clients.
-struct Target {
-    shared: Shared,
-    store: Rc<dyn MembershipStore>,
-    ports: Vec<(Uuid, Rc<dyn ReplicaPort>)>,
-    generation: u64,
-    /// It stops when another one is wanted, before that finds a way to tell.
-    leaves_when_told: bool,
-    control: Control,
-    reactor: SimReactor,
-    random: Random,
+/// All data of a replica.
+pub(super) async fn read_data(device: Rc<dyn BlockDevice>) -> Result<Vec<u8>, String> {
+    let geometry = device.geometry();
+    let block_bytes = u64::from(geometry.block_bytes);
+    let first = DATA_START_BYTES / block_bytes;
+    let mut data = Vec::new();
+    for block in 0..BLOCKS {
+        let into = Buffer::from_heap(block_bytes as usize);
+        let read = device.read(first + block, into).await;
+        data.extend_from_slice(&read.map_err(|error| format!("block {block}: {error}"))?);
+    }
+    Ok(data)
 }
 
-impl Target {
-    async fn run(mut self) {
-        while self.generation == self.shared.generation.get() {
-            let opening = Mirror::open(
-                self.shared.options.clone(),
-                self.store.clone(),
-                VOLUME,
-                &self.ports,
-            );
-            match opening.await {
-                Ok(mirror) => {
-                    if self.serve(mirror).await == Some(StopReason::Superseded) {
-                        return;
-                    }
-                }
-                Err(OpenError::Superseded) if !self.shared.calm.get() => return,
-                Err(_) => {}
-            }
-            let pause = self.random.duration(Duration::ZERO..=Duration::from_millis(500));
-            sleep(pause).await;
-        }
+impl Cluster {
+    /// Whether replicas are volumes of pools.
+    pub(super) fn on_pools(&self) -> bool {
+        self.shared.book.is_some()
     }
 
-    async fn serve(&mut self, mirror: Mirror) -> Option<StopReason> {
-        self.opened();
-        let device = mirror.device();
-        if self.shared.calm.get() {
-            self.settle(&mirror).await;
-        }
-        for _ in 0..self.random.within(1..=3) {
-            let checked = CheckedDevice::remote(device.clone(), self.shared.oracle.clone());
-            let mut random = self.control.random("client", self.random.u64());
-            let shared = self.shared.clone();
-            let client = async move {
-                // Few blocks and no pause make clients meet.
-                let is_close = random.chance(0.4);
-                let blocks = random.within(1..=if is_close { 4 } else { BLOCKS / 2 });
-                let start = if is_close {
-                    0
-                } else {
-                    random.below(BLOCKS - blocks)
-                };
-                let pause = Duration::from_millis(if is_close { 1 } else { 20 });
-                let mixed = Workload {
-                    flushes: random.within(1..=6),
-                    pause: random.duration(Duration::ZERO..=pause),
-                    ..Workload::mixed(start..start + blocks, 1)
-                };
-                // Some only read: no write keeps them from going on when the target is cut off.
-                let workload = match random.chance(0.4) {
-                    true => Workload {
-                        writes: 0,
-                        forced_writes: 0,
-                        flushes: 0,
-                        zeroes: 0,
-                        deallocates: 0,
-                        ..mixed
-                    },
-                    false => mixed,
-                };
-                for _ in 0..random.within(1..=if is_close { 600 } else { 400 }) {
-                    match workload.run(&checked, &mut random, |error| !is_end(error)).await {
-                        Ok(_) => {}
-                        Err(CheckError::Io(_)) => return,
-                        Err(wrong) => {
-                            shared.wrong.borrow_mut().get_or_insert(wrong.to_string());
-                            return;
-                        }
-                    }
-                }
-            };
-            self.shared
-                .clients
-                .borrow_mut()
-                .push(self.control.spawn(self.reactor, client));
-        }
-        loop {
-            sleep(Duration::from_millis(20)).await;
-            let is_wanted = self.generation == self.shared.generation.get();
-            if mirror.stopped().is_some() || (!is_wanted && self.leaves_when_told) {
-                return mirror.stopped();
-            }
-        }
+    /// The machine of the newest target.
+    pub(super) fn serving(&self) -> usize {
+        self.shared.serving.get()
     }
-
-    /// The volume is open: what it means for what was before.
-    fn opened(&self) {
-        let mut clients = self.shared.clients.borrow_mut();
-        clients.retain(|client| !client.is_ended());
-        let mut oracle = self.shared.oracle.borrow_mut();
-        if self.shared.power_lost.replace(false) {
-            oracle.power_cut(UnderWay::Remains);
-        }
-        if clients.is_empty() {
-            // Nobody is left who could do it, and what was on its way was drained.
-            oracle.clients_lost();
-        }
-    }
-
-    /// All replicas are back, everything is there, and nothing is left to do.
-    async fn settle(&mut self, mirror: &Mirror) {
-        while mirror.membership().in_sync().len() < self.shared.replicas {
-            if mirror.stopped().is_some() {
-                return;
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-        let checked = CheckedDevice::remote(mirror.device(), self.shared.oracle.clone());
-        let read = checked.read_all().await;
-        match read {
-            Ok(()) => {
-                sleep(self.shared.options.retire_interval * 3).await;
-                self.shared.settled.set(true);
-            }
-            Err(CheckError::Io(error)) if is_end(error) => {}
-            Err(wrong) => {
-                self.shared.wrong.borrow_mut().get_or_insert(wrong.to_string());
-            }
-        }
-        // Nothing may be changed any more by those who compare the replicas.
-        std::future::pending().await
-    }
-}
-
-/// The target is of no more use to its clients.
-fn is_end(error: IoError) -> bool {
-    matches!(error, IoError::Fenced | IoError::Gone)
 }

@@ -19,7 +19,7 @@ impl Cluster {
         random.shuffle(&mut others);
         others.truncate(random.within(1..=3) as usize);
         let one = [node.machine];
-        match random.below(20) {
+        match random.below(23) {
             0 => self.world.partition(&one, &others),
             1 => self.world.partition_one_way(&one, &others),
             2 => self.world.partition_one_way(&others, &one),
@@ -49,7 +49,8 @@ impl Cluster {
                 self.start_target(random);
             }
             10 => node.drive.set_faults(faults(random)),
-            11 => {
+            // A drive never says so, and a pool takes it for a broken one: it is a pool that has no room.
+            11 if !self.on_pools() => {
                 let error = pollux_device::IoError::CapacityExceeded;
                 node.drive
                     .fail_nth(Operation::Write, random.within(1..=20), Fault::Error(error));
@@ -60,8 +61,36 @@ impl Cluster {
                     .fail_nth(Operation::Write, random.within(1..=20), Fault::Delay(span));
             }
             13 | 14 => self.start_target(random),
+            15..=17 => self.take_over_unheard(random),
             _ => self.mend(random),
         }
+    }
+
+    /// The machine that serves is cut off, or does not hear or is not heard, and another one takes over. Its
+    /// clients go on with it.
+    fn take_over_unheard(&self, random: &mut Random) {
+        let old = self.serving();
+        let Some(node) = self.nodes.get(old) else {
+            return;
+        };
+        let mut others: Vec<MachineId> = self.nodes.iter().map(|node| node.machine).collect();
+        others.push(self.store_machine);
+        others.retain(|other| *other != node.machine);
+        match random.below(4) {
+            0 => self.world.partition_one_way(&[node.machine], &others),
+            1 => self.world.partition_one_way(&others, &[node.machine]),
+            _ => self.world.partition(&[node.machine], &others),
+        }
+        let is_fit = |index: &usize| {
+            let candidate = self.nodes.get(*index);
+            *index != old && candidate.is_some_and(|candidate| self.world.is_up(candidate.machine))
+        };
+        let fit: Vec<usize> = (0..self.nodes.len()).filter(is_fit).collect();
+        if let Some(&index) = random.pick(&fit) {
+            self.start_target_on(index, random);
+        }
+        let span = random.duration(Duration::from_millis(500)..=Duration::from_secs(4));
+        self.world.run_for(span);
     }
 
     fn mend(&self, random: &mut Random) {

@@ -7,9 +7,12 @@
 //! When the power of a machine with a replica was cut, writes that were acknowledged and not flushed may be
 //! gone once the volume is opened anew; not before.
 
+mod backing;
 mod cluster;
 mod disturb;
+mod snapshots;
 mod store;
+mod target;
 mod wire;
 
 use std::rc::Rc;
@@ -46,15 +49,24 @@ pub(super) fn run(run: &Run) -> Result<Finished, String> {
     exercise_mirror(run, Parts::default())
 }
 
+/// The same with replicas on volumes of pools, and snapshots all the while.
+pub(super) fn run_on_pools(run: &Run) -> Result<Finished, String> {
+    exercise(run, Parts::default(), true)
+}
+
 /// Has clients use a replicated volume while everything fails; checks every read.
 ///
 /// # Errors
 ///
 /// What was wrong.
 pub fn exercise_mirror(run: &Run, parts: Parts) -> Result<Finished, String> {
+    exercise(run, parts, false)
+}
+
+fn exercise(run: &Run, parts: Parts, on_pools: bool) -> Result<Finished, String> {
     let world = run.world(WorldOptions::default());
     let mut random = world.random("scenario", 0);
-    let cluster = Cluster::new(world, &mut random, parts);
+    let cluster = Cluster::new(world, &mut random, parts, on_pools);
     cluster.start_target(&mut random);
     for _ in 0..random.within(5..=25) {
         cluster

@@ -449,7 +449,8 @@ impl Client {
 /// A session over the network. Closed when it is dropped.
 struct RemoteSession {
     client: Rc<Client>,
-    geometry: Geometry,
+    /// It grows.
+    geometry: Rc<Cell<Geometry>>,
 }
 
 impl Drop for RemoteSession {
@@ -460,7 +461,7 @@ impl Drop for RemoteSession {
 
 impl BlockDevice for RemoteSession {
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.geometry.get()
     }
 
     fn submit(&self, request: Request) -> Completion {
@@ -491,7 +492,7 @@ impl BlockDevice for RemoteSession {
 #[derive(Clone)]
 pub(super) struct RemotePort {
     pub(super) address: Address,
-    pub(super) geometry: Geometry,
+    pub(super) geometry: Rc<Cell<Geometry>>,
 }
 
 impl RemotePort {
@@ -501,7 +502,7 @@ impl RemotePort {
         let client = Rc::new(Client::default());
         let session = RemoteSession {
             client: client.clone(),
-            geometry: self.geometry,
+            geometry: self.geometry.clone(),
         };
         let pumped = client.clone();
         spawn(async move {

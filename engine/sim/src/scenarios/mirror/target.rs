@@ -1,0 +1,195 @@
+//! Targets on any machine, and their clients.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use pollux_device::IoError;
+use pollux_reactor::sleep;
+use pollux_volume::membership::MembershipStore;
+use pollux_volume::mirror::{Mirror, OpenError, StopReason};
+use pollux_volume::replica::ReplicaPort;
+use uuid::Uuid;
+
+use super::cluster::{BLOCKS, Shared, VOLUME};
+use crate::oracle::{CheckError, CheckedDevice, UnderWay, Workload};
+use crate::random::Random;
+use crate::{Control, SimReactor};
+
+/// Blocks that many clients use.
+const HOT_BLOCKS: u64 = 4;
+
+/// A target of the volume, and its clients.
+pub(super) struct Target {
+    pub(super) shared: Shared,
+    pub(super) store: Rc<dyn MembershipStore>,
+    pub(super) ports: Vec<(Uuid, Rc<dyn ReplicaPort>)>,
+    pub(super) generation: u64,
+    /// It stops when another one is wanted, before that finds a way to tell.
+    pub(super) leaves_when_told: bool,
+    pub(super) control: Control,
+    pub(super) reactor: SimReactor,
+    pub(super) random: Random,
+}
+
+impl Target {
+    pub(super) async fn run(mut self) {
+        while self.generation == self.shared.generation.get() {
+            let opening = Mirror::open(
+                self.shared.options.clone(),
+                self.store.clone(),
+                VOLUME,
+                &self.ports,
+            );
+            match opening.await {
+                Ok(mirror) => {
+                    if self.serve(mirror).await == Some(StopReason::Superseded) {
+                        return;
+                    }
+                }
+                Err(OpenError::Superseded) if !self.shared.calm.get() => return,
+                Err(_) => {}
+            }
+            let pause = self.random.duration(Duration::ZERO..=Duration::from_millis(500));
+            sleep(pause).await;
+        }
+    }
+
+    async fn serve(&mut self, mirror: Mirror) -> Option<StopReason> {
+        self.opened();
+        let device = mirror.device();
+        if self.shared.calm.get() {
+            self.settle(&mirror).await;
+        }
+        for _ in 0..self.random.within(1..=3) {
+            let checked = CheckedDevice::remote(device.clone(), self.shared.oracle.clone());
+            let mut random = self.control.random("client", self.random.u64());
+            let shared = self.shared.clone();
+            let client = async move {
+                // Few blocks and no pause make clients meet.
+                let is_close = random.chance(0.4);
+                let blocks = random.within(1..=if is_close { HOT_BLOCKS } else { BLOCKS / 2 });
+                let start = if is_close {
+                    0
+                } else {
+                    random.below(BLOCKS - blocks)
+                };
+                let pause = Duration::from_millis(if is_close { 1 } else { 20 });
+                let mixed = Workload {
+                    flushes: random.within(1..=6),
+                    pause: random.duration(Duration::ZERO..=pause),
+                    ..Workload::mixed(start..start + blocks, 1)
+                };
+                // Some only read: no write keeps them from going on when the target is cut off.
+                let workload = match random.chance(0.4) {
+                    true => Workload {
+                        writes: 0,
+                        forced_writes: 0,
+                        flushes: 0,
+                        zeroes: 0,
+                        deallocates: 0,
+                        ..mixed
+                    },
+                    false => mixed,
+                };
+                for _ in 0..random.within(1..=if is_close { 600 } else { 400 }) {
+                    match workload.run(&checked, &mut random, |error| !is_end(error)).await {
+                        Ok(_) => {}
+                        Err(CheckError::Io(_)) => return,
+                        Err(wrong) => {
+                            shared.wrong.borrow_mut().get_or_insert(wrong.to_string());
+                            return;
+                        }
+                    }
+                }
+            };
+            self.shared
+                .clients
+                .borrow_mut()
+                .push(self.control.spawn(self.reactor, client));
+        }
+        if self.random.chance(0.5) {
+            self.watch(&mirror);
+        }
+        loop {
+            sleep(Duration::from_millis(20)).await;
+            if let Some(book) = self.shared.book.clone() {
+                book.manage(&mirror, &self.ports, &self.shared.oracle, &mut self.random)
+                    .await;
+            }
+            let is_wanted = self.generation == self.shared.generation.get();
+            if mirror.stopped().is_some() || (!is_wanted && self.leaves_when_told) {
+                return mirror.stopped();
+            }
+        }
+    }
+
+    /// Reads what others write, until the target stops: it must not be what was there before an acknowledged
+    /// write, whoever served that.
+    fn watch(&mut self, mirror: &Mirror) {
+        let checked = CheckedDevice::remote(mirror.device(), self.shared.oracle.clone());
+        let mut random = self.control.random("watch", self.random.u64());
+        let shared = self.shared.clone();
+        let watcher = async move {
+            loop {
+                sleep(random.duration(Duration::ZERO..=Duration::from_millis(30))).await;
+                if shared.calm.get() {
+                    return;
+                }
+                match checked.read(random.below(HOT_BLOCKS), 1).await {
+                    Err(CheckError::Io(error)) if is_end(error) => return,
+                    Ok(()) | Err(CheckError::Io(_)) => {}
+                    Err(wrong) => {
+                        shared.wrong.borrow_mut().get_or_insert(wrong.to_string());
+                        return;
+                    }
+                }
+            }
+        };
+        let task = self.control.spawn(self.reactor, watcher);
+        self.shared.clients.borrow_mut().push(task);
+    }
+
+    /// The volume is open: what it means for what was before.
+    fn opened(&self) {
+        let mut clients = self.shared.clients.borrow_mut();
+        clients.retain(|client| !client.is_ended());
+        let mut oracle = self.shared.oracle.borrow_mut();
+        if self.shared.power_lost.replace(false) {
+            oracle.power_cut(UnderWay::Remains);
+        }
+        if clients.is_empty() {
+            // Nobody is left who could do it, and what was on its way was drained.
+            oracle.clients_lost();
+        }
+    }
+
+    /// All replicas are back, everything is there, and nothing is left to do.
+    async fn settle(&mut self, mirror: &Mirror) {
+        while mirror.membership().in_sync().len() < self.shared.replicas {
+            if mirror.stopped().is_some() {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        let checked = CheckedDevice::remote(mirror.device(), self.shared.oracle.clone());
+        let read = checked.read_all().await;
+        match read {
+            Ok(()) => {
+                sleep(self.shared.options.retire_interval * 3).await;
+                self.shared.settled.set(true);
+            }
+            // The target stopped meanwhile: it is opened anew.
+            Err(CheckError::Io(error)) if is_end(error) => return,
+            Err(wrong) => {
+                self.shared.wrong.borrow_mut().get_or_insert(wrong.to_string());
+            }
+        }
+        // Nothing may be changed any more by those who compare the replicas.
+        std::future::pending().await
+    }
+}
+
+/// The target is of no more use to its clients.
+fn is_end(error: IoError) -> bool {
+    matches!(error, IoError::Fenced | IoError::Gone)
+}
