@@ -41,6 +41,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             ".pollux.engine.v1.Volume.kind",
             "#[serde(serialize_with = \"crate::text::volume_kind\")]",
         )
+        .field_attribute(
+            ".pollux.engine.v1.PoolDevice.state",
+            "#[serde(serialize_with = \"crate::text::pool_device_state\")]",
+        )
         .compile_well_known_types(true)
         .extern_path(".google.protobuf", "::pbjson_types")
         .btree_map(".pollux.control.v1")

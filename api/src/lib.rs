@@ -50,10 +50,15 @@ pub mod etcd {
 mod text {
     use serde::Serializer;
 
-    use crate::engine::v1::VolumeKind;
+    use crate::engine::v1::{PoolDeviceState, VolumeKind};
 
     pub(crate) fn volume_kind<S: Serializer>(kind: &i32, serializer: S) -> Result<S::Ok, S::Error> {
         let known = VolumeKind::try_from(*kind).unwrap_or(VolumeKind::Unspecified);
+        serializer.serialize_str(known.as_str_name())
+    }
+
+    pub(crate) fn pool_device_state<S: Serializer>(state: &i32, serializer: S) -> Result<S::Ok, S::Error> {
+        let known = PoolDeviceState::try_from(*state).unwrap_or(PoolDeviceState::Unspecified);
         serializer.serialize_str(known.as_str_name())
     }
 }

@@ -46,6 +46,63 @@ fn a_pool_lives_from_its_making_to_its_end() {
 }
 
 #[test]
+fn devices_come_go_and_grow() {
+    let files = [
+        PoolFile::new(POOL_BYTES),
+        PoolFile::new(POOL_BYTES),
+        PoolFile::new(2 * POOL_BYTES),
+    ];
+    let [first, second, third] = files.each_ref().map(PoolFile::uri);
+    succeed(&["pool", "create", "tank", &first, "--journal", "4MiB"]);
+    let on = |devices: &[&String], arguments: &[&str]| {
+        let devices: Vec<&str> = devices.iter().map(|uri| uri.as_str()).collect();
+        run(&[arguments, &["--pool", &devices.join(",")]].concat())
+    };
+    let shown = |answer: std::process::Output| json(&succeeded(&answer));
+    succeeded(&on(&[&first], &["volume", "create", "tank/db", "16MiB"]));
+
+    let pool = shown(on(&[&first], &["pool", "add", "tank", &second, "-o", "json"]));
+    assert_eq!(pool["total_bytes"], 2 * POOL_BYTES);
+    assert_eq!(
+        (&pool["members"][1]["uri"], &pool["members"][1]["has_journal"]),
+        (&second.as_str().into(), &true.into())
+    );
+    contains(
+        &refused(&on(&[&first], &["pool", "show", "tank"])),
+        &["is missing"],
+    );
+    contains(
+        &refused(&on(&[&first, &second], &["pool", "remove", "tank", "7"])),
+        &["has no device 7"],
+    );
+
+    let both = [&first, &second];
+    let pool = shown(on(&both, &["pool", "replace", "tank", "0", &third, "-o", "json"]));
+    assert_eq!(pool["members"][0]["uri"], third.as_str());
+    assert_eq!(pool["members"][0]["device_bytes"], 2 * POOL_BYTES);
+    contains(&refused(&run(&["pool", "import", &first])), &["holds no pool"]);
+
+    let both = [&third, &second];
+    let pool = shown(on(&both, &["pool", "grow", "tank", "-o", "json"]));
+    assert_eq!(pool["total_bytes"], 3 * POOL_BYTES);
+    let lines = succeeded(&on(&both, &["pool", "remove", "tank", "1"]));
+    contains(&lines, &["0: ", &third, "128 MiB"]);
+    contains(
+        &refused(&on(&[&third], &["pool", "remove", "tank", "0"])),
+        &["is the only one"],
+    );
+    contains(
+        &succeeded(&on(&[&third], &["volume", "list", "tank"])),
+        &["tank/db"],
+    );
+    contains(
+        &succeeded(&on(&[&third], &["pool", "check", "tank"])),
+        &["is sound"],
+    );
+    contains(&refused(&run(&["pool", "import", &second])), &["holds no pool"]);
+}
+
+#[test]
 fn a_volume_lives_from_its_making_to_its_end() {
     let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
     let volume = |arguments: &[&str]| file.command(&[&["volume"], arguments].concat());

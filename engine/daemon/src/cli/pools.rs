@@ -124,6 +124,76 @@ pub enum PoolCommand {
         #[arg(short, long, value_name = "FORMAT", default_value = "table")]
         output: Output,
     },
+    /// Use all of the devices of a pool that have become larger, while volumes are in use.
+    Grow {
+        /// Its name.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// Where it is.
+        #[command(flatten)]
+        place: Place,
+        /// How to print it.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+    /// Add a device to a pool, while volumes are in use. What is on the device is lost.
+    Add {
+        /// The name of the pool.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The device.
+        #[arg(value_name = "DEVICE_URI")]
+        device: String,
+        /// Its content may be lost.
+        #[arg(long)]
+        overwrite: bool,
+        /// Where the pool is.
+        #[command(flatten)]
+        place: Place,
+        /// How to print it.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+    /// Copy a device of a pool to another one and take that in its place, while volumes are in use.
+    Replace {
+        /// The name of the pool.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The number of the device that goes, as `show` tells it.
+        #[arg(value_name = "NUMBER")]
+        number: u8,
+        /// The device that comes: as large as the other, or larger.
+        #[arg(value_name = "DEVICE_URI")]
+        device: String,
+        /// What is on that may be lost.
+        #[arg(long)]
+        overwrite: bool,
+        /// Where the pool is.
+        #[command(flatten)]
+        place: Place,
+        /// How to print it.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
+    /// Move everything from a device of a pool to the others and take it out, while volumes are in use. Begun
+    /// again after an interruption it goes on.
+    Remove {
+        /// The name of the pool.
+        #[arg(value_name = "NAME")]
+        name: String,
+        /// The number of the device, as `show` tells it.
+        #[arg(value_name = "NUMBER")]
+        number: u8,
+        /// The device is to stay after all.
+        #[arg(long)]
+        call_off: bool,
+        /// Where the pool is.
+        #[command(flatten)]
+        place: Place,
+        /// How to print it.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
+    },
     /// Wipe the labels of a pool: it is no more, and its data is lost.
     Destroy {
         /// Its name.

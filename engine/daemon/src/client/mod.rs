@@ -1,5 +1,6 @@
 //! Commands that ask a running engine by its control interface, or do without one.
 
+mod devices;
 mod local;
 mod pools;
 mod progress;

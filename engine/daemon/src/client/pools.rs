@@ -11,6 +11,7 @@ use serde::Serialize;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::devices;
 use super::local::Local;
 use super::progress::Progress;
 use super::{ClientError, channel};
@@ -93,6 +94,10 @@ pub async fn pool(arguments: &PoolArguments, into: &mut impl Write) -> Result<bo
         | PoolCommand::Show { place, .. }
         | PoolCommand::Check { place, .. }
         | PoolCommand::Scrub { place, .. }
+        | PoolCommand::Grow { place, .. }
+        | PoolCommand::Add { place, .. }
+        | PoolCommand::Replace { place, .. }
+        | PoolCommand::Remove { place, .. }
         | PoolCommand::Destroy { place, .. } => Reached::at(place).await?,
     };
     let done = pool_command(&arguments.command, &reached, into).await;
@@ -186,6 +191,15 @@ async fn pool_command(
                 Output::Table => scrub_lines(name, &report, into)?,
             }
             return Ok(report.bad_block_count == 0 && report.lost_pages == 0);
+        }
+        PoolCommand::Grow { .. }
+        | PoolCommand::Add { .. }
+        | PoolCommand::Replace { .. }
+        | PoolCommand::Remove { .. } => {
+            let pool = devices::change(command, client).await.map_err(refused)?;
+            if let Some((pool, output)) = pool {
+                show(Some(pool), output, into, pool_lines)?;
+            }
         }
         PoolCommand::Destroy { name, .. } => {
             let progress = Progress::new("destroying the pool");
@@ -546,16 +560,43 @@ fn pool_table(pools: &[api::Pool], mut into: &mut dyn Write) -> io::Result<()> {
     table.write(0, &mut into)
 }
 
+/// What volumes would take if they were full, and how often the pool has that.
+fn promised(pool: &api::Pool) -> String {
+    let promised = size(pool.provisioned_bytes);
+    match pool.total_bytes {
+        0 => promised,
+        total => {
+            let ratio = pool.provisioned_bytes as f64 / total as f64;
+            format!("{promised}, {ratio:.2} times its size")
+        }
+    }
+}
+
+/// A line for each device, below one another.
+fn member_lines(pool: &api::Pool) -> String {
+    let lines = pool.members.iter().map(|member| {
+        let mut line = format!("{}: {}, {}", member.number, member.uri, size(member.size_bytes));
+        if member.state() == api::PoolDeviceState::Draining {
+            line.push_str(", being removed");
+        }
+        if member.device_bytes > member.size_bytes {
+            line.push_str(&format!(", can grow to {}", size(member.device_bytes)));
+        }
+        line
+    });
+    lines.collect::<Vec<_>>().join("\n                ")
+}
+
 fn pool_lines(pool: &api::Pool) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("name", pool.name.clone()),
         ("uuid", pool.uuid.clone()),
-        ("devices", pool.devices.join("\n                ")),
+        ("devices", member_lines(pool)),
         ("size", size(pool.total_bytes)),
         ("free", size(pool.free_bytes)),
         ("free soon", size(pool.freeing_bytes)),
         ("metadata", size(pool.metadata_bytes)),
-        ("promised", size(pool.provisioned_bytes)),
+        ("promised", promised(pool)),
         ("volumes", pool.volumes.to_string()),
         ("snapshots", pool.snapshots.to_string()),
         ("being deleted", pool.deleting.to_string()),

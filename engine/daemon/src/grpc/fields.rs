@@ -62,6 +62,18 @@ pub(super) fn uuid(name: &str, text: &str) -> Checked<Uuid> {
     }
 }
 
+/// The number of a device of a pool.
+pub(super) fn device_number(name: &str, number: u32) -> Checked<u8> {
+    let max = pollux_pool::layout::DEVICES_MAX;
+    match u8::try_from(number) {
+        Ok(small) if usize::from(small) < max => Ok(small),
+        _ => Err(field(
+            name,
+            &format!("{number} is no number of a device: 0 to {}", max - 1),
+        )),
+    }
+}
+
 /// URIs of devices: some, not too many, none twice.
 pub(super) fn devices(name: &str, uris: Vec<String>) -> Checked<Vec<String>> {
     let max = pollux_pool::layout::DEVICES_MAX;

@@ -4,6 +4,7 @@
 //! owner alone; TCP is refused anywhere but on the loopback interface ([`ControlAddress`]).
 
 mod accept;
+mod devices;
 mod fields;
 mod pools;
 mod replicas;

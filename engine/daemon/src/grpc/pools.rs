@@ -6,14 +6,15 @@ use std::sync::Arc;
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::pools_server;
 use pollux_device::ByteSize;
+use pollux_pool::layout::superblock::DeviceState;
 use pollux_pool::layout::volume::VolumeKind;
-use pollux_pool::{CheckReport, Pool, ScrubOptions};
+use pollux_pool::{CheckReport, DeviceStatus, Pool, ScrubOptions};
 use tokio::task::JoinError;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{fields, scrub, status};
-use crate::pools::{NewPool, OpenPool, Pools, PoolsError};
+use super::{devices, fields, scrub, status};
+use crate::pools::{NewDevice, NewPool, OpenPool, Pools, PoolsError};
 use crate::settings::PoolSettings;
 
 /// Things that a check tells one by one.
@@ -31,25 +32,53 @@ impl PoolsService {
     pub(super) fn new(pools: Arc<Pools>) -> Self {
         Self { pools }
     }
+}
 
-    async fn describe(&self, pool: &OpenPool) -> Result<api::Pool, Status> {
-        let counted = pool.shared.call(|pool| async move { count(&pool) });
-        let counted = counted.await.map_err(|error| failed(PoolsError::from(error)))?;
-        let report = &pool.report;
-        Ok(api::Pool {
-            name: pool.shared.name().to_owned(),
-            uuid: pool.shared.uuid().to_string(),
-            devices: pool.uris.iter().map(ToString::to_string).collect(),
-            reactor: pool.shared.owner().id().0,
-            import: Some(api::ImportReport {
-                was_exported: report.was_exported,
-                journal_blocks: report.journal_blocks,
-                records: report.records,
-                newer_blocks: report.newer_blocks,
-                unreadable_blocks: report.unreadable.len() as u64,
-            }),
-            ..counted
-        })
+/// A pool as it is open now.
+async fn describe(pool: &OpenPool) -> Result<api::Pool, Status> {
+    let counted = pool
+        .shared
+        .call(|pool| async move { (count(&pool), pool.devices()) });
+    let (counted, members) = counted.await.map_err(|error| failed(PoolsError::from(error)))?;
+    let report = &pool.report;
+    Ok(api::Pool {
+        name: pool.shared.name().to_owned(),
+        uuid: pool.shared.uuid().to_string(),
+        devices: pool.uris.iter().map(ToString::to_string).collect(),
+        reactor: pool.shared.owner().id().0,
+        import: Some(api::ImportReport {
+            was_exported: report.was_exported,
+            journal_blocks: report.journal_blocks,
+            records: report.records,
+            newer_blocks: report.newer_blocks,
+            unreadable_blocks: report.unreadable.len() as u64,
+        }),
+        members: members
+            .iter()
+            .map(|member| describe_member(pool, member))
+            .collect(),
+        ..counted
+    })
+}
+
+fn describe_member(pool: &OpenPool, member: &DeviceStatus) -> api::PoolDevice {
+    let state = match member.state {
+        DeviceState::InUse => api::PoolDeviceState::InUse,
+        DeviceState::Draining => api::PoolDeviceState::Draining,
+        DeviceState::Absent => api::PoolDeviceState::Unspecified,
+    };
+    api::PoolDevice {
+        number: member.number.into(),
+        uuid: member.uuid.to_string(),
+        uri: pool
+            .uri_of(member.uuid)
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        state: state.into(),
+        size_bytes: member.size_bytes,
+        device_bytes: member.device_bytes,
+        free_bytes: member.free_bytes,
+        has_journal: member.has_journal,
     }
 }
 
@@ -81,6 +110,8 @@ fn count(pool: &Rc<Pool>) -> api::Pool {
 #[tonic::async_trait]
 impl pools_server::Pools for PoolsService {
     type ScrubPoolStream = ReceiverStream<Result<api::ScrubPoolResponse, Status>>;
+    type ReplacePoolDeviceStream = ReceiverStream<devices::Answer>;
+    type RemovePoolDeviceStream = ReceiverStream<devices::Answer>;
 
     async fn create_pool(
         &self,
@@ -104,7 +135,7 @@ impl pools_server::Pools for PoolsService {
         let pools = self.pools.clone();
         // On a task of its own: a caller that hangs up must not leave a change half done.
         let created = tokio::spawn(async move { pools.create(&new).await }).await;
-        let pool = self.describe(&finished(created)?).await?;
+        let pool = describe(&finished(created)?).await?;
         Ok(Response::new(api::CreatePoolResponse { pool: Some(pool) }))
     }
 
@@ -115,7 +146,7 @@ impl pools_server::Pools for PoolsService {
         let devices = fields::devices("devices", request.into_inner().devices)?;
         let pools = self.pools.clone();
         let imported = tokio::spawn(async move { pools.import(&PoolSettings::new(devices)).await }).await;
-        let pool = self.describe(&finished(imported)?).await?;
+        let pool = describe(&finished(imported)?).await?;
         Ok(Response::new(api::ImportPoolResponse { pool: Some(pool) }))
     }
 
@@ -141,7 +172,7 @@ impl pools_server::Pools for PoolsService {
         let (page, next_page_token) = fields::page(after.collect(), size, |pool| pool.shared.name());
         let mut pools = Vec::new();
         for pool in &page {
-            pools.push(self.describe(pool).await?);
+            pools.push(describe(pool).await?);
         }
         Ok(Response::new(api::ListPoolsResponse {
             pools,
@@ -155,7 +186,7 @@ impl pools_server::Pools for PoolsService {
     ) -> Result<Response<api::GetPoolResponse>, Status> {
         let name = fields::name("name", request.into_inner().name)?;
         let pool = self.pools.get(&name).map_err(failed)?;
-        let pool = Some(self.describe(&pool).await?);
+        let pool = Some(describe(&pool).await?);
         Ok(Response::new(api::GetPoolResponse { pool }))
     }
 
@@ -195,6 +226,64 @@ impl pools_server::Pools for PoolsService {
         Ok(Response::new(stream))
     }
 
+    async fn grow_pool(
+        &self,
+        request: Request<api::GrowPoolRequest>,
+    ) -> Result<Response<api::GrowPoolResponse>, Status> {
+        let name = fields::name("name", request.into_inner().name)?;
+        let (pools, grown) = (self.pools.clone(), name.clone());
+        let grown = finished(tokio::spawn(async move { pools.grow(&grown).await }).await)?;
+        let pool = self.pools.get(&name).map_err(failed)?;
+        Ok(Response::new(api::GrowPoolResponse {
+            pool: Some(describe(&pool).await?),
+            grown: grown.into_iter().map(u32::from).collect(),
+        }))
+    }
+
+    async fn add_pool_device(
+        &self,
+        request: Request<api::AddPoolDeviceRequest>,
+    ) -> Result<Response<api::AddPoolDeviceResponse>, Status> {
+        let request = request.into_inner();
+        let name = fields::name("name", request.name)?;
+        let new = new_device(request.device, request.overwrite)?;
+        let pools = self.pools.clone();
+        let added = tokio::spawn(async move { pools.add_device(&name, new).await }).await;
+        let pool = describe(&finished(added)?).await?;
+        Ok(Response::new(api::AddPoolDeviceResponse { pool: Some(pool) }))
+    }
+
+    async fn replace_pool_device(
+        &self,
+        request: Request<api::ReplacePoolDeviceRequest>,
+    ) -> Result<Response<Self::ReplacePoolDeviceStream>, Status> {
+        let request = request.into_inner();
+        let name = fields::name("name", request.name)?;
+        let number = fields::device_number("number", request.number)?;
+        let new = new_device(request.device, request.overwrite)?;
+        // What there is not is told before the stream begins.
+        self.pools.get(&name).map_err(failed)?;
+        let pools = self.pools.clone();
+        let stream =
+            devices::stream(|waiting| async move { pools.replace_device(&name, number, new, waiting).await });
+        Ok(Response::new(stream))
+    }
+
+    async fn remove_pool_device(
+        &self,
+        request: Request<api::RemovePoolDeviceRequest>,
+    ) -> Result<Response<Self::RemovePoolDeviceStream>, Status> {
+        let request = request.into_inner();
+        let name = fields::name("name", request.name)?;
+        let number = fields::device_number("number", request.number)?;
+        self.pools.get(&name).map_err(failed)?;
+        let (pools, call_off) = (self.pools.clone(), request.call_off);
+        let stream = devices::stream(move |waiting| async move {
+            pools.remove_device(&name, number, call_off, waiting).await
+        });
+        Ok(Response::new(stream))
+    }
+
     async fn destroy_pool(
         &self,
         request: Request<api::DestroyPoolRequest>,
@@ -204,6 +293,13 @@ impl pools_server::Pools for PoolsService {
         finished(tokio::spawn(async move { pools.destroy(&name).await }).await)?;
         Ok(Response::new(api::DestroyPoolResponse {}))
     }
+}
+
+/// A device that comes to a pool.
+fn new_device(uri: String, overwrite: bool) -> Result<NewDevice, Status> {
+    let mut uris = fields::devices("device", vec![uri])?;
+    let uri = uris.pop().unwrap_or_default();
+    Ok(NewDevice { uri, overwrite })
 }
 
 /// What a check found, a line each.

@@ -193,7 +193,12 @@ impl PoolsError {
 
 fn reason_of(error: &PoolError) -> Reason {
     match error {
-        PoolError::NoSpace => Reason::NoSpace,
+        PoolError::NoSpace | PoolError::NoRoomToDrain { .. } | PoolError::NoRoomForJournal { .. } => {
+            Reason::NoSpace
+        }
+        PoolError::NoDevice { .. } | PoolError::LastDevice { .. } => Reason::FieldInvalid,
+        PoolError::DevicesChanging | PoolError::Alignment { .. } => Reason::PoolInUse,
+        PoolError::CannotCopy { .. } => Reason::PoolUnavailable,
         PoolError::Name { .. } | PoolError::Empty | PoolError::TooLarge { .. } => Reason::FieldInvalid,
         PoolError::Exists { .. } => Reason::VolumeExists,
         PoolError::NotFound { .. } => Reason::VolumeNotFound,

@@ -7,6 +7,7 @@
 //! - Two pools that are open have different names.
 //! - A pool that is exported is taken out of the list first: nobody finds it any more.
 
+mod devices;
 mod error;
 mod inspect;
 mod look;
@@ -21,9 +22,12 @@ use pollux_device::{BlockDevice, ByteSize, Device, DeviceUri, OpenError, Registr
 use pollux_pool::shared::SharedPool;
 use pollux_pool::{CheckReport, CreateOptions, ImportReport, Pool, PoolError, PoolOptions};
 use pollux_reactor::ReactorHandle;
+use uuid::Uuid;
 
 use crate::patience::{while_in_use, while_users_leave};
 use crate::settings::PoolSettings;
+pub use devices::NewDevice;
+pub(crate) use devices::{HowFar, Waiting};
 pub use error::PoolsError;
 pub(crate) use error::is_in_use;
 pub(crate) use opener::names;
@@ -37,6 +41,8 @@ pub struct OpenPool {
     /// Its devices, as they were given.
     pub uris: Arc<[DeviceUri]>,
     devices: Arc<[Arc<dyn Device>]>,
+    /// What their labels call them, in the same order.
+    ids: Arc<[Uuid]>,
     /// What opening it found; nothing for one that was made here.
     pub report: Arc<ImportReport>,
 }
@@ -188,23 +194,25 @@ impl Pools {
         let reactor = self.reactors.get(next).ok_or(PoolsError::NoReactor)?;
         let devices = self.open_devices(reactor, &uris).await?;
         let names: Vec<String> = self.open().keys().cloned().collect();
-        let attached = devices.clone();
+        let (attached, labelled) = (devices.clone(), devices.clone());
         let called = reactor.call(move || async move {
             let (pool, report) = act(attach(attached).await?).await?;
             if names.iter().any(|name| name == pool.name()) {
                 pool.export().await?;
                 return Ok(Err(pool.name().to_owned()));
             }
-            Ok(Ok((SharedPool::new(pool), report)))
+            let ids = ids_of(labelled).await?;
+            Ok(Ok((SharedPool::new(pool), report, ids)))
         });
         let made = called.await?;
         let made = made.map_err(|refusal| PoolsError::of_devices(&uris, refusal))?;
-        let (shared, report) = made.map_err(|name| PoolsError::NameTaken { name })?;
+        let (shared, report, ids) = made.map_err(|name| PoolsError::NameTaken { name })?;
         changes.opened += 1;
         let pool = OpenPool {
             shared,
             uris: uris.into(),
             devices: devices.into(),
+            ids: ids.into(),
             report: report.into(),
         };
         tell(&pool);
@@ -349,6 +357,12 @@ impl Pools {
 }
 
 impl OpenPool {
+    /// The URI of the device that is called so.
+    pub(crate) fn uri_of(&self, id: Uuid) -> Option<&DeviceUri> {
+        let at = self.ids.iter().position(|known| *known == id)?;
+        self.uris.get(at)
+    }
+
     /// Whether its devices are these, in any order.
     fn is_on(&self, uris: &[DeviceUri]) -> bool {
         self.uris.len() == uris.len() && uris.iter().all(|uri| self.uris.contains(uri))
@@ -374,6 +388,16 @@ async fn attach(devices: Vec<Arc<dyn Device>>) -> Result<Vec<Rc<dyn BlockDevice>
         attached.push(device.attach().await?);
     }
     Ok(attached)
+}
+
+/// What the labels of devices call them; nothing for one that has none any more.
+async fn ids_of(devices: Vec<Arc<dyn Device>>) -> Result<Vec<Uuid>, PoolError> {
+    let mut ids = Vec::new();
+    for device in attach(devices).await? {
+        let label = Pool::label(device).await;
+        ids.push(label.map_or(Uuid::nil(), |label| label.device));
+    }
+    Ok(ids)
 }
 
 fn parse(uris: &[String]) -> Result<Vec<DeviceUri>, PoolsError> {

@@ -184,8 +184,7 @@ impl Pool {
         // So that no device is ever more than one checkpoint behind, however often an import is cut.
         labels::write_superblock(&behind, &newest).await?;
         pool.make_checkpoint(false).await?;
-        pool.finish_growth().await?;
-        pool.repair_labels().await?;
+        pool.repair_labels().await;
         for (device, extents) in found.left {
             labels::wipe_label(&device, extents).await?;
         }
@@ -193,17 +192,23 @@ impl Pool {
         Ok((pool, report))
     }
 
-    /// Writes labels again of which a copy is missing, damaged or old.
-    async fn repair_labels(&self) -> Result<(), PoolError> {
+    /// Writes labels again of which a copy is missing, damaged or old. The pool can do with one good copy:
+    /// what fails is told, and tried again with the next import.
+    async fn repair_labels(&self) {
+        if let Err(error) = self.finish_growth().await {
+            tracing::warn!(pool = %self.name, %error, "labels do not tell yet that a device has grown");
+        }
         let labels = self.labels.borrow().clone();
         for (number, label) in (0u8..).zip(labels) {
-            let Some(label) = label else { continue };
-            let device = self.device(number)?;
-            if !labels::is_label_whole(&device, &label).await {
-                labels::write_label(&device, &label).await?;
+            let (Some(label), Ok(device)) = (label, self.device(number)) else {
+                continue;
+            };
+            if !labels::is_label_whole(&device, &label).await
+                && let Err(error) = labels::write_label(&device, &label).await
+            {
+                tracing::warn!(pool = %self.name, device = number, %error, "a label cannot be written again");
             }
         }
-        Ok(())
     }
 
     /// Ends the use of the pool: everything is made durable, and the journal is left empty. Volumes that are
