@@ -10,6 +10,7 @@ use std::process::Command;
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::bdevperf;
 use crate::compare::Error;
 use crate::compare::perf::{self, CLIENT_CORES, Load, Pattern, TargetAddress};
 use crate::compare::spdk::{Spdk, last_lines};
@@ -112,7 +113,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         return Err(Error::Cores { needed: 4, have });
     }
     let spdk = Spdk::find(&options.spdk)?;
-    let bdevperf = options.spdk.join("build/examples/bdevperf");
+    let bdevperf = bdevperf::find(&options.spdk)?;
     let mut table = format!(
         "{} rounds of {} s each, in turns, one core. Thousands of IOPS: median (lowest-highest);\n\
          mean latency in us.\n\n\
@@ -208,21 +209,6 @@ fn compare(options: &Options, spdk: &Spdk, bdevperf: &Path, load: &Load) -> Resu
     Ok(row)
 }
 
-fn output_of(mut command: Command, program: &Path) -> Result<String, Error> {
-    let output = command.output().map_err(|error| Error::Run {
-        program: program.display().to_string(),
-        error,
-    })?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        return Ok(text);
-    }
-    Err(Error::Failed {
-        program: program.display().to_string(),
-        output: last_lines(&format!("{text}{}", String::from_utf8_lossy(&output.stderr))),
-    })
-}
-
 fn pattern(load: &Load) -> &'static str {
     match load.pattern {
         Pattern::Read => "randread",
@@ -260,7 +246,7 @@ fn run_pollux(place: &Place, load: &Load, seconds: u32) -> Result<Figures, Error
             "--json",
         ])
         .arg(&results);
-    let text = output_of(command, &program)?;
+    let text = bdevperf::output_of(command, &program)?;
     let read = std::fs::read(&results)?;
     let side = match load.pattern {
         Pattern::Read => "read",
@@ -297,41 +283,9 @@ fn run_bdevperf(program: &Path, place: &Place, load: &Load, seconds: u32) -> Res
         .arg(&path)
         .arg("-r")
         .arg(folder.path().join("rpc.sock"));
-    let text = output_of(command, program)?;
-    parse_bdevperf(&text).ok_or_else(|| Error::Failed {
+    let text = bdevperf::output_of(command, program)?;
+    bdevperf::parse(&text).ok_or_else(|| Error::Failed {
         program: program.display().to_string(),
         output: last_lines(&text),
     })
-}
-
-/// Finds the line `Total : IOPS MiB/s Fail/s TO/s average min max`.
-fn parse_bdevperf(text: &str) -> Option<Figures> {
-    let total = text
-        .split(['\n', '\r'])
-        .rev()
-        .find(|line| line.trim_start().starts_with("Total"))?;
-    let numbers: Vec<f64> = total
-        .split(':')
-        .nth(1)?
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    Some(Figures {
-        iops: *numbers.first()?,
-        mean_us: *numbers.get(4)?,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn finds_the_totals_of_bdevperf() {
-        let text = "\r Remote0n1 : 2.00 81234.50 317.32 0.00 0.00 12.20 9.10 310.00\n\
-                    \r ==========\n\r Total       : 81234.50 317.32 0.00 0.00 12.20 9.10 310.00\n";
-        let figures = parse_bdevperf(text).unwrap();
-        assert_eq!((figures.iops, figures.mean_us), (81_234.5, 12.2));
-        assert!(parse_bdevperf("no totals").is_none());
-    }
 }

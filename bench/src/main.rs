@@ -7,6 +7,7 @@
     reason = "a command line program talks to people"
 )]
 
+mod bdevperf;
 mod compare;
 #[cfg(feature = "spdk")]
 mod compare_driver;

@@ -16,6 +16,7 @@ mod buffer;
 mod error;
 mod page;
 mod pool;
+mod prefetch;
 mod reserve;
 mod slice;
 mod slot;
@@ -28,6 +29,7 @@ pub use page::{PageKind, PagePreference};
 pub use pool::{
     BufferPool, BufferWait, ClassStatistics, DEFAULT_CLASSES_BYTES, MAX_CLASSES, PoolOptions, PoolStatistics,
 };
+pub use prefetch::prefetch;
 pub use reserve::reserve;
 pub use slice::Slice;
 pub use topology::{HugePages, NumaNode, SYSFS_ROOT, Topology, TransparentHugePages, discover};

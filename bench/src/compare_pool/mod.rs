@@ -3,9 +3,11 @@
 mod counting;
 mod large;
 mod loads;
+mod lvol;
 mod sparse;
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +48,9 @@ pub struct Options {
     /// Size of each volume, and of the raw device
     #[arg(long, default_value = "256MiB")]
     size: ByteSize,
+    /// An SPDK build tree or installation with `bdevperf`: measure its lvol on its memory device too
+    #[arg(long)]
+    spdk: Option<PathBuf>,
     /// Instead, fill a pool of this size and measure what grows with it. It takes some 4 MiB of memory for
     /// each GiB, and minutes
     #[arg(long)]
@@ -64,6 +69,9 @@ pub enum Error {
     /// A pool.
     #[error("{0}")]
     Pool(#[from] PoolError),
+    /// SPDK.
+    #[error("{0}")]
+    Spdk(#[from] crate::compare::Error),
 }
 
 /// A row of the table.
@@ -100,6 +108,41 @@ impl Report {
             row.one.push(figures(both.0));
             row.other.push(figures(both.1));
         }
+    }
+
+    /// What a volume of a pool does beside SPDK's lvol.
+    fn beside(&self, peer: &lvol::Measured) -> String {
+        let mut text = "SPDK's lvol, after the pool, each on the memory device of its own program.\n\n\
+            | load | pool, checksums off | on | lvol | off / lvol | on / lvol | off / device | lvol / device |\n\
+            | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+            .to_owned();
+        for row in &peer.rows {
+            let of = |checksums: &str| {
+                let name = format!("{}, checksums {checksums}", row.name);
+                self.rows.iter().find(|row| row.name == name)
+            };
+            let (Some(off), Some(on)) = (of("off"), of("on")) else {
+                continue;
+            };
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} | {} | {} | {} | {} |",
+                row.name,
+                off.one.iops_text(),
+                on.one.iops_text(),
+                row.volume.iops_text(),
+                ratio(off.one.iops(), row.volume.iops()),
+                ratio(on.one.iops(), row.volume.iops()),
+                ratio(off.one.iops(), off.other.iops()),
+                ratio(row.volume.iops(), row.device.iops()),
+            );
+        }
+        let _ = writeln!(
+            text,
+            "\nBytes that lvol writes for each byte of the first writes after a snapshot: {:.1}",
+            peer.first_write_bytes
+        );
+        text
     }
 
     fn table(&self) -> String {
@@ -158,6 +201,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
     println!("{rounds} rounds of {seconds} s each, in turns.");
     println!("Thousands of requests a second: median (lowest-highest).\n");
     println!("{}", report.table());
+    match &options.spdk {
+        Some(root) => {
+            let peer = lvol::measure(root, options.core, bytes, rounds, seconds)?;
+            println!("{}", report.beside(&peer));
+        }
+        None => println!("SPDK's lvol was not measured: --spdk says where SPDK is."),
+    }
     Ok(())
 }
 

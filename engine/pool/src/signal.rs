@@ -10,7 +10,11 @@ pub(crate) struct Signal(RefCell<Vec<Waker>>);
 
 impl Signal {
     /// Wakes everybody.
+    #[inline]
     pub(crate) fn wake(&self) {
+        if self.0.borrow().is_empty() {
+            return;
+        }
         let waiting = std::mem::take(&mut *self.0.borrow_mut());
         waiting.into_iter().for_each(Waker::wake);
     }

@@ -272,6 +272,38 @@ impl Journal {
         self.append(&Record::Slot { volume, index, slot }, AppendFor::Change)
     }
 
+    /// Appends the record of a block that was overwritten in place; see [`Journal::append`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::append`].
+    #[inline]
+    pub(crate) fn append_checksum(
+        &self,
+        volume: u64,
+        index: u64,
+        block: u8,
+        checksum: u32,
+    ) -> Result<u64, JournalError> {
+        {
+            let mut state = self.state.borrow_mut();
+            let state = &mut *state;
+            if state.failed.is_none()
+                && let Some(open) = &mut state.block
+                && open.push_checksum(volume, index, block, checksum)
+            {
+                return Ok(state.open + 1);
+            }
+        }
+        let record = Record::Checksum {
+            volume,
+            index,
+            block,
+            checksum,
+        };
+        self.append(&record, AppendFor::Change)
+    }
+
     /// Whether a change can be appended now.
     pub(crate) fn has_room(&self) -> bool {
         let state = self.state.borrow();

@@ -140,12 +140,7 @@ impl Record {
                 index,
                 block,
                 checksum,
-            } => {
-                put_u64(into, 1, *volume);
-                put_u64(into, 9, *index);
-                put(into, 17, &[*block]);
-                put_u32(into, 18, *checksum);
-            }
+            } => put_checksum(into, *volume, *index, *block, *checksum),
             Self::Move {
                 volume,
                 index,
@@ -254,10 +249,22 @@ fn record_bytes(kind: u8) -> Option<usize> {
         3 => Some(17),
         4 => Some(1 + VolumeEntry::BYTES),
         5 => Some(9 + VolumeEntry::BYTES),
-        6 => Some(22),
+        6 => Some(CHECKSUM_BYTES),
         7 => Some(33),
         _ => None,
     }
+}
+
+/// Bytes of the record of a checksum.
+const CHECKSUM_BYTES: usize = 22;
+
+#[inline]
+fn put_checksum(into: &mut [u8], volume: u64, index: u64, block: u8, checksum: u32) {
+    put(into, 0, &[6]);
+    put_u64(into, 1, volume);
+    put_u64(into, 9, index);
+    put(into, 17, &[block]);
+    put_u32(into, 18, checksum);
 }
 
 /// Which block of the journal it is.
@@ -333,6 +340,19 @@ impl JournalBlock {
         put_u64(into, 9, index);
         put(into, 17, slot);
         self.used += 17 + Slot::BYTES;
+        true
+    }
+
+    /// Appends the record of a block that was overwritten in place; whether there was room.
+    #[inline]
+    pub(crate) fn push_checksum(&mut self, volume: u64, index: u64, block: u8, checksum: u32) -> bool {
+        let end = RECORDS_AT + RECORDS_BYTES_MAX;
+        let room = self.bytes.get_mut(RECORDS_AT + self.used..end);
+        let Some(into) = room.and_then(|room| room.first_chunk_mut::<CHECKSUM_BYTES>()) else {
+            return false;
+        };
+        put_checksum(into, volume, index, block, checksum);
+        self.used += CHECKSUM_BYTES;
         true
     }
 

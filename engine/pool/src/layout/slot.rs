@@ -156,6 +156,14 @@ impl<'a> SlotView<'a> {
         found.map(|(extent, _, birth)| (extent, birth))
     }
 
+    /// Has the checksum of a block brought into the processor's caches.
+    #[inline]
+    pub(crate) fn prefetch_checksum(&self, block: u8) {
+        if let Some(byte) = self.0.get(usize::from(block) * 4) {
+            pollux_hugepages::prefetch(byte);
+        }
+    }
+
     /// Copies the checksums of some blocks to their places.
     pub(crate) fn copy_checksums(&self, first: u8, blocks: u8, into: &mut [u32; EXTENT_BLOCKS]) {
         let first = usize::from(first);

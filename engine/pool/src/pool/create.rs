@@ -289,6 +289,7 @@ impl Pool {
             journal,
             state: state.into(),
             checkpoint_done: Default::default(),
+            recorded: Default::default(),
             wanted: Default::default(),
             reclaiming: Default::default(),
             closed: Default::default(),

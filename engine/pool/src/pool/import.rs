@@ -220,6 +220,7 @@ impl Pool {
     pub async fn export(self: &Rc<Self>) -> Result<(), PoolError> {
         self.check_open()?;
         self.closed.set(true);
+        self.recorded.wake();
         self.wanted.wake();
         self.drain_all().await;
         self.journal.commit().await?;

@@ -45,6 +45,17 @@ struct Known {
     extents: [u64; MAP_LEAF_SLOTS as usize],
 }
 
+impl Known {
+    #[inline]
+    fn whole_extent(&self, slot: u64) -> Option<WholeExtent> {
+        let raw = *self.extents.get((slot % MAP_LEAF_SLOTS) as usize)?;
+        Some(WholeExtent {
+            extent: ExtentId::from_raw(raw & !OWN)?,
+            is_own: raw & OWN != 0,
+        })
+    }
+}
+
 /// See the module.
 pub(super) struct Leaves(Box<[Option<Known>]>);
 
@@ -83,11 +94,19 @@ impl Leaves {
     #[inline]
     pub(super) fn whole_extent(&self, volume: u64, slot: u64, table_version: u64) -> Option<WholeExtent> {
         let known = self.known(volume, slot / MAP_LEAF_SLOTS, table_version)?;
-        let raw = *known.extents.get((slot % MAP_LEAF_SLOTS) as usize)?;
-        Some(WholeExtent {
-            extent: ExtentId::from_raw(raw & !OWN)?,
-            is_own: raw & OWN != 0,
-        })
+        known.whole_extent(slot)
+    }
+
+    /// Both.
+    #[inline]
+    pub(super) fn get_with_extent(
+        &self,
+        volume: u64,
+        slot: u64,
+        table_version: u64,
+    ) -> Option<(Leaf, Option<WholeExtent>)> {
+        let known = self.known(volume, slot / MAP_LEAF_SLOTS, table_version)?;
+        Some((known.leaf, known.whole_extent(slot)))
     }
 
     pub(super) fn put(&mut self, leaf: Leaf) {

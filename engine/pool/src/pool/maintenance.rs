@@ -118,9 +118,10 @@ impl Pool {
         self.journal.is_checkpoint_due() || dirty_bytes * 2 > self.options.dirty_bytes || intents
     }
 
-    /// Looks after what a change may have made due. To be called after each.
+    /// Looks after what a change may have made due. To be called after each that left a record.
+    #[inline]
     pub(crate) fn changed(self: &Rc<Self>) {
-        self.wanted.wake();
+        self.recorded.wake();
         if self.options.background && self.is_checkpoint_due() {
             let pool = self.clone();
             let idle = !self.state.borrow().checkpoint_running;
@@ -143,7 +144,7 @@ impl Pool {
         spawn(async move {
             loop {
                 let is_closed = pool
-                    .wanted
+                    .recorded
                     .until(|| {
                         if pool.closed.get() {
                             return Some(true);

@@ -216,6 +216,7 @@ impl Pool {
             ])
         })
         .await?;
+        self.wanted.wake();
         self.volume(volume)
     }
 

@@ -152,7 +152,9 @@ pub struct Pool {
     state: RefCell<State>,
     /// Fired when a checkpoint has ended.
     checkpoint_done: Signal,
-    /// Fired when a checkpoint or a deletion is asked for.
+    /// Fired when there may be records that nobody has committed.
+    recorded: Signal,
+    /// Fired when there may be space to be given back, and when somebody is done with that.
     wanted: Signal,
     reclaiming: Cell<bool>,
     closed: Cell<bool>,
@@ -263,6 +265,21 @@ impl State {
         match self.leaves.whole_extent(volume, slot, version) {
             Some(known) => Some(known),
             None => self.find_whole_extent(volume, slot),
+        }
+    }
+
+    /// Both of the above, of which the first is needed and the second may be unknown or not there.
+    #[inline]
+    pub(crate) fn leaf_and_extent(&mut self, volume: u64, slot: u64) -> Option<(Leaf, Option<WholeExtent>)> {
+        let version = self.table.version();
+        match self.leaves.get_with_extent(volume, slot, version) {
+            Some((leaf, Some(whole))) if self.cache.page_at(leaf.place).is_some() => {
+                Some((leaf, Some(whole)))
+            }
+            _ => {
+                let leaf = self.leaf(volume, slot)?;
+                Some((leaf, self.find_whole_extent(volume, slot)))
+            }
         }
     }
 

@@ -6,13 +6,11 @@
 //! long way.
 
 use pollux_device::{Completion, Gather, IoError, Reply};
-use pollux_hugepages::Buffer;
+use pollux_hugepages::{Buffer, Slice};
 
 use super::abandoned::Unabandoned;
 use super::locks::SlotLock;
 use super::{Part, Volume, parts};
-use crate::journal::AppendFor;
-use crate::layout::journal::Record;
 use crate::layout::slot::SlotView;
 use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, ExtentId, crc32c};
 use crate::map::{Target, WritePlan};
@@ -29,6 +27,48 @@ struct InPlace {
     extent: ExtentId,
     /// The leaf that has the checksums, if there are any.
     leaf: Option<Leaf>,
+}
+
+/// Where a part of a slot is.
+enum Place {
+    /// All of it in one extent.
+    Extent(ExtentId),
+    /// Nowhere: it reads as zeros.
+    Nowhere,
+    /// In more than one place, or that is not known.
+    Several,
+}
+
+fn place(view: &SlotView<'_>, part: Part) -> Place {
+    match view.fragment_with_all(part.mask()) {
+        Some((extent, _)) => Place::Extent(extent),
+        None if view.mask() & part.mask() == 0 => Place::Nowhere,
+        None => Place::Several,
+    }
+}
+
+/// The data of a write, for one that has to be done again. Of one piece, as nearly all are, it is much
+/// cheaper to keep than the list of pieces.
+enum Kept {
+    Piece(Slice),
+    Pieces(Gather),
+}
+
+impl Kept {
+    #[inline]
+    fn new(data: &Gather) -> Self {
+        match data.pieces() {
+            [piece] => Self::Piece(piece.clone()),
+            _ => Self::Pieces(data.clone()),
+        }
+    }
+
+    fn into_gather(self) -> Gather {
+        match self {
+            Self::Piece(piece) => Gather::from(piece),
+            Self::Pieces(data) => data,
+        }
+    }
 }
 
 /// The only part of a request that keeps to one slot.
@@ -63,32 +103,34 @@ impl Volume {
         if locks.is_locked(part.slot, part.mask()) {
             return Err(into);
         }
-        let mut checksums = [0; EXTENT_BLOCKS];
-        let extent = {
+        let (extent, leaf) = {
             let state = &mut *self.pool.state().borrow_mut();
-            let whole = state.whole_extent(self.head.id, part.slot);
-            match whole.filter(|_| !self.head.checksums) {
-                Some(whole) => whole.extent,
-                None => {
-                    let Some(leaf) = state.leaf(self.head.id, part.slot) else {
-                        return Err(into);
-                    };
-                    let Some(view) = state.slot_view(&leaf, part.slot) else {
-                        return Err(into);
-                    };
-                    if self.head.checksums {
-                        view.copy_checksums(part.first, part.blocks, &mut checksums);
-                    }
-                    match whole.map(|whole| whole.extent) {
-                        Some(extent) => extent,
-                        None => match view.fragment_with_all(part.mask()) {
-                            Some((extent, _)) => extent,
-                            None if view.mask() & part.mask() == 0 => {
-                                return Ok(Completion::ready(Ok(Reply::zeros(into))));
-                            }
-                            None => return Err(into),
-                        },
-                    }
+            if self.head.checksums {
+                let Some((leaf, whole)) = state.leaf_and_extent(self.head.id, part.slot) else {
+                    return Err(into);
+                };
+                let Some(view) = state.slot_view(&leaf, part.slot) else {
+                    return Err(into);
+                };
+                // Needed once the data is there, which takes longer.
+                view.prefetch_checksum(part.first);
+                match whole {
+                    Some(whole) => (whole.extent, Some(leaf)),
+                    None => match place(&view, part) {
+                        Place::Extent(extent) => (extent, Some(leaf)),
+                        Place::Nowhere => return Ok(Completion::ready(Ok(Reply::zeros(into)))),
+                        Place::Several => return Err(into),
+                    },
+                }
+            } else if let Some(whole) = state.whole_extent(self.head.id, part.slot) {
+                (whole.extent, None)
+            } else {
+                let leaf = state.leaf(self.head.id, part.slot);
+                let view = leaf.and_then(|leaf| state.slot_view(&leaf, part.slot));
+                match view.map_or(Place::Several, |view| place(&view, part)) {
+                    Place::Extent(extent) => (extent, None),
+                    Place::Nowhere => return Ok(Completion::ready(Ok(Reply::zeros(into)))),
+                    Place::Several => return Err(into),
                 }
             }
         };
@@ -101,6 +143,16 @@ impl Volume {
             Ok(completion) => completion,
             Err(error) => return Ok(Completion::failed(error)),
         };
+        // As they were when the read was started: nothing else has run since.
+        let mut checksums = [0; EXTENT_BLOCKS];
+        if let Some(leaf) = leaf {
+            let state = self.pool.state().borrow();
+            match state.slot_view(&leaf, part.slot) {
+                Some(view) => view.copy_checksums(part.first, part.blocks, &mut checksums),
+                // Cannot be, for the same reason.
+                None => return Ok(self.read_again(block, part.bytes())),
+            }
+        }
         match completion.try_take() {
             Ok(Ok(Reply::Data(data))) if !self.head.checksums || matches(part, &checksums, &data) => {
                 Ok(Completion::ready(Ok(Reply::Data(data))))
@@ -170,7 +222,7 @@ impl Volume {
             self.sum(part, &from, &mut checksums);
         }
         let at = in_place.extent.number() * EXTENT_BLOCKS as u64 + u64::from(part.first);
-        let kept = from.clone();
+        let kept = Kept::new(&from);
         let started = self
             .pool
             .with_device(in_place.extent.device(), |device| device.start_write(at, from));
@@ -182,17 +234,19 @@ impl Volume {
             Ok(Ok(_)) => {
                 if self.head.checksums && !self.record_in_place(&in_place, &checksums) {
                     // Cannot be: there was room, and nothing ran in between.
-                    return Err(kept);
+                    return Err(kept.into_gather());
                 }
-                self.pool.changed();
+                if self.head.checksums {
+                    self.pool.changed();
+                }
                 Ok(Completion::done())
             }
-            Ok(Err(IoError::ResourceShortage)) => Err(kept),
+            Ok(Err(IoError::ResourceShortage)) => Err(kept.into_gather()),
             Ok(Err(error)) => Ok(Completion::failed(error)),
             Err(completion) => {
                 // Locked before anybody else can look.
                 let Some(lock) = self.head.locks.try_lock(part.slot, part.mask()) else {
-                    return Err(kept);
+                    return Err(kept.into_gather());
                 };
                 let change = self.head.count_change();
                 let region = self
@@ -220,7 +274,7 @@ impl Volume {
         in_place: &InPlace,
         checksums: Checksums,
         lock: SlotLock,
-        data: Gather,
+        data: Kept,
     ) -> Result<Reply, IoError> {
         let InPlace { part, extent, .. } = *in_place;
         match completion.await {
@@ -228,7 +282,7 @@ impl Volume {
             Err(IoError::ResourceShortage) => {
                 let device = self.pool.device(extent.device())?;
                 let at = extent.number() * EXTENT_BLOCKS as u64 + u64::from(part.first);
-                device.write(at, data, false).await?;
+                device.write(at, data.into_gather(), false).await?;
             }
             Err(error) => return Err(error),
         }
@@ -255,19 +309,22 @@ impl Volume {
         if !self.pool.takes_changes(state) {
             return None;
         }
-        let whole = state.whole_extent(self.head.id, part.slot);
-        if let Some(whole) = whole.filter(|_| !self.head.checksums) {
+        if !self.head.checksums
+            && let Some(whole) = state.whole_extent(self.head.id, part.slot)
+        {
             return whole.is_own.then_some(InPlace {
                 part,
                 extent: whole.extent,
                 leaf: None,
             });
         }
-        let leaf = state.leaf(self.head.id, part.slot)?;
+        let (leaf, whole) = state.leaf_and_extent(self.head.id, part.slot)?;
+        let view = state.slot_view(&leaf, part.slot)?;
+        // To be changed once the data is written, which takes longer.
+        view.prefetch_checksum(part.first);
         let extent = match whole {
             Some(whole) => whole.is_own.then_some(whole.extent)?,
             None => {
-                let view = state.slot_view(&leaf, part.slot)?;
                 let (extent, birth) = view.fragment_with_all(part.mask())?;
                 (birth > leaf.parent_generation).then_some(extent)?
             }
@@ -299,13 +356,10 @@ impl Volume {
             return journal.append_slot(self.head.id, part.slot, bytes).is_ok();
         }
         (part.first..part.first + part.blocks).all(|block| {
-            let record = Record::Checksum {
-                volume: self.head.id,
-                index: part.slot,
-                block,
-                checksum: checksums.get(usize::from(block)).copied().unwrap_or(0),
-            };
-            journal.append(&record, AppendFor::Change).is_ok()
+            let checksum = checksums.get(usize::from(block)).copied().unwrap_or(0);
+            journal
+                .append_checksum(self.head.id, part.slot, block, checksum)
+                .is_ok()
         })
     }
 }
