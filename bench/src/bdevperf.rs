@@ -9,7 +9,12 @@ use crate::samples::Figures;
 
 /// Finds `bdevperf` in a build tree or an installation.
 pub fn find(root: &Path) -> Result<PathBuf, Error> {
-    let places = ["build/examples/bdevperf", "examples/bdevperf", "bin/bdevperf", "bdevperf"];
+    let places = [
+        "build/examples/bdevperf",
+        "examples/bdevperf",
+        "bin/bdevperf",
+        "bdevperf",
+    ];
     let mut found = places.iter().map(|place| root.join(place));
     found.find(|path| path.is_file()).ok_or_else(|| Error::Run {
         program: format!("bdevperf under {}", root.display()),

@@ -21,9 +21,17 @@ pub struct Measure {
     pub seconds: f64,
     /// So many requests instead.
     pub count: Option<u64>,
+    /// Requests by the time that the thread ran.
+    pub by_thread_time: bool,
 }
 
-/// Requests a second.
+/// Time that this thread ran, in seconds.
+fn thread_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Requests a second: of the time that the thread ran, if asked so, and otherwise of the time that went by.
 pub async fn measure(device: Rc<dyn BlockDevice>, blocks: u64, measure: &Measure) -> Result<f64, Error> {
     let load = crate::load::Load {
         pattern: measure.pattern,
@@ -47,13 +55,19 @@ pub async fn measure(device: Rc<dyn BlockDevice>, blocks: u64, measure: &Measure
         count: blocks,
         start: 0,
     };
+    let (begun, ran) = (Instant::now(), thread_seconds());
     let measured = run_job(job, device, Arc::new(Progress::default())).await?;
+    let share = (thread_seconds() - ran) / begun.elapsed().as_secs_f64();
     let results = Results::merge(&load, 1, 1, vec![measured]);
     let results = results.ok_or_else(|| Error::Reactor("nothing was measured".to_owned()))?;
     if results.errors > 0 {
         return Err(Error::Reactor(results.first_errors.join("; ")));
     }
-    Ok(results.iops())
+    Ok(if measure.by_thread_time {
+        results.iops() / share
+    } else {
+        results.iops()
+    })
 }
 
 /// A load of random 4 KiB blocks of one content.

@@ -121,7 +121,14 @@ impl Peer {
     }
 
     /// The command; what it needs is in the folder, its socket too.
-    fn command(&self, folder: &Path, setup: Setup, pattern: &str, depth: u16, seconds: u64) -> Result<Command, Error> {
+    fn command(
+        &self,
+        folder: &Path,
+        setup: Setup,
+        pattern: &str,
+        depth: u16,
+        seconds: u64,
+    ) -> Result<Command, Error> {
         let path = folder.join("bdevperf.json");
         std::fs::write(&path, self.config(setup).to_string())?;
         let mut command = Command::new(&self.program);
@@ -129,7 +136,14 @@ impl Peer {
         command
             .args(["-m", &format!("[{}]", self.core), "-s", &memory_mib.to_string()])
             .args(["--no-pci", "--iova-mode", "va", "--huge-unlink"])
-            .args(["-w", pattern, "-q", &depth.to_string(), "-o", &BLOCK_BYTES.to_string()])
+            .args([
+                "-w",
+                pattern,
+                "-q",
+                &depth.to_string(),
+                "-o",
+                &BLOCK_BYTES.to_string(),
+            ])
             .args(["-t", &seconds.to_string()])
             .args(["-T", if setup == Setup::Device { DEVICE } else { VOLUME }])
             .arg("-c")
@@ -157,7 +171,11 @@ impl Peer {
     fn first_write_bytes(&self) -> Result<f64, Error> {
         let folder = tempfile::tempdir()?;
         let mut command = self.command(folder.path(), Setup::VolumeWithSnapshot, "randwrite", 1, 2)?;
-        command.arg("-z").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("-z")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let child = command.spawn().map_err(|error| Error::Run {
             program: self.program.display().to_string(),
             error,
@@ -176,7 +194,10 @@ impl Peer {
         let written = |name: &str| {
             let answer = ask(&socket, "bdev_get_iostat", &json!({ "name": name }))?;
             let device = answer["bdevs"].get(0)?;
-            Some((device["num_write_ops"].as_u64()?, device["bytes_written"].as_u64()?))
+            Some((
+                device["num_write_ops"].as_u64()?,
+                device["bytes_written"].as_u64()?,
+            ))
         };
         let (_, before) = written(DEVICE).ok_or_else(|| self.failed("no figures of the device"))?;
         // Answered when the test is over, which nobody waits for.

@@ -48,6 +48,10 @@ pub struct Options {
     /// Size of each volume, and of the raw device
     #[arg(long, default_value = "256MiB")]
     size: ByteSize,
+    /// Requests by the time that the thread ran, in place of the time that went by: for a machine on which
+    /// others work. SPDK's are always by the time that went by
+    #[arg(long)]
+    by_thread_time: bool,
     /// An SPDK build tree or installation with `bdevperf`: measure its lvol on its memory device too
     #[arg(long)]
     spdk: Option<PathBuf>,
@@ -192,14 +196,16 @@ pub fn run(options: &Options) -> Result<(), Error> {
         return thread.join().map_err(|error| Error::Reactor(error.to_string()));
     }
     let (rounds, seconds, bytes) = (options.rounds, options.seconds, options.size.0);
+    let by_thread_time = options.by_thread_time;
     let report = thread
         .handle()
-        .call_blocking(move || compare(rounds, seconds, bytes))
+        .call_blocking(move || compare(rounds, seconds, bytes, by_thread_time))
         .map_err(|error| Error::Reactor(error.to_string()))??;
     thread.stop();
     thread.join().map_err(|error| Error::Reactor(error.to_string()))?;
     println!("{rounds} rounds of {seconds} s each, in turns.");
-    println!("Thousands of requests a second: median (lowest-highest).\n");
+    let of = if by_thread_time { " of the thread" } else { "" };
+    println!("Thousands of requests a second{of}: median (lowest-highest).\n");
     println!("{}", report.table());
     match &options.spdk {
         Some(root) => {
@@ -223,11 +229,12 @@ struct Bench {
     counting: Rc<Counting>,
     blocks: u64,
     seconds: f64,
+    by_thread_time: bool,
     volumes: u64,
 }
 
 impl Bench {
-    async fn new(bytes: u64, seconds: f64) -> Result<Self, Error> {
+    async fn new(bytes: u64, seconds: f64, by_thread_time: bool) -> Result<Self, Error> {
         let device = memory("pool", bytes * POOL_SIZES)?.attach().await?;
         // Else what is measured is how fast the kernel gives memory.
         fill(&*device).await?;
@@ -244,6 +251,7 @@ impl Bench {
             counting,
             blocks: bytes / 4096,
             seconds,
+            by_thread_time,
             volumes: 0,
         })
     }
@@ -269,6 +277,7 @@ impl Bench {
             depth: 128,
             seconds: self.seconds,
             count: None,
+            by_thread_time: self.by_thread_time,
         };
         measure(device.clone(), self.blocks, &load).await
     }
@@ -282,6 +291,7 @@ impl Bench {
             depth,
             seconds: 0.0,
             count: Some(count),
+            by_thread_time: false,
         };
         let device: Rc<dyn BlockDevice> = volume.clone();
         measure(device, self.blocks, &load).await?;
@@ -303,12 +313,12 @@ async fn fill(device: &dyn BlockDevice) -> Result<(), Error> {
     Ok(device.flush().await?)
 }
 
-async fn compare(rounds: usize, seconds: f64, bytes: u64) -> Result<Report, Error> {
+async fn compare(rounds: usize, seconds: f64, bytes: u64, by_thread_time: bool) -> Result<Report, Error> {
     // As large as the pool, of which a volume is a part: what pages of memory cost is the same for both.
     let raw = memory("raw", bytes * POOL_SIZES)?.attach().await?;
     fill(&*raw).await?;
     let raw: Rc<dyn BlockDevice> = Rc::new(Counting::new(raw));
-    let mut bench = Bench::new(bytes, seconds).await?;
+    let mut bench = Bench::new(bytes, seconds, by_thread_time).await?;
     let mut report = Report::default();
     let (_, plain) = bench.volume(false, true).await?;
     let (name, sums) = bench.volume(true, true).await?;
@@ -352,6 +362,7 @@ async fn compare(rounds: usize, seconds: f64, bytes: u64) -> Result<Report, Erro
             depth: 128,
             seconds: 0.0,
             count: Some(bench.blocks / 4),
+            by_thread_time,
         };
         let fresh: Rc<dyn BlockDevice> = fresh;
         let first = measure(fresh.clone(), bench.blocks, &load).await?;
@@ -389,6 +400,7 @@ async fn compare(rounds: usize, seconds: f64, bytes: u64) -> Result<Report, Erro
             depth: 32,
             seconds: 0.0,
             count: Some(100),
+            by_thread_time,
         };
         measure(checked.clone(), bench.blocks, &load).await?;
         bench.pool.snapshot(&name, &format!("s{number}"), 0).await?;

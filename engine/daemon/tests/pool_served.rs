@@ -269,6 +269,24 @@ fn a_scrub_finds_what_a_drive_has_spoiled() {
         (&report["blocks"], &report["bad_block_count"]),
         (&BLOCKS.into(), &0.into())
     );
+    let shown = json(&succeeded(
+        &engine.command("pool", &["show", "tank", "-o", "json"]),
+    ));
+    let last = &shown["last_scrub"];
+    assert_eq!(last["report"]["blocks"], BLOCKS, "{last}");
+    assert!(
+        last["ended_unix_s"].as_u64() >= last["started_unix_s"].as_u64(),
+        "{last}"
+    );
+    let volume = json(&succeeded(
+        &engine.command("volume", &["show", "tank/db", "-o", "json"]),
+    ));
+    let usage = &volume["usage"];
+    assert_eq!(usage["used_bytes"], BLOCKS * BLOCK_BYTES as u64, "{usage}");
+    assert_eq!(
+        (&usage["unique_bytes"], &usage["shared_bytes"]),
+        (&usage["used_bytes"], &0.into())
+    );
     drop(host);
     engine.stop();
 

@@ -29,6 +29,6 @@ mod volume;
 pub use pool::{
     CheckReport, CreateOptions, DeviceStatus, DrainProgress, Grown, ImportReport, LostBlock, Misplaced, Pool,
     PoolCounters, PoolError, PoolOptions, ReplaceProgress, ScrubOptions, ScrubProgress, ScrubReport, Space,
-    VolumeOptions,
+    Usage, VolumeOptions,
 };
 pub use volume::{BlockRange, RangePage, Volume};

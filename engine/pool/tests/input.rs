@@ -338,9 +338,9 @@ fn a_drive_that_fails_gives_errors_and_loses_nothing() {
             for block in 0..90 {
                 match device.read(block, 1).await.map_err(|error| error.io()) {
                     Ok(()) => {}
-                    // What a write that failed has left of a block in place is neither what was there nor what
-                    // was to come, as far as anybody knows, and a snapshot may have come to share it: it is an
-                    // error until it is written again. No other block is.
+                    // What a write that failed has left of a block in place is neither what was there nor
+                    // what was to come, as far as anybody knows, and a snapshot may have come to share it:
+                    // it is an error until it is written again. No other block is.
                     Err(Ok(IoError::ChecksumMismatch)) => assert!(
                         written_in_vain.borrow().contains(&block) && matches!(failure, Writes | Everything),
                         "seed {seed}, {failure:?}: block {block}"

@@ -117,6 +117,9 @@ pub enum PoolCommand {
         /// How much to read a second, at most, such as 200MiB [default: as fast as it goes].
         #[arg(long, value_name = "SIZE")]
         rate: Option<ByteSize>,
+        /// Begin with the first block again, where the last scrub was interrupted and would be gone on with.
+        #[arg(long)]
+        anew: bool,
         /// Where it is.
         #[command(flatten)]
         place: Place,

@@ -178,11 +178,16 @@ async fn pool_command(
             return Ok(report.findings_count == 0);
         }
         PoolCommand::Scrub {
-            name, rate, output, ..
+            name,
+            rate,
+            anew,
+            output,
+            ..
         } => {
             let request = api::ScrubPoolRequest {
                 name: name.clone(),
                 bytes_per_second: rate.map(|rate| rate.0),
+                begin_anew: *anew,
             };
             let answers = client.scrub_pool(request).await.map_err(refused)?;
             let report = scrubbed(answers.into_inner()).await.map_err(refused)?;
@@ -282,7 +287,13 @@ async fn volume_command(
         }
         VolumeCommand::Show { of, output } => {
             let VolumeName { pool, name } = of.volume.clone();
-            let answer = client.get_volume(api::GetVolumeRequest { pool, name }).await;
+            let answer = client
+                .get_volume(api::GetVolumeRequest {
+                    pool,
+                    name,
+                    usage: true,
+                })
+                .await;
             show(
                 answer.map_err(refused)?.into_inner().volume,
                 *output,
@@ -606,6 +617,23 @@ fn pool_lines(pool: &api::Pool) -> Vec<(&'static str, String)> {
     if let Some(reason) = &pool.stopped {
         lines.push(("stopped", reason.clone()));
     }
+    if let Some(scrub) = &pool.last_scrub {
+        let report = scrub.report.clone().unwrap_or_default();
+        let found = format!(
+            "{} bad of {} blocks, {} lost and {} repaired of {} pages",
+            report.bad_block_count, report.blocks, report.lost_pages, report.repaired_pages, report.pages
+        );
+        lines.push((
+            "last scrub",
+            match scrub.ended_unix_s {
+                Some(ended) => format!("ended at {ended} s of Unix time: {found}"),
+                None => format!(
+                    "begun at {} s of Unix time, not ended: {found}",
+                    scrub.started_unix_s
+                ),
+            },
+        ));
+    }
     if let Some(import) = &pool.import {
         let left = match import.was_exported {
             true => "in good order".to_owned(),
@@ -653,7 +681,7 @@ fn kind(volume: &api::Volume) -> &'static str {
 }
 
 fn volume_lines(volume: &api::Volume) -> Vec<(&'static str, String)> {
-    vec![
+    let mut lines = vec![
         ("name", format!("{}/{}", volume.pool, volume.name)),
         ("uuid", volume.uuid.clone()),
         ("kind", kind(volume).to_owned()),
@@ -665,7 +693,13 @@ fn volume_lines(volume: &api::Volume) -> Vec<(&'static str, String)> {
         ),
         ("of", volume.origin.clone().unwrap_or_else(|| "-".to_owned())),
         ("made", format!("{} s of Unix time", volume.created_unix_s)),
-    ]
+    ];
+    if let Some(usage) = &volume.usage {
+        lines.push(("used", size(usage.used_bytes)));
+        lines.push(("unique", size(usage.unique_bytes)));
+        lines.push(("shared", size(usage.shared_bytes)));
+    }
+    lines
 }
 
 fn check_lines(name: &str, report: &api::CheckPoolResponse, into: &mut impl Write) -> io::Result<()> {

@@ -103,6 +103,7 @@ fn count(pool: &Rc<Pool>) -> api::Pool {
         stopped: pool.stopped().map(|error| error.to_string()),
         checkpoints: counters.checkpoints,
         checksum_mismatches: counters.checksum_mismatches,
+        last_scrub: scrub::last(pool),
         ..api::Pool::default()
     }
 }
@@ -221,6 +222,7 @@ impl pools_server::Pools for PoolsService {
         self.pools.get(&name).map_err(failed)?;
         let options = ScrubOptions {
             bytes_per_second: request.bytes_per_second.unwrap_or(0),
+            begin_anew: request.begin_anew,
         };
         let stream = scrub::stream(self.pools.clone(), name, options);
         Ok(Response::new(stream))

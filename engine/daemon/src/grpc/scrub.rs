@@ -13,6 +13,7 @@ use futures_util::future::{Either, select};
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::scrub_pool_response::What;
 use pollux_pool::layout::BLOCK_BYTES;
+use pollux_pool::layout::scrub::ScrubState;
 use pollux_pool::{Pool, PoolError, ScrubOptions, ScrubProgress, ScrubReport};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -74,6 +75,21 @@ async fn scrub(
         // Nobody takes the answer.
         Either::Right(_) => Err(PoolError::Closed),
     }
+}
+
+/// The scrub that a pool remembers.
+pub(super) fn last(pool: &Pool) -> Option<api::LastScrub> {
+    let record = pool.last_scrub();
+    let ended_unix_s = match record.state {
+        ScrubState::Never => return None,
+        ScrubState::UnderWay { .. } => None,
+        ScrubState::Ended { seconds } => Some(seconds),
+    };
+    Some(api::LastScrub {
+        started_unix_s: record.started_seconds,
+        ended_unix_s,
+        report: Some(describe(pool, &ScrubReport::from(&record))),
+    })
 }
 
 fn describe(pool: &Pool, report: &ScrubReport) -> api::ScrubReport {

@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::volumes_server;
@@ -18,7 +17,7 @@ use tonic::{Request, Response, Status};
 use super::fields;
 use super::pools::{failed, finished};
 use crate::patience::while_users_leave;
-use crate::pools::{Pools, PoolsError};
+use crate::pools::{Pools, PoolsError, unix_seconds};
 
 /// Answers with ranges on their way to one caller.
 const ANSWERS_ON_THE_WAY: usize = 4;
@@ -75,12 +74,8 @@ fn describe(pool: &Pool, entry: &VolumeEntry) -> api::Volume {
         own_bytes: own_extents * EXTENT_BYTES,
         origin: pool.name_of(entry.origin),
         created_unix_s: entry.created_seconds,
+        usage: None,
     }
-}
-
-fn unix_seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 /// What is there under a name already, if it is as it was asked for.
@@ -286,7 +281,16 @@ impl volumes_server::Volumes for VolumesService {
         let name = fields::name("name", request.name)?;
         let found = self.pools.with(&pool, move |pool| async move {
             let entry = pool.volume(&name)?;
-            Ok(describe(&pool, &entry))
+            let mut volume = describe(&pool, &entry);
+            if request.usage {
+                let usage = pool.usage(&name).await?;
+                volume.usage = Some(api::VolumeUsage {
+                    used_bytes: usage.used_bytes,
+                    unique_bytes: usage.unique_bytes,
+                    shared_bytes: usage.shared_bytes(),
+                });
+            }
+            Ok(volume)
         });
         let volume = Some(found.await.map_err(failed)?);
         Ok(Response::new(api::GetVolumeResponse { volume }))

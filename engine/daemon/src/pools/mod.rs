@@ -16,7 +16,7 @@ mod opener;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pollux_device::{BlockDevice, ByteSize, Device, DeviceUri, OpenError, Registry};
 use pollux_pool::shared::SharedPool;
@@ -405,12 +405,21 @@ fn parse(uris: &[String]) -> Result<Vec<DeviceUri>, PoolsError> {
     Ok(parsed.collect::<Result<_, _>>().map_err(OpenError::from)?)
 }
 
+/// What time it is, in seconds of Unix time.
+pub(crate) fn unix_seconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
 /// How a pool uses this machine.
 fn options(settings: &PoolSettings) -> PoolOptions {
     PoolOptions {
         cache_bytes: usize::try_from(settings.cache.0).unwrap_or(usize::MAX),
         dirty_bytes: usize::try_from(settings.dirty.0).unwrap_or(usize::MAX),
         commit_interval: Duration::from_millis(settings.commit_interval_ms),
+        scrub_interval: Duration::from_secs(settings.scrub_every_hours.saturating_mul(3600)),
+        scrub_bytes_per_second: settings.scrub_rate.0,
+        opened_seconds: unix_seconds(),
         ..PoolOptions::default()
     }
 }

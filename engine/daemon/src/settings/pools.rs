@@ -18,6 +18,9 @@ const DIRTY_BYTES_MAX: u64 = 1 << 36;
 /// The longest time that a change may stay in memory only.
 const COMMIT_INTERVAL_MS_MAX: u64 = 60_000;
 
+/// Hours between scrubs, at most: 10 years.
+const SCRUB_EVERY_HOURS_MAX: u64 = 10 * 365 * 24;
+
 /// A pool that is opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,10 +38,21 @@ pub struct PoolSettings {
     /// How long a change that nobody flushes may stay in memory only, in milliseconds. Default: 100.
     #[serde(default = "commit_interval_ms")]
     pub commit_interval_ms: u64,
+    /// How long after the end of a scrub the next one begins by itself, in hours; 0 for never. Default: 0.
+    #[serde(default)]
+    pub scrub_every_hours: u64,
+    /// What such scrubs read a second, at most, in bytes: a number, or a text with a unit; 0 for no limit.
+    /// Default: 100 MiB.
+    #[serde(default = "scrub_rate", with = "size")]
+    pub scrub_rate: ByteSize,
 }
 
 fn memory() -> ByteSize {
     ByteSize(64 << 20)
+}
+
+fn scrub_rate() -> ByteSize {
+    ByteSize(100 << 20)
 }
 
 fn commit_interval_ms() -> u64 {
@@ -53,11 +67,13 @@ impl PoolSettings {
             cache: memory(),
             dirty: memory(),
             commit_interval_ms: commit_interval_ms(),
+            scrub_every_hours: 0,
+            scrub_rate: scrub_rate(),
         }
     }
 
     /// Fields, whether they are within their bounds, and those.
-    pub(super) fn checks(&self) -> [(&'static str, bool, &'static str); 4] {
+    pub(super) fn checks(&self) -> [(&'static str, bool, &'static str); 5] {
         [
             (
                 "pools.devices",
@@ -74,6 +90,11 @@ impl PoolSettings {
                 "pools.commit_interval_ms",
                 (1..=COMMIT_INTERVAL_MS_MAX).contains(&self.commit_interval_ms),
                 "from 1 to 60000",
+            ),
+            (
+                "pools.scrub_every_hours",
+                self.scrub_every_hours <= SCRUB_EVERY_HOURS_MAX,
+                "10 years at most",
             ),
         ]
     }

@@ -22,6 +22,7 @@ mod field;
 pub mod journal;
 pub mod label;
 pub mod page;
+pub mod scrub;
 pub mod slot;
 pub mod superblock;
 #[cfg(test)]

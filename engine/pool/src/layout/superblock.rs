@@ -15,6 +15,7 @@
 //! | 56, 64 | first block of the journal to replay: sequence, u64, and place in the ring, u64 |
 //! | 72 | the next volume or snapshot, u64 |
 //! | 96 | table of volumes: page pointer |
+//! | 512 | the last [scrub](super::scrub), 512 bytes |
 //! | 1024 | 32 devices of 80 bytes: id, extents u64 (16), state u32 (24), pointer to its allocation (32) |
 //! | 4092 | CRC-32C |
 //!
@@ -25,12 +26,16 @@ use uuid::Uuid;
 
 use super::field::{check_block, put, put_u32, put_u64, require, seal, start_block, u32_at, u64_at, uuid_at};
 use super::label::{DEVICE_EXTENTS_MAX, DEVICE_EXTENTS_MIN};
+use super::scrub::ScrubRecord;
 use super::{Block, DEVICES_MAX, LayoutError, PagePointer};
 
 const MAGIC: [u8; 8] = *b"PLXSUPER";
 const STRUCTURE: &str = "superblock";
+const SCRUB_AT: usize = 512;
 const DEVICES_AT: usize = 1024;
 const DEVICE_BYTES: usize = 80;
+
+const _: () = assert!(SCRUB_AT + ScrubRecord::BYTES <= DEVICES_AT);
 
 /// What becomes of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +82,8 @@ pub struct Superblock {
     pub next_volume: u64,
     /// The table of volumes.
     pub volumes: Option<PagePointer>,
+    /// How far a scrub has come, or what the last one found.
+    pub scrub: ScrubRecord,
     /// The devices, by number.
     pub devices: ArrayVec<DeviceEntry, DEVICES_MAX>,
 }
@@ -99,6 +106,7 @@ impl Superblock {
         put_u64(&mut block, 64, self.journal_position);
         put_u64(&mut block, 72, self.next_volume);
         PagePointer::put(self.volumes.as_ref(), &mut block, 96);
+        self.scrub.put(&mut block, SCRUB_AT);
         for (number, device) in self.devices.iter().enumerate() {
             let at = DEVICES_AT + number * DEVICE_BYTES;
             let state = match device.state {
@@ -142,6 +150,7 @@ impl Superblock {
             journal_position: u64_at(block, 64),
             next_volume: u64_at(block, 72),
             volumes: PagePointer::get(block, 96, STRUCTURE)?,
+            scrub: ScrubRecord::get(block, SCRUB_AT, STRUCTURE)?,
             devices,
         })
     }

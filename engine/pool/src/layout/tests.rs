@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::journal::{JournalBlock, JournalHeader, Record};
 use super::label::{Access, Features, Label};
 use super::page::{Page, PageIdentity, PageKind};
+use super::scrub::{ScrubRecord, ScrubState};
 use super::slot::{Fragment, Slot};
 use super::superblock::{DeviceEntry, DeviceState, Superblock};
 use super::volume::{VolumeEntry, VolumeKind, VolumeState};
@@ -41,6 +42,46 @@ fn pointer(number: u64) -> PagePointer {
     }
 }
 
+fn scrub() -> ScrubRecord {
+    ScrubRecord {
+        state: ScrubState::UnderWay { volume: 3, slot: 62 },
+        started_seconds: 1_800_000_000,
+        blocks: 1000,
+        unchecked_blocks: 20,
+        bad_block_count: 3,
+        bad_blocks: [(2, 7), (3, 900)].into_iter().collect(),
+        pages: 40,
+        repaired_pages: 2,
+        lost_pages: 1,
+    }
+}
+
+#[test]
+fn scrubs_are_found_as_they_were_kept() {
+    let states = [
+        ScrubState::Never,
+        ScrubState::UnderWay { volume: 9, slot: 31 },
+        ScrubState::Ended {
+            seconds: 1_800_000_500,
+        },
+    ];
+    for state in states {
+        let kept = Superblock {
+            scrub: ScrubRecord { state, ..scrub() },
+            ..superblock()
+        };
+        assert_eq!(Superblock::decode(&kept.encode()), Ok(kept));
+    }
+    let mut full = scrub();
+    full.bad_blocks = (1..27).map(|number| (number, number * 7)).collect();
+    full.bad_block_count = 1_000_000;
+    let kept = Superblock {
+        scrub: full,
+        ..superblock()
+    };
+    assert_eq!(Superblock::decode(&kept.encode()), Ok(kept));
+}
+
 fn superblock() -> Superblock {
     let device = DeviceEntry {
         id: Uuid::from_u128(7),
@@ -58,6 +99,7 @@ fn superblock() -> Superblock {
         journal_position: 13,
         next_volume: 4,
         volumes: Some(pointer(2)),
+        scrub: ScrubRecord::default(),
         devices: [
             device,
             DeviceEntry {

@@ -224,6 +224,7 @@ impl Pool {
             next_volume: state.table.next_id(),
             volumes: state.volumes,
             devices: state.members.clone(),
+            scrub: state.scrub.clone(),
             ..state.superblock.clone()
         };
         for (number, device) in (0..).zip(&mut superblock.devices) {

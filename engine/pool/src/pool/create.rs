@@ -212,6 +212,7 @@ impl Pool {
             journal_position: 0,
             next_volume: 1,
             volumes: None,
+            scrub: Default::default(),
             devices: entries.collect(),
         };
         let labels: Vec<Option<Label>> = labels.iter().cloned().map(Some).collect();
@@ -263,6 +264,9 @@ impl Pool {
             counters: PoolCounters::default(),
             volumes: superblock.volumes,
             allocation: allocation.collect(),
+            scrub: superblock.scrub.clone(),
+            usages: HashMap::new(),
+            maps_changed: 0,
             generations: Generations {
                 open: superblock.generation + 1,
                 closed: superblock.generation,
@@ -292,8 +296,10 @@ impl Pool {
             recorded: Default::default(),
             wanted: Default::default(),
             reclaiming: Default::default(),
+            scrubbing: Default::default(),
             closed: Default::default(),
             sealed: Default::default(),
+            opened: pollux_reactor::now(),
             drained: Default::default(),
         })
     }

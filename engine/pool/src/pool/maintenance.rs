@@ -2,11 +2,13 @@
 //! what was deleted.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use pollux_reactor::{sleep, spawn};
 
-use super::{Pool, PoolError, State};
+use super::{Pool, PoolError, ScrubOptions, State};
 use crate::layout::BLOCK_BYTES;
+use crate::layout::scrub::ScrubState;
 use crate::layout::volume::VolumeState;
 
 /// Blocks for pages that a write may need: every level of a map, both copies.
@@ -16,6 +18,10 @@ const WRITE_PAGES: u64 = 2 * (super::MAP_SHAPE.height as u64 + 1);
 /// each volume that has changed: the pages on the way, both copies.
 const CHECKPOINT_PAGES: u64 = 64;
 const CHECKPOINT_PAGES_EACH: u64 = 4;
+
+/// How long it takes at most until a scrub by itself sees that the pool was closed, and the pause after one
+/// that failed.
+const SCRUB_LOOK: Duration = Duration::from_secs(60);
 
 /// How often a write waits for a checkpoint to free space before there is none.
 const SPACE_ROUNDS_MAX: u32 = 3;
@@ -162,6 +168,9 @@ impl Pool {
             }
         })
         .detach();
+        if !self.options.scrub_interval.is_zero() {
+            spawn(self.clone().scrub_by_itself()).detach();
+        }
         let pool = self.clone();
         spawn(async move {
             loop {
@@ -186,6 +195,54 @@ impl Pool {
             }
         })
         .detach();
+    }
+
+    /// What time it is, in seconds since 1970.
+    pub(super) fn now_seconds(&self) -> u64 {
+        let since = pollux_reactor::now() - self.opened;
+        self.options.opened_seconds.saturating_add(since.as_secs())
+    }
+
+    /// How long it is until a scrub begins by itself.
+    fn until_scrub(&self) -> Duration {
+        let due = match self.last_scrub().state {
+            ScrubState::Never | ScrubState::UnderWay { .. } => 0,
+            ScrubState::Ended { seconds } => seconds.saturating_add(self.options.scrub_interval.as_secs()),
+        };
+        Duration::from_secs(due.saturating_sub(self.now_seconds()))
+    }
+
+    /// Scrubs again and again, until the pool is closed.
+    async fn scrub_by_itself(self: Rc<Self>) {
+        loop {
+            while !self.closed.get() && !self.until_scrub().is_zero() {
+                sleep(self.until_scrub().min(SCRUB_LOOK)).await;
+            }
+            if self.closed.get() {
+                return;
+            }
+            let options = ScrubOptions {
+                bytes_per_second: self.options.scrub_bytes_per_second,
+                begin_anew: false,
+            };
+            match self.scrub(options, &mut |_| {}).await {
+                Ok(report) => tracing::info!(
+                    pool = %self.name,
+                    blocks = report.blocks,
+                    bad_blocks = report.bad_block_count,
+                    repaired_pages = report.repaired_pages,
+                    lost_pages = report.lost_pages,
+                    "the pool was scrubbed"
+                ),
+                Err(PoolError::Closed) => return,
+                Err(error) => {
+                    if !matches!(error, PoolError::Busy { .. }) {
+                        tracing::error!(pool = %self.name, %error, "a scrub did not come to its end");
+                    }
+                    sleep(SCRUB_LOOK).await;
+                }
+            }
+        }
     }
 
     /// Whether something waits to be given back.

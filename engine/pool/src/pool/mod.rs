@@ -26,6 +26,7 @@ mod reclaim;
 mod replay;
 mod scrub;
 mod table;
+mod usage;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -42,6 +43,7 @@ use crate::device::PoolDevice;
 use crate::journal::{COPIES_MAX, Journal, JournalCopy, RingPosition};
 use crate::layout::label::Label;
 use crate::layout::page::{ALLOCATION_LEAF_EXTENTS, PageKind, VOLUME_LEAF_ENTRIES};
+use crate::layout::scrub::ScrubRecord;
 use crate::layout::slot::SlotView;
 use crate::layout::superblock::{DeviceEntry, Superblock};
 use crate::layout::{DEVICES_MAX, EXTENT_BYTES, PagePointer};
@@ -63,6 +65,7 @@ pub use manage::VolumeOptions;
 pub(crate) use pages::Load;
 pub use scrub::{ScrubOptions, ScrubProgress, ScrubReport};
 pub(crate) use table::{MAP_SHAPE, SLOTS_MAX, Table};
+pub use usage::Usage;
 
 /// The tree of the table of volumes.
 const VOLUMES_SHAPE: Shape = Shape {
@@ -90,9 +93,15 @@ pub struct PoolOptions {
     pub checkpoint_writes: usize,
     /// How long a change that nobody flushes may stay in memory only.
     pub commit_interval: Duration,
-    /// Whether checkpoints and the deletion of volumes are done in the background. Without, whoever has the
-    /// pool calls [`Pool::checkpoint`] and [`Pool::reclaim`]: tests do.
+    /// Whether checkpoints and the deletion of volumes are done in the background, and scrubs. Without,
+    /// whoever has the pool calls [`Pool::checkpoint`], [`Pool::reclaim`] and [`Pool::scrub`]: tests do.
     pub background: bool,
+    /// How long after the end of a scrub the next one begins by itself; zero for never.
+    pub scrub_interval: Duration,
+    /// Bytes that such scrubs read a second, at most; 0 for no limit.
+    pub scrub_bytes_per_second: u64,
+    /// What time it is when the pool is opened, in seconds since 1970: scrubs tell when they were.
+    pub opened_seconds: u64,
 }
 
 impl Default for PoolOptions {
@@ -103,6 +112,9 @@ impl Default for PoolOptions {
             checkpoint_writes: 64,
             commit_interval: Duration::from_millis(100),
             background: true,
+            scrub_interval: Duration::ZERO,
+            scrub_bytes_per_second: 0,
+            opened_seconds: 0,
         }
     }
 }
@@ -157,9 +169,12 @@ pub struct Pool {
     /// Fired when there may be space to be given back, and when somebody is done with that.
     wanted: Signal,
     reclaiming: Cell<bool>,
+    scrubbing: Cell<bool>,
     closed: Cell<bool>,
     /// The last checkpoint was begun, or made: no other one may follow.
     sealed: Cell<bool>,
+    /// When it was opened.
+    opened: pollux_reactor::Instant,
     /// Keep writes from beginning once the pool is closed.
     drained: RefCell<Vec<Hold>>,
 }
@@ -212,6 +227,12 @@ pub(crate) struct State {
     /// Kept entries that hold nothing any more that none of their children does.
     trimmed: HashSet<u64>,
     stopped: Option<IoError>,
+    /// How far a scrub has come, or what the last one found; durable with each checkpoint.
+    scrub: ScrubRecord,
+    /// What volumes use, as it was counted when `maps_changed` and the version of the table were those.
+    usages: HashMap<u64, (u64, u64, Usage)>,
+    /// A number that changes whenever a slot of any volume has other extents.
+    maps_changed: u64,
 }
 
 impl State {

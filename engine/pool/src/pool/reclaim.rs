@@ -180,6 +180,7 @@ impl State {
         };
         delete_range(&mut self.metadata(), &deletion, cursor, end, &mut collect)?;
         let freed = collect.freed.len() as u64;
+        self.maps_changed += 1;
         for extent in collect.freed {
             self.free_extent(extent);
         }
@@ -224,6 +225,7 @@ impl State {
             &mut collect,
         )?;
         let freed = collect.freed.len() as u64;
+        self.maps_changed += 1;
         for extent in collect.freed {
             self.free_extent(extent);
         }

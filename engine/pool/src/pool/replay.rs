@@ -246,6 +246,7 @@ impl State {
     /// A slot was replaced: marks and frees extents, and counts them.
     fn account(&mut self, volume: u64, old: &Slot, slot: &Slot, parent_generation: u64) {
         let mut own: i64 = 0;
+        self.maps_changed += u64::from(old.fragments != slot.fragments);
         for fragment in &slot.fragments {
             if old.fragment_with(fragment.extent).is_none() {
                 self.space.record_extent(fragment.extent);

@@ -1,6 +1,9 @@
 //! Looking at everything that is stored, before somebody needs it: every block that has a checksum, and both
 //! copies of every page. A page with one good copy is repaired; a bad block of data is told.
 //!
+//! How far it is becomes durable with each checkpoint, and so does what it found: one that was interrupted
+//! goes on where it was, after a restart too, and the last one is remembered.
+//!
 //! Volumes go on meanwhile. A slot is looked at with its blocks locked; a page that looks bad is looked at
 //! again while no checkpoint runs, since its place may have been given to another page by then.
 
@@ -15,6 +18,7 @@ use pollux_reactor::{now, sleep};
 use super::{ALLOCATION_SHAPE, LostBlock, Pool, PoolError};
 use crate::cache::load_copy;
 use crate::layout::page::{MAP_LEAF_SLOTS, PageIdentity};
+use crate::layout::scrub::{SCRUB_BAD_BLOCKS, ScrubRecord, ScrubState};
 use crate::layout::slot::{Fragment, Slot};
 use crate::layout::volume::VolumeState;
 use crate::layout::{BLOCK_BYTES, BlockAddress, EXTENT_BLOCKS, PagePointer, crc32c};
@@ -23,11 +27,16 @@ use crate::tree::{Tree, TreeError, differences, pages_to};
 /// Bad blocks that are told one by one; all are counted.
 const BAD_BLOCKS_MAX: usize = 10_000;
 
+/// How long a scrub goes on before a checkpoint keeps how far it is, if no other one does.
+const KEPT_EVERY: Duration = Duration::from_secs(60);
+
 /// How a pool is scrubbed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ScrubOptions {
     /// Bytes read a second, at most; 0 for no limit.
     pub bytes_per_second: u64,
+    /// Begin with the first block again where an earlier scrub was interrupted.
+    pub begin_anew: bool,
 }
 
 /// How far a scrub has come.
@@ -67,6 +76,8 @@ struct Scrub<'a> {
     progress: ScrubProgress,
     tell: &'a mut dyn FnMut(ScrubProgress),
     started: pollux_reactor::Instant,
+    kept: pollux_reactor::Instant,
+    started_seconds: u64,
     /// Pages that were looked at, by the address of their first copy.
     seen: HashSet<u64>,
 }
@@ -86,6 +97,22 @@ impl Scrub<'_> {
         }
     }
 
+    /// What is durable with the next checkpoint.
+    fn record(&self, state: ScrubState) -> ScrubRecord {
+        let bad_blocks = self.report.bad_blocks.iter().take(SCRUB_BAD_BLOCKS);
+        ScrubRecord {
+            state,
+            started_seconds: self.started_seconds,
+            blocks: self.report.blocks,
+            unchecked_blocks: self.report.unchecked_blocks,
+            bad_block_count: self.report.bad_block_count,
+            bad_blocks: bad_blocks.map(|bad| (bad.volume, bad.block)).collect(),
+            pages: self.report.pages,
+            repaired_pages: self.report.repaired_pages,
+            lost_pages: self.report.lost_pages,
+        }
+    }
+
     fn bad(&mut self, volume: u64, block: u64) {
         self.report.bad_block_count += 1;
         if self.report.bad_blocks.len() < BAD_BLOCKS_MAX {
@@ -94,43 +121,116 @@ impl Scrub<'_> {
     }
 }
 
+impl From<&ScrubRecord> for ScrubReport {
+    fn from(record: &ScrubRecord) -> Self {
+        let bad_blocks = record.bad_blocks.iter();
+        Self {
+            blocks: record.blocks,
+            unchecked_blocks: record.unchecked_blocks,
+            bad_blocks: bad_blocks
+                .map(|(volume, block)| LostBlock {
+                    volume: *volume,
+                    block: *block,
+                })
+                .collect(),
+            bad_block_count: record.bad_block_count,
+            pages: record.pages,
+            repaired_pages: record.repaired_pages,
+            lost_pages: record.lost_pages,
+        }
+    }
+}
+
+/// The only scrub of a pool, until it is dropped.
+struct Scrubbing<'a>(&'a Pool);
+
+impl Drop for Scrubbing<'_> {
+    fn drop(&mut self) {
+        self.0.scrubbing.set(false);
+    }
+}
+
 impl Pool {
-    /// Reads everything that is stored and compares it with its checksums; `tell` is told how it gets on.
+    /// How far a scrub has come, or what the last one found.
+    pub fn last_scrub(&self) -> ScrubRecord {
+        self.state.borrow().scrub.clone()
+    }
+
+    /// Reads everything that is stored and compares it with its checksums; `tell` is told how it gets on. It
+    /// goes on where the last one was, if that did not come to its end. What is dropped in between is
+    /// interrupted.
     ///
     /// # Errors
     ///
-    /// [`PoolError::Page`] if a page without a good copy leads to something that is not in memory, and
-    /// [`PoolError::Closed`].
+    /// [`PoolError::Busy`] if one is under way, [`PoolError::Page`] if a page without a good copy leads to
+    /// something that is not in memory, and [`PoolError::Closed`].
     pub async fn scrub(
         self: &Rc<Self>,
         options: ScrubOptions,
         tell: &mut dyn FnMut(ScrubProgress),
     ) -> Result<ScrubReport, PoolError> {
-        let ids: Vec<u64> = self
-            .state
-            .borrow()
-            .table
-            .entries()
-            .map(|entry| entry.id)
-            .collect();
+        if self.scrubbing.replace(true) {
+            return Err(PoolError::Busy {
+                name: self.name.clone(),
+            });
+        }
+        let _scrubbing = Scrubbing(self);
+        let (ids, before): (Vec<u64>, ScrubRecord) = {
+            let state = self.state.borrow();
+            let ids = state.table.entries().map(|entry| entry.id);
+            (ids.collect(), state.scrub.clone())
+        };
+        let place = match before.state {
+            ScrubState::UnderWay { volume, slot } if !options.begin_anew => Some((volume, slot)),
+            ScrubState::UnderWay { .. } | ScrubState::Never | ScrubState::Ended { .. } => None,
+        };
+        let (at_volume, at_slot) = place.unwrap_or_default();
         let mut scrub = Scrub {
             options,
-            report: ScrubReport::default(),
+            report: place.map(|_| ScrubReport::from(&before)).unwrap_or_default(),
             progress: ScrubProgress {
                 volumes: ids.len(),
+                volumes_done: ids.iter().filter(|id| **id < at_volume).count(),
                 ..ScrubProgress::default()
             },
             tell,
             started: now(),
+            kept: now(),
+            started_seconds: place.map_or(self.now_seconds(), |_| before.started_seconds),
             seen: HashSet::new(),
         };
-        self.scrub_metadata(&ids, &mut scrub).await?;
-        for id in ids {
-            self.scrub_volume(id, &mut scrub).await?;
+        if at_volume == 0 {
+            self.keep_scrub(&mut scrub, 0, 0).await?;
+            self.scrub_metadata(&ids, &mut scrub).await?;
+        }
+        for id in ids.into_iter().filter(|id| *id >= at_volume) {
+            let from = if id == at_volume { at_slot } else { 0 };
+            self.scrub_volume(id, from, &mut scrub).await?;
             scrub.progress.volumes_done += 1;
             (scrub.tell)(scrub.progress);
         }
+        let ended = ScrubState::Ended {
+            seconds: self.now_seconds(),
+        };
+        self.state.borrow_mut().scrub = scrub.record(ended);
+        self.checkpoint().await?;
         Ok(scrub.report)
+    }
+
+    /// All before a slot of a volume was looked at. That is durable with the next checkpoint, which is made
+    /// if there was none for long.
+    async fn keep_scrub(
+        self: &Rc<Self>,
+        scrub: &mut Scrub<'_>,
+        volume: u64,
+        slot: u64,
+    ) -> Result<(), PoolError> {
+        self.state.borrow_mut().scrub = scrub.record(ScrubState::UnderWay { volume, slot });
+        if now() - scrub.kept >= KEPT_EVERY {
+            self.checkpoint().await?;
+            scrub.kept = now();
+        }
+        Ok(())
     }
 
     /// The pages of the table of volumes and of the allocation state.
@@ -155,8 +255,13 @@ impl Pool {
         Ok(())
     }
 
-    async fn scrub_volume(self: &Rc<Self>, id: u64, scrub: &mut Scrub<'_>) -> Result<(), PoolError> {
-        let mut next = Some(0);
+    async fn scrub_volume(
+        self: &Rc<Self>,
+        id: u64,
+        first_slot: u64,
+        scrub: &mut Scrub<'_>,
+    ) -> Result<(), PoolError> {
+        let mut next = Some(first_slot);
         while let Some(from) = next {
             self.check_open()?;
             let leaf = self
@@ -183,6 +288,7 @@ impl Pool {
                 self.scrub_slot(id, index, scrub).await?;
             }
             (scrub.tell)(scrub.progress);
+            self.keep_scrub(scrub, id, first + MAP_LEAF_SLOTS).await?;
             next = Some(first + MAP_LEAF_SLOTS);
         }
         Ok(())

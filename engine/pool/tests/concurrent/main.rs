@@ -104,6 +104,7 @@ fn pool_options(seed: u64) -> PoolOptions {
         checkpoint_writes: [1, 4, 1, 64, 2][seed as usize % 5],
         commit_interval: Duration::from_millis(3),
         background: !seed.is_multiple_of(4),
+        ..PoolOptions::default()
     }
 }
 

@@ -85,6 +85,7 @@ pub fn exercise_pool(run: &Run, wrap: Wrap) -> Result<Finished, String> {
             checkpoint_writes: 1 << random.within(0..=6),
             commit_interval: random.duration(Duration::from_millis(1)..=Duration::from_millis(20)),
             background: true,
+            ..PoolOptions::default()
         },
     };
     for round in 0..random.within(2..=4) {
