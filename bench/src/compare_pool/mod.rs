@@ -117,7 +117,7 @@ impl Report {
     /// What a volume of a pool does beside SPDK's lvol.
     fn beside(&self, peer: &lvol::Measured) -> String {
         let mut text = "SPDK's lvol, after the pool, each on the memory device of its own program.\n\n\
-            | load | pool, checksums off | on | lvol | off / lvol | on / lvol | off / device | lvol / device |\n\
+            | load | checksums off | on | lvol | off / lvol | on / lvol | off / device | lvol / device |\n\
             | --- | --- | --- | --- | --- | --- | --- | --- |\n"
             .to_owned();
         for row in &peer.rows {
