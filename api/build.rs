@@ -3,11 +3,12 @@
 #![allow(clippy::print_stdout, reason = "cargo reads it")]
 
 use std::error::Error;
+use std::path::Path;
 
 use prost::Message;
 
 const INCLUDES: [&str; 1] = ["proto"];
-const FILES: [&str; 18] = [
+const FILES: &[&str] = &[
     "proto/csi/v1/common.proto",
     "proto/csi/v1/identity.proto",
     "proto/csi/v1/controller.proto",
@@ -25,6 +26,9 @@ const FILES: [&str; 18] = [
     "proto/pollux/control/v1/template.proto",
     "proto/pollux/control/v1/snapshot.proto",
     "proto/pollux/control/v1/event.proto",
+    "proto/pollux/control/v1/token.proto",
+    "proto/pollux/control/v1/measurement.proto",
+    "proto/pollux/control/v1/meter.proto",
     "proto/pollux/control/v1/engine.proto",
 ];
 
@@ -34,6 +38,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let descriptors = protox::compile(FILES, INCLUDES)?;
     let encoded = descriptors.encode_to_vec();
+    let directory = std::env::var_os("OUT_DIR").ok_or("cargo tells no OUT_DIR")?;
+    std::fs::write(Path::new(&directory).join("descriptors.bin"), &encoded)?;
     tonic_prost_build::configure()
         .type_attribute(".pollux.engine.v1", "#[derive(serde::Serialize)]")
         .type_attribute("Event.what", "#[serde(rename_all = \"snake_case\")]")

@@ -63,6 +63,10 @@ mod text {
     }
 }
 
+/// All interfaces with their comments, as a `google.protobuf.FileDescriptorSet`: what the description of the
+/// REST interface is made from.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// Names some fields of a message, for updates that leave the others alone (google.protobuf.FieldMask).
 pub use pbjson_types::FieldMask;
 

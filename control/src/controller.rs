@@ -3,13 +3,13 @@
 //! All that is remembered between two passes can be had again: the records from the store, the reports from
 //! the engines. So a controller may end after any step; the next one goes on from there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pollux_api::control::v1::{EngineReport, Node, engine_command::Command};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -19,16 +19,23 @@ use crate::engines::{EngineAddress, EngineClient, EngineError};
 use crate::model::Record;
 use crate::plan::{Limits, Step, plan};
 use crate::store::{Leadership, Store, StoreError, Transaction, Watcher};
+use crate::telemetry::Telemetry;
 use crate::world::{Observation, World};
 
 /// Transactions under way at a time.
 const COMMITS_AT_ONCE: usize = 32;
 
-/// Engines that are asked or told at a time.
+/// Engines that are asked at a time.
 const ENGINES_AT_ONCE: usize = 64;
 
 /// Commands of one kind that an engine is told at a time.
 const COMMANDS_AT_ONCE: usize = 32;
+/// Engines that are told at a time. More than are asked: some may take their time.
+const ENGINES_TOLD_AT_ONCE: usize = 256;
+
+/// How long a pass waits for engines to do what it tells them. Who takes longer is told nothing new until it
+/// is done or its time is over, and nobody else waits for it.
+const TELL_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long an engine may take for one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,6 +81,7 @@ impl Clock for SystemClock {
 pub struct Observations {
     newest: Mutex<BTreeMap<String, Observation>>,
     changed: Notify,
+    telemetry: Telemetry,
 }
 
 impl Observations {
@@ -91,6 +99,11 @@ impl Observations {
         if before.is_none_or(|before| before.report != observation.report) {
             self.changed.notify_one();
         }
+    }
+
+    /// What is counted of the work of this instance.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
     /// What an engine told last.
@@ -125,6 +138,11 @@ pub struct Controller {
     leadership: Leadership,
     world: World,
     watcher: Box<dyn Watcher>,
+    /// Engines that are being told. Each gives its node, and the pools in which a replica could not be made.
+    telling: JoinSet<(String, Vec<String>)>,
+    /// The nodes of these.
+    told_nodes: BTreeSet<String>,
+    permits: Arc<Semaphore>,
     /// How many commands the last pass had, if nothing was committed in it.
     commands_before: Option<usize>,
     /// Whether the last pass was like the one before.
@@ -156,6 +174,9 @@ impl Controller {
             leadership,
             world,
             watcher,
+            telling: JoinSet::new(),
+            told_nodes: BTreeSet::new(),
+            permits: Arc::new(Semaphore::new(ENGINES_TOLD_AT_ONCE)),
             commands_before: None,
             is_repeated: false,
         })
@@ -222,6 +243,7 @@ impl Controller {
     ///
     /// Those of the store; what a single step runs into is left to the next pass.
     pub async fn pass(&mut self) -> Result<usize, StoreError> {
+        let began = Instant::now();
         self.catch_up().await?;
         self.world.reports = self.parts.observations.all();
         let world = &mut self.world;
@@ -243,12 +265,15 @@ impl Controller {
                 Step::Command { node, command } => commands.entry(node).or_default().push(command),
             }
         }
+        let told = commands.values().map(Vec::len).sum();
+        self.parts.observations.telemetry.planned(commits.len(), told);
         let revision = self.commit(commits).await?;
         let commands_now = (revision == 0).then_some(count);
         self.is_repeated = commands_now.is_some() && commands_now == self.commands_before;
         self.commands_before = commands_now;
         self.tell(commands).await;
         self.wait_for(revision).await?;
+        self.parts.observations.telemetry.passed(began.elapsed());
         Ok(count)
     }
 
@@ -282,31 +307,48 @@ impl Controller {
         }
     }
 
-    /// Tells engines, each its commands in order, and asks them for reports.
+    /// Tells engines, each its commands in order, and asks them for reports. Waits for those that are quick.
     async fn tell(&mut self, commands: BTreeMap<String, Vec<Command>>) {
-        let permits = Arc::new(Semaphore::new(ENGINES_AT_ONCE));
-        let mut tasks = JoinSet::new();
+        while let Some(told) = self.telling.try_join_next() {
+            self.note_told(told);
+        }
         for (node, commands) in commands {
             let Some(engine) = self.world.nodes.get(&node).map(address) else {
                 continue;
             };
+            // What was told before is not done yet. What is left out here is planned again.
+            if !self.told_nodes.insert(node.clone()) {
+                continue;
+            }
             let parts = self.parts.clone();
             let term = self.leadership.term;
-            let permits = permits.clone();
-            tasks.spawn(async move {
+            let permits = self.permits.clone();
+            self.telling.spawn(async move {
                 // The semaphore is never closed.
                 let _permit = permits.acquire().await;
                 let refused = tell_engine(&parts, &engine, term, commands).await;
                 pull_one(&parts, &engine).await;
-                refused
+                (node, refused)
             });
         }
-        while let Some(refused) = tasks.join_next().await {
-            for pool_uid in refused.unwrap_or_default() {
-                let pool = self.world.pools.values().find(|pool| pool.meta().uid == pool_uid);
-                if let Some(name) = pool.map(|pool| pool.name().to_owned()) {
-                    self.world.failures.insert(name, self.world.now_unix_us);
-                }
+        let until = tokio::time::Instant::now() + TELL_PATIENCE;
+        while let Ok(Some(told)) = tokio::time::timeout_at(until, self.telling.join_next()).await {
+            self.note_told(told);
+        }
+    }
+
+    /// An engine was told.
+    fn note_told(&mut self, told: Result<(String, Vec<String>), tokio::task::JoinError>) {
+        let Ok((node, refused)) = told else {
+            // It cannot be said which one it was: so all may be told again, which does no harm.
+            self.told_nodes.clear();
+            return;
+        };
+        self.told_nodes.remove(&node);
+        for pool_uid in refused {
+            let pool = self.world.pools.values().find(|pool| pool.meta().uid == pool_uid);
+            if let Some(name) = pool.map(|pool| pool.name().to_owned()) {
+                self.world.failures.insert(name, self.world.now_unix_us);
             }
         }
     }
@@ -410,8 +452,14 @@ async fn tell_engine(
         for outcome in outcomes {
             match outcome.unwrap_or(Told::Unheard) {
                 Told::Done => {}
-                Told::Refused(pool_uid) => failed_pools.extend(pool_uid),
-                Told::Unheard => return failed_pools,
+                Told::Refused(pool_uid) => {
+                    parts.observations.telemetry.command_refused();
+                    failed_pools.extend(pool_uid);
+                }
+                Told::Unheard => {
+                    parts.observations.telemetry.command_unanswered();
+                    return failed_pools;
+                }
             }
         }
     }

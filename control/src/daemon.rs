@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use pollux_http::ServerTls;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
@@ -63,6 +64,11 @@ struct ServeArguments {
     /// Where calls are answered. Without certificates, on this machine only.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4440")]
     listen: SocketAddr,
+
+    /// Where the interface is as REST and JSON, with metrics and health: ADDRESS:PORT, or `none` [default:
+    /// the port after that of --listen].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http: Option<HttpAddress>,
 
     /// A directory with authority.pem, own.pem and own.key, as `pollux cert issue` makes it: then calls are
     /// by mutual TLS only.
@@ -149,23 +155,59 @@ impl StoreAddress {
     }
 }
 
+/// Where HTTP is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpAddress {
+    /// There.
+    At(SocketAddr),
+    /// Nowhere.
+    None,
+}
+
+impl FromStr for HttpAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            text => text
+                .parse()
+                .map(Self::At)
+                .map_err(|_| "give ADDRESS:PORT, or none".to_owned()),
+        }
+    }
+}
+
+impl HttpAddress {
+    /// The port after another one; any free one if that is.
+    fn after(listen: SocketAddr) -> Self {
+        let port = match listen.port() {
+            0 => 0,
+            port => port.checked_add(1).unwrap_or(0),
+        };
+        Self::At(SocketAddr::new(listen.ip(), port))
+    }
+}
+
 /// What is read from a directory of certificates.
-#[derive(Debug)]
 struct Certificates {
     authority: Certificate,
     own: Identity,
+    http: ServerTls,
 }
 
 impl Certificates {
-    fn read(directory: &Path) -> io::Result<Self> {
+    fn read(directory: &Path) -> Result<Self, Box<dyn Error>> {
         let read = |name: &str| {
             let path = directory.join(name);
             std::fs::read(&path)
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
         };
+        let (authority, own, key) = (read("authority.pem")?, read("own.pem")?, read("own.key")?);
         Ok(Self {
-            authority: Certificate::from_pem(read("authority.pem")?),
-            own: Identity::from_pem(read("own.pem")?, read("own.key")?),
+            http: ServerTls::new(&authority, &own, &key)?,
+            authority: Certificate::from_pem(authority),
+            own: Identity::from_pem(own, key),
         })
     }
 }
@@ -233,14 +275,26 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
         ServerTlsConfig::new()
             .identity(certificates.own.clone())
             .client_ca_root(certificates.authority.clone())
+            // Who has none may have a token.
+            .client_auth_optional(true)
     });
     let client_tls = certificates.as_ref().map(|certificates| {
         ClientTlsConfig::new()
             .identity(certificates.own.clone())
             .ca_certificate(certificates.authority.clone())
     });
+    let certificates_given = certificates.is_some();
     let store = arguments.store.open().await?;
     let listening = Listening::bind(arguments.listen, server_tls).await?;
+    let http = match arguments.http.unwrap_or(HttpAddress::after(arguments.listen)) {
+        HttpAddress::None => None,
+        HttpAddress::At(address) => {
+            let tls = certificates
+                .as_ref()
+                .map(|certificates| certificates.http.clone());
+            Some(Listening::bind_http(address, tls).await?)
+        }
+    };
     let limits = Limits {
         unreachable_after_us: arguments.unreachable_after.max(1).saturating_mul(1_000_000),
         replace_after_us: arguments.replace_after.saturating_mul(1_000_000),
@@ -258,20 +312,28 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
     let services = Services::new(ServiceParts {
         store: parts.store.clone(),
         observations: parts.observations.clone(),
+        engines: parts.engines.clone(),
         clock: parts.clock.clone(),
         limits: parts.limits.clone(),
-        guard: match certificates {
-            Some(_) => Guard::Certificates,
-            None => Guard::Local,
+        guard: match certificates_given {
+            true => Guard::Certificates,
+            false => Guard::Local,
         },
     });
-    writeln!(io::stdout(), "pollux-control answers at {}", listening.address())?;
+    let mut announced = format!("pollux-control answers at {}\n", listening.address());
+    if let Some(http) = &http {
+        let scheme = if certificates_given { "https" } else { "http" };
+        announced += &format!("REST and metrics are at {scheme}://{}\n", http.address());
+    }
+    // At once: who reads it may want the first line only.
+    io::stdout().write_all(announced.as_bytes())?;
     let (stop, stopped) = watch::channel(false);
     let instance = arguments
         .instance
         .clone()
         .unwrap_or_else(|| format!("process-{}", std::process::id()));
     let planner = tokio::spawn(lead(parts, instance, stopped.clone()));
+    let http = http.map(|http| tokio::spawn(http.serve(services.clone().http(), stopped.clone())));
     let server = tokio::spawn(listening.serve(services, stopped));
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -282,6 +344,9 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
     }
     stop.send_replace(true);
     planner.await?;
+    if let Some(http) = http {
+        http.await?;
+    }
     Ok(())
 }
 
@@ -291,6 +356,7 @@ async fn lead(parts: Parts, instance: String, mut stopped: watch::Receiver<bool>
         let term = async {
             let leadership = parts.store.lead(&instance).await?;
             tracing::info!(term = leadership.term, "leads");
+            parts.observations.telemetry().leads(leadership.term);
             let controller = Controller::start(parts.clone(), leadership).await?;
             controller.run(stopped.clone()).await
         };
@@ -300,6 +366,7 @@ async fn lead(parts: Parts, instance: String, mut stopped: watch::Receiver<bool>
             ended = term => ended,
             () = stopping => return,
         };
+        parts.observations.telemetry().follows();
         match ended {
             Ok(()) => tracing::info!("leads no more"),
             Err(error) => tracing::error!(%error, "planning was interrupted"),
@@ -314,6 +381,16 @@ async fn lead(parts: Parts, instance: String, mut stopped: watch::Receiver<bool>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn http_is_beside() {
+        let after = |text: &str| HttpAddress::after(text.parse().expect("an address"));
+        assert_eq!(Ok(after("127.0.0.1:4440")), "127.0.0.1:4441".parse());
+        assert_eq!(Ok(after("[::1]:0")), "[::1]:0".parse());
+        assert_eq!(Ok(after("127.0.0.1:65535")), "127.0.0.1:0".parse());
+        assert_eq!("none".parse(), Ok(HttpAddress::None));
+        assert!("127.0.0.1".parse::<HttpAddress>().is_err());
+    }
 
     #[test]
     fn stores_have_addresses() {

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pollux_api::control::v1::agent_client::AgentClient;
+use pollux_api::control::v1::meter_client::MeterClient;
 use pollux_api::control::v1::{
-    EngineCommand, EngineReport, ExecuteRequest, GetReportRequest, engine_command::Command,
+    EngineCommand, EngineMeasurements, EngineReport, ExecuteRequest, GetReportRequest, MeasureRequest,
+    engine_command::Command,
 };
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
@@ -73,6 +75,18 @@ pub trait EngineClient: Send + Sync + fmt::Debug + 'static {
     ///
     /// [`EngineError::Unreachable`].
     async fn report(&self, engine: &EngineAddress) -> Result<Arc<EngineReport>, EngineError>;
+
+    /// What an engine measured since it was started.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Unreachable`], also of one that measures nothing.
+    async fn measure(&self, engine: &EngineAddress) -> Result<EngineMeasurements, EngineError> {
+        Err(EngineError::Unreachable {
+            node: engine.node.clone(),
+            reason: "it measures nothing".to_owned(),
+        })
+    }
 }
 
 /// Engines by gRPC: each serves `pollux.control.v1.Agent` at its address.
@@ -94,6 +108,10 @@ impl GrpcEngines {
     }
 
     fn client(&self, engine: &EngineAddress) -> Result<AgentClient<Channel>, EngineError> {
+        Ok(AgentClient::new(self.channel(engine)?).max_decoding_message_size(REPORT_BYTES_MAX))
+    }
+
+    fn channel(&self, engine: &EngineAddress) -> Result<Channel, EngineError> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = match channels.get(&engine.address) {
             Some(channel) => channel.clone(),
@@ -103,7 +121,7 @@ impl GrpcEngines {
                 channel
             }
         };
-        Ok(AgentClient::new(channel).max_decoding_message_size(REPORT_BYTES_MAX))
+        Ok(channel)
     }
 
     fn connect(&self, engine: &EngineAddress) -> Result<Channel, EngineError> {
@@ -166,5 +184,21 @@ impl EngineClient for GrpcEngines {
             Ok(report) => Ok(Arc::new(report.into_inner())),
             Err(status) => Err(failed(engine, &status)),
         }
+    }
+
+    async fn measure(&self, engine: &EngineAddress) -> Result<EngineMeasurements, EngineError> {
+        let client = MeterClient::new(self.channel(engine)?);
+        let measured = client
+            .max_decoding_message_size(REPORT_BYTES_MAX)
+            .measure(MeasureRequest {})
+            .await;
+        let measured = measured.map(tonic::Response::into_inner);
+        measured.map_err(|status| match status.code() {
+            Code::Unimplemented => EngineError::Unreachable {
+                node: engine.node.clone(),
+                reason: "it is of a version that measures nothing".to_owned(),
+            },
+            _ => failed(engine, &status),
+        })
     }
 }

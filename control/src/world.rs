@@ -109,6 +109,8 @@ impl World {
             Kind::Group => replace(&mut self.groups, key, name, value),
             Kind::Template => replace(&mut self.templates, key, name, value),
             Kind::Removal => replace(&mut self.removals, key, name, value),
+            // Nothing is planned by them, and nobody is shown them.
+            Kind::Token => Ok(()),
             Kind::Event => {
                 match value {
                     Some(_) => self.events.insert(name.to_owned()),

@@ -7,11 +7,10 @@ use clap::Args;
 use pollux_api::control::v1::{Group, Node, Pool, Template};
 use serde::Deserialize;
 use tonic::Code;
-use tonic::transport::Channel;
 
 use crate::model::{Record, Validate};
 
-use super::connection::{CommandError, read};
+use super::connection::{Channel, CommandError, read};
 use super::resource::Changed;
 
 /// `apply`.

@@ -4,11 +4,44 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Status};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request, Status};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The largest file that a token may be in.
+const TOKEN_BYTES_MAX: usize = 512;
+
+/// A connection to the control plane.
+pub(super) type Channel = InterceptedService<tonic::transport::Channel, Bearer>;
+
+/// Sends a token with each call, if there is one.
+#[derive(Clone)]
+pub(super) struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Who calls, and whom.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Access {
+    /// HOST:PORT.
+    pub(super) address: String,
+    /// The directory of certificates.
+    pub(super) certificates: Option<PathBuf>,
+    /// The file of a token.
+    pub(super) token_file: Option<PathBuf>,
+}
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -79,31 +112,59 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
     })
 }
 
-/// Connects to the control plane, with the certificates of a directory if one is given.
-pub(super) async fn connect(address: &str, certificates: Option<&Path>) -> Result<Channel, CommandError> {
+/// The token in a file.
+fn bearer(path: &Path) -> Result<Bearer, CommandError> {
+    let wrong = |reason: &str| CommandError::File {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let bytes = read(path)?;
+    let text = std::str::from_utf8(&bytes)
+        .ok()
+        .filter(|text| text.len() <= TOKEN_BYTES_MAX && !text.trim().is_empty())
+        .ok_or_else(|| wrong("is no token of `pollux token create`"))?;
+    let mut value: MetadataValue<Ascii> = format!("Bearer {}", text.trim())
+        .parse()
+        .map_err(|_| wrong("is no token of `pollux token create`"))?;
+    value.set_sensitive(true);
+    Ok(Bearer(Some(value)))
+}
+
+/// Connects to the control plane.
+pub(super) async fn connect(access: &Access) -> Result<Channel, CommandError> {
+    let address = &access.address;
     let failed = |error: tonic::transport::Error| {
         let mut innermost: &dyn std::error::Error = &error;
         while let Some(source) = innermost.source() {
             innermost = source;
         }
         CommandError::Connect {
-            address: address.to_owned(),
+            address: address.clone(),
             reason: innermost.to_string(),
         }
     };
-    let scheme = if certificates.is_some() { "https" } else { "http" };
+    let bearer = match &access.token_file {
+        Some(path) => bearer(path)?,
+        None => Bearer(None),
+    };
+    let scheme = if access.certificates.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map_err(failed)?
         .connect_timeout(CONNECT_TIMEOUT);
-    if let Some(directory) = certificates {
-        let own = Identity::from_pem(
-            read(&directory.join("own.pem"))?,
-            read(&directory.join("own.key"))?,
-        );
-        let tls = ClientTlsConfig::new()
-            .identity(own)
-            .ca_certificate(Certificate::from_pem(read(&directory.join("authority.pem"))?));
+    if let Some(directory) = &access.certificates {
+        let authority = Certificate::from_pem(read(&directory.join("authority.pem"))?);
+        let mut tls = ClientTlsConfig::new().ca_certificate(authority);
+        let own = directory.join("own.pem");
+        // Who has a token needs no certificate of its own, only that of the authority.
+        if bearer.0.is_none() || own.exists() {
+            tls = tls.identity(Identity::from_pem(read(&own)?, read(&directory.join("own.key"))?));
+        }
         endpoint = endpoint.tls_config(tls).map_err(failed)?;
     }
-    endpoint.connect().await.map_err(failed)
+    let channel = endpoint.connect().await.map_err(failed)?;
+    Ok(InterceptedService::new(channel, bearer))
 }

@@ -4,9 +4,13 @@ mod apply;
 mod certificates;
 mod connection;
 mod output;
+mod redact;
 mod resource;
 mod run;
 mod size;
+mod support;
+mod tokens;
+mod top;
 mod up;
 mod wait;
 
@@ -33,9 +37,14 @@ pub struct Cli {
     )]
     control: String,
 
-    /// A directory with own.pem, own.key and authority.pem, as `pollux cert issue` makes it.
+    /// A directory with own.pem, own.key and authority.pem, as `pollux cert issue` makes it; with a token,
+    /// the last is enough.
     #[arg(long, global = true, value_name = "DIRECTORY")]
     certificates: Option<PathBuf>,
+
+    /// The file of a token, as `pollux token create` prints it.
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 
     /// How answers are told.
     #[arg(short, long, global = true, value_enum, default_value_t)]
@@ -96,6 +105,15 @@ enum Command {
     Cert {
         #[command(subcommand)]
         command: certificates::CertificateCommand,
+    },
+    /// Tell live what is asked of volumes, how long it takes, what is healed, and how full pools are.
+    Top(top::TopArguments),
+    /// Collect what those need who help into one file, without secrets.
+    Support(support::SupportArguments),
+    /// Rights to call for those who have no certificate.
+    Token {
+        #[command(subcommand)]
+        command: tokens::TokenCommand,
     },
     /// Print the completion for a shell.
     Completion {

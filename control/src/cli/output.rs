@@ -40,7 +40,7 @@ pub(super) trait Row: Record + Serialize {
 }
 
 /// The part of a name in capitals that tells something: `NODE_STATE_ONLINE` is `online`.
-fn short(name: &str, prefix: &str) -> String {
+pub(super) fn short(name: &str, prefix: &str) -> String {
     name.strip_prefix(prefix)
         .unwrap_or(name)
         .to_lowercase()
@@ -248,7 +248,7 @@ impl Row for Event {
 }
 
 /// A time in UTC, to the second.
-fn time(unix_us: u64) -> String {
+pub(super) fn time(unix_us: u64) -> String {
     let seconds = i64::try_from(unix_us / 1_000_000).unwrap_or(i64::MAX);
     match time::OffsetDateTime::from_unix_timestamp(seconds) {
         Ok(at) => format!(

@@ -13,8 +13,8 @@ use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::*;
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
-use tonic::transport::Channel;
 
+use super::connection::Channel;
 use super::output::Row;
 
 /// Records of a page.

@@ -10,16 +10,16 @@ use pollux_api::control::v1::templates_client::TemplatesClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::*;
 use tokio_stream::StreamExt;
-use tonic::transport::Channel;
 
 use crate::model::Record;
 
-use super::connection::{CommandError, connect};
+use super::connection::{Access, Channel, CommandError, connect};
 use super::output::{Output, records, serialized, table};
 use super::resource::{Changed, Listed, Named, all};
 use super::{
     Cli, Command, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments, PoolVerb,
-    SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, up, wait,
+    SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, support, tokens, top, up,
+    wait,
 };
 
 /// The pause before it is asked again whether a target has confirmed something.
@@ -67,7 +67,12 @@ pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandEr
         }
         _ => {}
     }
-    let channel = connect(&cli.control, cli.certificates.as_deref()).await?;
+    let access = Access {
+        address: cli.control.clone(),
+        certificates: cli.certificates.clone(),
+        token_file: cli.token_file.clone(),
+    };
+    let channel = connect(&access).await?;
     let mut session = Session {
         channel,
         output: cli.output,
@@ -83,6 +88,11 @@ pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandEr
         Command::Event {
             verb: ListVerb::List(arguments),
         } => session.list::<Event>(arguments).await,
+        Command::Top(arguments) => top::run(&session.channel, arguments, session.output, session.into).await,
+        Command::Support(arguments) => support::run(&session.channel, arguments, session.into).await,
+        Command::Token { command } => {
+            tokens::run(&session.channel, command, session.output, session.into).await
+        }
         Command::Plan(arguments) => session.plan(arguments).await,
         Command::Apply(arguments) => apply::apply(&session.channel, arguments, session.into).await,
         // Done above, without a connection.

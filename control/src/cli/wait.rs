@@ -5,11 +5,10 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use pollux_api::control::v1::{ReplicaState, Volume, VolumeState};
 use tokio_stream::StreamExt;
-use tonic::transport::Channel;
 
 use crate::model::Record;
 
-use super::connection::CommandError;
+use super::connection::{Channel, CommandError};
 use super::resource::Listed;
 
 /// Waits until a volume is healthy.

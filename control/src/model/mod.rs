@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use pollux_api::control::v1::{
-    Event, Group, Metadata, Node, Pool, Removal, Snapshot, Template, Volume, VolumeSpec,
+    Event, Group, Metadata, Node, Pool, Removal, Snapshot, StoredToken, Template, Volume, VolumeSpec,
 };
 use prost::Message;
 
@@ -25,7 +25,8 @@ pub use membership::{
 pub use policy::{EffectivePolicy, REPLICAS_MAX};
 pub(crate) use validate::HOSTS_MAX;
 pub use validate::{
-    Checker, FieldError, Validate, host_nqn, label_map, name as check_name, node_address, volume_size,
+    Checker, FieldError, Validate, host_nqn, label_map, name as check_name, node_address, token_spec,
+    volume_size,
 };
 
 /// Kinds of records.
@@ -47,11 +48,13 @@ pub enum Kind {
     Event,
     /// Something that is to be removed from an engine.
     Removal,
+    /// A right to call.
+    Token,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Node,
         Self::Pool,
         Self::Volume,
@@ -60,6 +63,7 @@ impl Kind {
         Self::Template,
         Self::Event,
         Self::Removal,
+        Self::Token,
     ];
 
     /// Its name, also in keys.
@@ -73,6 +77,7 @@ impl Kind {
             Self::Template => "template",
             Self::Event => "event",
             Self::Removal => "removal",
+            Self::Token => "token",
         }
     }
 
@@ -186,8 +191,11 @@ macro_rules! record {
         });
     };
     ($message:ident, $same:expr) => {
+        record!($message, $message, $same);
+    };
+    ($message:ident, $kind:ident, $same:expr) => {
         impl Record for $message {
-            const KIND: Kind = Kind::$message;
+            const KIND: Kind = Kind::$kind;
 
             fn metadata_field(&self) -> &Option<Metadata> {
                 &self.metadata
@@ -211,6 +219,8 @@ record!(Group, spec);
 record!(Template, spec);
 record!(Event);
 record!(Removal);
+record!(StoredToken, Token, |left: &StoredToken, right: &StoredToken| left
+    == right);
 record!(Volume, |left: &Volume, right: &Volume| {
     // Hosts are not what was asked for at first: they come and go.
     let asked = |volume: &Volume| {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_api::control::v1::{
     Domain, Group, HostAccess, LabelRule, MediaClass, Metadata, Node, PlacementPolicy, Pool, Qos, Snapshot,
-    SnapshotSchedule, Template, Volume, VolumePolicy,
+    SnapshotSchedule, Template, TokenRole, TokenSpec, Volume, VolumePolicy,
 };
 
 use super::{REPLICAS_MAX, Record};
@@ -44,6 +44,10 @@ const INTERVAL_US_MAX: u64 = 366 * 86_400_000_000;
 
 /// Most snapshots that a schedule keeps.
 const KEPT_MAX: u32 = 1000;
+
+/// For how long a token is good.
+const TOKEN_LIFETIME_US_MIN: u64 = 60_000_000;
+const TOKEN_LIFETIME_US_MAX: u64 = 366 * 86_400_000_000;
 
 /// A field that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -329,6 +333,30 @@ impl Validate for Group {
             );
         }
     }
+}
+
+/// Checks what a token is to be.
+pub fn token_spec(spec: Option<&TokenSpec>, now_unix_us: u64, checker: &mut Checker<'_>) {
+    let Some(spec) = spec else {
+        return checker.wrong("is missing");
+    };
+    let is_role = TokenRole::try_from(spec.role).is_ok_and(|role| role != TokenRole::Unspecified);
+    checker.at("role").require(
+        is_role,
+        format!(
+            "is {}; give TOKEN_ROLE_VIEWER, TOKEN_ROLE_CSI, TOKEN_ROLE_OPERATOR or TOKEN_ROLE_ADMIN",
+            spec.role
+        ),
+    );
+    let first = now_unix_us.saturating_add(TOKEN_LIFETIME_US_MIN);
+    let last = now_unix_us.saturating_add(TOKEN_LIFETIME_US_MAX);
+    checker.at("expires_unix_us").require(
+        (first..=last).contains(&spec.expires_unix_us),
+        format!(
+            "is {}; give {first} to {last} (a minute to 366 days from now)",
+            spec.expires_unix_us
+        ),
+    );
 }
 
 fn policy(policy: &VolumePolicy, checker: &mut Checker<'_>) {

@@ -12,6 +12,7 @@
 //!   term or epoch.
 //! - The same world gives the same steps; a world that is as it should be gives none.
 
+mod abandoned;
 mod context;
 mod nodes;
 mod preview;
@@ -91,6 +92,7 @@ pub fn plan(world: &World, limits: &Limits) -> Vec<Step> {
     let mut context = Context::new(world, limits);
     nodes::plan_nodes(&mut context);
     nodes::plan_pools(&mut context);
+    abandoned::plan_abandoned(&mut context);
     plan_removals(&mut context);
     snapshots::plan_snapshots(&mut context);
     volume::plan_volumes(&mut context);

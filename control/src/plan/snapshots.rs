@@ -66,6 +66,10 @@ fn note_taken(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotS
 /// A snapshot is forgotten once the target of its volume has taken it off the record, or has never heard of
 /// it. Targets see to replicas that still have something of it, when these return.
 fn plan_removal(context: &mut Context<'_>, snapshot: &Snapshot, volume: Option<&Volume>) {
+    // It came to be the source of a volume while its deletion was asked for: that is finished first.
+    if is_source(context, snapshot) {
+        return;
+    }
     let uid = &snapshot.meta().uid;
     // Its target may be about to take it: it has to know that the snapshot is not wanted any more.
     let is_gone = volume.is_none_or(|volume| {
@@ -85,6 +89,15 @@ fn plan_removal(context: &mut Context<'_>, snapshot: &Snapshot, volume: Option<&
         "is deleted".to_owned(),
     );
     context.commit(transaction);
+}
+
+/// Whether a volume is being made of it.
+fn is_source(context: &Context<'_>, snapshot: &Snapshot) -> bool {
+    context.world.volumes.values().any(|volume| {
+        let is_begun = volume.status.as_ref().is_some_and(|status| status.epoch > 0);
+        let source = volume.spec.as_ref().map(|spec| spec.source_snapshot.as_str());
+        !is_begun && source == Some(snapshot.name())
+    })
 }
 
 /// Takes the snapshots of schedules that are due, and deletes those that are too many.
@@ -189,12 +202,7 @@ fn forget_old(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSched
     let kept = usize::try_from(schedule.kept_max).unwrap_or(usize::MAX);
     let surplus = taken.len().saturating_sub(kept);
     for snapshot in taken.into_iter().take(surplus) {
-        let is_used = context.world.volumes.values().any(|volume| {
-            let is_begun = volume.status.as_ref().is_some_and(|status| status.epoch > 0);
-            let source = volume.spec.as_ref().map(|spec| spec.source_snapshot.as_str());
-            !is_begun && source == Some(snapshot.name())
-        });
-        if is_used {
+        if is_source(context, snapshot) {
             continue;
         }
         let mut changed = snapshot.clone();

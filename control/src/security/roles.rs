@@ -3,7 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use pollux_http::PeerCertificates;
 use tonic::Request;
+use tonic::transport::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::server::CallError;
@@ -46,6 +48,7 @@ impl Role {
             (Self::Csi, Action::Read | Action::Provision) => true,
             (Self::Viewer, Action::Read) => true,
             (Self::Engine, Action::Report) => true,
+            (_, Action::Administer) => false,
             (Self::Operator, Action::Report)
             | (Self::Csi, Action::Operate | Action::Report)
             | (Self::Viewer, Action::Provision | Action::Operate | Action::Report)
@@ -80,6 +83,8 @@ pub enum Action {
     Operate,
     /// What engines tell.
     Report,
+    /// Tokens.
+    Administer,
 }
 
 impl Action {
@@ -90,6 +95,7 @@ impl Action {
             Self::Provision => "csi",
             Self::Operate => "operator",
             Self::Report => "engine",
+            Self::Administer => "admin",
         }
     }
 }
@@ -149,6 +155,10 @@ impl Caller {
     }
 }
 
+/// Who calls by a token, or why nobody is known by it: an extension of requests that have one.
+#[derive(Debug, Clone)]
+pub struct Authenticated(pub Result<Caller, CallError>);
+
 /// Who may do what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
@@ -165,18 +175,38 @@ impl Guard {
     ///
     /// [`CallError::Unauthenticated`], [`CallError::Role`].
     pub fn permit<T>(self, request: &Request<T>, action: Action) -> Result<Caller, CallError> {
-        let caller = match self {
-            Self::Local => Caller {
+        self.permit_by(request.extensions(), request.peer_certs().as_deref(), action)
+    }
+
+    /// The same, by what goes with a request.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Guard::permit`].
+    pub(crate) fn permit_by(
+        self,
+        extensions: &axum::http::Extensions,
+        certificates: Option<&Vec<CertificateDer<'static>>>,
+        action: Action,
+    ) -> Result<Caller, CallError> {
+        let caller = match (extensions.get::<Authenticated>(), self) {
+            // Who gives a token is what the token says, and nobody if it says nothing.
+            (Some(Authenticated(found)), _) => found.clone()?,
+            (None, Self::Local) => Caller {
                 name: "local".to_owned(),
                 role: Role::Admin,
             },
-            Self::Certificates => {
-                let certificates = request.peer_certs();
+            (None, Self::Certificates) => {
+                let by_http = extensions.get::<PeerCertificates>();
                 let own = certificates
-                    .as_ref()
-                    .and_then(|certificates| certificates.first());
+                    .and_then(|certificates| certificates.first())
+                    .map(|own| own.as_ref())
+                    .or_else(|| by_http.and_then(|by_http| by_http.0.first()).map(Vec::as_slice));
                 let own = own.ok_or_else(|| {
-                    CallError::Unauthenticated("give a certificate of the cluster (`pollux cert`)".to_owned())
+                    CallError::Unauthenticated(
+                        "give a certificate of the cluster (`pollux cert`) or a token (`pollux token`)"
+                            .to_owned(),
+                    )
                 })?;
                 Caller::of_certificate(own)?
             }
@@ -198,13 +228,19 @@ mod tests {
 
     #[test]
     fn roles_may_what_the_manual_says() {
-        let all = [Action::Read, Action::Provision, Action::Operate, Action::Report];
+        let all = [
+            Action::Read,
+            Action::Provision,
+            Action::Operate,
+            Action::Report,
+            Action::Administer,
+        ];
         let permitted = |role: Role| all.map(|action| role.may(action));
-        assert_eq!(permitted(Role::Viewer), [true, false, false, false]);
-        assert_eq!(permitted(Role::Csi), [true, true, false, false]);
-        assert_eq!(permitted(Role::Operator), [true, true, true, false]);
-        assert_eq!(permitted(Role::Engine), [false, false, false, true]);
-        assert_eq!(permitted(Role::Admin), [true; 4]);
+        assert_eq!(permitted(Role::Viewer), [true, false, false, false, false]);
+        assert_eq!(permitted(Role::Csi), [true, true, false, false, false]);
+        assert_eq!(permitted(Role::Operator), [true, true, true, false, false]);
+        assert_eq!(permitted(Role::Engine), [false, false, false, true, false]);
+        assert_eq!(permitted(Role::Admin), [true; 5]);
     }
 
     #[test]

@@ -3,12 +3,15 @@
 //! Nothing here talks to engines. A call that asks for something returns once that is stored; the planner
 //! does the rest, and `status` tells how far it is.
 
+mod authenticate;
 mod errors;
+mod measurements;
 mod nodes;
 mod policies;
 mod records;
 mod registry;
 mod snapshots;
+mod tokens;
 mod volumes;
 
 use std::io;
@@ -16,14 +19,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
+use axum::middleware::from_fn_with_state;
 use pollux_api::control::v1::events_server::EventsServer;
 use pollux_api::control::v1::groups_server::GroupsServer;
+use pollux_api::control::v1::measurements_server::MeasurementsServer;
 use pollux_api::control::v1::nodes_server::NodesServer;
 use pollux_api::control::v1::pools_server::PoolsServer;
 use pollux_api::control::v1::registry_server::RegistryServer;
 use pollux_api::control::v1::snapshots_server::SnapshotsServer;
 use pollux_api::control::v1::templates_server::TemplatesServer;
+use pollux_api::control::v1::tokens_server::TokensServer;
 use pollux_api::control::v1::volumes_server::VolumesServer;
+use pollux_http::{HttpError, HttpListener, ServerTls};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -32,11 +40,15 @@ use tonic::service::Routes;
 use tonic::transport::{Server, ServerTlsConfig};
 
 use crate::controller::{Clock, Observations};
+use crate::engines::EngineClient;
+use crate::gateway;
 use crate::plan::Limits;
 use crate::security::{Action, Caller, Guard};
-use crate::store::Store;
+use crate::store::{LEADER_KEY, Store, StoreError};
+use crate::telemetry::{self, Telemetry};
 
 pub use errors::CallError;
+pub use records::Managed;
 
 /// Largest request: a volume with all rules that may be given.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
@@ -57,6 +69,8 @@ pub struct ServiceParts {
     pub store: Arc<dyn Store>,
     /// What engines told last.
     pub observations: Arc<Observations>,
+    /// How engines are asked what they measured.
+    pub engines: Arc<dyn EngineClient>,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// What planning may do: for plans that are only shown.
@@ -82,6 +96,25 @@ impl Services {
         self.parts.guard.permit(request, action)
     }
 
+    /// Who asks by HTTP, if the caller may do that.
+    pub(crate) fn permit_http(
+        &self,
+        extensions: &axum::http::Extensions,
+        action: Action,
+    ) -> Result<Caller, CallError> {
+        self.parts.guard.permit_by(extensions, None, action)
+    }
+
+    /// What is counted of the work of this instance.
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        self.parts.observations.telemetry()
+    }
+
+    /// Whether calls can be answered: the store does.
+    pub(crate) async fn is_ready(&self) -> Result<(), StoreError> {
+        self.parts.store.get(LEADER_KEY).await.map(drop)
+    }
+
     /// All services, for a server.
     pub fn routes(self) -> Routes {
         macro_rules! service {
@@ -89,7 +122,7 @@ impl Services {
                 $server::new(self.clone()).max_decoding_message_size(REQUEST_BYTES_MAX)
             };
         }
-        Routes::new(service!(NodesServer))
+        let routes = Routes::new(service!(NodesServer))
             .add_service(service!(PoolsServer))
             .add_service(service!(VolumesServer))
             .add_service(service!(SnapshotsServer))
@@ -97,6 +130,21 @@ impl Services {
             .add_service(service!(TemplatesServer))
             .add_service(service!(EventsServer))
             .add_service(service!(RegistryServer))
+            .add_service(service!(TokensServer))
+            .add_service(service!(MeasurementsServer));
+        let router = routes.into_axum_router();
+        let authenticated = from_fn_with_state(self.clone(), authenticate::authenticate);
+        let counted = from_fn_with_state(self, telemetry::count_grpc);
+        Routes::from(router.layer(authenticated).layer(counted))
+    }
+
+    /// All that is answered by HTTP: the interface as REST and JSON, metrics and health.
+    pub fn http(self) -> Router {
+        let authenticated = from_fn_with_state(self.clone(), authenticate::authenticate);
+        let counted = from_fn_with_state(self.clone(), telemetry::count_http);
+        let watched = telemetry::router(self.clone());
+        let router = gateway::router(self).merge(watched);
+        router.layer(authenticated).layer(counted)
     }
 }
 
@@ -116,6 +164,9 @@ pub enum ServeError {
         "{0} can be reached from other machines: give certificates (`pollux cert`), or listen on 127.0.0.1"
     )]
     Open(SocketAddr),
+    /// The address of HTTP cannot be taken.
+    #[error(transparent)]
+    Http(#[from] HttpError),
     /// The certificates cannot be used, or the server has ended.
     #[error("the interface cannot be served: {0}")]
     Transport(#[from] tonic::transport::Error),
@@ -147,6 +198,18 @@ impl Listening {
             address,
             tls,
         })
+    }
+
+    /// Listens for HTTP, without answering yet. Without certificates, on this machine only.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`].
+    pub async fn bind_http(address: SocketAddr, tls: Option<ServerTls>) -> Result<HttpListener, ServeError> {
+        if tls.is_none() && !address.ip().is_loopback() {
+            return Err(ServeError::Open(address));
+        }
+        Ok(HttpListener::bind(address, tls).await?)
     }
 
     /// Where it listens, with the port that was taken.

@@ -243,20 +243,51 @@ impl Services {
                 return Ok(present);
             }
             present.require_unused(self).await?;
-            let mut changed = present.clone();
-            changed.meta_mut().deleted_unix_us = Some(self.parts.clock.now_unix_us());
-            if let Some(done) = self.replace(&present, changed, Vec::new()).await? {
-                return Ok(done);
+            let now = self.parts.clock.now_unix_us();
+            let Some(marked) = self.mark(&present, Some(now)).await? else {
+                continue;
+            };
+            // What came to use it since it was looked at: it is told as if it had come before. Of what the
+            // planner has begun by then nothing is lost, as it takes nothing away that is in use.
+            let Err(error) = marked.require_unused(self).await else {
+                return Ok(marked);
+            };
+            match self.mark(&marked, None).await? {
+                Some(_) => return Err(error),
+                None => return Ok(marked),
             }
         }
         Err(contended::<R>(name))
     }
 
-    /// Deletes a record at once.
+    /// Deletes a record that nothing else names.
+    ///
+    /// It is marked first. From then on nothing new can name it: who looks at it is refused, and who looked
+    /// before has the condition that it is as it was. So what is looked for after the mark is all there can
+    /// be. If there is something the mark is taken off again; the planner does so for a caller that died.
     pub async fn delete<R: Managed>(&self, name: &str) -> Result<(), CallError> {
+        let mut is_marked_here = false;
         for _ in 0..ATTEMPTS_MAX {
-            let record = self.find::<R>(name).await?;
-            record.require_unused(self).await?;
+            let mut record = match self.find::<R>(name).await {
+                Err(CallError::NotFound { .. }) if is_marked_here => return Ok(()),
+                found => found?,
+            };
+            if !record.is_deleting() {
+                // Most of what is used is found out here, without disturbing those who name it meanwhile.
+                record.require_unused(self).await?;
+                let now = self.parts.clock.now_unix_us();
+                match self.mark(&record, Some(now)).await? {
+                    Some(marked) => record = marked,
+                    None => continue,
+                }
+                is_marked_here = true;
+            }
+            if let Err(error) = record.require_unused(self).await {
+                match self.mark(&record, None).await? {
+                    Some(_) => return Err(error),
+                    None => continue,
+                }
+            }
             let mut transaction = Transaction::default();
             transaction.delete(&record);
             match self.parts.store.commit(transaction).await {
@@ -266,6 +297,17 @@ impl Services {
             }
         }
         Err(contended::<R>(name))
+    }
+
+    /// Marks a record as to be deleted, or takes the mark off. Nothing if somebody was quicker.
+    async fn mark<R: Record>(
+        &self,
+        record: &R,
+        deleted_unix_us: Option<u64>,
+    ) -> Result<Option<R>, CallError> {
+        let mut changed = record.clone();
+        changed.meta_mut().deleted_unix_us = deleted_unix_us;
+        self.replace(record, changed, Vec::new()).await
     }
 
     /// All records of a kind.

@@ -97,7 +97,7 @@ impl Managed for Volume {
 
 impl Services {
     /// All records and what engines told last, for plans that are only shown.
-    pub(super) async fn world(&self) -> Result<World, CallError> {
+    pub(crate) async fn world(&self) -> Result<World, CallError> {
         let listing = self.parts.store.list_all("/").await?;
         let now = self.parts.clock.now_unix_us();
         let mut world = World::load(&listing, now)?;

@@ -13,6 +13,7 @@ use pollux_api::control::v1::templates_client::TemplatesClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::*;
 use pollux_control::controller::{Clock, Controller, Observations, Parts};
+use pollux_control::engines::GrpcEngines;
 use pollux_control::model::Record;
 use pollux_control::plan::Limits;
 use pollux_control::security::Guard;
@@ -53,6 +54,7 @@ impl Server {
         let services = Services::new(ServiceParts {
             store,
             observations,
+            engines: Arc::new(GrpcEngines::default()),
             clock,
             limits: Limits::default(),
             guard: Guard::Local,

@@ -2,6 +2,8 @@
 
 mod calls;
 mod common;
+mod deletion;
+mod gateway;
 mod killed;
 mod programs;
 mod reconcile;

@@ -195,6 +195,67 @@ async fn a_cluster_by_its_command_line() {
     assert_eq!(json.as_array().map(Vec::len), Some(3));
     assert!(told(&daemon, &["volume", "get", "v"]).contains("state: VOLUME_STATE_"));
 
+    let top = told(&daemon, &["top", "--once", "--interval", "0.2", "-o", "json"]);
+    let top: serde_json::Value = serde_json::from_str(&top).expect("JSON");
+    assert_eq!(top["volumes"][0]["name"], "v", "{top}");
+    assert_eq!(top["pools"].as_array().map(Vec::len), Some(3), "{top}");
+    let text = told(&daemon, &["top", "--interval", "0.2"]);
+    assert!(
+        text.starts_with("reads 0/s") && text.contains("measures nothing"),
+        "{text}"
+    );
+
+    // A token instead of a certificate; here, where nobody needs one, it lets its bearer do less.
+    let secret = told(
+        &daemon,
+        &["token", "create", "looker", "--role", "viewer", "--days", "2"],
+    );
+    let token = directory.path().join("token");
+    std::fs::write(&token, &secret).expect("it can be written");
+    let token = token.to_str().expect("UTF-8");
+    assert!(told(&daemon, &["--token-file", token, "volume", "list"]).contains("20GiB"));
+    assert!(
+        refused(&daemon, &["--token-file", token, "volume", "delete", "v"]).contains("takes the role csi")
+    );
+    // What goes to those who help has names, and no secrets.
+    let psk = "c0rrect-h0rse";
+    let device = format!("nvmf://user:{psk}@10.0.0.1:4420/nqn.2026-11.x:y?secret={psk}&size=1GiB");
+    let label = format!("note={}", secret.trim());
+    let pool = [
+        "pool", "create", "d.p", "--node", "a", "--device", &device, "--label", &label,
+    ];
+    told(&daemon, &pool);
+    let bundle = directory.path().join("bundle.tar");
+    let bundle = bundle.to_str().expect("UTF-8");
+    told(&daemon, &["support", bundle]);
+    let text = String::from_utf8_lossy(&std::fs::read(bundle).expect("it is made")).into_owned();
+    for part in [
+        "nodes.json",
+        "events.json",
+        "measurements.json",
+        "\"d.p\"",
+        "10.0.0.1:4420",
+        "size=1GiB",
+    ] {
+        assert!(text.contains(part), "{part}");
+    }
+    let hidden = secret.trim().rsplit_once("looker_").expect("its form").1;
+    assert!(!text.contains(psk) && !text.contains(hidden));
+    assert!(
+        refused(&daemon, &["support", bundle]).contains("exists"),
+        "nothing is replaced"
+    );
+
+    let listed = told(&daemon, &["token", "list"]);
+    assert!(
+        listed.contains("viewer") && !listed.contains(secret.trim()),
+        "{listed}"
+    );
+    told(&daemon, &["token", "revoke", "looker"]);
+    assert!(refused(&daemon, &["--token-file", token, "volume", "list"]).contains("taken back"));
+    let message = refused(&daemon, &["--token-file", file, "volume", "list"]);
+    assert!(message.contains("is no token"), "{message}");
+
     // All is there again after the control plane was killed.
     drop(daemon);
     let backup = directory.path().join("backup");

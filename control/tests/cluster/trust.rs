@@ -2,20 +2,31 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::registry_client::RegistryClient;
+use pollux_api::control::v1::tokens_client::TokensClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::*;
 use pollux_control::controller::Observations;
 use pollux_control::plan::Limits;
 use pollux_control::security::{Authority, Guard, Identity as Person, Issued, Role};
 use pollux_control::server::{Listening, ServiceParts, Services};
-use pollux_control::store::MemoryStore;
+use pollux_control::store::{MemoryStore, Store};
+use pollux_http::ServerTls;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
 
+use crate::common::fleet::Fleet;
 use crate::common::{VirtualClock, named, put};
 
 fn identity(issued: &Issued) -> Identity {
@@ -33,7 +44,10 @@ fn person(name: &str, role: Role, lifetime_days: i64) -> Person {
 
 struct Server {
     address: SocketAddr,
+    http: SocketAddr,
     authority: Authority,
+    store: MemoryStore,
+    clock: VirtualClock,
     _stop: watch::Sender<bool>,
 }
 
@@ -47,26 +61,45 @@ impl Server {
         let own = authority.issue(&own).expect("it can be given");
         let tls = ServerTlsConfig::new()
             .identity(identity(&own))
-            .client_ca_root(Certificate::from_pem(authority.issued().certificate));
+            .client_ca_root(Certificate::from_pem(authority.issued().certificate))
+            .client_auth_optional(true);
+        let authority_pem = authority.issued().certificate;
+        let http_tls = ServerTls::new(
+            authority_pem.as_bytes(),
+            own.certificate.as_bytes(),
+            own.key.as_bytes(),
+        );
+        let clock = VirtualClock::default();
         let store = MemoryStore::default();
         for name in ["n1", "n2"] {
             put(&store, &named(Node::default(), name)).await;
         }
         let services = Services::new(ServiceParts {
-            store: Arc::new(store),
+            store: Arc::new(store.clone()),
             observations: Arc::new(Observations::default()),
-            clock: Arc::new(VirtualClock::default()),
+            engines: Arc::new(Fleet::default()),
+            clock: Arc::new(clock.clone()),
             limits: Limits::default(),
             guard: Guard::Certificates,
         });
         let address = "127.0.0.1:0".parse().expect("an address");
         let listening = Listening::bind(address, Some(tls)).await.expect("a free port");
+        let http = Listening::bind_http(
+            "127.0.0.1:0".parse().expect("an address"),
+            Some(http_tls.expect("it can be used")),
+        );
+        let http = http.await.expect("a free port");
+        let http_address = http.address();
         let address = listening.address();
         let (stop, stopped) = watch::channel(false);
+        tokio::spawn(http.serve(services.clone().http(), stopped.clone()));
         tokio::spawn(listening.serve(services, stopped));
         Self {
             address,
+            http: http_address,
             authority,
+            store,
+            clock,
             _stop: stop,
         }
     }
@@ -86,6 +119,16 @@ impl Server {
             .list_nodes(ListNodesRequest::default())
             .await;
         listed.map(drop).map_err(|status| status.to_string())
+    }
+
+    /// A connection of somebody who trusts the authority and has no certificate.
+    async fn connect_without(&self) -> Channel {
+        let tls = ClientTlsConfig::new()
+            .domain_name("localhost")
+            .ca_certificate(Certificate::from_pem(self.authority.issued().certificate));
+        let endpoint = Endpoint::from_shared(format!("https://{}", self.address)).expect("an address");
+        let endpoint = endpoint.tls_config(tls).expect("it can be used");
+        endpoint.connect().await.expect("it is let in")
     }
 
     async fn connect(&self, role: Role, name: &str) -> Channel {
@@ -196,4 +239,278 @@ async fn engines_speak_for_themselves_only() {
     };
     assert!(engine.report(report("n1")).await.is_ok());
     assert!(is_role(engine.report(report("n2")).await));
+}
+
+fn token(name: &str, role: TokenRole, expires_unix_us: u64) -> CreateTokenRequest {
+    let token = Token {
+        metadata: Some(Metadata {
+            name: name.to_owned(),
+            ..Metadata::default()
+        }),
+        spec: Some(TokenSpec {
+            role: role.into(),
+            expires_unix_us,
+        }),
+    };
+    CreateTokenRequest { token: Some(token) }
+}
+
+/// A request with a token.
+fn by<T>(secret: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = format!("Bearer {secret}").parse().expect("ASCII");
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+const HOUR_US: u64 = 3_600_000_000;
+
+#[tokio::test]
+async fn tokens_let_in_without_a_certificate() {
+    let server = Server::start().await;
+    let mut admin = TokensClient::new(server.connect(Role::Admin, "admin").await);
+    let plain = server.connect_without().await;
+    for (role, permitted) in [
+        (TokenRole::Viewer, [true, false, false, false]),
+        (TokenRole::Csi, [true, true, false, false]),
+        (TokenRole::Operator, [true, true, true, false]),
+        (TokenRole::Admin, [true; 4]),
+    ] {
+        let name = role.as_str_name().to_lowercase().replace('_', "-");
+        let made = admin
+            .create_token(token(&name, role, HOUR_US))
+            .await
+            .expect("it is new");
+        let made = made.into_inner();
+        let secret = made.secret;
+        let list = by(&secret, ListNodesRequest::default());
+        let list = NodesClient::new(plain.clone()).list_nodes(list).await;
+        let delete = by(&secret, DeleteVolumeRequest { name: "v".to_owned() });
+        let provision = VolumesClient::new(plain.clone()).delete_volume(delete).await;
+        let delete = by(
+            &secret,
+            DeleteNodeRequest {
+                name: "none".to_owned(),
+            },
+        );
+        let operate = NodesClient::new(plain.clone()).delete_node(delete).await;
+        let listed = by(&secret, ListTokensRequest::default());
+        let administer = TokensClient::new(plain.clone()).list_tokens(listed).await;
+        let found = [
+            !is_role(list),
+            !is_role(provision),
+            !is_role(operate),
+            !is_role(administer),
+        ];
+        assert_eq!(found, permitted, "{role:?}");
+        // What was told once is told never again.
+        let again = admin.create_token(token(&name, role, HOUR_US)).await;
+        assert_eq!(again.expect_err("it is taken").code(), Code::AlreadyExists);
+        let hidden = secret.rsplit_once(&format!("{name}_")).expect("its form").1;
+        let listed = admin
+            .list_tokens(ListTokensRequest::default())
+            .await
+            .expect("a list");
+        assert!(!format!("{listed:?}").contains(hidden));
+        for entry in server.store.list_all("/").await.expect("it answers").entries {
+            assert!(
+                !String::from_utf8_lossy(&entry.value).contains(hidden),
+                "{}",
+                entry.key
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn tokens_that_are_none_let_nobody_in() {
+    let server = Server::start().await;
+    let mut admin = TokensClient::new(server.connect(Role::Admin, "admin").await);
+    let plain = server.connect_without().await;
+    let list = async |channel: &Channel, secret: &str| {
+        let request = by(secret, ListNodesRequest::default());
+        let listed = NodesClient::new(channel.clone()).list_nodes(request).await;
+        listed.map(drop).map_err(|status| status.code())
+    };
+    let nobody = NodesClient::new(plain.clone())
+        .list_nodes(ListNodesRequest::default())
+        .await;
+    assert_eq!(nobody.expect_err("nobody calls").code(), Code::Unauthenticated);
+    let made = admin
+        .create_token(token("t", TokenRole::Viewer, HOUR_US))
+        .await
+        .expect("it is new");
+    let secret = made.into_inner().secret;
+    assert_eq!(list(&plain, &secret).await, Ok(()));
+    let mut changed = secret.clone();
+    changed.replace_range(6..7, if &secret[6..7] == "A" { "B" } else { "A" });
+    let other = secret.replace("plx_t_", "plx_u_");
+    for wrong in [
+        "",
+        "x",
+        "plx_t_",
+        "plx_../t_x",
+        &changed,
+        &other,
+        &secret[..secret.len() - 1],
+    ] {
+        assert_eq!(list(&plain, wrong).await, Err(Code::Unauthenticated), "{wrong}");
+        // A certificate does not make up for it: who gives a token means it.
+        let certified = server.connect(Role::Admin, "admin").await;
+        assert_eq!(
+            list(&certified, wrong).await,
+            Err(Code::Unauthenticated),
+            "{wrong}"
+        );
+    }
+    // Expired.
+    server.clock.advance(HOUR_US);
+    assert_eq!(list(&plain, &secret).await, Err(Code::Unauthenticated));
+    // Taken back, also in the middle of a watch.
+    let made = admin
+        .create_token(token("w", TokenRole::Viewer, 2 * HOUR_US))
+        .await
+        .expect("it is new");
+    let secret = made.into_inner().secret;
+    let watch = by(&secret, WatchRequest::default());
+    let mut changes = NodesClient::new(plain.clone())
+        .watch_nodes(watch)
+        .await
+        .expect("it is let in");
+    let changes = changes.get_mut();
+    assert!(matches!(changes.message().await, Ok(Some(_))));
+    for _ in 0..2 {
+        let revoked = admin
+            .revoke_token(RevokeTokenRequest { name: "w".to_owned() })
+            .await;
+        assert!(revoked.is_ok(), "{revoked:?}");
+    }
+    assert_eq!(list(&plain, &secret).await, Err(Code::Unauthenticated));
+    let ended = async { while let Ok(Some(_)) = changes.message().await {} };
+    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+    assert!(ended.is_ok(), "the watch goes on");
+}
+
+#[tokio::test]
+async fn what_makes_no_token_is_told() {
+    let server = Server::start().await;
+    let mut admin = TokensClient::new(server.connect(Role::Admin, "admin").await);
+    let mut no_spec = token("t", TokenRole::Viewer, HOUR_US);
+    no_spec.token.as_mut().expect("it has one").spec = None;
+    let mut no_role = token("t", TokenRole::Viewer, HOUR_US);
+    no_role
+        .token
+        .as_mut()
+        .and_then(|token| token.spec.as_mut())
+        .expect("it has one")
+        .role = 77;
+    for (request, field) in [
+        (CreateTokenRequest::default(), "token"),
+        (no_spec, "token.spec"),
+        (no_role, "token.spec.role"),
+        (token("", TokenRole::Viewer, HOUR_US), "token.metadata.name"),
+        (token("A_b", TokenRole::Viewer, HOUR_US), "token.metadata.name"),
+        (
+            token(&"x".repeat(129), TokenRole::Viewer, HOUR_US),
+            "token.metadata.name",
+        ),
+        (token("t", TokenRole::Unspecified, HOUR_US), "token.spec.role"),
+        (token("t", TokenRole::Viewer, 0), "token.spec.expires_unix_us"),
+        (
+            token("t", TokenRole::Viewer, u64::MAX),
+            "token.spec.expires_unix_us",
+        ),
+    ] {
+        let status = admin
+            .create_token(request.clone())
+            .await
+            .expect_err("it is wrong");
+        assert_eq!(status.code(), Code::InvalidArgument, "{request:?}");
+        let details = status.get_details_bad_request().expect("fields");
+        let fields: Vec<String> = details
+            .field_violations
+            .into_iter()
+            .map(|wrong| wrong.field)
+            .collect();
+        assert_eq!(fields, [field], "{request:?}");
+    }
+    let status = admin
+        .revoke_token(RevokeTokenRequest { name: "A".to_owned() })
+        .await;
+    assert_eq!(status.expect_err("it is no name").code(), Code::InvalidArgument);
+}
+
+/// Asks for the nodes by HTTPS. Returns the status.
+async fn ask_https(server: &Server, own: Option<&Issued>, token: Option<&str>) -> Result<u16, String> {
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_slice(server.authority.issued().certificate.as_bytes());
+    roots.add(authority.expect("PEM")).expect("a certificate");
+    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let certificate = CertificateDer::from_pem_slice(own.certificate.as_bytes()).expect("PEM");
+            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("PEM");
+            builder
+                .with_client_auth_cert(vec![certificate], key)
+                .expect("it fits")
+        }
+    };
+    let name = "localhost".try_into().expect("a name");
+    let stream = TcpStream::connect(server.http)
+        .await
+        .map_err(|error| error.to_string())?;
+    let connector = TlsConnector::from(Arc::new(config));
+    let mut stream = connector
+        .connect(name, stream)
+        .await
+        .map_err(|error| error.to_string())?;
+    let token = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+    let request = format!("GET /v1/nodes HTTP/1.1\r\nHost: localhost\r\n{token}Connection: close\r\n\r\n");
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut text = Vec::new();
+    stream
+        .read_to_end(&mut text)
+        .await
+        .map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.ok_or(text)
+}
+
+#[tokio::test]
+async fn rest_has_the_same_door() {
+    let server = Server::start().await;
+    let issue = |authority: &Authority, role, days| {
+        authority
+            .issue(&person("n1", role, days))
+            .expect("it can be given")
+    };
+    let mut admin = TokensClient::new(server.connect(Role::Admin, "admin").await);
+    let made = admin
+        .create_token(token("t", TokenRole::Viewer, HOUR_US))
+        .await
+        .expect("it is new");
+    let secret = made.into_inner().secret;
+    assert_eq!(ask_https(&server, None, Some(&secret)).await, Ok(200));
+    assert_eq!(ask_https(&server, None, None).await, Ok(401));
+    assert_eq!(ask_https(&server, None, Some("x")).await, Ok(401));
+    let viewer = issue(&server.authority, Role::Viewer, 1);
+    assert_eq!(ask_https(&server, Some(&viewer), None).await, Ok(200));
+    assert_eq!(ask_https(&server, Some(&viewer), Some("x")).await, Ok(401));
+    let engine = issue(&server.authority, Role::Engine, 1);
+    assert_eq!(ask_https(&server, Some(&engine), None).await, Ok(403));
+    let expired = issue(&server.authority, Role::Admin, -1);
+    assert!(ask_https(&server, Some(&expired), None).await.is_err());
+    let foreign = issue(&Authority::new("other").expect("it can be made"), Role::Admin, 1);
+    assert!(ask_https(&server, Some(&foreign), None).await.is_err());
+    server.clock.advance(HOUR_US);
+    assert_eq!(ask_https(&server, None, Some(&secret)).await, Ok(401));
 }

@@ -174,6 +174,8 @@ impl Cluster {
             "serve",
             "--store",
             &store,
+            "--http",
+            "none",
             "--listen",
             &address,
             "--unreachable-after",

@@ -20,6 +20,7 @@ pub mod replicas;
 pub mod serve;
 pub mod settings;
 mod table;
+pub mod telemetry;
 pub mod verify;
 
 use std::error::Error;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use pollux_reactor::PooledFuture;
 
 use crate::error::IoError;
+use crate::metered::Measure;
 use crate::request::Reply;
 
 enum State {
@@ -17,12 +18,16 @@ enum State {
 
 /// Completes with what a request returned. Polling it again afterwards gives [`IoError::Internal`].
 #[must_use = "the request may be abandoned when its completion is dropped"]
-pub struct Completion(State);
+pub struct Completion {
+    state: State,
+    /// What is told once it is done.
+    measure: Option<Measure>,
+}
 
 impl Completion {
     /// Ready at once.
     pub fn ready(result: Result<Reply, IoError>) -> Self {
-        Self(State::Ready(result))
+        Self::of(State::Ready(result))
     }
 
     /// Ready at once, with nothing to return.
@@ -37,7 +42,33 @@ impl Completion {
 
     /// Ready when the future is.
     pub fn from_future(future: impl Future<Output = Result<Reply, IoError>> + 'static) -> Self {
-        Self(State::Pending(PooledFuture::new(future)))
+        Self::of(State::Pending(PooledFuture::new(future)))
+    }
+
+    fn of(state: State) -> Self {
+        Self { state, measure: None }
+    }
+
+    /// The same, measured when it is done.
+    pub(crate) fn measured(self, measure: Measure) -> Self {
+        match self {
+            Self {
+                state: State::Ready(result),
+                measure: None,
+            } => {
+                measure.finish(&result);
+                Self::ready(result)
+            }
+            Self { state, measure: None } => Self {
+                state,
+                measure: Some(measure),
+            },
+            // Two devices measure it, one around the other.
+            measured => Self {
+                measure: Some(measure),
+                ..Self::from_future(measured)
+            },
+        }
     }
 
     /// The result, if the request was done at once.
@@ -46,9 +77,12 @@ impl Completion {
     ///
     /// The completion itself, to be awaited.
     pub fn try_take(self) -> Result<Result<Reply, IoError>, Self> {
-        match self.0 {
+        match self.state {
             State::Ready(result) => Ok(result),
-            state => Err(Self(state)),
+            state => Err(Self {
+                state,
+                measure: self.measure,
+            }),
         }
     }
 }
@@ -57,12 +91,15 @@ impl Future for Completion {
     type Output = Result<Reply, IoError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let State::Pending(future) = &mut self.0 {
+        if let State::Pending(future) = &mut self.state {
             let output = std::task::ready!(Pin::new(future).poll(context));
-            self.0 = State::Taken;
+            self.state = State::Taken;
+            if let Some(measure) = self.measure.take() {
+                measure.finish(&output);
+            }
             return Poll::Ready(output);
         }
-        match std::mem::replace(&mut self.0, State::Taken) {
+        match std::mem::replace(&mut self.state, State::Taken) {
             State::Ready(result) => Poll::Ready(result),
             State::Pending(_) | State::Taken => Poll::Ready(Err(IoError::Internal)),
         }

@@ -6,6 +6,7 @@ mod counting;
 
 use common::{on_reactor, open};
 use counting::{DEPTH, ROUNDS, allocations, allocations_when_warm};
+use pollux_device::Device;
 
 fn check(uri: &str) {
     let uri = uri.to_owned();
@@ -40,6 +41,20 @@ fn uring() {
 #[test]
 fn faulty_without_faults() {
     check("faulty:///malloc:///memory?inner.size=64MiB");
+}
+
+#[test]
+fn metered() {
+    on_reactor(|| async {
+        let device = open("malloc:///memory?size=64MiB").await.expect("memory");
+        let metered = pollux_device::MeteredDevice::new(device);
+        let queue = metered.clone().attach().await.expect("memory attaches");
+        let count = allocations_when_warm(&queue).await;
+        assert_eq!(count, 0, "allocations in {} requests", ROUNDS * DEPTH);
+        let measured = metered.meter().read();
+        let done: u64 = measured.operations.iter().map(|counts| counts.done).sum();
+        assert!(done >= ROUNDS * DEPTH, "{done}");
+    });
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{LoopDevice, TestReactors, block_on, on_reactor, open};
+use pollux_device::MeteredDevice;
 use pollux_device::conformance::{self, Expectations};
 
 const FRESH: Expectations = Expectations {
@@ -44,6 +45,14 @@ fn null() {
 fn malloc() {
     check("malloc:///memory?size=64MiB&block=4096", FRESH);
     check("malloc:///memory?size=17MiB&block=512", FRESH);
+}
+
+#[test]
+fn metered() {
+    on_reactor(|| async {
+        let device = open("malloc:///memory?size=32MiB").await.expect("memory");
+        conformance::check(MeteredDevice::new(device), FRESH).await;
+    });
 }
 
 #[test]

@@ -25,8 +25,8 @@ enum Scope {
 }
 
 /// Crates that read what a peer, a drive or a person wrote.
-const READS_INPUT: [&str; 9] = [
-    "api", "control", "csi", "device", "engine", "nbd", "nvme", "pool", "volume",
+const READS_INPUT: [&str; 10] = [
+    "api", "control", "csi", "device", "engine", "http", "nbd", "nvme", "pool", "volume",
 ];
 
 /// Crates that see clock, randomness, network and threads only through the driver of their reactor.

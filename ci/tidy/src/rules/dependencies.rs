@@ -13,8 +13,8 @@ use crate::manifest::Package;
 /// For each crate, without `pollux-`, the crates right below it.
 const ARROWS: &[(&str, &[&str])] = &[
     ("csi", &["api"]),
-    ("control", &["api"]),
-    ("engine", &["api", "volume", "nbd"]),
+    ("control", &["api", "http"]),
+    ("engine", &["api", "http", "volume", "nbd"]),
     ("bench", &["api", "volume", "nbd", "sim"]),
     ("simulator", &["sim"]),
     ("sim", &["volume", "nbd"]),
@@ -27,13 +27,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hugepages", &[]),
     ("spdk-sys", &[]),
     ("api", &[]),
+    ("http", &[]),
     ("lab", &[]),
     ("tidy", &[]),
 ];
 
 /// Crates of threads that wait, which must not reach a reactor, and who may use them all the same.
 const WAITING_CRATES: [&str; 5] = ["tokio", "tonic", "hyper", "axum", "async-std"];
-const MAY_WAIT: [&str; 5] = ["api", "engine", "control", "csi", "bench"];
+const MAY_WAIT: [&str; 6] = ["api", "http", "engine", "control", "csi", "bench"];
 
 /// What every crate takes from the workspace.
 const INHERITED: [&str; 4] = ["version", "edition", "rust-version", "license"];

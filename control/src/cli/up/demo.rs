@@ -15,11 +15,10 @@ use pollux_api::control::v1::{
     VolumeStatus,
 };
 use serde::Deserialize;
-use tonic::transport::Channel;
 
 use super::children::Program;
 use super::{LocalCluster, PAUSE, UpArguments, failed, metadata};
-use crate::cli::connection::CommandError;
+use crate::cli::connection::{Channel, CommandError};
 use crate::cli::size::Size;
 
 /// The volume.

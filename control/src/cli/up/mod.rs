@@ -21,14 +21,16 @@ use pollux_api::control::v1::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::transport::Channel;
 
-use super::connection::{CommandError, connect};
+use super::connection::{Access, Channel, CommandError, connect};
 use super::size::Size;
 use children::{Child, Program};
 
 /// Engines of a cluster on one machine.
 const ENGINES_MAX: u32 = 9;
+
+/// Where a control plane answers unless told otherwise.
+const CONTROL_PORT: u16 = 4440;
 
 /// How long the cluster may take to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -162,6 +164,8 @@ impl LocalCluster {
                 format!("file:{}", store.join("store.redb").display()),
                 "--listen".to_owned(),
                 layout.control.to_string(),
+                "--http".to_owned(),
+                http_beside(layout.control).to_string(),
                 "--unreachable-after".to_owned(),
                 arguments.unreachable_after.to_string(),
             ],
@@ -314,11 +318,25 @@ fn start_engine(
     Child::start(Program::Engine, &arguments, &own.join("log"))
 }
 
+/// Where the control plane answers by HTTP: beside its port if that is the usual one. Otherwise any free
+/// port, as the one beside may be an engine's.
+fn http_beside(control: SocketAddr) -> SocketAddr {
+    let port = match control.port() {
+        CONTROL_PORT => CONTROL_PORT + 1,
+        _ => 0,
+    };
+    SocketAddr::new(control.ip(), port)
+}
+
 /// Connects to a control plane that has just been started.
 async fn reach(address: &str, control: &mut Child) -> Result<Channel, CommandError> {
+    let access = Access {
+        address: address.to_owned(),
+        ..Access::default()
+    };
     let began = Instant::now();
     loop {
-        match connect(address, None).await {
+        match connect(&access).await {
             Err(_) if began.elapsed() < READY_TIMEOUT && control.is_running() => {
                 tokio::time::sleep(PAUSE).await;
             }

@@ -118,6 +118,7 @@ impl Pollux {
         let services = Services::new(ServiceParts {
             store: store.clone(),
             observations: observations.clone(),
+            engines: Arc::new(engines.clone()),
             clock: clock.clone(),
             limits: Limits::default(),
             guard: Guard::Local,

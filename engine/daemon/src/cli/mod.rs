@@ -113,6 +113,11 @@ pub struct ServeArguments {
     #[arg(long, value_name = "ADDRESS")]
     pub grpc: Option<ControlAddress>,
 
+    /// Serve metrics (Prometheus) and health over HTTP at ADDRESS:PORT; port 0 takes a free one
+    /// [default: off].
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub http: Option<SocketAddr>,
+
     /// What an idle reactor does: `poll` for the lowest latency, `adaptive` to leave the core alone
     /// [default: adaptive].
     #[arg(long, value_name = "POLICY")]
@@ -166,6 +171,9 @@ impl ServeArguments {
         }
         if self.grpc.is_some() {
             settings.grpc.listen.clone_from(&self.grpc);
+        }
+        if self.http.is_some() {
+            settings.http.listen = self.http;
         }
         replace(&mut settings.shutdown.drain_timeout_ms, &self.drain_timeout_ms);
         replace(&mut settings.log.format, &self.log_format);

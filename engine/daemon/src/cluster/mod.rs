@@ -37,7 +37,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
 
-use crate::grpc::{connections, replicas_server};
+use crate::engine::Engine;
+use crate::grpc::{connections, meter_server, replicas_server};
 use crate::pools::Pools;
 use crate::replicas::{Calls, Replicas, SessionOptions};
 use crate::settings::ClusterSettings;
@@ -98,6 +99,8 @@ pub enum JoinError {
 
 /// What a node is made of.
 pub struct ClusterParts {
+    /// The engine: what hosts use of it is measured there.
+    pub engine: Arc<Engine>,
     /// Its pools.
     pub pools: Arc<Pools>,
     /// Its replicas.
@@ -175,6 +178,7 @@ impl Node {
         };
         let targets = Targets::new(
             targets::Parts {
+                engine: parts.engine.clone(),
                 target: parts.target.clone(),
                 ports,
                 reactors: parts.reactors.clone(),
@@ -206,7 +210,12 @@ impl Node {
             replicas,
             move |request: tonic::Request<()>| guard.require_engine(&request).map(|()| request),
         );
-        let router = server.add_service(agent).add_service(replicas);
+        let meter = meter_server(cluster.parts.engine.clone(), cluster.parts.pools.clone());
+        let meter =
+            tonic::service::interceptor::InterceptedService::new(meter, move |request: tonic::Request<()>| {
+                guard.require_control(&request).map(|()| request)
+            });
+        let router = server.add_service(agent).add_service(replicas).add_service(meter);
         let (stop, stopped) = watch::channel(false);
         let mut until = stopped.clone();
         let server = tokio::spawn(async move {

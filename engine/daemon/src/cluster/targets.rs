@@ -35,6 +35,8 @@ use super::registry::Registry;
 use super::store::ControlStore;
 use super::switch::VolumeSwitch;
 use super::wanted::Wanted;
+use crate::engine::Engine;
+use crate::telemetry::Role as DeviceRole;
 
 /// What the names of subsystems begin with; the UUID of the volume follows. The control plane tells hosts the
 /// same.
@@ -88,6 +90,8 @@ pub(super) enum ServeError {
 
 /// What targets are made with.
 pub(super) struct Parts {
+    /// Where it is measured what hosts use.
+    pub(super) engine: Arc<Engine>,
     /// Where hosts connect.
     pub(super) target: Arc<Target>,
     /// How replicas are reached.
@@ -377,7 +381,9 @@ impl Targets {
             access: Some(AnaState::Inaccessible),
             ..NamespaceConfig::default()
         };
-        if let Err(error) = subsystem.add_namespace(switch.clone(), &namespace) {
+        let meters = self.parts.engine.meters();
+        let measured = meters.wrap(DeviceRole::Volume, &told.volume, switch.clone());
+        if let Err(error) = subsystem.add_namespace(measured, &namespace) {
             // Nobody has seen it.
             let _ = self.parts.target.remove_subsystem(subsystem.nqn().as_str());
             return Err(error.into());

@@ -85,7 +85,7 @@ fn event(sequence: u64, what: What) -> Event {
 }
 
 /// The time now, in microseconds of Unix time.
-pub(super) fn unix_us() -> u64 {
+pub(crate) fn unix_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_micros() as u64)

@@ -26,8 +26,13 @@ use pollux_reactor::net::Address;
 use tokio_stream::StreamExt;
 
 use crate::patience::while_in_use;
+use crate::telemetry::{Meters, Role};
 pub use error::ChangeError;
+pub(crate) use events::unix_us;
 pub use events::{Events, Watch};
+
+/// How long a reactor may take for one turn before it counts as stuck.
+const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What an engine is made of.
 pub struct Parts {
@@ -59,6 +64,7 @@ pub struct Engine {
     changes: tokio::sync::Mutex<()>,
     draining: AtomicBool,
     events: Events,
+    meters: Meters,
 }
 
 /// A device that is served.
@@ -93,7 +99,30 @@ impl Engine {
             changes: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
             events: Events::default(),
+            meters: Meters::default(),
         })
+    }
+
+    /// The devices that are served, as they are measured.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
+    }
+
+    /// Has every reactor do something, and says which of them does not.
+    ///
+    /// # Errors
+    ///
+    /// What to tell people.
+    pub async fn turn_reactors(&self) -> Result<(), String> {
+        for reactor in &self.parts.reactors {
+            let turned = tokio::time::timeout(TURN_TIMEOUT, reactor.call(|| async {}));
+            match turned.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(format!("reactor {} has ended: {error}", reactor.id())),
+                Err(_) => return Err(format!("reactor {} does not turn", reactor.id())),
+            }
+        }
+        Ok(())
     }
 
     /// The target that serves the devices.
@@ -220,7 +249,9 @@ impl Engine {
         let registry = self.parts.registry.clone();
         let reactor = self.any_reactor()?;
         let opened = reactor.call(move || async move { registry.open(&uri).await });
-        Ok(opened.await??)
+        let device = opened.await??;
+        let name = device.name().to_owned();
+        Ok(self.meters.wrap(Role::Volume, &name, device))
     }
 
     /// Stops serving a namespace, flushes its device and lets go of it.

@@ -6,6 +6,7 @@
 mod accept;
 mod devices;
 mod fields;
+mod meter;
 mod pools;
 mod replicas;
 mod scrub;
@@ -33,6 +34,7 @@ use crate::pools::Pools;
 use crate::replicas::Replicas;
 use crate::settings::ControlAddress;
 pub(crate) use accept::connections;
+pub(crate) use meter::meter_server;
 pub(crate) use pools::PoolsService;
 pub(crate) use replicas::ReplicasService;
 use service::EngineService;
@@ -163,18 +165,19 @@ impl ControlServer {
         replicas: Arc<Replicas>,
     ) -> io::Result<Self> {
         let address = listener.address()?;
-        let service =
-            EngineServer::new(EngineService::new(engine)).max_decoding_message_size(REQUEST_BYTES_MAX);
+        let service = EngineServer::new(EngineService::new(engine.clone()))
+            .max_decoding_message_size(REQUEST_BYTES_MAX);
         let router = Server::builder()
             .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .add_service(service)
             .add_service(pools_server(pools.clone()))
-            .add_service(volumes_server(pools))
+            .add_service(volumes_server(pools.clone()))
             .add_service(
                 ReplicasServer::new(ReplicasService::new(replicas))
                     .max_decoding_message_size(REQUEST_BYTES_MAX),
-            );
+            )
+            .add_service(meter_server(engine, pools));
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             // A sender that is gone stops it too.

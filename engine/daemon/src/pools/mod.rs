@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use crate::patience::{while_in_use, while_users_leave};
 use crate::settings::PoolSettings;
+use crate::telemetry::{Meters, Role};
 pub use devices::NewDevice;
 pub(crate) use devices::{HowFar, Waiting};
 pub use error::PoolsError;
@@ -54,6 +55,7 @@ pub struct Pools {
     reactors: Vec<ReactorHandle>,
     open: Mutex<BTreeMap<String, OpenPool>>,
     changes: tokio::sync::Mutex<Changes>,
+    meters: Meters,
 }
 
 /// A pool that is to be made.
@@ -97,7 +99,13 @@ impl Pools {
             reactors,
             open: Mutex::default(),
             changes: tokio::sync::Mutex::default(),
+            meters: Meters::default(),
         })
+    }
+
+    /// The drives that pools are on, as they are measured.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// The pools that are open, by name.
@@ -234,7 +242,7 @@ impl Pools {
                 async move { Ok::<_, PoolsError>(opening.await??) }
             };
             let device = while_in_use(attempt, PoolsError::is_device_in_use).await?;
-            opened.push(device);
+            opened.push(self.meters.wrap(Role::Drive, &drive_name(uri), device));
         }
         Ok(opened)
     }
@@ -367,6 +375,12 @@ impl OpenPool {
     fn is_on(&self, uris: &[DeviceUri]) -> bool {
         self.uris.len() == uris.len() && uris.iter().all(|uri| self.uris.contains(uri))
     }
+}
+
+/// What a drive is called in metrics: its URI, without what it was opened with.
+fn drive_name(uri: &DeviceUri) -> String {
+    let text = uri.to_string();
+    text.split('?').next().unwrap_or_default().to_owned()
 }
 
 /// Leaves a pool in good order, whoever still has volumes of it open.

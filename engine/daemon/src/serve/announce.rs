@@ -43,6 +43,9 @@ pub(super) fn write(settings: &Settings, running: &Running, into: &mut impl Writ
     if let Some(control) = &running.control {
         writeln!(into, "  control interface at {}", control.address())?;
     }
+    if let Some(telemetry) = &running.telemetry {
+        writeln!(into, "  metrics at http://{}/metrics", telemetry.address())?;
+    }
     writeln!(into, "\nConnect from a host with the kernel module nvme-tcp:\n")?;
     for listener in running.listeners.nvmf() {
         let Address::Tcp(listener) = listener else {
@@ -73,11 +76,13 @@ pub(super) fn log(running: &Running) {
         .as_ref()
         .map(|control| control.address().to_string());
     let nbd = Some(info.nbd_listeners.join(",")).filter(|listeners| !listeners.is_empty());
+    let http = running.telemetry.as_ref().map(|telemetry| telemetry.address());
     tracing::info!(
         subsystem = %info.subsystem_nqn,
         listeners = %info.nvmf_listeners.join(","),
         nbd = nbd.as_ref().map(tracing::field::display),
         control = control.as_ref().map(tracing::field::display),
+        http = http.as_ref().map(tracing::field::display),
         pools = running.pools.all().len(),
         namespaces = running.engine.namespaces().len(),
         process = info.process_id,

@@ -27,6 +27,9 @@ pub enum StartError {
          namespaces later"
     )]
     Nothing,
+    /// Metrics and health cannot be served.
+    #[error(transparent)]
+    Http(#[from] pollux_http::HttpError),
     /// The threads beside the reactors cannot be had.
     #[error("cannot start the control threads: {source}; raise the limits of the process (`ulimit -a`)")]
     Control {

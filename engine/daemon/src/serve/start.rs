@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use pollux_device::{DeviceUri, OpenError};
+use pollux_http::HttpListener;
 use pollux_nbd::Exports;
 use pollux_nvme::target::{FileReservationStore, NamespaceConfig, ReservationStore, SubsystemConfig, Target};
 
@@ -18,6 +19,7 @@ use crate::patience::while_in_use;
 use crate::pools::{PoolOpener, Pools};
 use crate::replicas::{Replicas, ReplicasError};
 use crate::settings::Settings;
+use crate::telemetry::TelemetryServer;
 
 /// An engine that serves.
 pub(super) struct Running {
@@ -29,6 +31,8 @@ pub(super) struct Running {
     pub(super) node: Option<Node>,
     /// The replicas of volumes, which may be in pools.
     pub(super) replicas: Arc<Replicas>,
+    /// Metrics and health, if they are served.
+    pub(super) telemetry: Option<TelemetryServer>,
     /// The pools, of which volumes may be served.
     pub(super) pools: Arc<Pools>,
     /// What is served.
@@ -55,6 +59,10 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
             );
             Some(bound.await.map_err(failed)?)
         }
+        None => None,
+    };
+    let http = match settings.http.listen {
+        Some(address) => Some(HttpListener::bind(address, None).await?),
         None => None,
     };
     let reactors = EngineReactors::start(&settings.reactors)?;
@@ -134,6 +142,7 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     let node = match &settings.cluster {
         Some(cluster) => {
             let parts = ClusterParts {
+                engine: engine.clone(),
                 pools: pools.clone(),
                 replicas: replicas.clone(),
                 target,
@@ -144,11 +153,13 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         }
         None => None,
     };
+    let telemetry = http.map(|http| TelemetryServer::start(http, engine.clone(), pools.clone()));
     Ok(Running {
         listeners,
         control,
         node,
         replicas,
+        telemetry,
         pools,
         engine,
         reactors,

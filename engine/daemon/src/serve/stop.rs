@@ -37,6 +37,9 @@ impl Running {
         if let Some(control) = self.control {
             control.stop().await;
         }
+        if let Some(telemetry) = self.telemetry {
+            telemetry.stop().await;
+        }
         let exported = match drained {
             Ok(Ok(_)) => {
                 let left = timeout.saturating_sub(started.elapsed());

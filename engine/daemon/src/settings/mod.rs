@@ -63,6 +63,8 @@ pub struct Settings {
     /// interface alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<ClusterSettings>,
+    /// Metrics and health.
+    pub http: HttpSettings,
     /// How the engine stops.
     pub shutdown: ShutdownSettings,
     /// What is told, and how.
@@ -181,6 +183,16 @@ pub struct GrpcSettings {
     /// Where it listens: `unix:PATH`, or ADDRESS:PORT on the loopback interface. Default: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<ControlAddress>,
+}
+
+/// Metrics and health, by HTTP: to look at, never to change anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSettings {
+    /// Where it listens, as ADDRESS:PORT; port 0 takes a free one. Whoever reaches it sees the names of
+    /// volumes and how much they are used. Default: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
 }
 
 /// How the engine stops.

@@ -1,0 +1,188 @@
+//! What is deleted at the very moment at which something comes to name it, and by somebody who dies.
+
+use std::sync::{Arc, Mutex};
+
+use pollux_api::control::v1::*;
+use pollux_control::controller::Observations;
+use pollux_control::model::{Guarded, Kind, Record};
+use pollux_control::plan::Limits;
+use pollux_control::security::Guard;
+use pollux_control::server::{CallError, ServiceParts, Services};
+use pollux_control::store::{
+    Condition, Entry, Leadership, Listing, MemoryStore, Range, Store, StoreError, Transaction, Watcher,
+};
+
+use crate::common::fleet::Fleet;
+use crate::common::{Cluster, SECOND_US, VirtualClock, layout, named, put, volume};
+
+/// A store in which something happens right after a kind of records was listed for the first time.
+#[derive(Debug)]
+struct Meanwhile {
+    inner: MemoryStore,
+    listed: Kind,
+    act: Mutex<Option<Transaction>>,
+    acted: Mutex<Option<Result<u64, StoreError>>>,
+}
+
+#[tonic::async_trait]
+impl Store for Meanwhile {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.inner.get(key).await
+    }
+
+    async fn list(&self, range: Range<'_>) -> Result<Listing, StoreError> {
+        self.inner.list(range).await
+    }
+
+    async fn list_all(&self, prefix: &str) -> Result<Listing, StoreError> {
+        let listing = self.inner.list_all(prefix).await;
+        if prefix == self.listed.prefix() {
+            let act = self.act.lock().expect("no test panics with it").take();
+            if let Some(act) = act {
+                let acted = self.inner.commit(act).await;
+                self.acted.lock().expect("no test panics with it").replace(acted);
+            }
+        }
+        listing
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
+        self.inner.commit(transaction).await
+    }
+
+    async fn watch(&self, prefix: &str, after_revision: u64) -> Result<Box<dyn Watcher>, StoreError> {
+        self.inner.watch(prefix, after_revision).await
+    }
+
+    async fn lead(&self, instance: &str) -> Result<Leadership, StoreError> {
+        self.inner.lead(instance).await
+    }
+}
+
+async fn find<R: Record>(store: &MemoryStore, name: &str) -> Option<R> {
+    let entry = store.get(&R::KIND.key(name)).await.expect("it answers")?;
+    Some(R::read(&entry).expect("it can be read"))
+}
+
+/// What naming a record is: something new, with the condition that the record is as it was looked at.
+async fn naming<R: Record, N: Record>(store: &MemoryStore, named: &str, new: &N) -> Transaction {
+    let found = find::<R>(store, named).await.expect("it is there");
+    let mut transaction = Transaction::default();
+    transaction.put(new);
+    transaction.conditions.push(Condition {
+        key: found.key(),
+        revision: found.meta().revision,
+    });
+    transaction
+}
+
+/// Deletes, while a transaction happens between the look and the deletion. Says whether both happened.
+async fn race<R: pollux_control::server::Managed>(
+    store: &MemoryStore,
+    name: &str,
+    listed: Kind,
+    act: Transaction,
+) -> (Result<(), CallError>, Result<u64, StoreError>) {
+    let meanwhile = Arc::new(Meanwhile {
+        inner: store.clone(),
+        listed,
+        act: Mutex::new(Some(act)),
+        acted: Mutex::new(None),
+    });
+    let services = Services::new(ServiceParts {
+        store: meanwhile.clone(),
+        observations: Arc::new(Observations::default()),
+        engines: Arc::new(Fleet::default()),
+        clock: Arc::new(VirtualClock::default()),
+        limits: Limits::default(),
+        guard: Guard::Local,
+    });
+    let deleted = services.delete::<R>(name).await;
+    let acted = meanwhile.acted.lock().expect("no test panics with it").take();
+    (deleted, acted.expect("it was listed"))
+}
+
+#[tokio::test]
+async fn nothing_names_what_is_gone() {
+    let store = MemoryStore::default();
+    put(&store, &named(Template::default(), "t")).await;
+    put(&store, &named(Group::default(), "g")).await;
+    put(&store, &named(Node::default(), "n")).await;
+
+    let mut new = volume("v", 1);
+    new.spec.get_or_insert_default().template = "t".to_owned();
+    let act = naming::<Template, _>(&store, "t", &new).await;
+    let (deleted, acted) = race::<Template>(&store, "t", Kind::Volume, act).await;
+    assert!(acted.is_ok(), "nobody was in its way: {acted:?}");
+    assert!(matches!(deleted, Err(CallError::InUse { .. })), "{deleted:?}");
+    let kept = find::<Template>(&store, "t").await.expect("it is in use");
+    assert!(!kept.is_deleting());
+
+    let mut new = volume("w", 1);
+    new.spec.get_or_insert_default().group = "g".to_owned();
+    let act = naming::<Group, _>(&store, "g", &new).await;
+    let (deleted, acted) = race::<Group>(&store, "g", Kind::Volume, act).await;
+    assert_eq!((deleted.is_err(), acted.is_ok()), (true, true));
+    assert!(find::<Group>(&store, "g").await.is_some());
+
+    let spec = PoolSpec {
+        node: "n".to_owned(),
+        ..PoolSpec::default()
+    };
+    let pool = Pool {
+        spec: Some(spec),
+        ..Pool::default()
+    };
+    let act = naming::<Node, _>(&store, "n", &named(pool, "n.p")).await;
+    let (deleted, acted) = race::<Node>(&store, "n", Kind::Pool, act).await;
+    assert_eq!((deleted.is_err(), acted.is_ok()), (true, true));
+    assert!(
+        find::<Node>(&store, "n")
+            .await
+            .is_some_and(|node| !node.is_deleting())
+    );
+}
+
+#[tokio::test]
+async fn who_looked_before_the_mark_names_nothing_after_it() {
+    let store = MemoryStore::default();
+    put(&store, &named(Template::default(), "t")).await;
+    let mut new = volume("v", 1);
+    new.spec.get_or_insert_default().template = "t".to_owned();
+    let late = naming::<Template, _>(&store, "t", &new).await;
+    let (deleted, _) = race::<Template>(&store, "t", Kind::Volume, Transaction::default()).await;
+    assert_eq!(deleted, Ok(()));
+    assert!(matches!(
+        store.commit(late).await,
+        Err(StoreError::Conflict { .. })
+    ));
+    assert!(find::<Volume>(&store, "v").await.is_none());
+}
+
+#[tokio::test]
+async fn deletions_that_nobody_ends_are_ended() {
+    let mut cluster = Cluster::new(&layout(1, 3), Limits::default()).await;
+    let mut used = volume("v", 1);
+    used.spec.get_or_insert_default().template = "used".to_owned();
+    put(&cluster.store, &used).await;
+    let now = cluster.world().now_unix_us;
+    for name in ["used", "unused"] {
+        let mut template = named(Template::default(), name);
+        template.meta_mut().deleted_unix_us = Some(now);
+        put(&cluster.store, &template).await;
+    }
+    let mut group = named(Group::default(), "g");
+    group.meta_mut().deleted_unix_us = Some(now);
+    put(&cluster.store, &group).await;
+    cluster.settle().await;
+    assert!(
+        cluster.get::<Group>("g").await.is_some(),
+        "it may be that somebody is about to"
+    );
+    cluster.clock.advance(60 * SECOND_US);
+    cluster.settle().await;
+    let used = cluster.get::<Template>("used").await.expect("a volume names it");
+    assert!(!used.is_deleting());
+    assert!(cluster.get::<Template>("unused").await.is_none());
+    assert!(cluster.get::<Group>("g").await.is_none());
+}

@@ -1,0 +1,9 @@
+//! What an engine tells of itself to those who watch over it: measurements of devices, `/metrics`, `/healthz`
+//! and `/readyz`.
+
+mod meters;
+mod server;
+mod text;
+
+pub use meters::{Measurement, Meters, Role};
+pub(crate) use server::TelemetryServer;

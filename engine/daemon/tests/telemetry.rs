@@ -1,0 +1,137 @@
+//! Metrics and health of an engine, over the network, against what a host did.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use common::content::write;
+use common::host::Host;
+use common::pool::PoolFile;
+use common::{EngineProcess, PATIENCE, errors, run};
+use pollux_device::{BlockDeviceExt, IoError};
+use pollux_http::families;
+use pollux_http::metrics::{self, Scrape};
+use pollux_hugepages::Buffer;
+
+const WRITES: u64 = 20;
+const BLOCK_BYTES: f64 = 4096.0;
+
+/// The answer to a request: its head and its body.
+fn get(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .expect("it listens");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("UTF-8");
+    let (head, body) = text.split_once("\r\n\r\n").expect("an answer");
+    (head.to_owned(), body.to_owned())
+}
+
+fn scrape(address: &str) -> Scrape {
+    let (head, body) = get(address, "/metrics");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(head.contains(metrics::CONTENT_TYPE), "{head}");
+    assert!(!head.to_lowercase().contains("transfer-encoding"), "{head}");
+    metrics::parse(&body).unwrap_or_else(|error| panic!("{error} in {body}"))
+}
+
+#[test]
+fn what_hosts_do_is_told() {
+    let file = PoolFile::with_volume(256 << 20, "64MiB");
+    let uri = file.uri();
+    let arguments = ["--pool", &uri, "pool://tank/db", "--http", "127.0.0.1:0"];
+    let mut engine = EngineProcess::start(&arguments);
+    let address = engine.wait_for("serving")["http"]
+        .as_str()
+        .expect("an address")
+        .to_owned();
+    let host = Host::connect(engine.listener(), "?reconnect=off").expect("it connects");
+    host.run(|device| async move {
+        for block in 0..WRITES {
+            write(&device, block, 1).await.expect("it is written");
+        }
+        device.flush().await.expect("it is flushed");
+        let read = device.read(1 << 40, Buffer::from_heap(4096)).await;
+        assert_eq!(read.map(drop), Err(IoError::OutOfRange));
+        device.read(0, Buffer::from_heap(4096)).await.expect("it is read");
+    });
+    let scrape = scrape(&address);
+    let told: BTreeSet<&str> = scrape.kinds.keys().map(String::as_str).collect();
+    let promised: BTreeSet<&str> = families::engine::ALL.iter().map(|family| family.name).collect();
+    assert_eq!(told, promised);
+
+    let of = |name: &str, operation: &str| {
+        let labels = [("volume", "tank/db"), ("operation", operation)];
+        scrape
+            .value(&format!("pollux_engine_volume_{name}"), &labels)
+            .expect(name)
+    };
+    assert_eq!(of("operations_total", "write"), WRITES as f64);
+    assert_eq!(of("bytes_total", "write"), WRITES as f64 * BLOCK_BYTES);
+    assert_eq!(of("operation_seconds_count", "write"), WRITES as f64);
+    assert!(of("operation_seconds_sum", "write") > 0.0);
+    assert_eq!(
+        (of("operations_total", "read"), of("operations_total", "flush")),
+        (1.0, 1.0)
+    );
+    assert_eq!(of("errors_total", "write"), 0.0);
+    let size = scrape.value("pollux_engine_volume_size_bytes", &[("volume", "tank/db")]);
+    assert_eq!(size, Some((64 << 20) as f64));
+    let drive = uri.split('?').next().expect("a URI");
+    let written = [("drive", drive), ("operation", "write")];
+    let written = scrape
+        .value("pollux_engine_drive_bytes_total", &written)
+        .expect("it is told");
+    assert!(written >= WRITES as f64 * BLOCK_BYTES, "{written}");
+    let pool = [("pool", "tank")];
+    let capacity = scrape
+        .value("pollux_engine_pool_capacity_bytes", &pool)
+        .expect("it is told");
+    let free = scrape
+        .value("pollux_engine_pool_free_bytes", &pool)
+        .expect("it is told");
+    assert!(free > 0.0 && free < capacity, "{free} of {capacity}");
+    let connections = scrape.value("pollux_engine_reactor_connections", &[("reactor", "0")]);
+    assert!(connections >= Some(1.0), "{connections:?}");
+    let busy = [("reactor", "0"), ("state", "busy")];
+    assert!(scrape.value("pollux_engine_reactor_seconds_total", &busy) > Some(0.0));
+
+    for (path, text) in [
+        ("/healthz", "reactors: ok\n"),
+        ("/readyz", "reactors: ok\nserving: ok\n"),
+    ] {
+        let (head, body) = get(&address, path);
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        assert_eq!(body, text);
+    }
+    assert!(get(&address, "/secrets").0.starts_with("HTTP/1.1 404"));
+    drop(host);
+    engine.stop();
+    assert!(TcpStream::connect(&address).is_err(), "it goes on");
+}
+
+#[test]
+fn an_address_that_is_taken_is_told() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("it has one").to_string();
+    let output = run(&[
+        "serve",
+        "malloc:///m?size=16MiB",
+        "--nvmf",
+        "127.0.0.1:0",
+        "--http",
+        &address,
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        errors(&output).contains(&format!("cannot listen at {address}")),
+        "{}",
+        errors(&output)
+    );
+}
