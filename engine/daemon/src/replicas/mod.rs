@@ -130,6 +130,8 @@ pub struct Replicas {
     reactors: Vec<ReactorHandle>,
     listeners: Vec<Address>,
     open: Mutex<BTreeMap<Uuid, Replica>>,
+    /// Those that are closed, and whose devices are not free yet: they are there until they are removed.
+    removing: Mutex<BTreeMap<Uuid, (DeviceUri, Label)>>,
     changes: tokio::sync::Mutex<Changes>,
 }
 
@@ -150,6 +152,7 @@ impl Replicas {
             reactors,
             listeners,
             open: Mutex::default(),
+            removing: Mutex::default(),
             changes: tokio::sync::Mutex::default(),
         })
     }
@@ -317,6 +320,19 @@ impl Replicas {
     ///
     /// [`ReplicasError`]: it is in use by nobody then, and may be there still.
     pub async fn remove(&self, replica: Uuid) -> Result<bool, ReplicasError> {
+        if let Ok(found) = self.find(replica) {
+            self.removing().insert(replica, (found.uri, found.label));
+        }
+        let removed = self.try_remove(replica).await?;
+        self.removing().remove(&replica);
+        Ok(removed)
+    }
+
+    fn removing(&self) -> MutexGuard<'_, BTreeMap<Uuid, (DeviceUri, Label)>> {
+        self.removing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn try_remove(&self, replica: Uuid) -> Result<bool, ReplicasError> {
         let _one_at_a_time = self.changes.lock().await;
         let removed = self.open_replicas().remove(&replica);
         if let Some(found) = &removed {
@@ -476,11 +492,11 @@ impl Replicas {
 
     /// The replicas that are open, by their UUIDs, with their devices. Nobody is asked.
     pub fn all(&self) -> Vec<(DeviceUri, Label)> {
-        let open = self.open_replicas();
-        let replicas = open.values();
-        replicas
-            .map(|replica| (replica.uri.clone(), replica.label))
-            .collect()
+        let mut all = self.removing().clone();
+        for (id, replica) in self.open_replicas().iter() {
+            all.insert(*id, (replica.uri.clone(), replica.label));
+        }
+        all.into_values().collect()
     }
 
     /// The reactor that has a replica, if it is open here.
