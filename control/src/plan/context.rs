@@ -290,7 +290,10 @@ impl<'a> Context<'a> {
     pub(super) fn is_removed(&self, node: &str, command: &Command) -> bool {
         match command {
             Command::RemovePool(uid) => !self.pools.contains_key(uid.as_str()),
-            Command::RemoveReplica(uid) => !self.replicas.contains_key(uid.as_str()),
+            // An engine that has just started tells of no replicas before it has opened its pools.
+            Command::RemoveReplica(uid) => {
+                self.tells_of_all_pools(node) && !self.replicas.contains_key(uid.as_str())
+            }
             Command::RemoveTarget(removal) => !self
                 .targets(&removal.volume_uid)
                 .iter()
@@ -298,6 +301,15 @@ impl<'a> Context<'a> {
             // Nothing that is to be is a removal: such a record is of no use.
             Command::EnsurePool(_) | Command::EnsureReplica(_) | Command::EnsureTarget(_) => true,
         }
+    }
+
+    /// Whether an engine tells of every pool that its node has on record, and so of every replica.
+    fn tells_of_all_pools(&self, node: &str) -> bool {
+        let mut pools = self.world.pools.values().filter(|pool| {
+            let spec = pool.spec.as_ref();
+            spec.is_some_and(|spec| spec.node == node)
+        });
+        pools.all(|pool| self.pools.contains_key(pool.meta().uid.as_str()))
     }
 
     /// Tells an engine.

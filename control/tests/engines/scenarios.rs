@@ -176,8 +176,13 @@ async fn all_engines_are_killed_at_once(cluster: &mut Cluster) {
 async fn nothing_is_left_behind(cluster: &mut Cluster) {
     cluster.unpublish("v", None).await;
     cluster.delete("v").await;
+    let began = std::time::Instant::now();
     until("nothing is left", || async {
         let reports = cluster.reports().await;
+        if began.elapsed() > Duration::from_secs(20) {
+            // What it is, for whoever has to find out why.
+            assert!(began.elapsed() < Duration::from_secs(50), "{reports:#?}");
+        }
         let is_empty = reports
             .iter()
             .all(|report| report.replicas.is_empty() && report.targets.is_empty());
