@@ -314,13 +314,13 @@ mod tests {
 
     /// There is a lane for each volume and reactor: what one takes is a promise to engines with many of them.
     #[test]
-    fn a_lane_takes_less_than_300_kibibytes() {
+    fn a_lane_takes_less_than_330_kibibytes() {
         // Each with the stamp of a place in a queue, or the number of a free one.
         let near = size_of::<Place>() + size_of::<u16>();
         let queues = size_of::<(u16, Request)>() + size_of::<(u16, Outcome)>() + 2 * size_of::<usize>();
         let far = size_of::<Option<Completion>>() + 2 * size_of::<u16>();
         let bytes = usize::from(LANE_REQUESTS_MAX) * (near + queues + far);
-        assert!(bytes < 300 << 10, "{bytes} bytes");
+        assert!(bytes < 330 << 10, "{bytes} bytes");
     }
 
     #[test]
