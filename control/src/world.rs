@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pollux_api::control::v1::{EngineReport, Group, Node, Pool, Removal, Snapshot, Template, Volume};
+use pollux_api::control::v1::{
+    EngineReport, Group, Node, Pool, Rebalance, Removal, Snapshot, Template, Volume,
+};
 
 use crate::model::{EffectivePolicy, Kind, Record};
 use crate::store::{Change, Listing, StoreError};
@@ -36,6 +38,8 @@ pub struct World {
     pub groups: BTreeMap<String, Group>,
     /// Templates, by name.
     pub templates: BTreeMap<String, Template>,
+    /// Plans to rebalance, by name.
+    pub rebalances: BTreeMap<String, Rebalance>,
     /// What is to be removed from engines, by name.
     pub removals: BTreeMap<String, Removal>,
     /// Names of events, oldest first.
@@ -111,6 +115,7 @@ impl World {
             Kind::Removal => replace(&mut self.removals, key, name, value),
             // Nothing is planned by them, and nobody is shown them.
             Kind::Token => Ok(()),
+            Kind::Rebalance => replace(&mut self.rebalances, key, name, value),
             Kind::Event => {
                 match value {
                     Some(_) => self.events.insert(name.to_owned()),

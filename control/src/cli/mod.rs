@@ -4,6 +4,7 @@ mod apply;
 mod certificates;
 mod connection;
 mod output;
+mod rebalance;
 mod redact;
 mod resource;
 mod run;
@@ -108,6 +109,11 @@ enum Command {
     },
     /// Tell live what is asked of volumes, how long it takes, what is healed, and how full pools are.
     Top(top::TopArguments),
+    /// Spread data over pools and targets over nodes: plan, look, commit.
+    Rebalance {
+        #[command(subcommand)]
+        command: rebalance::RebalanceCommand,
+    },
     /// Collect what those need who help into one file, without secrets.
     Support(support::SupportArguments),
     /// Rights to call for those who have no certificate.

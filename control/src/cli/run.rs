@@ -18,8 +18,8 @@ use super::output::{Output, records, serialized, table};
 use super::resource::{Changed, Listed, Named, all};
 use super::{
     Cli, Command, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments, PoolVerb,
-    SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, support, tokens, top, up,
-    wait,
+    SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, rebalance, support, tokens,
+    top, up, wait,
 };
 
 /// The pause before it is asked again whether a target has confirmed something.
@@ -89,6 +89,9 @@ pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandEr
             verb: ListVerb::List(arguments),
         } => session.list::<Event>(arguments).await,
         Command::Top(arguments) => top::run(&session.channel, arguments, session.output, session.into).await,
+        Command::Rebalance { command } => {
+            rebalance::run(&session.channel, command, session.output, session.into).await
+        }
         Command::Support(arguments) => support::run(&session.channel, arguments, session.into).await,
         Command::Token { command } => {
             tokens::run(&session.channel, command, session.output, session.into).await

@@ -9,6 +9,7 @@ use pollux_api::control::v1::groups_server::Groups;
 use pollux_api::control::v1::measurements_server::Measurements;
 use pollux_api::control::v1::nodes_server::Nodes;
 use pollux_api::control::v1::pools_server::Pools;
+use pollux_api::control::v1::rebalances_server::Rebalances;
 use pollux_api::control::v1::snapshots_server::Snapshots;
 use pollux_api::control::v1::templates_server::Templates;
 use pollux_api::control::v1::tokens_server::Tokens;
@@ -249,6 +250,12 @@ routes! {
 
     GET "/v1/events" Events ListEvents list_events;
     GET "/v1/events:watch" Events WatchEvents watch_events watch changes;
+
+    GET "/v1/rebalances" Rebalances ListRebalances list_rebalances;
+    POST "/v1/rebalances" Rebalances PlanRebalance plan_rebalance body "rebalance";
+    GET "/v1/rebalances/{name}" Rebalances GetRebalance get_rebalance name "name";
+    POST "/v1/rebalances/{name}:commit" Rebalances CommitRebalance commit_rebalance name "name" body *;
+    DELETE "/v1/rebalances/{name}" Rebalances DeleteRebalance delete_rebalance name "name";
 
     GET "/v1/measurements" Measurements GetMeasurements get_measurements;
 

@@ -13,7 +13,8 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use pollux_api::control::v1::{
-    Event, Group, Metadata, Node, Pool, Removal, Snapshot, StoredToken, Template, Volume, VolumeSpec,
+    Event, Group, Metadata, Node, Pool, Rebalance, Removal, Snapshot, StoredToken, Template, Volume,
+    VolumeSpec,
 };
 use prost::Message;
 
@@ -50,11 +51,13 @@ pub enum Kind {
     Removal,
     /// A right to call.
     Token,
+    /// A plan to spread data and targets.
+    Rebalance,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Node,
         Self::Pool,
         Self::Volume,
@@ -64,6 +67,7 @@ impl Kind {
         Self::Event,
         Self::Removal,
         Self::Token,
+        Self::Rebalance,
     ];
 
     /// Its name, also in keys.
@@ -78,6 +82,7 @@ impl Kind {
             Self::Event => "event",
             Self::Removal => "removal",
             Self::Token => "token",
+            Self::Rebalance => "rebalance",
         }
     }
 
@@ -217,6 +222,7 @@ record!(Pool, spec);
 record!(Snapshot, spec);
 record!(Group, spec);
 record!(Template, spec);
+record!(Rebalance, spec);
 record!(Event);
 record!(Removal);
 record!(StoredToken, Token, |left: &StoredToken, right: &StoredToken| left

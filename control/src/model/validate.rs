@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_api::control::v1::{
-    Domain, Group, HostAccess, LabelRule, MediaClass, Metadata, Node, PlacementPolicy, Pool, Qos, Snapshot,
-    SnapshotSchedule, Template, TokenRole, TokenSpec, Volume, VolumePolicy,
+    Domain, Group, HostAccess, LabelRule, MediaClass, Metadata, Node, PlacementPolicy, Pool, Qos, Rebalance,
+    Snapshot, SnapshotSchedule, Template, TokenRole, TokenSpec, Volume, VolumePolicy,
 };
 
 use super::{REPLICAS_MAX, Record};
@@ -44,6 +44,9 @@ const INTERVAL_US_MAX: u64 = 366 * 86_400_000_000;
 
 /// Most snapshots that a schedule keeps.
 const KEPT_MAX: u32 = 1000;
+
+/// Most moves of each kind in a plan: so many fit into a record.
+const REBALANCE_MOVES_MAX: u32 = 200;
 
 /// For how long a token is good.
 const TOKEN_LIFETIME_US_MIN: u64 = 60_000_000;
@@ -331,6 +334,30 @@ impl Validate for Group {
                 (1..=KEPT_MAX).contains(kept_max),
                 format!("is {kept_max}; give 1 to {KEPT_MAX}"),
             );
+        }
+    }
+}
+
+impl Validate for Rebalance {
+    fn validate_spec(&self, checker: &mut Checker<'_>) {
+        let Some(spec) = &self.spec else {
+            return checker.wrong("is missing");
+        };
+        checker.require(
+            spec.replicas || spec.targets,
+            "asks for nothing: give replicas, targets or both",
+        );
+        let limits = [
+            ("moves_max", spec.moves_max, REBALANCE_MOVES_MAX),
+            ("tolerance_percent", spec.tolerance_percent, 100),
+        ];
+        for (field, given, most) in limits {
+            if let Some(given) = given {
+                checker.at(field).require(
+                    (1..=most).contains(&given),
+                    format!("is {given}; give 1 to {most}"),
+                );
+            }
         }
     }
 }

@@ -261,6 +261,29 @@ impl Fleet {
         }
     }
 
+    /// A replica is in a pool no more, or will not be.
+    pub fn vacate(&mut self, id: SiteId, size_bytes: u64, groups: &[String]) {
+        let Some(site) = usize::try_from(id.0)
+            .ok()
+            .and_then(|index| self.sites.get_mut(index))
+        else {
+            return;
+        };
+        site.provisioned_bytes = site.provisioned_bytes.saturating_sub(size_bytes);
+        site.replicas = site.replicas.saturating_sub(1);
+        let domains = site.domains;
+        for group in groups {
+            let Some(group) = self.groups.get_mut(group) else {
+                continue;
+            };
+            for (counts, domain) in group.iter_mut().zip(domains) {
+                if let Some(count) = counts.get_mut(&domain) {
+                    *count = count.saturating_sub(1);
+                }
+            }
+        }
+    }
+
     /// Takes nothing new for a while.
     pub fn close(&mut self, pool: &str, why: Closed) {
         if let Some(id) = self.find(pool)

@@ -12,6 +12,7 @@ use crate::placement::{Closed, Fleet};
 use crate::store::Transaction;
 use crate::world::World;
 
+use super::rebalance::Moves;
 use super::repair::Fitness;
 use super::{Limits, Step, add_event};
 
@@ -25,6 +26,8 @@ pub(super) struct Context<'a> {
     /// Pools, with what is on them and what this plan puts there.
     pub(super) fleet: Fleet,
     pub(super) budget: Budget,
+    /// What committed plans move.
+    pub(super) moves: Moves<'a>,
     /// Replicas that online engines tell of, by UUID.
     replicas: HashMap<&'a str, &'a ReplicaReport>,
     /// Pools that online engines tell of, by UUID.
@@ -90,6 +93,7 @@ impl<'a> Context<'a> {
             limits,
             fleet: Fleet::new(world.nodes.values(), world.pools.values(), limits.placement),
             budget: Budget::default(),
+            moves: Moves::default(),
             replicas: HashMap::new(),
             pools: HashMap::new(),
             targets: HashMap::new(),
@@ -103,6 +107,7 @@ impl<'a> Context<'a> {
         context.read_reports();
         context.read_places();
         context.read_volumes();
+        context.moves = Moves::read(world, &context.fleet);
         for (pool, at_unix_us) in &world.failures {
             if world.now_unix_us < at_unix_us.saturating_add(limits.cool_down_us) {
                 context.fleet.close(pool, Closed::CoolingDown);

@@ -16,6 +16,7 @@ mod abandoned;
 mod context;
 mod nodes;
 mod preview;
+mod rebalance;
 mod repair;
 mod snapshots;
 mod targets;
@@ -31,6 +32,7 @@ use crate::world::World;
 use context::Context;
 
 pub use preview::{explain_volume, preview};
+pub use rebalance::propose;
 
 /// What reconciling may do, and how long it waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +99,7 @@ pub fn plan(world: &World, limits: &Limits) -> Vec<Step> {
     snapshots::plan_snapshots(&mut context);
     volume::plan_volumes(&mut context);
     snapshots::plan_schedules(&mut context);
+    rebalance::plan_rebalances(&mut context);
     plan_events(&mut context);
     let mut steps = context.into_steps();
     steps.truncate(limits.steps_max);

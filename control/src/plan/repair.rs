@@ -3,7 +3,7 @@
 use pollux_api::control::v1::{Replica, ReplicaState, Severity, Volume};
 
 use crate::model::Record;
-use crate::placement::{PlacementRequest, decide, explain, misplaced};
+use crate::placement::{PlacementRequest, SiteId, decide, explain, misplaced};
 
 use super::context::Context;
 use super::volume::Draft;
@@ -75,6 +75,8 @@ pub(super) fn urgency(context: &Context<'_>, volume: &Volume) -> u32 {
 /// What is there of a volume's replicas.
 struct Census {
     replicas: Vec<(Replica, Fitness)>,
+    /// Where the next one has to go, if a plan to rebalance says so.
+    only: Option<SiteId>,
 }
 
 impl Census {
@@ -104,7 +106,30 @@ impl Census {
                 *fitness = Fitness::Leaving;
             }
         }
-        Self { replicas }
+        let mut census = Self { replicas, only: None };
+        census.apply_move(context, draft);
+        census
+    }
+
+    /// A replica that a plan to rebalance moves is to leave, and the one for it goes where the plan says:
+    /// if all is well with the volume but for that.
+    fn apply_move(&mut self, context: &Context<'_>, draft: &Draft<'_>) {
+        let Some((moved_uid, to)) = context.moves.replica(draft.volume.name()) else {
+            return;
+        };
+        let wanted = usize::try_from(draft.policy.replicas).unwrap_or(1);
+        let is_begun = draft.sites(context, |_| true).contains(&to);
+        let good = self
+            .count(|replica, fitness| fitness == Fitness::Good && replica.state() == ReplicaState::InSync);
+        if !is_begun && (good != wanted || good != self.replicas.len()) {
+            return;
+        }
+        for (replica, fitness) in &mut self.replicas {
+            if replica.uid == moved_uid && *fitness == Fitness::Good {
+                *fitness = Fitness::Leaving;
+                self.only = (!is_begun).then_some(to);
+            }
+        }
     }
 
     fn count(&self, wanted: impl Fn(&Replica, Fitness) -> bool) -> usize {
@@ -176,6 +201,7 @@ fn replace(context: &mut Context<'_>, draft: &mut Draft<'_>, census: &Census, co
             other.uid == replica.uid && matches!(fitness, Fitness::Good | Fitness::Away)
         })
     };
+    let only = census.only.map(|site| vec![site]);
     let kept = draft.sites(context, stays);
     let own = draft.sites(context, |_| true);
     let request = PlacementRequest {
@@ -185,7 +211,7 @@ fn replace(context: &mut Context<'_>, draft: &mut Draft<'_>, census: &Census, co
         kept: &kept,
         own: &own,
         count,
-        only: None,
+        only: only.as_deref(),
         is_rebuild: true,
     };
     let decision = decide(&context.fleet, &request);

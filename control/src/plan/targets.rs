@@ -6,7 +6,7 @@
 
 use pollux_api::control::v1::{
     NodeState, Replica, ReplicaState, Severity, SnapshotState, TargetConfig, TargetHost, TargetRemoval,
-    TargetReplica, Volume, VolumeSpec, VolumeStatus, engine_command::Command,
+    TargetReplica, Volume, VolumeSpec, VolumeState, VolumeStatus, engine_command::Command,
 };
 
 use crate::model::{Record, SLOTS};
@@ -26,7 +26,13 @@ pub(super) fn choose(context: &mut Context<'_>, draft: &mut Draft<'_>) {
         .get(&current)
         .and_then(|node| node.spec.as_ref())
         .is_some_and(|spec| spec.drained);
-    if is_served && !is_leaving {
+    // A plan to rebalance moves what is well, and nothing else.
+    let is_healthy = draft.status.state() == VolumeState::Healthy;
+    let moved = context
+        .moves
+        .target(draft.volume.name())
+        .filter(|_| is_served && is_healthy);
+    if is_served && !is_leaving && moved.is_none() {
         return;
     }
     let candidates = draft
@@ -43,7 +49,11 @@ pub(super) fn choose(context: &mut Context<'_>, draft: &mut Draft<'_>) {
             };
             Some((rank, context.served(&replica.node), replica.node.clone()))
         });
-    let Some((rank, _, node)) = candidates.min() else {
+    let chosen = match moved.filter(|_| !is_leaving) {
+        Some(node) => candidates.filter(|(_, _, candidate)| candidate == node).min(),
+        None => candidates.min(),
+    };
+    let Some((rank, _, node)) = chosen else {
         return;
     };
     // From one node that is drained to another one: nothing is gained.

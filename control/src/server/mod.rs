@@ -8,6 +8,7 @@ mod errors;
 mod measurements;
 mod nodes;
 mod policies;
+mod rebalances;
 mod records;
 mod registry;
 mod snapshots;
@@ -26,6 +27,7 @@ use pollux_api::control::v1::groups_server::GroupsServer;
 use pollux_api::control::v1::measurements_server::MeasurementsServer;
 use pollux_api::control::v1::nodes_server::NodesServer;
 use pollux_api::control::v1::pools_server::PoolsServer;
+use pollux_api::control::v1::rebalances_server::RebalancesServer;
 use pollux_api::control::v1::registry_server::RegistryServer;
 use pollux_api::control::v1::snapshots_server::SnapshotsServer;
 use pollux_api::control::v1::templates_server::TemplatesServer;
@@ -105,6 +107,11 @@ impl Services {
         self.parts.guard.permit_by(extensions, None, action)
     }
 
+    /// What planning may do.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.parts.limits
+    }
+
     /// What is counted of the work of this instance.
     pub(crate) fn telemetry(&self) -> &Telemetry {
         self.parts.observations.telemetry()
@@ -131,7 +138,8 @@ impl Services {
             .add_service(service!(EventsServer))
             .add_service(service!(RegistryServer))
             .add_service(service!(TokensServer))
-            .add_service(service!(MeasurementsServer));
+            .add_service(service!(MeasurementsServer))
+            .add_service(service!(RebalancesServer));
         let router = routes.into_axum_router();
         let authenticated = from_fn_with_state(self.clone(), authenticate::authenticate);
         let counted = from_fn_with_state(self, telemetry::count_grpc);

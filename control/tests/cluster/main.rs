@@ -6,6 +6,7 @@ mod deletion;
 mod gateway;
 mod killed;
 mod programs;
+mod rebalance;
 mod reconcile;
 mod scale;
 mod trust;
