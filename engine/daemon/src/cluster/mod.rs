@@ -4,7 +4,7 @@
 //!   cost. Of several leaders the newest is heard ([`term`]).
 //! - [`targets`] has the volumes that are served or shown here. Their records are the control plane's
 //!   ([`store`]), and whoever opens a volume asks it first.
-//! - [`report`] tells what is there. It is gathered from pools, replicas and targets each time, so that it is
+//! - `report` tells what is there. It is gathered from pools, replicas and targets each time, so that it is
 //!   true after a restart.
 //!
 //! While the control plane is away everything that is served goes on.
