@@ -7,7 +7,8 @@
 
 address=10.0.2.15
 ip link set lo up
-ip address del 127.0.0.1/8 dev lo
+# It is not there any more after a scenario that did the same.
+ip address del 127.0.0.1/8 dev lo 2> /dev/null || true
 mount -t configfs configfs /sys/kernel/config
 config=/sys/kernel/config/nvmet
 
