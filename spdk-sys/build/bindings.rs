@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::install::Install;
 
 /// Functions that are used.
-const FUNCTIONS: [&str; 58] = [
+const FUNCTIONS: [&str; 64] = [
     "pollux_spdk_log_to",
     "spdk_dma_free",
     "spdk_dma_zmalloc",
@@ -54,9 +54,15 @@ const FUNCTIONS: [&str; 58] = [
     "spdk_nvme_ns_get_max_io_xfer_size",
     "spdk_nvme_ns_get_md_size",
     "spdk_nvme_ns_get_num_sectors",
+    "spdk_nvme_ns_get_pi_format",
+    "spdk_nvme_ns_get_pi_type",
     "spdk_nvme_ns_get_optimal_io_boundary",
     "spdk_nvme_ns_get_sector_size",
     "spdk_nvme_ns_is_active",
+    "spdk_nvme_poll_group_add",
+    "spdk_nvme_poll_group_create",
+    "spdk_nvme_poll_group_destroy",
+    "spdk_nvme_poll_group_process_completions",
     "spdk_nvme_qpair_add_cmd_error_injection",
     "spdk_nvme_qpair_is_connected",
     "spdk_nvme_qpair_process_completions",

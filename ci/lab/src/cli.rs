@@ -51,6 +51,10 @@ enum Command {
         /// An engine with the feature `spdk`, whose SPDK was built for a processor that QEMU emulates.
         #[arg(long, value_name = "FILE")]
         engine: PathBuf,
+        /// The suite that every device passes, to be run on the drives: the example `check` of the device
+        /// layer, built as the engine.
+        #[arg(long, value_name = "FILE")]
+        suite: Option<PathBuf>,
         /// Measure instead: with this `pollux-bench`, built as the engine, on the emulated drive next to
         /// `spdk_nvme_perf` and `bdevperf`.
         #[arg(long, value_name = "FILE", requires = "spdk")]
@@ -113,6 +117,7 @@ fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error
         }
         Command::Drive {
             engine,
+            suite,
             bench,
             spdk,
             console,
@@ -121,7 +126,13 @@ fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error
             let engine = engine.canonicalize().context("find", engine)?;
             let comparison = bench.as_deref().zip(spdk.as_deref());
             let comparison = comparison.map(|(bench, spdk)| drive::Comparison { bench, spdk });
-            let failure = drive::run(&engine, comparison.as_ref(), &directory(&itself), *console)?;
+            let failure = drive::run(
+                &engine,
+                suite.as_deref(),
+                comparison.as_ref(),
+                &directory(&itself),
+                *console,
+            )?;
             let verdict = failure.as_deref().map_or("passed drive".to_owned(), |why| {
                 format!("FAILED drive\n       {why}")
             });

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,7 +25,7 @@ use crate::machine;
 use crate::packages::Packages;
 
 /// How long the guest may take.
-const TIME_LIMIT: Duration = Duration::from_secs(300);
+const TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// How long it may take to measure.
 const COMPARISON_TIME_LIMIT: Duration = Duration::from_secs(1800);
@@ -34,6 +35,12 @@ const PEERS: [&str; 3] = ["bin/nvmf_tgt", "bin/spdk_nvme_perf", "examples/bdevpe
 
 /// Bytes of the drive.
 const DRIVE_BYTES: u64 = 256 << 20;
+
+/// Bytes of the image behind each namespace of the drive that guards its blocks: data, then what guards it.
+const GUARDED_BYTES: u64 = 32 << 20;
+
+/// Which of its namespaces is damaged, and where: in data that the guest has written.
+const DAMAGED: (&str, u64) = ("guarded1.img", 5 * 4096 + 100);
 
 /// Modules of the guest: vfio for the engine, NVMe/TCP for its host; RDMA in software over a network
 /// interface that leads nowhere, and a target for it with a disk in memory.
@@ -77,6 +84,9 @@ const DIRECTORIES: [&str; 14] = [
     "var",
 ];
 
+/// The block format of the drive that guards its blocks.
+const GUARD: &str = "logical_block_size=4096,physical_block_size=4096,ms=8";
+
 /// What QEMU says for each flush that its drive is asked for.
 const FLUSH_TRACE: &str = "pci_nvme_flush_ns";
 
@@ -89,9 +99,11 @@ pub(crate) struct Comparison<'a> {
     pub(crate) spdk: &'a Path,
 }
 
-/// Boots the guest with an engine; says what failed, if something did.
+/// Boots the guest with an engine; says what failed, if something did. `suite` is the program that runs the
+/// suite of all devices on one.
 pub(crate) fn run(
     engine: &Path,
+    suite: Option<&Path>,
     comparison: Option<&Comparison<'_>>,
     directory: &Path,
     is_shown: bool,
@@ -100,7 +112,7 @@ pub(crate) fn run(
     std::fs::create_dir_all(directory).context("make", directory)?;
     let packages = Packages::obtain(directory)?;
     let image = directory.join("drive-image");
-    build_image(&packages, engine, comparison, &image)?;
+    build_image(&packages, engine, suite, comparison, &image)?;
     let mut guest = Guest::boot(&packages.kernel(), &image, directory)?;
     let time_max = comparison.map_or(TIME_LIMIT, |_| COMPARISON_TIME_LIMIT);
     let outcome = guest.follow(&directory.join("drive-console.log"), is_shown, time_max);
@@ -117,6 +129,7 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 fn build_image(
     packages: &Packages,
     engine: &Path,
+    suite: Option<&Path>,
     comparison: Option<&Comparison<'_>>,
     path: &Path,
 ) -> Result<(), Error> {
@@ -131,6 +144,9 @@ fn build_image(
     archive.file("usr/lib/ssl/openssl.cnf", b"");
     let mut added = BTreeSet::new();
     add_linked(&mut archive, &mut added, engine, "bin/pollux-engine")?;
+    if let Some(suite) = suite {
+        add_linked(&mut archive, &mut added, suite, "bin/check")?;
+    }
     let (program, provider) = (Path::new(RDMA_PROGRAM), Path::new(RDMA_PROVIDER));
     // Without them the guest says that it tries nothing by RDMA.
     if program.exists() && provider.exists() {
@@ -227,31 +243,54 @@ struct Guest {
     heard: Arc<Heard>,
     counted_from: usize,
     monitor: PathBuf,
+    directory: PathBuf,
 }
 
 impl Guest {
     fn boot(kernel: &Path, image: &Path, directory: &Path) -> Result<Self, Error> {
-        let drive = directory.join("drive.img");
-        std::fs::File::create(&drive)
-            .and_then(|file| file.set_len(DRIVE_BYTES))
-            .context("make", &drive)?;
+        let drive = make_image(directory, "drive.img", DRIVE_BYTES)?;
+        let guarded = [
+            make_image(directory, "guarded1.img", GUARDED_BYTES)?,
+            make_image(directory, "guarded2.img", GUARDED_BYTES)?,
+        ];
         let monitor = directory.join("monitor");
         let _left_by_an_earlier_run = std::fs::remove_file(&monitor);
-        let file = format!("file={},format=raw,if=none,id=image", drive.display());
+        let file = |path: &Path, id: &str| format!("file={},format=raw,if=none,id={id}", path.display());
         let mut child = Command::new(machine::PROGRAM)
             .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
             .args(["-m", "2048", "-smp", "2", "-nodefaults", "-no-reboot"])
             .args(["-display", "none", "-serial", "stdio"])
             .args(["-device", "intel-iommu,intremap=on,aw-bits=48"])
             .args(["-device", "pcie-root-port,id=port1,bus=pcie.0,chassis=1,slot=1"])
-            .args(["-drive", &file])
+            .args(["-drive", &file(&drive, "image")])
             .args(["-device", "nvme,id=disk,serial=POLLUX,drive=image,bus=port1"])
+            // A drive that guards its blocks: of type 1 with what guards them apart, of type 3 with it
+            // between.
+            .args(["-device", "pcie-root-port,id=port2,bus=pcie.0,chassis=2,slot=2"])
+            .args(["-device", "nvme,id=guarded,serial=GUARDED,bus=port2"])
+            .args([
+                "-drive",
+                &file(&guarded[0], "guarded1"),
+                "-drive",
+                &file(&guarded[1], "guarded2"),
+            ])
+            .args([
+                "-device",
+                &format!("nvme-ns,bus=guarded,nsid=1,drive=guarded1,{GUARD},mset=0,pi=1"),
+            ])
+            .args([
+                "-device",
+                &format!("nvme-ns,bus=guarded,nsid=2,drive=guarded2,{GUARD},mset=1,pi=3"),
+            ])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())])
             .args(["-trace", FLUSH_TRACE, "-kernel"])
             .arg(kernel)
             .arg("-initrd")
             .arg(image)
-            .args(["-append", "console=ttyS0 panic=-1 loglevel=4 intel_iommu=on"])
+            .args([
+                "-append",
+                "console=ttyS0 panic=-1 loglevel=4 intel_iommu=on no_timer_check",
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -273,6 +312,7 @@ impl Guest {
             heard,
             counted_from: 0,
             monitor,
+            directory: directory.to_owned(),
         })
     }
 
@@ -301,6 +341,19 @@ impl Guest {
                     });
                     self.command("device_add", drive)?;
                 }
+                ["ASK", "throttle", requests] => {
+                    let requests: u32 = requests.parse().unwrap_or_default();
+                    let mut limits = json!({
+                        "device": "image", "iops": requests,
+                        "iops_rd": 0, "iops_wr": 0, "bps": 0, "bps_rd": 0, "bps_wr": 0,
+                    });
+                    if requests > 0 {
+                        // A request of 64 KiB counts as 16 of these.
+                        limits["iops_size"] = json!(4096);
+                    }
+                    self.command("block_set_io_throttle", limits)?;
+                }
+                ["ASK", "damage"] => self.damage()?,
                 ["ASK", "count"] => self.counted_from = self.heard.flushes.load(Ordering::Relaxed),
                 ["ASK", "counted", expected] => {
                     let seen = self.heard.flushes.load(Ordering::Relaxed) - self.counted_from;
@@ -314,6 +367,19 @@ impl Guest {
                 _ => {}
             }
         }
+    }
+
+    /// Turns a bit of what a drive holds, behind its back.
+    fn damage(&self) -> Result<(), Error> {
+        let (name, offset) = DAMAGED;
+        let path = self.directory.join(name);
+        let turn = || {
+            let file = std::fs::File::options().read(true).write(true).open(&path)?;
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, offset)?;
+            file.write_all_at(&[byte[0] ^ 1], offset)
+        };
+        turn().context("damage", &path)
     }
 
     /// Has QEMU do something (QEMU Machine Protocol).
@@ -345,6 +411,15 @@ impl Guest {
         }
         Ok(())
     }
+}
+
+/// An empty image.
+fn make_image(directory: &Path, name: &str, bytes: u64) -> Result<PathBuf, Error> {
+    let path = directory.join(name);
+    std::fs::File::create(&path)
+        .and_then(|file| file.set_len(bytes))
+        .context("make", &path)?;
+    Ok(path)
 }
 
 /// Hands each line of a stream to `each`, on a thread of its own.

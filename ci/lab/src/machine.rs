@@ -69,7 +69,7 @@ impl Machine {
             .arg(kernel)
             .arg("-initrd")
             .arg(image)
-            .args(["-append", "console=ttyS0 panic=-1 loglevel=4"])
+            .args(["-append", "console=ttyS0 panic=-1 loglevel=4 no_timer_check"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

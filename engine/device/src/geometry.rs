@@ -21,7 +21,7 @@ pub struct Geometry {
     pub atomic_write_blocks: u32,
     /// Deallocation gives space back, and is not just zeros written.
     pub deallocates: bool,
-    /// Metadata bytes of each block, 0 for none.
+    /// Metadata bytes of each block, 0 for none. The drive makes and checks them; no request carries them.
     pub metadata_bytes: u16,
     /// Nothing can be written.
     pub read_only: bool,

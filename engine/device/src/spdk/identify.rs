@@ -78,9 +78,9 @@ impl Description {
             .ok_or_else(|| unsupported(format!("{} blocks are more than can be", facts.blocks)))?;
         let geometry =
             Geometry::new(bytes, facts.block_bytes).map_err(|error| unsupported(error.to_string()))?;
-        if facts.metadata_bytes != 0 {
+        if facts.metadata_bytes != 0 && !facts.is_guarded {
             return Err(unsupported(format!(
-                "blocks have {} bytes of metadata",
+                "blocks have {} bytes of metadata that the drive does not make by itself",
                 facts.metadata_bytes
             )));
         }
@@ -99,11 +99,13 @@ impl Description {
                 volatile_write_cache: byte(controller_page, 525) & CACHE_PRESENT != 0,
                 atomic_write_blocks: atomic_blocks(controller_page, page, features),
                 deallocates: facts.supports_write_zeroes && byte(page, 33) & DEALLOCATE_BY_ZEROES != 0,
+                metadata_bytes: u16::try_from(facts.metadata_bytes).unwrap_or(u16::MAX),
                 read_only: byte(page, 99) & WRITE_PROTECTED != 0,
                 ..geometry
             },
             zeroes_blocks_max: facts.supports_write_zeroes.then_some(ZEROES_BLOCKS_MAX),
-            supports_compare: facts.supports_compare,
+            // A compare carries what guards the blocks, and nobody here has that.
+            supports_compare: facts.supports_compare && !facts.is_guarded,
             pieces_max: usize::from(pieces_max).max(1),
         })
     }
@@ -185,6 +187,7 @@ mod tests {
             block_bytes: 512,
             blocks: 1 << 20,
             metadata_bytes: 0,
+            is_guarded: false,
             transfer_bytes_max: 128 << 10,
             supports_compare: true,
             supports_write_zeroes: true,
@@ -241,6 +244,18 @@ mod tests {
             let blocks = read(&[0xff; 4096], &facts).atomic_write_blocks;
             assert_eq!(blocks, expected, "unit {unit}, boundary {boundary}");
         }
+    }
+
+    #[test]
+    fn blocks_that_the_drive_guards_are_taken_without_its_compare() {
+        let facts = NamespaceFacts {
+            metadata_bytes: 8,
+            is_guarded: true,
+            ..facts()
+        };
+        let description = Description::read(&[0; 4096], &facts, 16).expect("supported");
+        assert_eq!(description.geometry.metadata_bytes, 8);
+        assert!(!description.supports_compare);
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub(in super::super) struct NamespaceFacts {
     pub(in super::super) blocks: u64,
     /// Bytes of metadata of a block.
     pub(in super::super) metadata_bytes: u32,
+    /// The drive makes, checks and strips what guards a block, when it is told to.
+    pub(in super::super) is_guarded: bool,
     /// Bytes of the largest command.
     pub(in super::super) transfer_bytes_max: u32,
     pub(in super::super) supports_compare: bool,
@@ -237,6 +239,7 @@ impl Controller {
                 block_bytes: sys::spdk_nvme_ns_get_sector_size(namespace),
                 blocks: sys::spdk_nvme_ns_get_num_sectors(namespace),
                 metadata_bytes: sys::spdk_nvme_ns_get_md_size(namespace),
+                is_guarded: super::queue::Protection::of(namespace) != super::queue::Protection::None,
                 transfer_bytes_max: sys::spdk_nvme_ns_get_max_io_xfer_size(namespace),
                 supports_compare: flags & SPDK_NVME_NS_COMPARE_SUPPORTED != 0,
                 supports_write_zeroes: flags & SPDK_NVME_NS_WRITE_ZEROES_SUPPORTED != 0,

@@ -1,5 +1,6 @@
 //! An I/O queue pair: it belongs to the thread that made it, for life.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -49,6 +50,72 @@ impl Order {
 /// Deallocate, in dword 12 of a Write Zeroes command (NVMe NVM Command Set, Write Zeroes, DEAC).
 const FLAG_DEALLOCATE: u32 = 1 << 25;
 
+/// Bytes that guard a block, if they are all the metadata that it has: then the drive makes them for a write,
+/// and checks and strips them for a read, and they are never transferred (NVM Command Set, Protection
+/// Information and PRACT).
+const GUARD_BYTES: u32 = 8;
+
+/// What guards the blocks of a namespace end to end (NVM Command Set, End-to-end Data Protection).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protection {
+    /// Nothing, or something that the drive cannot make by itself.
+    None,
+    /// Type 3: a guard, and no reference to the block.
+    Guard,
+    /// Types 1 and 2: a guard, and the low half of the block's number.
+    GuardAndReference,
+}
+
+impl Protection {
+    /// Of a namespace.
+    ///
+    /// # Safety
+    ///
+    /// The namespace is one of a controller that stays attached.
+    pub(super) unsafe fn of(namespace: *mut sys::spdk_nvme_ns) -> Self {
+        use sys::spdk_nvme_pi_format::SPDK_NVME_16B_GUARD_PI;
+        use sys::spdk_nvme_pi_type::{
+            SPDK_NVME_FMT_NVM_PROTECTION_TYPE1, SPDK_NVME_FMT_NVM_PROTECTION_TYPE2,
+            SPDK_NVME_FMT_NVM_PROTECTION_TYPE3,
+        };
+        // SAFETY: the caller's promise; what is known of a namespace may be asked for on any thread.
+        let (metadata_bytes, format, kind) = unsafe {
+            (
+                sys::spdk_nvme_ns_get_md_size(namespace),
+                sys::spdk_nvme_ns_get_pi_format(namespace),
+                sys::spdk_nvme_ns_get_pi_type(namespace),
+            )
+        };
+        if metadata_bytes != GUARD_BYTES || format != SPDK_NVME_16B_GUARD_PI {
+            return Self::None;
+        }
+        match kind {
+            SPDK_NVME_FMT_NVM_PROTECTION_TYPE1 | SPDK_NVME_FMT_NVM_PROTECTION_TYPE2 => {
+                Self::GuardAndReference
+            }
+            SPDK_NVME_FMT_NVM_PROTECTION_TYPE3 => Self::Guard,
+            _ => Self::None,
+        }
+    }
+
+    /// The flags that commands of a kind need.
+    fn flags(self, verb: Verb) -> u32 {
+        let checks = match self {
+            Self::None => return 0,
+            Self::Guard => sys::SPDK_NVME_IO_FLAGS_PRCHK_GUARD,
+            Self::GuardAndReference => {
+                sys::SPDK_NVME_IO_FLAGS_PRCHK_GUARD | sys::SPDK_NVME_IO_FLAGS_PRCHK_REFTAG
+            }
+        };
+        match verb {
+            Verb::Read => sys::SPDK_NVME_IO_FLAGS_PRACT | checks,
+            Verb::Write | Verb::WriteZeroes => sys::SPDK_NVME_IO_FLAGS_PRACT,
+            // Such a namespace says that it has no compare.
+            Verb::Compare | Verb::Flush => 0,
+        }
+    }
+}
+
 /// How large a queue is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) struct QueueSize {
@@ -56,6 +123,54 @@ pub(in super::super) struct QueueSize {
     pub(in super::super) entries: u32,
     /// Commands that SPDK may split requests into, under way at a time.
     pub(in super::super) requests: u32,
+    /// The controller is remote: SPDK asks the kernel first whether anything has come.
+    pub(in super::super) is_remote: bool,
+}
+
+/// A poll group of one queue pair. By itself SPDK reads from the socket of a queue pair whenever that is
+/// polled, in the way of what is just arriving; in a group it asks for events first.
+struct PollGroup {
+    group: NonNull<sys::spdk_nvme_poll_group>,
+    /// The queue pair is lost. SPDK has its address.
+    is_lost: Box<Cell<bool>>,
+}
+
+impl PollGroup {
+    fn new() -> Result<Self, Errno> {
+        let is_lost = Box::new(Cell::new(false));
+        let context = std::ptr::from_ref(&*is_lost).cast_mut().cast();
+        // SAFETY: the context stays where it is until the group is destroyed; there are no functions to
+        // compute checksums with.
+        let group = unsafe { sys::spdk_nvme_poll_group_create(context, std::ptr::null_mut()) };
+        let group = NonNull::new(group).ok_or(Errno(libc::ENOMEM))?;
+        Ok(Self { group, is_lost })
+    }
+
+    #[inline]
+    fn poll(&self) -> Result<i32, Errno> {
+        // SAFETY: the group lives while `self` does, on its thread, and so does the context of the callback.
+        let code =
+            unsafe { sys::spdk_nvme_poll_group_process_completions(self.group.as_ptr(), 0, Some(note_loss)) };
+        if self.is_lost.get() {
+            return Err(Errno(libc::ENXIO));
+        }
+        check(i32::try_from(code).unwrap_or(-libc::EIO))
+    }
+}
+
+impl Drop for PollGroup {
+    fn drop(&mut self) {
+        // SAFETY: the queue pair is freed first, and the group once.
+        if let Err(error) = check(unsafe { sys::spdk_nvme_poll_group_destroy(self.group.as_ptr()) }) {
+            tracing::error!(%error, "a poll group could not be destroyed");
+        }
+    }
+}
+
+/// The queue pair of a group is lost.
+unsafe extern "C" fn note_loss(_: *mut sys::spdk_nvme_qpair, context: *mut c_void) {
+    // SAFETY: the context is the flag of the group that is being polled.
+    unsafe { &*context.cast::<Cell<bool>>() }.set(true);
 }
 
 /// An I/O queue pair to one namespace.
@@ -63,6 +178,8 @@ pub(in super::super) struct QueuePair {
     pair: NonNull<sys::spdk_nvme_qpair>,
     namespace: NonNull<sys::spdk_nvme_ns>,
     block_bytes: u32,
+    protection: Protection,
+    group: Option<PollGroup>,
     /// What the contexts of commands under way point into.
     commands: Rc<Commands>,
     /// Keeps the controller attached.
@@ -87,6 +204,7 @@ impl QueuePair {
         let namespace = controller
             .active_namespace(namespace_id)
             .ok_or(Errno(libc::ENODEV))?;
+        let group = size.is_remote.then(PollGroup::new).transpose()?;
         let options_bytes = size_of::<sys::spdk_nvme_io_qpair_opts>();
         // SAFETY: all zeros is a value of these options; SPDK fills in what their size leaves room for.
         let mut options: sys::spdk_nvme_io_qpair_opts = unsafe { std::mem::zeroed() };
@@ -109,14 +227,22 @@ impl QueuePair {
         };
         // SAFETY: the namespace is there until the controller is reset.
         let block_bytes = unsafe { sys::spdk_nvme_ns_get_sector_size(namespace.as_ptr()) };
+        // SAFETY: as above.
+        let protection = unsafe { Protection::of(namespace.as_ptr()) };
         let made = Self {
             pair,
             namespace,
             block_bytes,
+            protection,
+            group,
             commands: Rc::clone(commands),
             controller: Arc::clone(controller),
             local: PhantomData,
         };
+        if let Some(group) = &made.group {
+            // SAFETY: both were just made, on this thread; the pair leaves the group when it is freed.
+            check(unsafe { sys::spdk_nvme_poll_group_add(group.group.as_ptr(), made.pair.as_ptr()) })?;
+        }
         // SAFETY: the pair was just made for this controller, on this thread.
         check(unsafe { sys::spdk_nvme_ctrlr_connect_io_qpair(controller.as_ptr(), made.pair.as_ptr()) })?;
         Ok(made)
@@ -141,6 +267,9 @@ impl QueuePair {
     /// The queue has lost its controller.
     #[inline]
     pub(in super::super) fn poll(&self) -> Result<i32, Errno> {
+        if let Some(group) = &self.group {
+            return group.poll();
+        }
         // SAFETY: as in `is_connected`; the contexts of commands under way are in the table that `self`
         // keeps, no entry of which is borrowed now.
         check(unsafe { sys::spdk_nvme_qpair_process_completions(self.pair.as_ptr(), 0) })
@@ -157,7 +286,7 @@ impl QueuePair {
         let (namespace, pair) = (self.namespace.as_ptr(), self.pair.as_ptr());
         let (block, blocks, context) = (order.block, order.blocks, entry.context());
         let complete: sys::spdk_nvme_cmd_cb = Some(commands::complete);
-        let mut flags = 0;
+        let mut flags = self.protection.flags(order.verb);
         if order.force_unit_access {
             flags |= sys::SPDK_NVME_IO_FLAGS_FORCE_UNIT_ACCESS;
         }
@@ -244,7 +373,7 @@ impl Drop for QueuePair {
         // Every command under way is finished by this call, and the drive is done with its memory: the
         // submission queue is deleted first, or the controller is disabled or gone.
         // SAFETY: the pair is freed once, on its thread, and not inside one of its callbacks, which hold
-        // none. The table of commands is dropped after this.
+        // none. The group that it leaves, and the table of commands, are dropped after this.
         let code = unsafe { sys::spdk_nvme_ctrlr_free_io_qpair(self.pair.as_ptr()) };
         if let Err(error) = check(code) {
             tracing::error!(%error, "a queue pair could not be freed");
