@@ -9,7 +9,8 @@ use pollux_api::engine::v1::engine_client::EngineClient;
 use pollux_api::engine::v1::event::What;
 use pollux_api::engine::v1::{
     AddNamespaceRequest, EngineState, Event, GetInfoRequest, GetStatisticsRequest, ListNamespacesRequest,
-    RemoveNamespaceRequest, ResizeNamespaceRequest, WatchEventsRequest,
+    Qos, QosLimits, QosRate, RemoveNamespaceRequest, ResizeNamespaceRequest, SetQosRequest,
+    WatchEventsRequest,
 };
 use pollux_engine::client;
 use tonic::transport::Channel;
@@ -109,6 +110,7 @@ async fn errors_have_codes_and_reasons() {
     let add = |uri: &str, namespace_id| AddNamespaceRequest {
         uri: uri.to_owned(),
         namespace_id,
+        qos: None,
     };
     for (request, code, wanted) in [
         (add("disk:///a", None), Code::InvalidArgument, "URI_INVALID"),
@@ -177,6 +179,69 @@ async fn errors_have_codes_and_reasons() {
 }
 
 #[tokio::test]
+async fn limits_are_set_told_and_lifted() {
+    let mut engine = EngineProcess::start(&[DEVICE]);
+    let mut client = connect(&engine).await;
+    let operations = |per_second| Qos {
+        write: Some(QosLimits {
+            operations: Some(QosRate {
+                per_second,
+                ..QosRate::default()
+            }),
+            bytes: None,
+        }),
+        ..Qos::default()
+    };
+    let set = |namespace_id, qos| SetQosRequest { namespace_id, qos };
+    for (request, code, wanted) in [
+        (set(3, None), Code::NotFound, "NAMESPACE_NOT_FOUND"),
+        (
+            set(1, Some(operations(0))),
+            Code::InvalidArgument,
+            "FIELD_INVALID",
+        ),
+        (
+            set(1, Some(operations(u64::MAX))),
+            Code::InvalidArgument,
+            "FIELD_INVALID",
+        ),
+    ] {
+        let status = client.set_qos(request).await.expect_err("it is wrong");
+        assert_eq!((status.code(), reason(&status).as_str()), (code, wanted));
+    }
+    let host = common::host::Host::connect(engine.listener(), "?reconnect=off").expect("it connects");
+    let write = |count: u64| {
+        let began = std::time::Instant::now();
+        host.run(move |device| async move {
+            for block in 0..count {
+                common::content::write(&device, block, 1)
+                    .await
+                    .expect("it is written");
+            }
+        });
+        began.elapsed()
+    };
+    let limited = client
+        .set_qos(set(1, Some(operations(50))))
+        .await
+        .expect("it is set");
+    let namespace = limited.into_inner().namespace.expect("the namespace");
+    assert_eq!(namespace.qos, Some(operations(50)));
+    // 40 ms of credit are two of them, and one begins at once; a slow machine only makes it take longer.
+    assert!(write(20) > std::time::Duration::from_millis(300));
+    let listed = answer(&engine.namespace(&["list"]));
+    assert!(listed.contains("write 50/s"), "{listed}");
+    let lifted = answer(&engine.namespace(&["qos", "1", "--unlimited"]));
+    assert!(lifted.contains("none"), "{lifted}");
+    let total = answer(&engine.namespace(&["qos", "1", "--total", "operations=5,bytes=1KiB"]));
+    assert!(total.contains("5/s, 1 KiB/s"), "{total}");
+    assert_eq!(engine.namespace(&["qos", "1"]).status.code(), Some(2));
+    // What is held does not keep the engine from stopping.
+    drop(host);
+    engine.stop();
+}
+
+#[tokio::test]
 async fn repeats_and_races_give_one_result() {
     let engine = EngineProcess::start(&[]);
     let client = connect(&engine).await;
@@ -187,6 +252,7 @@ async fn repeats_and_races_give_one_result() {
             let request = AddNamespaceRequest {
                 uri: DEVICE.to_owned(),
                 namespace_id: Some(4),
+                qos: None,
             };
             client.add_namespace(request).await
         });
@@ -215,6 +281,7 @@ async fn events_tell_what_happens_in_order() {
         let request = AddNamespaceRequest {
             uri: uri.to_owned(),
             namespace_id: None,
+            qos: None,
         };
         client.add_namespace(request).await.expect("added");
     }

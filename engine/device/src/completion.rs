@@ -1,4 +1,7 @@
 //! The future of a request: ready at once, or recycled memory.
+//!
+//! A request that is *held* has not begun: nothing has been asked of the medium, and dropping its completion
+//! takes it back. Any other may be done in part, or still be done, whatever becomes of its completion.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,6 +15,8 @@ use crate::request::Reply;
 
 enum State {
     Ready(Result<Reply, IoError>),
+    /// Not begun; then it is what the future gives.
+    Held(PooledFuture<Completion>),
     Pending(PooledFuture<Result<Reply, IoError>>),
     Taken,
 }
@@ -43,6 +48,29 @@ impl Completion {
     /// Ready when the future is.
     pub fn from_future(future: impl Future<Output = Result<Reply, IoError>> + 'static) -> Self {
         Self::of(State::Pending(PooledFuture::new(future)))
+    }
+
+    /// A request that begins when the future is ready, and then is what the future gives. Until then dropping
+    /// it takes it back.
+    pub fn held(begin: impl Future<Output = Self> + 'static) -> Self {
+        Self::of(State::Held(PooledFuture::new(begin)))
+    }
+
+    /// Whether the request has not begun: dropping it takes it back.
+    pub fn is_held(&self) -> bool {
+        matches!(self.state, State::Held(_))
+    }
+
+    /// Ready once the request has begun.
+    pub fn poll_begun(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while let State::Held(begin) = &mut self.state {
+            let begun = std::task::ready!(Pin::new(begin).poll(context));
+            self.state = match begun {
+                Self { state, measure: None } => state,
+                measured => State::Pending(PooledFuture::new(measured)),
+            };
+        }
+        Poll::Ready(())
     }
 
     fn of(state: State) -> Self {
@@ -77,12 +105,15 @@ impl Completion {
     ///
     /// The completion itself, to be awaited.
     pub fn try_take(self) -> Result<Result<Reply, IoError>, Self> {
-        match self.state {
-            State::Ready(result) => Ok(result),
-            state => Err(Self {
-                state,
-                measure: self.measure,
-            }),
+        match self {
+            Self {
+                state: State::Ready(result),
+                measure,
+            } => {
+                measure.into_iter().for_each(|measure| measure.finish(&result));
+                Ok(result)
+            }
+            waiting => Err(waiting),
         }
     }
 }
@@ -91,6 +122,9 @@ impl Future for Completion {
     type Output = Result<Reply, IoError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.is_held() {
+            std::task::ready!(self.poll_begun(context));
+        }
         if let State::Pending(future) = &mut self.state {
             let output = std::task::ready!(Pin::new(future).poll(context));
             self.state = State::Taken;
@@ -100,8 +134,13 @@ impl Future for Completion {
             return Poll::Ready(output);
         }
         match std::mem::replace(&mut self.state, State::Taken) {
-            State::Ready(result) => Poll::Ready(result),
-            State::Pending(_) | State::Taken => Poll::Ready(Err(IoError::Internal)),
+            State::Ready(result) => {
+                if let Some(measure) = self.measure.take() {
+                    measure.finish(&result);
+                }
+                Poll::Ready(result)
+            }
+            State::Held(_) | State::Pending(_) | State::Taken => Poll::Ready(Err(IoError::Internal)),
         }
     }
 }

@@ -64,6 +64,12 @@ impl Reactor {
         self.0.now()
     }
 
+    /// The number of the task that runs now: small, and used again once the task has ended. A connection is
+    /// one task for life, so that this tells connections apart where nobody names them.
+    pub fn task(&self) -> usize {
+        self.0.running()
+    }
+
     /// Has a poller asked every turn until its owner drops it.
     pub fn add_poller(&self, poller: std::rc::Weak<dyn Poller>) {
         self.0.add_poller(poller);

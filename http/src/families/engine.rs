@@ -32,6 +32,11 @@ families! {
         "Operations on a volume that failed.";
     VOLUME_SECONDS: Histogram "pollux_engine_volume_operation_seconds" ["volume", "operation"]
         "How long operations on a volume took, inside this engine.";
+    VOLUME_THROTTLED: Counter "pollux_engine_volume_throttled_operations_total" ["volume"]
+        "Operations of hosts that were held, since a limit of the volume was reached.";
+    VOLUME_THROTTLED_SECONDS: Counter "pollux_engine_volume_throttled_seconds_total" ["volume"]
+        "The time for which operations were held, altogether.";
+    VOLUME_HELD: Gauge "pollux_engine_volume_held_operations" ["volume"] "Operations that are held now.";
     REPLICA_OPERATIONS: Counter "pollux_engine_replica_operations_total" ["replica", "operation"]
         "Operations of targets on a replica that were done.";
     REPLICA_BYTES: Counter "pollux_engine_replica_bytes_total" ["replica", "operation"]

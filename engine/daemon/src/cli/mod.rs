@@ -12,8 +12,8 @@ use pollux_device::ByteSize;
 use pools::{PoolArguments, VolumeArguments};
 
 use crate::settings::{
-    ControlAddress, CoreList, DeviceList, IdleSettings, ListenAddress, LogFormat, NamespaceSettings,
-    PoolSettings, ReplicaSettings, Settings, SettingsError,
+    ControlAddress, CoreList, DeviceList, IdleSettings, LimitsSettings, ListenAddress, LogFormat,
+    NamespaceSettings, PoolSettings, ReplicaSettings, Settings, SettingsError,
 };
 use crate::verify::VerifyArguments;
 
@@ -262,6 +262,19 @@ pub struct NamespaceArguments {
     pub command: NamespaceCommand,
 }
 
+const QOS_HELP: &str = "\
+Limits, separated by commas:
+  operations=N             operations in a second
+  operations_per_gib=N     for each GiB of the volume, besides
+  operations_burst=N       while there is credit, which comes back when less is asked for
+  bytes=SIZE               bytes in a second; bytes_per_gib and bytes_burst as above
+  burst_seconds=N          how long a burst lasts at its full speed [default: 10]
+
+Examples:
+  pollux-engine namespace qos 1 --total operations=1000,bytes=100MiB
+  pollux-engine namespace qos 1 --write bytes=50MiB,bytes_burst=200MiB,burst_seconds=30
+  pollux-engine namespace qos 1 --unlimited";
+
 /// What to do with namespaces.
 #[derive(Debug, Subcommand)]
 pub enum NamespaceCommand {
@@ -288,6 +301,29 @@ pub enum NamespaceCommand {
         /// Its identifier.
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
         id: u32,
+    },
+    /// Change what all hosts together may ask of a namespace, while it is served; what is not given is not
+    /// limited any more.
+    #[command(after_help = QOS_HELP)]
+    Qos {
+        /// Its identifier.
+        #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+        id: u32,
+        /// Limits of reads and writes together.
+        #[arg(long, value_name = "LIMITS", required_unless_present_any = ["read", "write", "unlimited"])]
+        total: Option<LimitsSettings>,
+        /// Limits of reads.
+        #[arg(long, value_name = "LIMITS")]
+        read: Option<LimitsSettings>,
+        /// Limits of writes.
+        #[arg(long, value_name = "LIMITS")]
+        write: Option<LimitsSettings>,
+        /// No limits.
+        #[arg(long, conflicts_with_all = ["total", "read", "write"])]
+        unlimited: bool,
+        /// How to print it.
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Output,
     },
     /// Change the size of a device while it is served.
     Resize {

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use pollux_api::engine::v1::engine_client::EngineClient;
 use pollux_api::engine::v1::{
-    AddNamespaceRequest, ListNamespacesRequest, Namespace, RemoveNamespaceRequest, ResizeNamespaceRequest,
+    AddNamespaceRequest, ListNamespacesRequest, Namespace, Qos, QosRate, RemoveNamespaceRequest,
+    ResizeNamespaceRequest, SetQosRequest,
 };
 use pollux_device::ByteSize;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::cli::{NamespaceArguments, NamespaceCommand, Output};
-use crate::settings::ControlAddress;
+use crate::settings::{ControlAddress, LimitsSettings, QosSettings};
 use crate::table::Table;
 pub use pools::{pool, volume};
 
@@ -86,6 +87,7 @@ pub async fn namespace(arguments: &NamespaceArguments, into: &mut impl Write) ->
             let request = AddNamespaceRequest {
                 uri: uri.clone(),
                 namespace_id: *id,
+                qos: None,
             };
             let answer = client.add_namespace(request).await.map_err(refused)?;
             print(&[answer.into_inner().namespace.ok_or_else(empty)?], *output, into)?;
@@ -94,6 +96,30 @@ pub async fn namespace(arguments: &NamespaceArguments, into: &mut impl Write) ->
             let request = RemoveNamespaceRequest { namespace_id: *id };
             client.remove_namespace(request).await.map_err(refused)?;
             writeln!(into, "namespace {id} is removed")?;
+        }
+        NamespaceCommand::Qos {
+            id,
+            total,
+            read,
+            write,
+            unlimited: _,
+            output,
+        } => {
+            let limits = |given: &Option<LimitsSettings>| given.clone().unwrap_or_default();
+            let settings = QosSettings {
+                total: limits(total),
+                read: limits(read),
+                write: limits(write),
+            };
+            let qos = settings
+                .qos()
+                .map_err(|error| ClientError::Refused(error.to_string()))?;
+            let request = SetQosRequest {
+                namespace_id: *id,
+                qos: crate::grpc::qos::to_api(&qos),
+            };
+            let answer = client.set_qos(request).await.map_err(refused)?;
+            print(&[answer.into_inner().namespace.ok_or_else(empty)?], *output, into)?;
         }
         NamespaceCommand::Resize { id, size, output } => {
             let request = ResizeNamespaceRequest {
@@ -191,8 +217,8 @@ fn print(namespaces: &[Namespace], output: Output, into: &mut impl Write) -> io:
 }
 
 /// Namespaces for people.
-pub fn namespace_table(namespaces: &[Namespace]) -> Table<5> {
-    let mut table = Table::new(["ID", "SIZE", "BLOCK", "WRITES", "DEVICE"]);
+pub fn namespace_table(namespaces: &[Namespace]) -> Table<6> {
+    let mut table = Table::new(["ID", "SIZE", "BLOCK", "WRITES", "LIMITS", "DEVICE"]);
     for namespace in namespaces {
         let writes = match (namespace.read_only, namespace.volatile_write_cache) {
             (true, _) => "none",
@@ -204,8 +230,34 @@ pub fn namespace_table(namespaces: &[Namespace]) -> Table<5> {
             ByteSize(namespace.size_bytes).to_string(),
             namespace.block_bytes.to_string(),
             writes.to_owned(),
+            limits(namespace.qos.as_ref()),
             namespace.uri.clone(),
         ]);
     }
     table
+}
+
+/// Limits for people: the most that is allowed for long.
+fn limits(qos: Option<&Qos>) -> String {
+    let Some(qos) = qos else {
+        return "none".to_owned();
+    };
+    let mut parts = Vec::new();
+    for (of, limits) in [("", &qos.total), ("read ", &qos.read), ("write ", &qos.write)] {
+        let Some(limits) = limits else { continue };
+        let mut add = |rate: &Option<QosRate>, text: &dyn Fn(u64) -> String| {
+            let Some(rate) = rate else { return };
+            let mut part = format!("{of}{}/s", text(rate.per_second));
+            if rate.per_second_per_gib > 0 {
+                part += &format!("+{}/s/GiB", text(rate.per_second_per_gib));
+            }
+            if let Some(burst) = &rate.burst {
+                part += &format!(" (burst {}/s, {} s)", text(burst.per_second), burst.seconds);
+            }
+            parts.push(part);
+        };
+        add(&limits.operations, &|number| number.to_string());
+        add(&limits.bytes, &|bytes| ByteSize(bytes).to_string());
+    }
+    parts.join(", ")
 }

@@ -25,6 +25,7 @@ use pollux_pool::shared::{Owned, OwnedDevice};
 use pollux_reactor::{ReactorHandle, RemoteCallError, timeout};
 use pollux_volume::membership::Membership;
 use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError};
+use pollux_volume::qos::{Limits, Qos, Rate, Throttle};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -36,7 +37,6 @@ use super::store::ControlStore;
 use super::switch::VolumeSwitch;
 use super::wanted::Wanted;
 use crate::engine::Engine;
-use crate::telemetry::Role as DeviceRole;
 
 /// What the names of subsystems begin with; the UUID of the volume follows. The control plane tells hosts the
 /// same.
@@ -111,6 +111,7 @@ struct Shown {
     volume: Uuid,
     path: u32,
     switch: Arc<VolumeSwitch>,
+    throttle: Arc<Throttle>,
     subsystem: Arc<Subsystem>,
     state: Mutex<State>,
 }
@@ -158,6 +159,13 @@ impl Shown {
         match &self.state().role {
             Role::Serving(serving) => Some(serving.clone()),
             Role::Standby | Role::Opening(_) => None,
+        }
+    }
+
+    /// Keeps the limits that were told.
+    fn limit(&self) {
+        if let Err(error) = self.throttle.set(&limits(&self.state().told)) {
+            tracing::warn!(volume = %self.volume, %error, "the limits stay as they were");
         }
     }
 
@@ -293,6 +301,9 @@ impl Targets {
         shown.subsystem.set_hosts(&hosts(&told))?;
         let serving = shown.serving();
         let before = std::mem::replace(&mut shown.state().told, told.clone());
+        if serving.is_some() && !told.standby {
+            shown.limit();
+        }
         match serving {
             Some(_) if told.standby => self.step_down(&shown).await,
             Some(serving) if serving.record().epoch.0 == told.epoch => {
@@ -382,7 +393,7 @@ impl Targets {
             ..NamespaceConfig::default()
         };
         let meters = self.parts.engine.meters();
-        let measured = meters.wrap(DeviceRole::Volume, &told.volume, switch.clone());
+        let (measured, throttle) = meters.wrap_volume(&told.volume, switch.clone());
         if let Err(error) = subsystem.add_namespace(measured, &namespace) {
             // Nobody has seen it.
             let _ = self.parts.target.remove_subsystem(subsystem.nqn().as_str());
@@ -392,6 +403,7 @@ impl Targets {
             volume,
             path: told.path,
             switch,
+            throttle,
             subsystem,
             state: Mutex::new(State {
                 told: told.clone(),
@@ -419,6 +431,8 @@ impl Targets {
         if let Err(error) = shown.subsystem.set_access(NAMESPACE_ID, AnaState::Inaccessible) {
             tracing::error!(volume = %shown.volume, %error, "hosts cannot be told");
         }
+        // What is held has to be done, or refused, before the next target serves.
+        shown.throttle.lift();
         let subsystem = shown.subsystem.clone();
         let ended = serving.mirror.call(move |mirror| async move {
             // What is under way ends if it can soon; with the mirror, it ends in any case.
@@ -480,6 +494,7 @@ impl Targets {
         match opened {
             Ok(serving) if is_wanted => match shown.switch.connect(Some(serving.device.clone())) {
                 Ok(()) => {
+                    shown.limit();
                     shown.state().role = Role::Serving(serving.clone());
                     if let Err(error) = shown.subsystem.set_access(NAMESPACE_ID, AnaState::Optimized) {
                         tracing::error!(volume = %shown.volume, %error, "hosts cannot be told");
@@ -601,6 +616,17 @@ async fn end(serving: &Serving) {
     let ended = serving.mirror.call(|mirror| async move { mirror.close() });
     if let Err(error) = ended.await {
         tracing::error!(%error, "a mirror cannot be closed");
+    }
+}
+
+/// What hosts may ask.
+fn limits(told: &TargetConfig) -> Qos {
+    Qos {
+        total: Limits {
+            operations: told.iops_max.map(Rate::new),
+            bytes: told.bandwidth_bytes_max.map(Rate::new),
+        },
+        ..Qos::default()
     }
 }
 

@@ -4,6 +4,7 @@ use pollux_api::engine::v1::Reason;
 use pollux_device::{ByteSize, GrowError, IoError, OpenError};
 use pollux_nvme::target::SubsystemError;
 use pollux_reactor::RemoteCallError;
+use pollux_volume::qos::QosError;
 
 use crate::pools;
 
@@ -50,6 +51,9 @@ pub enum ChangeError {
         /// Why.
         source: GrowError,
     },
+    /// Limits that cannot be kept.
+    #[error(transparent)]
+    Qos(#[from] QosError),
     /// The engine stops.
     #[error("the engine is stopping and takes no changes")]
     Draining,
@@ -93,6 +97,7 @@ impl ChangeError {
                 GrowError::Failed(_) => Reason::DeviceUnavailable,
             },
             Self::Draining | Self::Subsystem(SubsystemError::Removed { .. }) => Reason::Draining,
+            Self::Qos(_) => Reason::FieldInvalid,
             Self::Flush { .. } => Reason::FlushFailed,
             Self::Subsystem(
                 SubsystemError::Name(_)

@@ -23,10 +23,11 @@ use pollux_nbd::{Export, Exports};
 use pollux_nvme::target::{NamespaceConfig, Subsystem, Target};
 use pollux_reactor::ReactorHandle;
 use pollux_reactor::net::Address;
+use pollux_volume::qos::{Qos, Throttle};
 use tokio_stream::StreamExt;
 
 use crate::patience::while_in_use;
-use crate::telemetry::{Meters, Role};
+use crate::telemetry::Meters;
 pub use error::ChangeError;
 pub(crate) use events::unix_us;
 pub use events::{Events, Watch};
@@ -72,6 +73,7 @@ pub struct Engine {
 struct Served {
     uri: DeviceUri,
     device: Arc<dyn Device>,
+    throttle: Arc<Throttle>,
 }
 
 impl Served {
@@ -85,6 +87,7 @@ impl Served {
             volatile_write_cache: geometry.volatile_write_cache,
             read_only: geometry.read_only,
             name: self.device.name().to_owned(),
+            qos: crate::grpc::qos::to_api(&self.throttle.qos()),
         }
     }
 }
@@ -196,8 +199,8 @@ impl Engine {
         self.events.watch()
     }
 
-    /// Opens a device and serves it, with the given identifiers or those that follow. Asking again for the
-    /// same under the same identifier is no error.
+    /// Opens a device and serves it, with the given identifiers or those that follow, and these limits.
+    /// Asking again for the same under the same identifier is no error, and changes no limits.
     ///
     /// # Errors
     ///
@@ -206,7 +209,9 @@ impl Engine {
         self: &Arc<Self>,
         uri: &str,
         config: &NamespaceConfig,
+        qos: &Qos,
     ) -> Result<api::Namespace, ChangeError> {
+        qos.check()?;
         let _one_at_a_time = self.change().await?;
         let uri = DeviceUri::parse(uri).map_err(OpenError::from)?;
         let same = self
@@ -224,14 +229,19 @@ impl Engine {
         }
 
         let open = || self.clone().open(uri.clone());
-        let device = while_in_use(open, ChangeError::is_device_in_use).await?;
+        let (device, throttle) = while_in_use(open, ChangeError::is_device_in_use).await?;
+        throttle.set(qos)?;
         let id = self.parts.subsystem.add_namespace(device.clone(), config)?;
         self.follow(id, &device);
         self.parts.exports.insert(Export {
             device: device.clone(),
             description: uri.to_string(),
         });
-        let served = Served { uri, device };
+        let served = Served {
+            uri,
+            device,
+            throttle,
+        };
         let description = served.describe(id);
         self.served().insert(id, served);
         tracing::info!(
@@ -245,13 +255,13 @@ impl Engine {
         Ok(description)
     }
 
-    async fn open(self: Arc<Self>, uri: DeviceUri) -> Result<Arc<dyn Device>, ChangeError> {
+    async fn open(self: Arc<Self>, uri: DeviceUri) -> Result<(Arc<dyn Device>, Arc<Throttle>), ChangeError> {
         let registry = self.parts.registry.clone();
         let reactor = self.any_reactor()?;
         let opened = reactor.call(move || async move { registry.open(&uri).await });
         let device = opened.await??;
         let name = device.name().to_owned();
-        Ok(self.meters.wrap(Role::Volume, &name, device))
+        Ok(self.meters.wrap_volume(&name, device))
     }
 
     /// Stops serving a namespace, flushes its device and lets go of it.
@@ -264,6 +274,8 @@ impl Engine {
         let _one_at_a_time = self.change().await?;
         let served = self.find(id)?;
         self.parts.subsystem.remove_namespace(id)?;
+        // What is held ends as it would have, and soon.
+        served.throttle.lift();
         self.parts.exports.remove(served.device.name());
         self.served().remove(&id);
         tracing::info!(namespace = id, device = %served.uri, "namespace removed");
@@ -300,6 +312,19 @@ impl Engine {
         let grown = self.any_reactor()?.call(move || device.grow_to(bytes)).await?;
         let size = ByteSize(bytes);
         grown.map_err(|source| ChangeError::Grow { id, size, source })?;
+        Ok(served.describe(id))
+    }
+
+    /// Changes what hosts may ask of a namespace, at once.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError::NotFound`] and [`ChangeError::Qos`]; nothing has changed then.
+    pub async fn set_qos(&self, id: u32, qos: &Qos) -> Result<api::Namespace, ChangeError> {
+        let _one_at_a_time = self.change().await?;
+        let served = self.find(id)?;
+        served.throttle.set(qos)?;
+        tracing::info!(namespace = id, device = %served.uri, ?qos, "limits set");
         Ok(served.describe(id))
     }
 

@@ -8,6 +8,7 @@ mod devices;
 mod fields;
 mod meter;
 mod pools;
+pub(crate) mod qos;
 mod replicas;
 mod scrub;
 mod service;

@@ -7,7 +7,8 @@ use pollux_api::engine::v1::engine_server;
 use pollux_api::engine::v1::{
     AddNamespaceRequest, AddNamespaceResponse, Event, GetInfoRequest, GetInfoResponse, GetStatisticsRequest,
     GetStatisticsResponse, ListNamespacesRequest, ListNamespacesResponse, RemoveNamespaceRequest,
-    RemoveNamespaceResponse, ResizeNamespaceRequest, ResizeNamespaceResponse, WatchEventsRequest,
+    RemoveNamespaceResponse, ResizeNamespaceRequest, ResizeNamespaceResponse, SetQosRequest, SetQosResponse,
+    WatchEventsRequest,
 };
 use pollux_nvme::target::NamespaceConfig;
 use tokio::sync::mpsc;
@@ -52,14 +53,19 @@ impl engine_server::Engine for EngineService {
         &self,
         request: Request<AddNamespaceRequest>,
     ) -> Result<Response<AddNamespaceResponse>, Status> {
-        let AddNamespaceRequest { uri, namespace_id } = request.into_inner();
+        let AddNamespaceRequest {
+            uri,
+            namespace_id,
+            qos,
+        } = request.into_inner();
+        let qos = super::qos::from_api(qos.as_ref());
         let engine = self.engine.clone();
         let config = NamespaceConfig {
             id: namespace_id,
             ..NamespaceConfig::default()
         };
         // On a task of its own: a caller that hangs up must not leave a change half done.
-        let added = tokio::spawn(async move { engine.add_namespace(&uri, &config).await }).await;
+        let added = tokio::spawn(async move { engine.add_namespace(&uri, &config, &qos).await }).await;
         let namespace = Some(finished(added)?);
         Ok(Response::new(AddNamespaceResponse { namespace }))
     }
@@ -88,6 +94,14 @@ impl engine_server::Engine for EngineService {
             tokio::spawn(async move { engine.resize_namespace(namespace_id, size_bytes).await }).await;
         let namespace = Some(finished(resized)?);
         Ok(Response::new(ResizeNamespaceResponse { namespace }))
+    }
+
+    async fn set_qos(&self, request: Request<SetQosRequest>) -> Result<Response<SetQosResponse>, Status> {
+        let SetQosRequest { namespace_id, qos } = request.into_inner();
+        let qos = super::qos::from_api(qos.as_ref());
+        let changed = self.engine.set_qos(namespace_id, &qos).await;
+        let namespace = Some(finished(Ok(changed))?);
+        Ok(Response::new(SetQosResponse { namespace }))
     }
 
     async fn get_statistics(

@@ -13,12 +13,12 @@ use super::listeners::Listeners;
 use super::reactors::EngineReactors;
 use crate::cluster::{ClusterParts, Node};
 use crate::devices;
-use crate::engine::{Engine, Parts};
+use crate::engine::{ChangeError, Engine, Parts};
 use crate::grpc::{ControlListener, ControlServer};
 use crate::patience::while_in_use;
 use crate::pools::{PoolOpener, Pools};
 use crate::replicas::{Replicas, ReplicasError};
-use crate::settings::Settings;
+use crate::settings::{QosSettings, Settings};
 use crate::telemetry::TelemetryServer;
 
 /// An engine that serves.
@@ -187,7 +187,9 @@ async fn open(
             uuid: namespace.uuid,
             ..NamespaceConfig::default()
         };
-        engine.add_namespace(&namespace.uri, &config).await?;
+        let qos = namespace.qos.as_ref().map(QosSettings::qos).transpose();
+        let qos = qos.map_err(ChangeError::from)?.unwrap_or_default();
+        engine.add_namespace(&namespace.uri, &config, &qos).await?;
     }
     Ok(())
 }

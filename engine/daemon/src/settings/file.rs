@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use pollux_nvme::target::ConfigError;
+use pollux_volume::qos::QosError;
 
 use super::Settings;
 
@@ -43,6 +44,9 @@ pub enum SettingsError {
     /// A limit is out of its bounds.
     #[error("the settings in nvmf.limits: {0}")]
     Limits(#[from] ConfigError),
+    /// Limits of a namespace are out of their bounds.
+    #[error("the settings in namespaces.qos: {0}")]
+    Qos(#[from] QosError),
     /// A field is out of its bounds.
     #[error("the setting {field} is out of bounds: set it to {bounds}")]
     Value {

@@ -11,6 +11,7 @@ mod cores;
 mod file;
 mod listen;
 mod pools;
+mod qos;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ pub use cores::{CORES_MAX, CoreList, CoreListError};
 pub use file::SettingsError;
 pub use listen::ListenAddress;
 pub use pools::{DeviceList, DeviceListError, PoolSettings};
+pub use qos::{LimitsError, LimitsSettings, QosSettings};
 
 /// The port that NVMe/TCP has by assignment (IANA `nvme`).
 pub const NVMF_PORT: u16 = 4420;
@@ -270,6 +272,9 @@ pub struct NamespaceSettings {
     /// The UUID that hosts know it by. Default: derived from the names of subsystem and device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Uuid>,
+    /// What all hosts together may ask of it. Default: anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qos: Option<QosSettings>,
 }
 
 impl NamespaceSettings {
@@ -279,6 +284,7 @@ impl NamespaceSettings {
             uri: uri.to_owned(),
             id: None,
             uuid: None,
+            qos: None,
         }
     }
 }
@@ -330,6 +336,13 @@ impl Settings {
         let checks = checks.into_iter().chain(pools).chain(cluster);
         if let Some((field, _, bounds)) = { checks }.find(|(_, valid, _)| !valid) {
             return Err(SettingsError::Value { field, bounds });
+        }
+        for qos in self
+            .namespaces
+            .iter()
+            .filter_map(|namespace| namespace.qos.as_ref())
+        {
+            qos.qos()?;
         }
         Ok(self.nvmf.limits.check()?)
     }

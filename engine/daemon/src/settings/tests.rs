@@ -54,6 +54,7 @@ fn every_field_is_read() {
         uri = "null:///a?size=1GiB"
         id = 7
         uuid = "6c1b0a7e-7d3c-4c58-9a5e-0f1d2c3b4a59"
+        qos.write.bytes = "10MiB"
         "#,
     )
     .expect("all of it is known");
@@ -81,6 +82,8 @@ fn every_field_is_read() {
     assert_eq!(settings.replicas[0].uri, "uring:///c");
     assert_eq!(settings.namespaces[0].id, Some(7));
     assert!(settings.namespaces[0].uuid.is_some());
+    let qos = settings.namespaces[0].qos.as_ref().expect("it is limited");
+    assert_eq!(qos.write.bytes, ByteSize(10 << 20));
 }
 
 #[test]

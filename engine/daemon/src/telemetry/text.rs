@@ -4,6 +4,7 @@ use pollux_api::engine::v1::ReactorStatistics;
 use pollux_device::metered::{BOUNDS_NS, OperationCounts};
 use pollux_http::families::engine as families;
 use pollux_http::metrics::{Exposition, Family, Histogram};
+use pollux_volume::qos::Throttled;
 
 use super::meters::{Measurement, Role};
 use crate::engine::Engine;
@@ -13,6 +14,9 @@ const KELVIN_OF_ZERO_CELSIUS: f64 = 273.0;
 
 /// A metric, and what it is of a thing.
 type Column<T> = (&'static Family, fn(&T) -> u64);
+
+/// The same with parts of one.
+type Sampled<T> = (&'static Family, fn(&T) -> f64);
 
 /// A pool as its owner tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +58,7 @@ pub(super) fn write(engine: &Engine, measurements: &[Measurement], pools: &[Pool
         ],
         &mut text,
     );
+    throttled(&volumes, &mut text);
     operations(
         &of(Role::Replica),
         [
@@ -153,6 +158,25 @@ fn operations(devices: &[&Measurement], families: [&'static Family; 4], text: &m
                 sum: counts.sum_ns as f64 / 1e9,
             };
             samples.add_histogram(&[&device.name, operation.name()], histogram);
+        }
+    }
+}
+
+/// What limits did to volumes.
+fn throttled(volumes: &[&Measurement], text: &mut Exposition) {
+    let columns: [Sampled<Throttled>; 3] = [
+        (&families::VOLUME_THROTTLED, |found| found.requests as f64),
+        (&families::VOLUME_THROTTLED_SECONDS, |found| {
+            found.held.as_secs_f64()
+        }),
+        (&families::VOLUME_HELD, |found| found.waiting as f64),
+    ];
+    for (family, value) in columns {
+        let mut samples = text.family(family);
+        for volume in volumes {
+            if let Some(throttled) = &volume.throttled {
+                samples.add(&[&volume.name], value(throttled));
+            }
         }
     }
 }

@@ -62,6 +62,8 @@ pub struct Core {
     shared: Arc<Shared>,
     run_queue: RefCell<VecDeque<Runnable>>,
     active: Rc<RefCell<Slab<Waker>>>,
+    /// The number of the task that is polled now, or was last.
+    running: Rc<Cell<usize>>,
     pub(crate) timers: RefCell<Timers>,
     pollers: RefCell<Vec<std::rc::Weak<dyn Poller>>>,
     driver: Box<dyn Driver>,
@@ -103,6 +105,7 @@ impl Core {
             shared,
             run_queue: RefCell::default(),
             active: Rc::default(),
+            running: Rc::default(),
             timers: RefCell::default(),
             pollers: RefCell::default(),
             driver,
@@ -161,6 +164,11 @@ impl Core {
         !self.shared.woken.is_empty() || !self.shared.mailbox.is_empty()
     }
 
+    /// The number of the task that is polled now, or was last. Small; used again once the task has ended.
+    pub fn running(&self) -> usize {
+        self.running.get()
+    }
+
     /// Tasks that have not ended.
     pub fn tasks(&self) -> usize {
         self.active.borrow().len()
@@ -182,6 +190,7 @@ impl Core {
             future,
             entry: ActiveEntry {
                 active: core.active.clone(),
+                running: core.running.clone(),
                 key,
             },
         };
@@ -405,6 +414,7 @@ pin_project_lite::pin_project! {
 
 struct ActiveEntry {
     active: Rc<RefCell<Slab<Waker>>>,
+    running: Rc<Cell<usize>>,
     key: usize,
 }
 
@@ -419,7 +429,9 @@ impl<F: Future> Future for Tracked<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
-        self.project().future.poll(context)
+        let project = self.project();
+        project.entry.running.set(project.entry.key);
+        project.future.poll(context)
     }
 }
 

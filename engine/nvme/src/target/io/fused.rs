@@ -17,7 +17,6 @@ use pollux_reactor::spawn;
 use super::decode::{Direction, Offered, Plan, Transfer, plan};
 use super::gate::Entered;
 use super::guard::Exclusive;
-use super::in_device::InDevice;
 use super::queue::Shared;
 use super::slow::Patience;
 use super::transfer::succeed;
@@ -252,7 +251,7 @@ async fn transfer(
                         }
                     }
                 };
-                InDevice::submit(&*device, request, &entered, queue).await?;
+                patience.submit(&*device, request, &entered).await?;
                 block += u64::from(blocks);
                 left -= blocks;
             }

@@ -102,7 +102,8 @@ async fn flush(patience: &Patience<'_>, attached: &Rc<Attached>) -> Result<(), I
         .retry(async || {
             // A flush changes nothing that a fused command compares.
             let (device, entered) = patience.enter(attached, BlockRange::new(0, 0)).await?;
-            InDevice::submit(&*device, Request::Flush, &entered, patience.queue)
+            patience
+                .submit(&*device, Request::Flush, &entered)
                 .await
                 .map(drop)
         })
@@ -144,9 +145,7 @@ async fn write_zeroes(
                 blocks,
                 options,
             };
-            InDevice::submit(&*device, request, &entered, patience.queue)
-                .await
-                .map(drop)
+            patience.submit(&*device, request, &entered).await.map(drop)
         })
         .await
 }
@@ -165,7 +164,8 @@ async fn verify(
                 let into = patience.buffer((blocks as usize) << attached.block_shift).await?;
                 let range = BlockRange::new(block, blocks.into());
                 let (device, entered) = patience.enter(attached, range).await?;
-                InDevice::submit(&*device, Request::Read { block, into }, &entered, patience.queue)
+                patience
+                    .submit(&*device, Request::Read { block, into }, &entered)
                     .await
                     .map(drop)
             })
@@ -221,9 +221,7 @@ async fn deallocate(
         .retry(async || {
             let (device, entered) = patience.enter(attached, BlockRange::new(block, blocks)).await?;
             let request = Request::Deallocate { block, blocks };
-            InDevice::submit(&*device, request, &entered, patience.queue)
-                .await
-                .map(drop)
+            patience.submit(&*device, request, &entered).await.map(drop)
         })
         .await
 }

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, Gather, IoError, Request};
+use pollux_device::{BlockDevice, Gather, IoError, Reply, Request};
 use pollux_hugepages::Buffer;
 use pollux_reactor::{Instant, now, sleep, timeout};
 use smallvec::SmallVec;
@@ -75,7 +75,7 @@ async fn attempt(patience: &Patience<'_>, transfer: &Transfer, data: &Gather) ->
     let data = patience.aligned(attached, data).await?;
     let (device, entered) = patience.enter(attached, transfer.range()).await?;
     if needs_flush_before(transfer) {
-        InDevice::submit(&*device, Request::Flush, &entered, patience.queue).await?;
+        patience.submit(&*device, Request::Flush, &entered).await?;
     }
     let mut into = into.unwrap_or_default();
     let (mut block, mut left) = (transfer.block, transfer.blocks);
@@ -97,7 +97,7 @@ async fn attempt(patience: &Patience<'_>, transfer: &Transfer, data: &Gather) ->
             },
             Direction::Compare => Request::Compare { block, with: piece() },
         };
-        let reply = InDevice::submit(&*device, request, &entered, patience.queue).await?;
+        let reply = patience.submit(&*device, request, &entered).await?;
         if transfer.direction == Direction::Read {
             pieces.push(payload_of(reply, bytes)?);
         }
@@ -183,6 +183,16 @@ impl<'a> Patience<'a> {
             self.wait(sleep(pause), IoError::ResourceShortage).await?;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// Submits a request and waits for its reply.
+    pub(super) async fn submit(
+        &self,
+        device: &dyn BlockDevice,
+        request: Request,
+        entered: &Entered,
+    ) -> Result<Reply, IoError> {
+        InDevice::submit(device, request, entered, self.queue, self.command_id).await
     }
 
     /// A buffer, once there is one.

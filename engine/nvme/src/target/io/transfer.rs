@@ -61,9 +61,34 @@ pub(super) fn start(
     let mutates = transfer.direction == Direction::Write;
     let in_device = InDevice::new(completion, Entered::new(attached), queue, mutates);
     let queue = queue.clone();
+    if in_device.is_held() {
+        return held(queue, entry, transfer, data, in_device);
+    }
     Execution::from_future(async move {
         match in_device.await {
             // Boxed on its own, so that the memory of every command is not as large as this rare one's.
+            Err(IoError::ResourceShortage) => {
+                PooledFuture::new(slow::run(queue, entry, transfer, data)).await
+            }
+            result => finish(&queue, &entry, &transfer, result),
+        }
+    })
+}
+
+/// A transfer that the device has not begun: until then it can be aborted.
+fn held(
+    queue: Rc<Shared>,
+    entry: SubmissionEntry,
+    transfer: Transfer,
+    data: Gather,
+    in_device: InDevice,
+) -> Execution {
+    Execution::from_future(async move {
+        let result = match in_device.begun(&queue, entry.command_id.get()).await {
+            Ok(in_device) => in_device.await,
+            Err(error) => Err(error),
+        };
+        match result {
             Err(IoError::ResourceShortage) => {
                 PooledFuture::new(slow::run(queue, entry, transfer, data)).await
             }

@@ -1,11 +1,14 @@
 //! I/O commands that have to wait, and what becomes of them when they are in the way of something.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::io::{block_entry, read, write};
 use super::*;
 use crate::wire::command::IoOpcode;
-use pollux_device::IoError;
+use pollux_device::events::Subscription;
+use pollux_device::{Attaching, BlockDevice, Completion, IoError, Request};
+use pollux_reactor::sleep;
 use pollux_sim::{Fault, Operation};
 
 /// A device with small transfers and strict alignment gets its data in pieces, in memory it can take.
@@ -171,6 +174,143 @@ fn a_reset_waits_for_abandoned_writes() {
     let mut content = vec![0; BLOCK];
     drive.peek(0, &mut content);
     assert_eq!(content, vec![8; BLOCK]);
+}
+
+/// A device that begins with requests when it is open, but for flushes.
+struct Gatekeeper {
+    inner: Arc<dyn Device>,
+    is_open: Arc<AtomicBool>,
+}
+
+struct GatekeeperQueue {
+    inner: Rc<dyn BlockDevice>,
+    is_open: Arc<AtomicBool>,
+}
+
+impl Device for Gatekeeper {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+
+    fn attach(self: Arc<Self>) -> Attaching {
+        Box::pin(async move {
+            let inner = self.inner.clone().attach().await?;
+            let is_open = self.is_open.clone();
+            Ok(Rc::new(GatekeeperQueue { inner, is_open }) as Rc<dyn BlockDevice>)
+        })
+    }
+
+    fn subscribe(&self) -> Subscription {
+        self.inner.subscribe()
+    }
+}
+
+impl BlockDevice for GatekeeperQueue {
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+
+    fn submit(&self, request: Request) -> Completion {
+        if matches!(request, Request::Flush) {
+            return self.inner.submit(request);
+        }
+        let (inner, is_open) = (self.inner.clone(), self.is_open.clone());
+        let mut opened = Box::pin(async move {
+            while !is_open.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        let mut request = Some(request);
+        Completion::held(std::future::poll_fn(move |context| {
+            opened.as_mut().poll(context).map(|()| match request.take() {
+                Some(request) => inner.submit(request),
+                None => Completion::failed(IoError::Internal),
+            })
+        }))
+    }
+}
+
+impl Fixture {
+    fn with_gatekeeper() -> (Self, Arc<SimDrive>, Arc<AtomicBool>) {
+        let fixture = Fixture::new(1);
+        let (drive, is_open) = (fixture.make_drive("disk0"), Arc::new(AtomicBool::new(false)));
+        let device = Arc::new(Gatekeeper {
+            inner: drive.clone(),
+            is_open: is_open.clone(),
+        });
+        let added = fixture
+            .subsystem
+            .add_namespace(device, &NamespaceConfig::default());
+        added.unwrap();
+        (fixture, drive, is_open)
+    }
+
+    fn make_drive(&self, name: &str) -> Arc<SimDrive> {
+        self.world.add_drive(self.machine, name, Self::slow(BLOCK as u32))
+    }
+}
+
+#[test]
+fn what_the_device_holds_can_be_aborted_until_it_begins() {
+    let (fixture, drive, is_open) = Fixture::with_gatekeeper();
+    let (admin, io) = fixture.both();
+    let abort = |command_id| {
+        let entry = crate::wire::command::Abort {
+            queue_id: 1,
+            command_id,
+        }
+        .to_entry(1);
+        fixture.run(&admin, plain(entry)).entry.result_low()
+    };
+    let zeroes = || plain(block_entry(IoOpcode::WriteZeroes, 0, 1));
+    for make in [|| write(0, 1, 1), || read(0, 1), zeroes] {
+        is_open.store(false, Ordering::Relaxed);
+        let id = make().entry.command_id.get();
+        let waiting = fixture.start(&io, make());
+        // Longer than what is short is waited for.
+        fixture.run_for(Duration::from_secs(20));
+        assert!(!waiting.is_ended());
+        assert_eq!(
+            fixture.status(&io, plain(SubmissionEntry::new(0, 99, 1))),
+            Status::SUCCESS
+        );
+        assert_eq!(abort(id), 0);
+        let outcome = fixture.world.finish(&waiting);
+        assert_eq!(outcome.entry.status(), Status::ABORT_REQUESTED);
+        // Another one waits for the device, and has begun when it is to be aborted.
+        let stuck = fixture.start(&io, make());
+        is_open.store(true, Ordering::Relaxed);
+        drive.change_faults(|faults| faults.stuck = true);
+        fixture.run_for(Duration::from_millis(5));
+        assert_eq!(abort(id), 1);
+        drive.change_faults(|faults| faults.stuck = false);
+        assert_eq!(fixture.world.finish(&stuck).entry.status(), Status::SUCCESS);
+    }
+}
+
+/// What the device holds goes with its connection: nothing of it lands later, and nobody waits for it.
+#[test]
+fn what_the_device_holds_is_taken_back_with_its_connection() {
+    let (fixture, drive, is_open) = Fixture::with_gatekeeper();
+    let (admin, io) = fixture.both();
+    let (queue, reactor) = (io.queue.clone(), io.reactor);
+    fixture.world.block_on(reactor, async move {
+        let mut execution = queue.submit(write(0, 8, 1));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(std::pin::Pin::new(&mut execution).poll(&mut context).is_pending());
+        drop(execution);
+    });
+    io.close(&fixture);
+    fixture.set_cc(&admin, 0);
+    fixture.run_for(Duration::from_millis(100));
+    assert_eq!(fixture.csts(&admin), 0);
+    is_open.store(true, Ordering::Relaxed);
+    fixture.run_for(Duration::from_secs(1));
+    assert_eq!(drive.counters().writes, 0);
 }
 
 #[test]

@@ -1,0 +1,23 @@
+//! Quality of service: what all hosts together may ask of a volume.
+//!
+//! [`ThrottledDevice`] stands between what serves a volume and its device. Requests that are within the
+//! limits of its [`Throttle`] pass; others are held until they are. Invariants:
+//!
+//! - There is one [`Throttle`] for a volume. Each request is charged to it exactly once, whichever reactor
+//!   asks, before it begins; so what all reactors pass together keeps the limits.
+//! - A request that is held has not begun. Dropping it takes it back, and what it was charged with too.
+//! - Of each connection, and of its reads and its writes apart, the requests that are held begin in the order
+//!   in which they came. Connections take turns.
+//! - Flushes are never held, and a request of any size passes.
+//! - Without limits a request costs one look at a number that nobody writes.
+//!
+//! `docs/decisions/qos.md` tells why it is done like this.
+
+mod bucket;
+mod limits;
+mod plan;
+mod queue;
+mod throttle;
+
+pub use limits::{Burst, Limits, Qos, QosError, Rate};
+pub use throttle::{Throttle, Throttled, ThrottledDevice};
