@@ -3,7 +3,7 @@
 //! All that is remembered between two passes can be had again: the records from the store, the reports from
 //! the engines. So a controller may end after any step; the next one goes on from there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -12,14 +12,15 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pollux_api::control::v1::{EngineReport, Node, engine_command::Command};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use crate::engines::{EngineAddress, EngineClient, EngineError};
+use crate::engines::{EngineAddress, EngineClient};
 use crate::model::Record;
 use crate::plan::{Limits, Step, plan};
 use crate::store::{Leadership, Store, StoreError, Transaction, Watcher};
 use crate::telemetry::Telemetry;
+use crate::telling::Telling;
 use crate::world::{Observation, World};
 
 /// Transactions under way at a time.
@@ -28,17 +29,8 @@ const COMMITS_AT_ONCE: usize = 32;
 /// Engines that are asked at a time.
 const ENGINES_AT_ONCE: usize = 64;
 
-/// Commands of one kind that an engine is told at a time.
-const COMMANDS_AT_ONCE: usize = 32;
-/// Engines that are told at a time. More than are asked: some may take their time.
-const ENGINES_TOLD_AT_ONCE: usize = 256;
-
-/// How long a pass waits for engines to do what it tells them. Who takes longer is told nothing new until it
-/// is done or its time is over, and nobody else waits for it.
+/// How long [`Controller::pass`] waits for engines to do what it tells them.
 const TELL_PATIENCE: Duration = Duration::from_millis(500);
-
-/// How long an engine may take for one command.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an engine may take for a report.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -55,8 +47,7 @@ const PASS_INTERVAL: Duration = Duration::from_secs(1);
 /// The shortest one, so that a busy cluster is planned for in larger pieces.
 const PASS_PAUSE: Duration = Duration::from_millis(2);
 
-/// The pause after a pass that could only say once more what engines were told before: they refuse, or take
-/// their time.
+/// The pause before an engine is told the same once more: it refused, or its report does not show it done.
 const REPEAT_PAUSE: Duration = Duration::from_millis(250);
 
 /// What time it is.
@@ -138,15 +129,17 @@ pub struct Controller {
     leadership: Leadership,
     world: World,
     watcher: Box<dyn Watcher>,
-    /// Engines that are being told. Each gives its node, and the pools in which a replica could not be made.
-    telling: JoinSet<(String, Vec<String>)>,
-    /// The nodes of these.
-    told_nodes: BTreeSet<String>,
-    permits: Arc<Semaphore>,
-    /// How many commands the last pass had, if nothing was committed in it.
-    commands_before: Option<usize>,
-    /// Whether the last pass was like the one before.
-    is_repeated: bool,
+    /// What engines are being told.
+    telling: Telling,
+}
+
+/// What came of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Progress {
+    /// Its steps.
+    planned: usize,
+    /// Those of them that were not begun before.
+    fresh: usize,
 }
 
 impl fmt::Debug for Controller {
@@ -174,11 +167,7 @@ impl Controller {
             leadership,
             world,
             watcher,
-            telling: JoinSet::new(),
-            told_nodes: BTreeSet::new(),
-            permits: Arc::new(Semaphore::new(ENGINES_TOLD_AT_ONCE)),
-            commands_before: None,
-            is_repeated: false,
+            telling: Telling::default(),
         })
     }
 
@@ -198,22 +187,24 @@ impl Controller {
         reports_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut pollers = JoinSet::new();
         loop {
-            let steps = self.pass().await?;
-            if steps > 0 {
-                let pause = match self.is_repeated {
-                    true => REPEAT_PAUSE,
-                    false => PASS_PAUSE,
-                };
-                tokio::time::sleep(pause).await;
+            let progress = self.step(REPEAT_PAUSE).await?;
+            if progress.fresh > 0 {
+                // What comes meanwhile is planned for together.
+                tokio::time::sleep(PASS_PAUSE).await;
                 if !*stop.borrow() && !*lost.borrow() {
                     continue;
                 }
             }
+            let pause = match progress.planned {
+                0 => PASS_INTERVAL,
+                _ => REPEAT_PAUSE,
+            };
             tokio::select! {
                 () = turns_true(&mut stop) => return Ok(()),
                 () = turns_true(&mut lost) => return Ok(()),
                 () = self.parts.observations.changed.notified() => {}
                 changes = self.watcher.next() => self.take(changes).await?,
+                Some(told) = self.telling.next() => self.note_told(told),
                 _ = reports_due.tick() => {
                     // Those of the last time that are still under way go on: they end by themselves.
                     while pollers.try_join_next().is_some() {}
@@ -223,7 +214,7 @@ impl Controller {
                         pollers.spawn(async move { pull(&parts, engines).await });
                     }
                 }
-                () = tokio::time::sleep(PASS_INTERVAL) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
@@ -237,14 +228,29 @@ impl Controller {
         self.world.nodes.values().map(address).collect()
     }
 
-    /// Plans once and does what is planned. Returns how many steps that were.
+    /// Plans once and does what is planned; waits for engines that are quick. Returns how many steps that
+    /// were.
     ///
     /// # Errors
     ///
     /// Those of the store; what a single step runs into is left to the next pass.
     pub async fn pass(&mut self) -> Result<usize, StoreError> {
+        let progress = self.step(Duration::ZERO).await?;
+        let until = tokio::time::Instant::now() + TELL_PATIENCE;
+        while let Ok(Some(told)) = tokio::time::timeout_at(until, self.telling.next()).await {
+            self.note_told(told);
+        }
+        Ok(progress.planned)
+    }
+
+    /// Plans once, does transactions, and begins to tell engines what they were not told within
+    /// `repeat_after`.
+    async fn step(&mut self, repeat_after: Duration) -> Result<Progress, StoreError> {
         let began = Instant::now();
         self.catch_up().await?;
+        while let Some(told) = self.telling.try_next() {
+            self.note_told(told);
+        }
         self.world.reports = self.parts.observations.all();
         let world = &mut self.world;
         world.reports.retain(|node, _| world.nodes.contains_key(node));
@@ -256,7 +262,7 @@ impl Controller {
             .failures
             .retain(|_, at| now < at.saturating_add(cool_down_us));
         let steps = plan(world, &self.parts.limits);
-        let count = steps.len();
+        let planned = steps.len();
         let mut commits = Vec::new();
         let mut commands: BTreeMap<String, Vec<Command>> = BTreeMap::new();
         for step in steps {
@@ -265,16 +271,21 @@ impl Controller {
                 Step::Command { node, command } => commands.entry(node).or_default().push(command),
             }
         }
-        let told = commands.values().map(Vec::len).sum();
+        let mut told = 0;
+        for (node, commands) in commands {
+            if let Some(engine) = self.world.nodes.get(&node).map(address) {
+                let term = self.leadership.term;
+                told += self
+                    .telling
+                    .tell(&self.parts, engine, term, commands, repeat_after);
+            }
+        }
         self.parts.observations.telemetry.planned(commits.len(), told);
+        let fresh = commits.len() + told;
         let revision = self.commit(commits).await?;
-        let commands_now = (revision == 0).then_some(count);
-        self.is_repeated = commands_now.is_some() && commands_now == self.commands_before;
-        self.commands_before = commands_now;
-        self.tell(commands).await;
         self.wait_for(revision).await?;
         self.parts.observations.telemetry.passed(began.elapsed());
-        Ok(count)
+        Ok(Progress { planned, fresh })
     }
 
     /// Does transactions, and returns the highest revision. Those of which a condition does not hold are
@@ -307,45 +318,9 @@ impl Controller {
         }
     }
 
-    /// Tells engines, each its commands in order, and asks them for reports. Waits for those that are quick.
-    async fn tell(&mut self, commands: BTreeMap<String, Vec<Command>>) {
-        while let Some(told) = self.telling.try_join_next() {
-            self.note_told(told);
-        }
-        for (node, commands) in commands {
-            let Some(engine) = self.world.nodes.get(&node).map(address) else {
-                continue;
-            };
-            // What was told before is not done yet. What is left out here is planned again.
-            if !self.told_nodes.insert(node.clone()) {
-                continue;
-            }
-            let parts = self.parts.clone();
-            let term = self.leadership.term;
-            let permits = self.permits.clone();
-            self.telling.spawn(async move {
-                // The semaphore is never closed.
-                let _permit = permits.acquire().await;
-                let refused = tell_engine(&parts, &engine, term, commands).await;
-                pull_one(&parts, &engine).await;
-                (node, refused)
-            });
-        }
-        let until = tokio::time::Instant::now() + TELL_PATIENCE;
-        while let Ok(Some(told)) = tokio::time::timeout_at(until, self.telling.join_next()).await {
-            self.note_told(told);
-        }
-    }
-
-    /// An engine was told.
-    fn note_told(&mut self, told: Result<(String, Vec<String>), tokio::task::JoinError>) {
-        let Ok((node, refused)) = told else {
-            // It cannot be said which one it was: so all may be told again, which does no harm.
-            self.told_nodes.clear();
-            return;
-        };
-        self.told_nodes.remove(&node);
-        for pool_uid in refused {
+    /// An engine was told: pools in which a replica could not be made get no new ones for a while.
+    fn note_told(&mut self, refused_pools: Vec<String>) {
+        for pool_uid in refused_pools {
             let pool = self.world.pools.values().find(|pool| pool.meta().uid == pool_uid);
             if let Some(name) = pool.map(|pool| pool.name().to_owned()) {
                 self.world.failures.insert(name, self.world.now_unix_us);
@@ -421,84 +396,6 @@ fn address(node: &Node) -> EngineAddress {
     }
 }
 
-/// Tells one engine. Commands of one kind are about different things, and are told side by side; what comes
-/// before other kinds is done before them. Returns the pools in which a replica could not be made.
-async fn tell_engine(
-    parts: &Parts,
-    engine: &EngineAddress,
-    term: u64,
-    commands: Vec<Command>,
-) -> Vec<String> {
-    let mut failed_pools = Vec::new();
-    let mut commands = commands.into_iter().peekable();
-    while let Some(first) = commands.next() {
-        let kind = std::mem::discriminant(&first);
-        let mut alike = vec![first];
-        while let Some(next) = commands.next_if(|next| std::mem::discriminant(next) == kind) {
-            alike.push(next);
-        }
-        let mut told = JoinSet::new();
-        let mut outcomes = Vec::new();
-        for command in alike {
-            if told.len() >= COMMANDS_AT_ONCE {
-                outcomes.extend(told.join_next().await);
-            }
-            let (parts, engine) = (parts.clone(), engine.clone());
-            told.spawn(async move { tell_one(&parts, &engine, term, command).await });
-        }
-        while let Some(outcome) = told.join_next().await {
-            outcomes.push(outcome);
-        }
-        for outcome in outcomes {
-            match outcome.unwrap_or(Told::Unheard) {
-                Told::Done => {}
-                Told::Refused(pool_uid) => {
-                    parts.observations.telemetry.command_refused();
-                    failed_pools.extend(pool_uid);
-                }
-                Told::Unheard => {
-                    parts.observations.telemetry.command_unanswered();
-                    return failed_pools;
-                }
-            }
-        }
-    }
-    failed_pools
-}
-
-/// What became of a command.
-enum Told {
-    /// It is so.
-    Done,
-    /// The engine said no; the pool, if a replica could not be made.
-    Refused(Option<String>),
-    /// The engine does not answer, or follows another leader.
-    Unheard,
-}
-
-async fn tell_one(parts: &Parts, engine: &EngineAddress, term: u64, command: Command) -> Told {
-    let pool_uid = match &command {
-        Command::EnsureReplica(config) => Some(config.pool_uid.clone()),
-        _ => None,
-    };
-    let told = parts.engines.execute(engine, term, command);
-    match tokio::time::timeout(COMMAND_TIMEOUT, told).await {
-        Ok(Ok(())) => Told::Done,
-        Ok(Err(error @ EngineError::Refused { .. })) => {
-            tracing::warn!(node = %engine.node, %error, "a command was refused");
-            Told::Refused(pool_uid)
-        }
-        Ok(Err(error @ (EngineError::Unreachable { .. } | EngineError::TermStale { .. }))) => {
-            tracing::warn!(node = %engine.node, %error, "an engine could not be told");
-            Told::Unheard
-        }
-        Err(_) => {
-            tracing::warn!(node = %engine.node, "an engine takes too long");
-            Told::Unheard
-        }
-    }
-}
-
 async fn pull(parts: &Parts, engines: Vec<EngineAddress>) {
     let mut tasks = JoinSet::new();
     for engine in engines {
@@ -511,7 +408,8 @@ async fn pull(parts: &Parts, engines: Vec<EngineAddress>) {
     while tasks.join_next().await.is_some() {}
 }
 
-async fn pull_one(parts: &Parts, engine: &EngineAddress) {
+/// Asks one engine for a report.
+pub(crate) async fn pull_one(parts: &Parts, engine: &EngineAddress) {
     let report = tokio::time::timeout(REPORT_TIMEOUT, parts.engines.report(engine));
     match report.await {
         Ok(Ok(report)) if report.node == engine.node => {

@@ -16,4 +16,5 @@ pub mod security;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+mod telling;
 pub mod world;

@@ -105,6 +105,8 @@ impl HttpListener {
             };
             match accepted {
                 Ok((stream, _)) => {
+                    // Small answers must not wait until what was before is acknowledged; without it, they do.
+                    let _ = stream.set_nodelay(true);
                     let (router, tls, closing) = (router.clone(), self.tls.clone(), closing.clone());
                     connections.spawn(async move {
                         let _permit = permit;

@@ -36,6 +36,7 @@ use pollux_api::control::v1::volumes_server::VolumesServer;
 use pollux_http::{HttpError, HttpListener, ServerTls};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Request;
 use tonic::service::Routes;
@@ -242,9 +243,15 @@ impl Listening {
             // A sender that is gone stops it too.
             let _ = stop.wait_for(|stop| *stop).await;
         };
+        // An answer is several small writes: the second must not wait until the first is acknowledged.
+        let connections = TcpListenerStream::new(self.listener).map(|stream| {
+            let stream = stream?;
+            stream.set_nodelay(true)?;
+            Ok::<_, io::Error>(stream)
+        });
         server
             .add_routes(services.routes())
-            .serve_with_incoming_shutdown(TcpListenerStream::new(self.listener), stopped)
+            .serve_with_incoming_shutdown(connections, stopped)
             .await?;
         Ok(())
     }

@@ -42,7 +42,10 @@ impl Accept for TcpListener {
     type Stream = TcpStream;
 
     async fn accept(&self) -> io::Result<TcpStream> {
-        Ok(TcpListener::accept(self).await?.0)
+        let (stream, _) = TcpListener::accept(self).await?;
+        // An answer is several small writes: the second must not wait until the first is acknowledged.
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 }
 

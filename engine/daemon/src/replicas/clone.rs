@@ -11,7 +11,7 @@ use pollux_volume::metadata::{Area, FormatOptions};
 use pollux_volume::replica::PoolMedium;
 use uuid::Uuid;
 
-use super::{ReplicaInfo, Replicas, ReplicasError, volume_name, volume_uri};
+use super::{ReplicaInfo, Replicas, ReplicasError, replica_key, volume_name, volume_uri};
 use crate::pools::PoolsError;
 
 /// What the names of copies begin with that are no replicas yet.
@@ -45,7 +45,7 @@ impl Replicas {
     ///
     /// [`ReplicasError`].
     pub async fn clone_snapshot(&self, new: &ClonedReplica) -> Result<ReplicaInfo, ReplicasError> {
-        let mut changes = self.changes.lock().await;
+        let _turn = self.turn(&replica_key(new.replica)).await?;
         if let Ok(found) = self.find(new.replica) {
             return match found.label.volume == new.volume {
                 true => found.describe().await,
@@ -77,7 +77,7 @@ impl Replicas {
             renamed.await?;
         }
         let uri = volume_uri(&new.pool, new.replica)?;
-        self.begin(&mut changes, uri, None).await
+        self.begin(uri, None).await
     }
 
     /// Makes a copy of one replica another one: its data stays, and everything else is new.

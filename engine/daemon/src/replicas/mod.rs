@@ -9,8 +9,8 @@
 //!
 //! Invariants:
 //!
-//! - Replicas are opened, made and removed one after the other (`changes`); looking one up never waits for
-//!   that.
+//! - What is done to one replica, or to one device, is done one after the other ([`turns`]); others are
+//!   opened, made and removed beside it. Looking one up never waits for that.
 //! - A device is made a replica only while it is blank: what once was a replica is never emptied by being
 //!   made again.
 //! - Whoever is served by a replica got the newest promise of it: the export of the one before is gone when
@@ -23,10 +23,12 @@ mod hosted;
 mod local;
 mod open;
 mod remote;
+mod turns;
 pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -55,6 +57,7 @@ pub use hosted::{Admitted, Given};
 pub use local::LocalReplica;
 use open::Source;
 pub use remote::{RemoteReplica, SessionOptions};
+use turns::{Turn, Turns};
 
 /// Replicas that an engine has at most.
 pub const REPLICAS_MAX: usize = 4096;
@@ -114,14 +117,6 @@ struct Replica {
     device: Arc<dyn Device>,
 }
 
-/// What whoever changes the replicas has to itself.
-#[derive(Default)]
-struct Changes {
-    /// How many were opened: the next that may live anywhere goes to the next reactor.
-    opened: usize,
-    closed: bool,
-}
-
 /// See the module.
 pub struct Replicas {
     registry: Registry,
@@ -132,7 +127,9 @@ pub struct Replicas {
     open: Mutex<BTreeMap<Uuid, Replica>>,
     /// Those that are closed, and whose devices are not free yet: they are there until they are removed.
     removing: Mutex<BTreeMap<Uuid, (DeviceUri, Label)>>,
-    changes: tokio::sync::Mutex<Changes>,
+    turns: Turns,
+    /// How many were opened: the next that may live anywhere goes to the next reactor.
+    opened: AtomicUsize,
 }
 
 impl Replicas {
@@ -153,7 +150,8 @@ impl Replicas {
             listeners,
             open: Mutex::default(),
             removing: Mutex::default(),
-            changes: tokio::sync::Mutex::default(),
+            turns: Turns::default(),
+            opened: AtomicUsize::new(0),
         })
     }
 
@@ -169,7 +167,7 @@ impl Replicas {
     ///
     /// [`ReplicasError`].
     pub async fn create(&self, new: &NewReplica) -> Result<ReplicaInfo, ReplicasError> {
-        let mut changes = self.changes.lock().await;
+        let mut turn = self.turn(&replica_key(new.replica)).await?;
         if let Ok(found) = self.find(new.replica) {
             return match found.label.volume == new.volume {
                 true => found.describe().await,
@@ -179,15 +177,17 @@ impl Replicas {
                 }),
             };
         }
-        let uri = match &new.place {
-            Place::Device(uri) => uri.clone(),
+        let options = FormatOptions::new(new.volume, new.replica);
+        match &new.place {
+            Place::Device(uri) => {
+                turn.also(&uri.to_string()).await;
+                self.begin(uri.clone(), Some(options)).await
+            }
             Place::InPool { pool, data_bytes } => {
                 self.make_volume(pool, new.replica, *data_bytes).await?;
-                volume_uri(pool, new.replica)?
+                self.begin(volume_uri(pool, new.replica)?, Some(options)).await
             }
-        };
-        let options = FormatOptions::new(new.volume, new.replica);
-        self.begin(&mut changes, uri, Some(options)).await
+        }
     }
 
     /// Opens the replica that a device is.
@@ -196,7 +196,13 @@ impl Replicas {
     ///
     /// [`ReplicasError`].
     pub async fn open(&self, uri: DeviceUri) -> Result<ReplicaInfo, ReplicasError> {
-        self.begin(&mut *self.changes.lock().await, uri, None).await
+        let _turn = self.turn(&key_of(&uri)).await?;
+        self.begin(uri, None).await
+    }
+
+    /// Waits until nobody else does something to a replica or a device.
+    async fn turn(&self, key: &str) -> Result<Turn<'_>, ReplicasError> {
+        self.turns.take(key).await.ok_or(ReplicasError::Closed)
     }
 
     /// Opens all replicas that are in a pool. One that cannot be opened is logged and left out: the others
@@ -226,17 +232,13 @@ impl Replicas {
     /// Opens a device, makes it a replica if it is to be one and is blank, and takes charge of it.
     async fn begin(
         &self,
-        changes: &mut Changes,
         uri: DeviceUri,
         format: Option<FormatOptions>,
     ) -> Result<ReplicaInfo, ReplicasError> {
-        if changes.closed {
-            return Err(ReplicasError::Closed);
-        }
         if self.open_replicas().len() >= REPLICAS_MAX {
             return Err(ReplicasError::Full);
         }
-        let (reactor, source) = self.source(&uri, changes)?;
+        let (reactor, source) = self.source(&uri)?;
         let attempt = || {
             let (target, uri) = (self.target.clone(), uri.clone());
             let source = source.clone();
@@ -244,7 +246,6 @@ impl Replicas {
             async move { opening.await? }
         };
         let replica = while_in_use(attempt, ReplicasError::is_device_in_use).await?;
-        changes.opened += 1;
         let info = replica.describe().await?;
         let mut open = self.open_replicas();
         if let Some(other) = open.get(&replica.label.replica) {
@@ -266,14 +267,14 @@ impl Replicas {
 
     /// Where a device comes from, and the reactor that the replica is to live on: that of its pool, so that
     /// its requests stay on it.
-    fn source(&self, uri: &DeviceUri, changes: &Changes) -> Result<(ReactorHandle, Source), ReplicasError> {
+    fn source(&self, uri: &DeviceUri) -> Result<(ReactorHandle, Source), ReplicasError> {
         if uri.scheme() == pools::SCHEME
             && let Ok((pool, volume)) = pools::names(uri)
         {
             let pool = self.pools.get(&pool)?.shared;
             return Ok((pool.owner().clone(), Source::Pool(pool, volume)));
         }
-        let next = changes.opened % self.reactors.len().max(1);
+        let next = self.opened.fetch_add(1, Ordering::Relaxed) % self.reactors.len().max(1);
         let reactor = self.reactors.get(next).cloned();
         let reactor = reactor.ok_or(ReplicasError::NoReactor)?;
         Ok((reactor, Source::Registry(self.registry.clone())))
@@ -333,7 +334,11 @@ impl Replicas {
     }
 
     async fn try_remove(&self, replica: Uuid) -> Result<bool, ReplicasError> {
-        let _one_at_a_time = self.changes.lock().await;
+        let mut turn = self.turn(&replica_key(replica)).await?;
+        let device = self.find(replica).ok().map(|found| key_of(&found.uri));
+        if let Some(key) = device.filter(|key| *key != replica_key(replica)) {
+            turn.also(&key).await;
+        }
         let removed = self.open_replicas().remove(&replica);
         if let Some(found) = &removed {
             found
@@ -507,8 +512,7 @@ impl Replicas {
 
     /// Ends whoever uses replicas, and opens none from now on.
     pub async fn close(&self) {
-        let mut changes = self.changes.lock().await;
-        changes.closed = true;
+        self.turns.close().await;
         let all = std::mem::take(&mut *self.open_replicas());
         for (id, replica) in all {
             let closed = replica.hosted.call(|hosted| async move { hosted.close().await });
@@ -537,6 +541,18 @@ impl Replica {
             promised: promised.await?,
         })
     }
+}
+
+/// What is done to a replica takes turns by this.
+fn replica_key(replica: Uuid) -> String {
+    replica.to_string()
+}
+
+/// What is done to a device takes turns by this: by its replica, where its name says which.
+fn key_of(uri: &DeviceUri) -> String {
+    let volume = pools::names(uri).ok().filter(|_| uri.scheme() == pools::SCHEME);
+    let replica = volume.and_then(|(_, volume)| replica_of(&volume));
+    replica.map_or_else(|| uri.to_string(), replica_key)
 }
 
 fn volume_name(replica: Uuid) -> String {

@@ -42,6 +42,15 @@ impl FormatOptions {
     }
 }
 
+/// When a write has to be durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    /// When it is done.
+    AtOnce,
+    /// With the next flush.
+    Later,
+}
+
 /// The area of a device, as one of its two writers has it: the host of the replica, or the target.
 pub struct Area {
     device: Rc<dyn BlockDevice>,
@@ -63,6 +72,10 @@ impl Area {
     pub async fn format(device: Rc<dyn BlockDevice>, options: &FormatOptions) -> Result<Self, AreaError> {
         let geometry = device.geometry();
         let layout = AreaLayout::new(AreaLayout::blocks_of(&geometry)?, options.region_blocks)?;
+        // The label goes first and comes last: a power cut in between leaves a device without one.
+        if !Self::is_blank(&device).await? {
+            Self::wipe(device.clone()).await?;
+        }
         Self::format_as(device, layout, options).await
     }
 
@@ -78,9 +91,11 @@ impl Area {
             region_blocks: layout.region_blocks(),
             ..*options
         };
+        Self::wipe(device.clone()).await?;
         Self::format_as(device, layout, &options).await.map(drop)
     }
 
+    /// Makes a blank device a replica: everything is made durable together, and then the label.
     async fn format_as(
         device: Rc<dyn BlockDevice>,
         layout: AreaLayout,
@@ -94,23 +109,21 @@ impl Area {
             map_blocks: layout.map_blocks(),
         };
         let area = Self::with_label(device, layout, label, 1)?;
-        // The label goes first and comes last: a power cut in between leaves a device without one.
-        for sequence in 0..2 {
-            let zeros: Block = [0; BLOCK_BYTES];
-            area.write(layout.block_of(Kind::Label, sequence), &zeros).await?;
-        }
         let options = ZeroOptions {
-            force_unit_access: true,
+            force_unit_access: false,
             may_deallocate: false,
         };
         let first = 2 * area.ratio;
         let blocks = (layout.area_blocks() - 2) * area.ratio;
         retried(async || area.device.write_zeroes(first, blocks, options).await).await?;
-        area.write_promise(Epoch(0)).await?;
+        let promise = |header: &Header| codec::encode_promise(header, Epoch(0));
+        area.write_next(Kind::Promise, Durable::Later, promise).await?;
         for index in 0..layout.used_map_blocks() {
-            area.write_map_block(index, &[]).await?;
+            let empty = |header: &Header| codec::encode_map(header, index, &[]);
+            area.write_next(Kind::Map(index), Durable::Later, empty).await?;
         }
-        area.write(layout.block_of(Kind::Label, 1), &label.encode(1))
+        retried(async || area.device.flush().await).await?;
+        area.write(layout.block_of(Kind::Label, 1), &label.encode(1), Durable::AtOnce)
             .await?;
         Ok(area)
     }
@@ -246,8 +259,12 @@ impl Area {
             ..self.label.get()
         };
         let sequence = self.label_sequence.get().saturating_add(1);
-        self.write(AreaLayout::label_block(sequence), &label.encode(sequence))
-            .await?;
+        self.write(
+            AreaLayout::label_block(sequence),
+            &label.encode(sequence),
+            Durable::AtOnce,
+        )
+        .await?;
         self.label_sequence.set(sequence);
         self.label.set(label);
         self.layout.set(layout);
@@ -304,8 +321,10 @@ impl Area {
     ///
     /// [`AreaError`]; it is durable or not then.
     pub async fn write_promise(&self, epoch: Epoch) -> Result<(), AreaError> {
-        self.write_next(Kind::Promise, |header| codec::encode_promise(header, epoch))
-            .await
+        self.write_next(Kind::Promise, Durable::AtOnce, |header| {
+            codec::encode_promise(header, epoch)
+        })
+        .await
     }
 
     /// The copy of the record; `None` when there was none yet.
@@ -327,8 +346,10 @@ impl Area {
     ///
     /// [`AreaError`]; it is durable or not then.
     pub async fn write_record(&self, record: &Membership) -> Result<(), AreaError> {
-        self.write_next(Kind::Record, |header| codec::encode_record(header, record))
-            .await
+        self.write_next(Kind::Record, Durable::AtOnce, |header| {
+            codec::encode_record(header, record)
+        })
+        .await
     }
 
     /// The region map: a byte for each region.
@@ -355,7 +376,7 @@ impl Area {
     ///
     /// [`AreaError`]; it is durable or not then.
     pub async fn write_map_block(&self, index: u64, regions: &[u8]) -> Result<(), AreaError> {
-        self.write_next(Kind::Map(index), |header| {
+        self.write_next(Kind::Map(index), Durable::AtOnce, |header| {
             codec::encode_map(header, index, regions)
         })
         .await
@@ -399,7 +420,12 @@ impl Area {
         Ok(block)
     }
 
-    async fn write_next(&self, kind: Kind, encode: impl Fn(&Header) -> Block) -> Result<(), AreaError> {
+    async fn write_next(
+        &self,
+        kind: Kind,
+        durable: Durable,
+        encode: impl Fn(&Header) -> Block,
+    ) -> Result<(), AreaError> {
         let index = Self::sequence_index(kind);
         let before = self.sequences.borrow().get(index).copied();
         let before = before.ok_or(AreaError::Missing(kind.name()))?;
@@ -411,6 +437,7 @@ impl Area {
         self.write(
             self.layout.get().block_of(kind, header.sequence),
             &encode(&header),
+            durable,
         )
         .await?;
         // Only now: one that failed is tried again in the same slot, and the good one stays.
@@ -420,9 +447,10 @@ impl Area {
         Ok(())
     }
 
-    async fn write(&self, block: u64, content: &Block) -> Result<(), AreaError> {
+    async fn write(&self, block: u64, content: &Block, durable: Durable) -> Result<(), AreaError> {
         let data = memory_with(content);
-        retried(async || self.device.write(block * self.ratio, data.clone(), true).await).await?;
+        let at_once = durable == Durable::AtOnce;
+        retried(async || self.device.write(block * self.ratio, data.clone(), at_once).await).await?;
         Ok(())
     }
 }

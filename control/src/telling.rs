@@ -1,0 +1,248 @@
+//! Telling engines what is to be, side by side.
+//!
+//! Invariants:
+//! - About one thing an engine is told one command at a time; about different things, side by side.
+//! - Commands of one plan are told in its order where their kinds differ: what comes before other kinds is
+//!   done before them.
+//! - What was told, and is not seen to be done, is told again after a pause.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pollux_api::control::v1::engine_command::Command;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::controller::{Parts, pull_one};
+use crate::engines::{EngineAddress, EngineError};
+
+/// Commands of one kind that an engine is told at a time.
+const COMMANDS_AT_ONCE: usize = 64;
+
+/// Commands that an engine has under way, or that wait for those. The next plan has the others again.
+const COMMANDS_PER_NODE_MAX: usize = 256;
+
+/// What is remembered at most of what was told, while engines are told more.
+const SUBJECTS_MAX: usize = 16_384;
+
+/// Plans that are told at a time, each to one engine. More than are asked: some may take their time.
+const TOLD_AT_ONCE: usize = 256;
+
+/// How long an engine may take for one command.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a command is about: one thing on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Subject {
+    node: String,
+    /// Its kind, and its UUID.
+    thing: (&'static str, String),
+}
+
+impl Subject {
+    fn of(node: &str, command: &Command) -> Self {
+        let thing = match command {
+            Command::EnsurePool(config) => ("pool", config.uid.clone()),
+            Command::RemovePool(uid) => ("pool", uid.clone()),
+            Command::EnsureReplica(config) => ("replica", config.uid.clone()),
+            Command::RemoveReplica(uid) => ("replica", uid.clone()),
+            Command::EnsureTarget(config) => ("target", config.volume_uid.clone()),
+            Command::RemoveTarget(removal) => ("target", removal.volume_uid.clone()),
+        };
+        Self {
+            node: node.to_owned(),
+            thing,
+        }
+    }
+}
+
+/// How far a command is.
+#[derive(Debug)]
+enum State {
+    /// It is being told.
+    UnderWay,
+    /// It was told, and answered or not.
+    Told { command: Box<Command>, at: Instant },
+}
+
+/// What an engine was told, and the pools in which a replica could not be made.
+type Outcome = (Vec<(Subject, Command)>, Vec<String>);
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    tasks: JoinSet<Outcome>,
+    subjects: HashMap<Subject, State>,
+    permits: Arc<Semaphore>,
+}
+
+impl Default for Telling {
+    fn default() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            subjects: HashMap::new(),
+            permits: Arc::new(Semaphore::new(TOLD_AT_ONCE)),
+        }
+    }
+}
+
+impl Telling {
+    /// Begins to tell an engine what it is not being told, and was not told within `repeat_after`. Then it is
+    /// asked for a report. Returns how many commands these are.
+    pub(crate) fn tell(
+        &mut self,
+        parts: &Parts,
+        engine: EngineAddress,
+        term: u64,
+        commands: Vec<Command>,
+        repeat_after: Duration,
+    ) -> usize {
+        let now = Instant::now();
+        let is_old = |at: Instant| now.duration_since(at) >= repeat_after;
+        let is_under_way = |(subject, state): &(&Subject, &State)| {
+            subject.node == engine.node && matches!(state, State::UnderWay)
+        };
+        let mut room =
+            COMMANDS_PER_NODE_MAX.saturating_sub(self.subjects.iter().filter(is_under_way).count());
+        let mut begun = Vec::new();
+        for command in commands {
+            let subject = Subject::of(&engine.node, &command);
+            let is_due = match self.subjects.get(&subject) {
+                None => true,
+                Some(State::UnderWay) => false,
+                Some(State::Told { command: before, at }) => **before != command || is_old(*at),
+            };
+            if is_due && room > 0 {
+                room -= 1;
+                self.subjects.insert(subject.clone(), State::UnderWay);
+                begun.push((subject, command));
+            }
+        }
+        let count = begun.len();
+        if count > 0 {
+            let (parts, permits) = (parts.clone(), self.permits.clone());
+            self.tasks.spawn(async move {
+                // The semaphore is never closed.
+                let _permit = permits.acquire().await;
+                let commands = begun.iter().map(|(_, command)| command.clone());
+                let refused = tell_engine(&parts, &engine, term, commands.collect()).await;
+                pull_one(&parts, &engine).await;
+                (begun, refused)
+            });
+        }
+        count
+    }
+
+    /// Waits until an engine was told; `None` if none is being told. The pools in which a replica could not
+    /// be made.
+    pub(crate) async fn next(&mut self) -> Option<Vec<String>> {
+        let told = self.tasks.join_next().await?;
+        Some(self.note(told))
+    }
+
+    /// The same, without waiting.
+    pub(crate) fn try_next(&mut self) -> Option<Vec<String>> {
+        let told = self.tasks.try_join_next()?;
+        Some(self.note(told))
+    }
+
+    fn note(&mut self, told: Result<Outcome, tokio::task::JoinError>) -> Vec<String> {
+        let Ok((commands, refused)) = told else {
+            // It cannot be said which it was: so all may be told again, which does no harm.
+            self.subjects.clear();
+            return Vec::new();
+        };
+        let at = Instant::now();
+        for (subject, command) in commands {
+            let command = Box::new(command);
+            self.subjects.insert(subject, State::Told { command, at });
+        }
+        // What was told long ago is told again if it is planned again: it need not be remembered.
+        if self.tasks.is_empty() || self.subjects.len() > SUBJECTS_MAX {
+            self.subjects.retain(|_, state| match state {
+                State::UnderWay => true,
+                State::Told { at: told_at, .. } => at.duration_since(*told_at) < COMMAND_TIMEOUT,
+            });
+        }
+        refused
+    }
+}
+
+/// Tells one engine. Commands of one kind are about different things, and are told side by side; what comes
+/// before other kinds is done before them. Returns the pools in which a replica could not be made.
+async fn tell_engine(
+    parts: &Parts,
+    engine: &EngineAddress,
+    term: u64,
+    commands: Vec<Command>,
+) -> Vec<String> {
+    let mut failed_pools = Vec::new();
+    let mut commands = commands.into_iter().peekable();
+    while let Some(first) = commands.next() {
+        let kind = std::mem::discriminant(&first);
+        let mut alike = vec![first];
+        while let Some(next) = commands.next_if(|next| std::mem::discriminant(next) == kind) {
+            alike.push(next);
+        }
+        let mut told = JoinSet::new();
+        let mut outcomes = Vec::new();
+        for command in alike {
+            if told.len() >= COMMANDS_AT_ONCE {
+                outcomes.extend(told.join_next().await);
+            }
+            let (parts, engine) = (parts.clone(), engine.clone());
+            told.spawn(async move { tell_one(&parts, &engine, term, command).await });
+        }
+        while let Some(outcome) = told.join_next().await {
+            outcomes.push(outcome);
+        }
+        for outcome in outcomes {
+            match outcome.unwrap_or(Told::Unheard) {
+                Told::Done => {}
+                Told::Refused(pool_uid) => {
+                    parts.observations.telemetry().command_refused();
+                    failed_pools.extend(pool_uid);
+                }
+                Told::Unheard => {
+                    parts.observations.telemetry().command_unanswered();
+                    return failed_pools;
+                }
+            }
+        }
+    }
+    failed_pools
+}
+
+/// What became of a command.
+enum Told {
+    /// It is so.
+    Done,
+    /// The engine said no; the pool, if a replica could not be made.
+    Refused(Option<String>),
+    /// The engine does not answer, or follows another leader.
+    Unheard,
+}
+
+async fn tell_one(parts: &Parts, engine: &EngineAddress, term: u64, command: Command) -> Told {
+    let pool_uid = match &command {
+        Command::EnsureReplica(config) => Some(config.pool_uid.clone()),
+        _ => None,
+    };
+    let told = parts.engines.execute(engine, term, command);
+    match tokio::time::timeout(COMMAND_TIMEOUT, told).await {
+        Ok(Ok(())) => Told::Done,
+        Ok(Err(error @ EngineError::Refused { .. })) => {
+            tracing::warn!(node = %engine.node, %error, "a command was refused");
+            Told::Refused(pool_uid)
+        }
+        Ok(Err(error @ (EngineError::Unreachable { .. } | EngineError::TermStale { .. }))) => {
+            tracing::warn!(node = %engine.node, %error, "an engine could not be told");
+            Told::Unheard
+        }
+        Err(_) => {
+            tracing::warn!(node = %engine.node, "an engine takes too long");
+            Told::Unheard
+        }
+    }
+}
