@@ -45,6 +45,16 @@ families! {
         "Operations on a replica that failed.";
     REPLICA_SECONDS: Histogram "pollux_engine_replica_operation_seconds" ["replica", "operation"]
         "How long operations on a replica took, inside this engine.";
+    MIRROR_SLOW: Gauge "pollux_engine_mirror_slow_replicas" ["volume"]
+        "Replicas of a volume that are far slower than others, or out of it for that.";
+    MIRROR_SLOW_OUT: Counter "pollux_engine_mirror_slow_replicas_taken_out_total" ["volume"]
+        "How often a replica was taken out since it was far slower than others.";
+    MIRROR_MISSED: Gauge "pollux_engine_mirror_missed_bytes" ["volume"]
+        "Bytes of the regions that replicas of a volume miss, added up.";
+    MIRROR_COPIED: Counter "pollux_engine_mirror_copied_bytes_total" ["volume"]
+        "Bytes that were copied to replicas since the volume was opened.";
+    MIRROR_LEFT: Gauge "pollux_engine_mirror_copy_seconds_left" ["volume"]
+        "How long a copy will take at its present speed.";
     DRIVE_OPERATIONS: Counter "pollux_engine_drive_operations_total" ["drive", "operation"]
         "Operations on a drive that were done.";
     DRIVE_BYTES: Counter "pollux_engine_drive_bytes_total" ["drive", "operation"] "Bytes that were moved.";

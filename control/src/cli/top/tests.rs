@@ -44,6 +44,16 @@ fn engine(seconds: u64, writes: u64) -> EngineMeasurements {
             connections: 3,
             ..ReactorMeasurements::default()
         }],
+        mirrors: vec![MirrorMeasurements {
+            volume: "busy".to_owned(),
+            replicas: vec![MirroredReplica {
+                missed_bytes: 3 << 20,
+                pace: ReplicaPace::Slow.into(),
+                ..MirroredReplica::default()
+            }],
+            copy_time_left_us: Some(90_000_000),
+            ..MirrorMeasurements::default()
+        }],
     }
 }
 
@@ -106,6 +116,8 @@ fn rates_are_differences() {
         ),
         (1, 2, 1)
     );
+    assert_eq!((busiest.missed_bytes, busiest.replicas_slow), (3 << 20, 1));
+    assert_eq!(busiest.cells()[3], "1/2 +1 3.0MiB 90s 1 slow");
     let expected = Rate {
         operations: 1000.0,
         bytes: 4_096_000.0,

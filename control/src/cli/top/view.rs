@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
-use pollux_api::control::v1::{DeviceRole, NodeState, PoolState, ReplicaState, VolumeState};
+use pollux_api::control::v1::{
+    DeviceRole, MirrorMeasurements, NodeState, PoolState, ReplicaPace, ReplicaState, VolumeState,
+};
 use serde::Serialize;
 
 use crate::cli::Size;
@@ -38,6 +40,12 @@ pub(super) struct VolumeRow {
     pub(super) replicas: usize,
     /// Replicas that data is being copied to.
     pub(super) replicas_resyncing: usize,
+    /// Replicas that are far slower than others, or out for that.
+    pub(super) replicas_slow: usize,
+    /// Bytes that replicas miss, added up.
+    pub(super) missed_bytes: u64,
+    /// How long the copy will take; nothing if nothing is copied, or it is too early to tell.
+    pub(super) copy_seconds_left: Option<f64>,
     pub(super) activity: Activity,
 }
 
@@ -182,10 +190,19 @@ pub(super) const POOL_COLUMNS: [&str; 6] = ["POOL", "NODE", "STATE", "USED", "CA
 
 impl VolumeRow {
     pub(super) fn cells(&self) -> Vec<String> {
-        let resync = match self.replicas_resyncing {
+        let mut resync = match self.replicas_resyncing {
             0 => String::new(),
             resyncing => format!(" +{resyncing}"),
         };
+        if self.replicas_resyncing > 0 && self.missed_bytes > 0 {
+            resync += &format!(" {}", bytes(self.missed_bytes as f64));
+        }
+        if let Some(seconds) = self.copy_seconds_left {
+            resync += &format!(" {seconds:.0}s");
+        }
+        if self.replicas_slow > 0 {
+            resync += &format!(" {} slow", self.replicas_slow);
+        }
         let Activity { read, write } = &self.activity;
         vec![
             self.name.clone(),
@@ -237,6 +254,20 @@ impl PoolRow {
     }
 }
 
+/// What the target of a volume tells of its replicas.
+fn mirror<'a>(now: &'a Sample, volume: &str) -> Option<&'a MirrorMeasurements> {
+    let measured = now.measured.iter().filter_map(|node| node.measurements.as_ref());
+    let mut mirrors = measured.flat_map(|measured| &measured.mirrors);
+    mirrors.find(|mirror| mirror.volume == volume)
+}
+
+fn slow(mirror: &MirrorMeasurements) -> usize {
+    let replicas = mirror.replicas.iter();
+    replicas
+        .filter(|replica| !matches!(replica.pace(), ReplicaPace::Well | ReplicaPace::Unspecified))
+        .count()
+}
+
 fn volumes(now: &Sample, by_device: &BTreeMap<String, Activity>) -> Vec<VolumeRow> {
     let mut rows: Vec<VolumeRow> = now
         .volumes
@@ -254,7 +285,13 @@ fn volumes(now: &Sample, by_device: &BTreeMap<String, Activity>) -> Vec<VolumeRo
             let activity = by_device
                 .get(volume.name())
                 .or_else(|| by_device.get(&volume.meta().uid));
+            let mirror = mirror(now, volume.name());
             VolumeRow {
+                replicas_slow: mirror.map_or(0, slow),
+                missed_bytes: mirror.map_or(0, |mirror| {
+                    mirror.replicas.iter().map(|replica| replica.missed_bytes).sum()
+                }),
+                copy_seconds_left: mirror.and_then(|mirror| Some(mirror.copy_time_left_us? as f64 / 1e6)),
                 name: volume.name().to_owned(),
                 state: short(state.as_str_name(), "VOLUME_STATE_"),
                 size_bytes: status.size_bytes,
@@ -281,6 +318,9 @@ fn volumes(now: &Sample, by_device: &BTreeMap<String, Activity>) -> Vec<VolumeRo
                 replicas_in_sync: 0,
                 replicas: 0,
                 replicas_resyncing: 0,
+                replicas_slow: 0,
+                missed_bytes: 0,
+                copy_seconds_left: None,
                 activity: *activity,
             });
         }

@@ -496,6 +496,8 @@ impl Targets {
                 Ok(()) => {
                     shown.limit();
                     shown.state().role = Role::Serving(serving.clone());
+                    let volume = shown.state().told.volume.clone();
+                    self.parts.engine.mirrors().insert(&volume, &serving.mirror);
                     if let Err(error) = shown.subsystem.set_access(NAMESPACE_ID, AnaState::Optimized) {
                         tracing::error!(volume = %shown.volume, %error, "hosts cannot be told");
                     }

@@ -27,7 +27,7 @@ use pollux_volume::qos::{Qos, Throttle};
 use tokio_stream::StreamExt;
 
 use crate::patience::while_in_use;
-use crate::telemetry::Meters;
+use crate::telemetry::{Meters, Mirrors};
 pub use error::ChangeError;
 pub(crate) use events::unix_us;
 pub use events::{Events, Watch};
@@ -66,6 +66,7 @@ pub struct Engine {
     draining: AtomicBool,
     events: Events,
     meters: Meters,
+    mirrors: Mirrors,
 }
 
 /// A device that is served.
@@ -103,12 +104,18 @@ impl Engine {
             draining: AtomicBool::new(false),
             events: Events::default(),
             meters: Meters::default(),
+            mirrors: Mirrors::default(),
         })
     }
 
     /// The devices that are served, as they are measured.
     pub fn meters(&self) -> &Meters {
         &self.meters
+    }
+
+    /// The volumes that this engine is the target of.
+    pub fn mirrors(&self) -> &Mirrors {
+        &self.mirrors
     }
 
     /// Has every reactor do something, and says which of them does not.

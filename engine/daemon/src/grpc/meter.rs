@@ -5,11 +5,13 @@ use std::sync::Arc;
 use pollux_api::control::v1 as api;
 use pollux_api::control::v1::meter_server::{Meter, MeterServer};
 use pollux_device::metered::{BOUNDS_NS, Operation};
+use pollux_volume::membership::ReplicaState;
+use pollux_volume::mirror::Pace;
 use tonic::{Request, Response, Status};
 
 use crate::engine::{Engine, unix_us};
 use crate::pools::Pools;
-use crate::telemetry::{Measurement, Role};
+use crate::telemetry::{Measurement, MirrorStatus, Role};
 
 /// Tells what was measured.
 pub(crate) struct MeterService {
@@ -52,6 +54,35 @@ fn device(measurement: Measurement) -> api::DeviceMeasurements {
     }
 }
 
+fn nanoseconds(span: std::time::Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn mirror(status: MirrorStatus) -> api::MirrorMeasurements {
+    let replicas = status.replicas.into_iter().map(|replica| api::MirroredReplica {
+        uid: replica.id.to_string(),
+        in_sync: replica.state == ReplicaState::InSync,
+        pace: match replica.pace {
+            Pace::Well => api::ReplicaPace::Well,
+            Pace::Slow(_) => api::ReplicaPace::Slow,
+            Pace::Out { .. } => api::ReplicaPace::Out,
+            Pace::GivenUp => api::ReplicaPace::GivenUp,
+        }
+        .into(),
+        missed_bytes: replica.missed_bytes,
+        mean_ns: replica.mean.map(nanoseconds),
+        resyncing: replica.is_resyncing,
+    });
+    api::MirrorMeasurements {
+        replicas: replicas.collect(),
+        volume: status.volume,
+        copied_bytes: status.progress.copied_bytes,
+        copied_bytes_per_second: status.progress.bytes_per_second.map(|speed| speed as u64),
+        copy_time_left_us: status.progress.time_left.map(|left| nanoseconds(left) / 1000),
+        slow_taken_out: status.counters.slow,
+    }
+}
+
 #[tonic::async_trait]
 impl Meter for MeterService {
     async fn measure(
@@ -61,11 +92,13 @@ impl Meter for MeterService {
         let mut measurements = self.engine.meters().read();
         measurements.extend(self.pools.meters().read());
         let reactors = self.engine.statistics().into_iter();
+        let mirrors = self.engine.mirrors().read().await;
         Ok(Response::new(api::EngineMeasurements {
             unix_us: unix_us(),
             started_unix_us: self.engine.info().started_unix_us,
             bounds_ns: BOUNDS_NS.to_vec(),
             devices: measurements.into_iter().map(device).collect(),
+            mirrors: mirrors.into_iter().map(mirror).collect(),
             reactors: reactors
                 .map(|reactor| api::ReactorMeasurements {
                     reactor: reactor.reactor,

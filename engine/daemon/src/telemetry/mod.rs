@@ -2,8 +2,10 @@
 //! and `/readyz`.
 
 mod meters;
+mod mirrors;
 mod server;
 mod text;
 
 pub use meters::{Measurement, Meters, Role};
+pub use mirrors::{MirrorStatus, Mirrors};
 pub(crate) use server::TelemetryServer;

@@ -95,6 +95,7 @@ async fn scrape(State(told): State<Told>) -> Response {
             });
         }
     }
-    let text = text::write(&told.engine, &measurements, &spaces);
+    let mirrors = told.engine.mirrors().read().await;
+    let text = text::write(&told.engine, &measurements, &spaces, &mirrors);
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }

@@ -4,9 +4,11 @@ use pollux_api::engine::v1::ReactorStatistics;
 use pollux_device::metered::{BOUNDS_NS, OperationCounts};
 use pollux_http::families::engine as families;
 use pollux_http::metrics::{Exposition, Family, Histogram};
+use pollux_volume::mirror::Pace;
 use pollux_volume::qos::Throttled;
 
 use super::meters::{Measurement, Role};
+use super::mirrors::MirrorStatus;
 use crate::engine::Engine;
 
 /// Kelvin and degrees Celsius are so far apart; drives tell whole kelvins (NVMe Base, Get Log Page 02h).
@@ -28,7 +30,12 @@ pub(super) struct PoolSpace {
 }
 
 /// Writes all of it.
-pub(super) fn write(engine: &Engine, measurements: &[Measurement], pools: &[PoolSpace]) -> String {
+pub(super) fn write(
+    engine: &Engine,
+    measurements: &[Measurement],
+    pools: &[PoolSpace],
+    mirrors: &[MirrorStatus],
+) -> String {
     let mut text = Exposition::default();
     let info = engine.info();
     text.family(&families::BUILD).add(&[&info.version], 1.0);
@@ -81,6 +88,7 @@ pub(super) fn write(engine: &Engine, measurements: &[Measurement], pools: &[Pool
         &mut text,
     );
     health(&drives, &mut text);
+    replicas(mirrors, &mut text);
     let columns: [Column<PoolSpace>; 3] = [
         (&families::POOL_CAPACITY, |pool| pool.total_bytes),
         (&families::POOL_FREE, |pool| pool.free_bytes),
@@ -158,6 +166,35 @@ fn operations(devices: &[&Measurement], families: [&'static Family; 4], text: &m
                 sum: counts.sum_ns as f64 / 1e9,
             };
             samples.add_histogram(&[&device.name, operation.name()], histogram);
+        }
+    }
+}
+
+/// Replicas of the volumes that are served here.
+fn replicas(mirrors: &[MirrorStatus], text: &mut Exposition) {
+    let columns: [Sampled<MirrorStatus>; 4] = [
+        (&families::MIRROR_SLOW, |mirror| {
+            let replicas = mirror.replicas.iter();
+            replicas.filter(|replica| replica.pace != Pace::Well).count() as f64
+        }),
+        (&families::MIRROR_SLOW_OUT, |mirror| mirror.counters.slow as f64),
+        (&families::MIRROR_MISSED, |mirror| {
+            mirror.progress.missed_bytes as f64
+        }),
+        (&families::MIRROR_COPIED, |mirror| {
+            mirror.progress.copied_bytes as f64
+        }),
+    ];
+    for (family, value) in columns {
+        let mut samples = text.family(family);
+        for mirror in mirrors {
+            samples.add(&[&mirror.volume], value(mirror));
+        }
+    }
+    let mut samples = text.family(&families::MIRROR_LEFT);
+    for mirror in mirrors {
+        if let Some(left) = mirror.progress.time_left {
+            samples.add(&[&mirror.volume], left.as_secs_f64());
         }
     }
 }

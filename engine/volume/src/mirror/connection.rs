@@ -11,11 +11,13 @@ use arrayvec::ArrayVec;
 use pollux_device::{BlockDevice, Completion, IoError, Reply, Request};
 use pollux_reactor::{Instant, Reactor, sleep, timeout};
 
+use super::slow::Timed;
 use super::{Core, StopReason};
 use crate::members::Failed;
 use crate::membership::{Epoch, REPLICAS_MAX, SlotNumber, SlotSet};
 use crate::metadata::{Area, AreaError, AreaLayout};
 use crate::replica::{PromiseError, ReplicaPort};
+use crate::signal::Signal;
 
 /// The session of a replica.
 pub(super) struct Connection {
@@ -33,6 +35,9 @@ pub(super) struct Connection {
     first_block: u64,
     /// When the newest request that it answered was sent: it had promised to nobody else then.
     confirmed_at: Cell<Instant>,
+    /// It is of no more use: nobody waits for its answers.
+    is_ended: Cell<bool>,
+    ending: Signal,
 }
 
 /// The clock, read now and not at the start of the turn: the lease depends on it.
@@ -135,6 +140,8 @@ impl Connection {
                 has_record,
                 first_block,
                 confirmed_at: Cell::new(started),
+                is_ended: Cell::new(false),
+                ending: Signal::default(),
             };
             Ok((connection, map))
         };
@@ -189,6 +196,30 @@ impl Connection {
         self.confirmed_at.set(self.confirmed_at.get().max(sent_at));
     }
 
+    /// Another one has its place, or none.
+    pub(super) fn end(&self) {
+        self.is_ended.set(true);
+        self.ending.wake();
+    }
+
+    /// What is done with the reserved area, for as long as it may take, and the session is of use. Off the
+    /// data path.
+    pub(super) async fn in_time<T>(
+        &self,
+        wait_max: Duration,
+        act: impl Future<Output = Result<T, AreaError>>,
+    ) -> Result<T, AreaError> {
+        let mut act = std::pin::pin!(timeout(wait_max, act));
+        let mut ended = std::pin::pin!(self.ending.until(|| self.is_ended.get().then_some(())));
+        poll_fn(|context| {
+            if let Poll::Ready(result) = act.as_mut().poll(context) {
+                return Poll::Ready(result.unwrap_or(Err(IoError::TimedOut.into())));
+            }
+            ended.as_mut().poll(context).map(|()| Err(IoError::Gone.into()))
+        })
+        .await
+    }
+
     /// Sends a request, and gives it up when it takes too long.
     pub(super) async fn send(&self, request: Request, wait_max: Duration) -> Result<Reply, IoError> {
         let sent_at = clock();
@@ -222,6 +253,12 @@ pub(super) fn is_session_lost(error: IoError) -> bool {
     )
 }
 
+/// How often it is looked whether a replica that takes long is still one that is waited for.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a replica was asked, until it has answered.
+type Asked = (SlotNumber, Rc<Connection>, Option<(Completion, Option<Timed>)>);
+
 /// One answer.
 pub(super) type Answer = (SlotNumber, Rc<Connection>, Result<Reply, IoError>);
 
@@ -233,35 +270,64 @@ impl Core {
         make: impl Fn() -> Request,
     ) -> ArrayVec<Answer, REPLICAS_MAX> {
         let sent_at = clock();
-        let mut waiting: ArrayVec<(SlotNumber, Rc<Connection>, Option<Completion>), REPLICAS_MAX> =
-            ArrayVec::new();
+        // Only requests that several have to do say who is slow.
+        let is_compared = slots.len() > 1;
+        if is_compared && self.is_idle.replace(false) {
+            self.sending.wake();
+        }
+        let mut waiting: ArrayVec<Asked, REPLICAS_MAX> = ArrayVec::new();
         for slot in slots.iter() {
             if let Some(connection) = self.connection(slot) {
                 let completion = connection.submit(make());
-                waiting.push((slot, connection, Some(completion)));
+                let timed = is_compared.then(|| self.paces.send(slot, sent_at));
+                waiting.push((slot, connection, Some((completion, timed))));
             }
         }
         let mut answers = ArrayVec::new();
-        let mut limit = sleep(self.options.request_timeout);
+        let deadline = sent_at + self.options.request_timeout;
+        let mut limit = sleep(LOOK_INTERVAL.min(self.options.request_timeout));
         poll_fn(|context| {
-            for (slot, connection, completion) in &mut waiting {
-                let Some(pending) = completion else { continue };
-                if let Poll::Ready(result) = Pin::new(pending).poll(context) {
+            for (slot, connection, pending) in &mut waiting {
+                let Some((completion, timed)) = pending else {
+                    continue;
+                };
+                if let Poll::Ready(result) = Pin::new(completion).poll(context) {
                     if result.is_ok() {
                         connection.confirm(sent_at);
                     }
+                    if let Some(timed) = timed {
+                        timed.answer(&result);
+                    }
                     answers.push((*slot, connection.clone(), result));
-                    *completion = None;
+                    *pending = None;
                 }
             }
-            if waiting.iter().all(|(.., completion)| completion.is_none()) {
-                return Poll::Ready(());
+            loop {
+                if waiting.iter().all(|(.., pending)| pending.is_none()) {
+                    return Poll::Ready(());
+                }
+                if Pin::new(&mut limit).poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                let now = clock();
+                if now >= deadline {
+                    return Poll::Ready(());
+                }
+                limit.reset(deadline.min(now + LOOK_INTERVAL));
+                // A replica that was taken out is not waited for.
+                for (slot, connection, pending) in &mut waiting {
+                    let current = self.connection(*slot);
+                    let is_current = current.is_some_and(|current| Rc::ptr_eq(&current, connection));
+                    if pending.is_some() && !is_current {
+                        *pending = None;
+                        answers.push((*slot, connection.clone(), Err(IoError::Gone)));
+                    }
+                }
             }
-            Pin::new(&mut limit).poll(context)
         })
         .await;
-        for (slot, connection, completion) in waiting {
-            if completion.is_some() {
+        for (slot, connection, pending) in waiting {
+            if pending.is_some() {
                 answers.push((slot, connection, Err(IoError::TimedOut)));
             }
         }

@@ -108,11 +108,9 @@ impl Core {
             copies.push((
                 slot,
                 Box::pin(async move {
-                    let written = timeout(wait_max, connection.area.write_record(&record)).await;
-                    (
-                        connection,
-                        written.unwrap_or(Err(pollux_device::IoError::TimedOut.into())),
-                    )
+                    let written = connection.in_time(wait_max, connection.area.write_record(&record));
+                    let written = written.await;
+                    (connection, written)
                 }),
             ));
         }

@@ -3,11 +3,13 @@
 use std::rc::Rc;
 
 use pollux_device::IoError;
-use pollux_reactor::{sleep, timeout};
+use pollux_reactor::sleep;
 
 use super::Core;
+use super::connection::clock;
 use super::keeper::{WithReplica, join};
 use crate::membership::{SlotNumber, SlotSet};
+use crate::metadata::AreaError;
 
 /// Writes what changed, one round after the other; runs as long as the target.
 pub(super) async fn write(core: Rc<Core>) {
@@ -94,12 +96,22 @@ impl Core {
                     continue;
                 };
                 let (snapshot, wait_max) = (snapshot.clone(), self.options.request_timeout);
+                // It is what writes wait for, too.
+                let timed = (missing.len() > 1).then(|| self.paces.send(slot, clock()));
                 writes.push((
                     slot,
                     Box::pin(async move {
                         let writing = connection.area.write_map_block(block as u64, &snapshot);
-                        let written = timeout(wait_max, writing).await;
-                        (connection, written.unwrap_or(Err(IoError::TimedOut.into())))
+                        let written = connection.in_time(wait_max, writing).await;
+                        if let Some(timed) = timed {
+                            timed.answer(&written.as_ref().map(drop).map_err(|error| match error {
+                                AreaError::Io(error) => *error,
+                                AreaError::Missing(_) | AreaError::Codec(_) | AreaError::Layout(_) => {
+                                    IoError::Internal
+                                }
+                            }));
+                        }
+                        (connection, written)
                     }),
                 ));
             }

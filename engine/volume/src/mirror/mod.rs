@@ -14,10 +14,13 @@ mod grow;
 mod keeper;
 mod map_writer;
 mod open;
+mod priority;
 mod read;
 mod resync;
 mod roll_back;
+mod slow;
 mod snapshot;
+mod status;
 mod wind_down;
 mod write;
 
@@ -37,12 +40,16 @@ use crate::regions::RegionMap;
 use crate::replica::ReplicaPort;
 use crate::signal::Signal;
 use crate::unabandoned::Unabandoned;
-use connection::Connection;
+use connection::{Connection, clock};
 use gate::Gate;
 pub use gate::Hold;
 pub use grow::GrowError;
 pub use open::OpenError;
+use priority::Priority;
+use slow::Paces;
+pub use slow::{Pace, SlowOptions};
 pub use snapshot::{Cut, SnapshotError, snapshot_together};
+pub use status::{ReplicaStatus, ResyncProgress};
 pub use wind_down::WindDownError;
 
 /// The times of a target.
@@ -64,8 +71,13 @@ pub struct MirrorOptions {
     pub retire_interval: Duration,
     /// How long changes are held for a snapshot, or for the volume to be closed, at most.
     pub hold_limit: Duration,
-    /// How fast a resync copies, in bytes a second; `None` for as fast as it can.
+    /// How fast a resync copies at most, in bytes a second; `None` for as fast as it can. It gives way to
+    /// hosts in any case.
     pub resync_bytes_per_second: Option<u64>,
+    /// How fast a resync copies at least, in bytes a second, whatever hosts notice of it.
+    pub resync_bytes_per_second_min: u64,
+    /// When a replica is too slow.
+    pub slow: SlowOptions,
 }
 
 impl Default for MirrorOptions {
@@ -80,17 +92,10 @@ impl Default for MirrorOptions {
             retire_interval: Duration::from_secs(5),
             hold_limit: Duration::from_secs(2),
             resync_bytes_per_second: None,
+            resync_bytes_per_second_min: 8 << 20,
+            slow: SlowOptions::default(),
         }
     }
-}
-
-/// How far a resync is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ResyncProgress {
-    /// Regions that replicas out of the set still miss, added up.
-    pub missed_regions: u64,
-    /// Bytes copied since the volume was opened.
-    pub copied_bytes: u64,
 }
 
 /// What a target did.
@@ -104,6 +109,8 @@ pub struct MirrorCounters {
     pub joins: u64,
     /// Blocks of the region map written, on all replicas.
     pub map_writes: u64,
+    /// Replicas that were taken out since they were far slower than others.
+    pub slow: u64,
 }
 
 pub(crate) struct Core {
@@ -140,6 +147,13 @@ pub(crate) struct Core {
     /// More of the region map is durable.
     map_written: Signal,
     copied_bytes: Cell<u64>,
+    priority: Priority,
+    paces: Rc<Paces>,
+    /// Those that are far slower than others: they are not read from if there is another one.
+    slow: Cell<SlotSet>,
+    /// Nothing was sent to replicas for a while; what is sent next wakes who judges them.
+    is_idle: Cell<bool>,
+    sending: Signal,
     counters: Cell<MirrorCounters>,
 }
 
@@ -153,9 +167,11 @@ impl Core {
     }
 
     fn connect(&self, slot: SlotNumber, connection: Option<Rc<Connection>>) {
-        if let Some(place) = self.connections.borrow_mut().get_mut(slot.index()) {
-            *place = connection;
-        }
+        let before = match self.connections.borrow_mut().get_mut(slot.index()) {
+            Some(place) => std::mem::replace(place, connection),
+            None => return,
+        };
+        before.into_iter().for_each(|before| before.end());
     }
 
     fn count(&self, change: impl FnOnce(&mut MirrorCounters)) {
@@ -169,6 +185,7 @@ impl Core {
         self.changed.wake();
         self.map_changed.wake();
         self.map_written.wake();
+        self.sending.wake();
         self.gate.wake();
     }
 
@@ -218,6 +235,12 @@ impl Core {
         failed
     }
 
+    fn bytes_of_regions(&self, regions: u64) -> u64 {
+        let geometry = self.geometry.get();
+        let region_bytes = self.region_blocks.saturating_mul(geometry.block_bytes.into());
+        regions.saturating_mul(region_bytes).min(geometry.bytes())
+    }
+
     fn region_of(&self, block: u64) -> u64 {
         block / self.region_blocks
     }
@@ -245,17 +268,6 @@ impl Mirror {
     /// target; see [`Mirror::wind_down`].
     pub fn close(&self) {
         self.core.stop(StopReason::Closed);
-    }
-
-    /// How far resync is.
-    pub fn resync_progress(&self) -> ResyncProgress {
-        let members = self.core.members.borrow();
-        let regions = self.core.regions.borrow();
-        let behind = members.record().members().without(members.record().in_sync());
-        ResyncProgress {
-            missed_regions: behind.iter().map(|slot| regions.missed(slot)).sum(),
-            copied_bytes: self.core.copied_bytes.get(),
-        }
     }
 
     /// What it did.
@@ -290,10 +302,14 @@ impl BlockDevice for MirrorDevice {
             return Completion::failed(error);
         }
         let core = self.0.clone();
+        // What a resync must not make much longer.
+        let began = clock();
         match request {
-            Request::Read { block, into } => {
-                Completion::from_future(async move { core.read(block, into).await.map(Reply::Data) })
-            }
+            Request::Read { block, into } => Completion::from_future(async move {
+                let result = core.read(block, into).await.map(Reply::Data);
+                core.priority.served(clock().saturating_since(began));
+                result
+            }),
             Request::Compare { block, with } => {
                 Completion::from_future(async move { core.compare(block, &with).await.map(|()| Reply::Done) })
             }
@@ -302,7 +318,12 @@ impl BlockDevice for MirrorDevice {
             | Request::WriteZeroes { .. }
             | Request::Deallocate { .. }
             | Request::Flush) => Completion::from_future(Unabandoned::new(async move {
-                core.change(request).await.map(|()| Reply::Done)
+                let is_write = matches!(request, Request::Write { .. });
+                let result = core.change(request).await.map(|()| Reply::Done);
+                if is_write {
+                    core.priority.served(clock().saturating_since(began));
+                }
+                result
             })),
         }
     }

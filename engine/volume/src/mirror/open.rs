@@ -10,7 +10,9 @@ use uuid::Uuid;
 use super::connection::{ConnectError, Connection, Verdict, clock, is_session_lost};
 use super::gate::Gate;
 use super::keeper::{self, WithReplica, join};
+use super::priority::Priority;
 use super::read::memory;
+use super::slow;
 use super::{Core, Mirror, MirrorCounters, MirrorOptions, map_writer, resync, snapshot};
 use crate::locks::{Mode, RangeLocks};
 use crate::members::Members;
@@ -108,6 +110,7 @@ impl Mirror {
             ._tasks
             .push(reactor.spawn(map_writer::retire(core.clone())));
         mirror._tasks.push(reactor.spawn(snapshot::sweep(core.clone())));
+        mirror._tasks.push(reactor.spawn(slow::watch(core.clone())));
         mirror._tasks.push(reactor.spawn(resync::bring_back(core)));
         Ok(mirror)
     }
@@ -274,6 +277,11 @@ impl Opening {
             map_changed: Signal::default(),
             map_written: Signal::default(),
             copied_bytes: Cell::new(0),
+            priority: Priority::default(),
+            paces: Rc::default(),
+            slow: Cell::default(),
+            is_idle: Cell::new(true),
+            sending: Signal::default(),
             counters: Cell::new(MirrorCounters::default()),
         })
     }

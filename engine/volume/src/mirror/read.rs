@@ -68,6 +68,8 @@ impl Core {
     /// The replica to read from: a local one if there is one.
     pub(super) fn source(&self, tried: SlotSet) -> Option<SlotNumber> {
         let candidates = self.members.borrow().readable().without(tried);
+        let fast = candidates.without(self.slow.get());
+        let candidates = if fast.is_empty() { candidates } else { fast };
         let is_local = |slot: &SlotNumber| self.connection(*slot).is_some_and(|found| found.is_local);
         candidates
             .iter()

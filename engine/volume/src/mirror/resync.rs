@@ -1,13 +1,13 @@
 //! Bringing replicas back: what they missed is copied while writes go on.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use pollux_device::{Gather, IoError, Request, ZeroOptions};
 use pollux_hugepages::Slice;
 use pollux_reactor::{sleep, timeout};
 
 use super::connection::{ConnectError, Connection, Verdict};
+use super::slow::Return;
 use super::{Core, StopReason};
 use crate::locks::Mode;
 use crate::membership::{Membership, ReplicaState, SlotNumber, SlotSet};
@@ -42,7 +42,12 @@ pub(super) async fn bring_back(core: Rc<Core>) {
             out.without(core.leaving.get())
         };
         for slot in behind.iter() {
-            if core.resync(slot).await.is_err() && core.stopped().is_some() {
+            let may_return = match core.returning(slot) {
+                Return::Now => true,
+                Return::Test => core.test(slot).await,
+                Return::Later => false,
+            };
+            if may_return && core.resync(slot).await.is_err() && core.stopped().is_some() {
                 return;
             }
         }
@@ -244,13 +249,6 @@ impl Core {
             self.pace_resync(bytes).await;
         }
         Ok(())
-    }
-
-    /// Pauses after so much was copied.
-    pub(super) async fn pace_resync(&self, bytes: u64) {
-        if let Some(rate) = self.options.resync_bytes_per_second {
-            sleep(Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64)).await;
-        }
     }
 
     /// Whether nothing is stored of blocks that are locked: they are zeros then. Asked of the replica that is

@@ -12,7 +12,7 @@ use pollux_volume::membership::{
     Epoch, Membership, MembershipStore, MemoryStore, REPLICAS_MAX, ReplicaEntry, ReplicaState,
 };
 use pollux_volume::metadata::FormatOptions;
-use pollux_volume::mirror::MirrorOptions;
+use pollux_volume::mirror::{MirrorOptions, SlowOptions};
 use pollux_volume::replica::ReplicaPort;
 use uuid::Uuid;
 
@@ -168,6 +168,16 @@ impl Cluster {
             retire_interval: random.duration(millis(50)..=millis(2000)),
             hold_limit: random.duration(millis(20)..=millis(1000)),
             resync_bytes_per_second: random.chance(0.5).then(|| random.within(1 << 18..=1 << 24)),
+            resync_bytes_per_second_min: 1 << 20,
+            slow: SlowOptions {
+                factor: if random.chance(0.7) { 5 } else { 0 },
+                floor: millis(10),
+                window: random.duration(millis(20)..=millis(200)),
+                windows: random.within(1..=3) as u32,
+                test_pause: random.duration(millis(20)..=millis(500)),
+                outs_max: random.within(1..=5) as u32,
+                outs_within: Duration::from_secs(60),
+            },
         };
         let shared = Shared {
             oracle: SharedOracle::default(),
