@@ -324,12 +324,18 @@ impl Core {
                 (Pace::Well, false) | (Pace::Out { .. } | Pace::GivenUp, _) => continue,
             };
             if windows == 0 {
-                tracing::info!(volume = %record.volume, slot = slot.index(), ?mean, "replica is as fast as others again");
+                tracing::info!(
+                    volume = %record.volume, slot = slot.index(), ?mean,
+                    "replica is as fast as others again"
+                );
                 self.paces.with(slot, |slot| slot.pace = Pace::Well);
                 continue;
             }
             if windows == 1 {
-                tracing::warn!(volume = %record.volume, slot = slot.index(), ?mean, "replica is far slower than others");
+                tracing::warn!(
+                    volume = %record.volume, slot = slot.index(), ?mean,
+                    "replica is far slower than others"
+                );
             }
             self.paces.with(slot, |slot| slot.pace = Pace::Slow(windows));
             marked.insert(slot);
@@ -374,7 +380,10 @@ impl Core {
             found.pace
         });
         let is_given_up = pace == Some(Pace::GivenUp);
-        tracing::warn!(volume = %self.volume(), slot = slot.index(), ?mean, is_given_up, "slow replica taken out");
+        tracing::warn!(
+            volume = %self.volume(), slot = slot.index(), ?mean, is_given_up,
+            "slow replica taken out"
+        );
     }
 
     /// Whether a replica that is out may come back.
@@ -414,7 +423,10 @@ impl Core {
                 };
             }
         });
-        tracing::info!(volume = %self.volume(), slot = slot.index(), ?took, ?limit, is_well, "slow replica tested");
+        tracing::info!(
+            volume = %self.volume(), slot = slot.index(), ?took, ?limit, is_well,
+            "slow replica tested"
+        );
         is_well
     }
 
