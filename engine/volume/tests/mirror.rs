@@ -144,6 +144,44 @@ fn an_old_target_with_a_replica_of_its_own_reads_nothing_stale() {
     assert_eq!(stale, Err(IoError::Fenced));
 }
 
+/// How long a target takes to open the volume, without a replica that was had by another one, which the
+/// others have not heard of for some time.
+fn takeover_after(silence: Duration) -> Duration {
+    let cluster = Cluster::new(61, 2);
+    let old = cluster.open();
+    cluster.with(&old, async |device| {
+        device.write(0, data(1), false).await.unwrap();
+        device.read(0, data(0)).await.map(drop).unwrap()
+    });
+    cluster.paths[0].cut.set(true);
+    cluster.world.run_for(silence);
+    let began = cluster.world.now();
+    let new = cluster.open();
+    let took = cluster.world.now().saturating_since(began);
+    cluster.paths[0].cut.set(false);
+    cluster.with(&new, async |device| {
+        device.write(0, data(2), false).await.unwrap()
+    });
+    let stale = cluster.with(&old, async |device| {
+        device.read(0, data(0)).await.map(|data| data[0])
+    });
+    assert_eq!(stale, Err(IoError::Fenced));
+    took
+}
+
+#[test]
+fn a_lease_is_waited_for_only_as_far_as_it_can_still_last() {
+    let lease = common::times().lease;
+    // As long as clocks may make it, and hardly longer.
+    let whole = takeover_after(Duration::ZERO);
+    assert!(whole > lease * 17 / 15 && whole < lease * 5 / 4, "{whole:?}");
+    // Intents are retired after a while, which replicas hear of.
+    let half = takeover_after(lease / 8);
+    assert!(half < whole && half > lease / 2, "{half:?}");
+    let none = takeover_after(Duration::from_secs(60));
+    assert!(none < lease / 8, "{none:?}");
+}
+
 #[test]
 fn a_bad_block_is_read_elsewhere_and_repaired() {
     let cluster = Cluster::new(7, 2);

@@ -118,6 +118,7 @@ impl replicas_server::Replicas for ReplicasService {
                 instance: given.instance,
                 previous_epoch: given.previous.map(|epoch| epoch.0),
                 flush_failures: given.flush_failures,
+                quiet_us: u64::try_from(given.quiet.as_micros()).unwrap_or(u64::MAX),
             }),
             Err(PromiseError::Superseded(by)) => Outcome::Superseded(api::PromiseSuperseded { epoch: by.0 }),
             Err(PromiseError::Interrupted) => Outcome::Interrupted(api::PromiseInterrupted {}),

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use pollux_nvme::target::{Hosts, NamespaceConfig, Subsystem, SubsystemConfig, Target, TargetError};
 use pollux_pool::shared::OwnedDevice;
@@ -50,6 +51,8 @@ pub struct Given {
     pub previous: Option<Epoch>,
     /// See `Granted`.
     pub flush_failures: u64,
+    /// See `Granted`.
+    pub quiet: Duration,
 }
 
 /// What is served of a replica.
@@ -111,6 +114,7 @@ impl Hosted {
             instance: granted.instance,
             previous: granted.previous,
             flush_failures: granted.flush_failures,
+            quiet: granted.quiet,
         })
     }
 

@@ -44,6 +44,7 @@ impl ReplicaPort for LocalReplica {
                 instance,
                 previous,
                 flush_failures,
+                quiet,
                 ..
             } = given;
             let session = device.attach().await.map_err(|_| PromiseError::Unreachable)?;
@@ -52,6 +53,7 @@ impl ReplicaPort for LocalReplica {
                 instance,
                 previous,
                 flush_failures,
+                quiet,
             })
         })
     }

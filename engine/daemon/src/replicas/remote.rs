@@ -148,6 +148,7 @@ impl RemoteReplica {
             instance: granted.instance,
             previous: granted.previous_epoch.map(Epoch),
             flush_failures: granted.flush_failures,
+            quiet: Duration::from_micros(granted.quiet_us),
         }))
     }
 

@@ -28,6 +28,8 @@ pub(super) struct Connection {
     pub(super) previous: Option<Epoch>,
     /// Flushes that had failed in this life of the host.
     pub(super) flush_failures: u64,
+    /// How long the older sessions had been silent when this one was granted.
+    pub(super) quiet: Duration,
     pub(super) is_local: bool,
     /// It has a copy of the record: some target has had it since it was made a replica.
     pub(super) has_record: bool,
@@ -136,6 +138,7 @@ impl Connection {
                 instance: granted.instance,
                 previous: granted.previous,
                 flush_failures: granted.flush_failures,
+                quiet: granted.quiet,
                 is_local: port.is_local(),
                 has_record,
                 first_block,

@@ -2,9 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use pollux_device::{Gather, Geometry, IoError, Reply, Request};
-use pollux_reactor::{Instant, Reactor, sleep, sleep_until, timeout};
+use pollux_reactor::{Instant, Reactor, Task, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::connection::{ConnectError, Connection, Verdict, clock, is_session_lost};
@@ -32,6 +33,9 @@ const FIRST_EPOCH: Epoch = Epoch(1);
 
 /// Bytes that are compared at a time.
 const CHUNK_BYTES: u64 = 128 << 10;
+
+/// Regions that are made the same side by side.
+const REGIONS_AT_ONCE: usize = 8;
 
 /// Why a volume was not opened. Nothing is lost by trying again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -198,9 +202,11 @@ impl Opening {
             return Ok((promised, record));
         }
         let record = self.drop_from_set(record, lost, blank).await?;
-        // The old target may read from those for as long as its lease.
-        let lease = self.options.lease;
-        sleep_until(after(promised_at, lease + lease / 8)).await;
+        // The old target may read from those for as long as its lease, which takes an answer of every replica
+        // of the set. One that promised has told how long ago it can have given the last.
+        let quiet = promised.iter().map(|found| found.connection.quiet).max();
+        let left = lease_wait(self.options.lease).saturating_sub(quiet.unwrap_or_default());
+        sleep_until(after(promised_at, left)).await;
         Ok((promised, record))
     }
 
@@ -287,7 +293,13 @@ impl Opening {
     }
 }
 
-fn after(instant: Instant, span: std::time::Duration) -> Instant {
+/// How long after the last answer to an old target its lease has run out for sure. Clocks run at rates within
+/// 1/16 of true time: of a lease, the slowest one makes 16/15, and the fastest one measures that as 17/15.
+fn lease_wait(lease: Duration) -> Duration {
+    lease.saturating_add(lease / 7)
+}
+
+fn after(instant: Instant, span: Duration) -> Instant {
     let nanoseconds = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
     Instant::from_nanos(instant.as_nanos().saturating_add(nanoseconds))
 }
@@ -340,7 +352,7 @@ fn geometry(record: &Membership, promised: &[Promised]) -> Geometry {
 impl Core {
     /// Makes every region with an intent the same on all of the set, and ends the intents. The copy of the
     /// record and the whole region map are on all replicas then.
-    async fn make_identical(&self, old_epoch: Epoch) -> Result<(), OpenError> {
+    async fn make_identical(self: &Rc<Self>, old_epoch: Epoch) -> Result<(), OpenError> {
         let (record, live) = {
             let members = self.members.borrow();
             (members.record().clone(), members.live())
@@ -353,10 +365,25 @@ impl Core {
             "opening"
         );
         let mut same = Vec::with_capacity(intents.len());
-        for region in intents {
-            if self.make_region_identical(region, &sources, old_epoch).await? {
-                same.push(region);
-            }
+        let left = Rc::new(RefCell::new(intents.into_iter()));
+        let workers: Vec<Task<Result<Vec<u64>, OpenError>>> = (0..REGIONS_AT_ONCE)
+            .map(|_| {
+                let (core, left, sources) = (self.clone(), left.clone(), sources.clone());
+                Reactor::current().spawn(async move {
+                    let mut same = Vec::new();
+                    loop {
+                        let next = left.borrow_mut().next();
+                        let Some(region) = next else { return Ok(same) };
+                        if core.make_region_identical(region, &sources, old_epoch).await? {
+                            same.push(region);
+                        }
+                    }
+                })
+            })
+            .collect();
+        // One that fails ends the others: they are dropped with it.
+        for worker in workers {
+            same.extend(worker.await?);
         }
         self.flush().await?;
         let stamp = self.regions.borrow_mut().settle(&same);

@@ -6,6 +6,7 @@
 //! - Once a flush has failed, no flush of the same session succeeds any more.
 //! - An epoch older than one that was promised, in this life or an earlier one, is refused.
 //! - Once it is closed, no session is served and none is granted.
+//! - `heard_at` is not before anything that a session was answered to was sent.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -14,7 +15,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use pollux_device::{AllocationQuery, BlockDevice, Completion, Geometry, IoError, Reply, Request};
-use pollux_reactor::{Reactor, random_u64};
+use pollux_reactor::{Instant, Reactor, random_u64};
 use uuid::Uuid;
 
 use super::{
@@ -26,6 +27,11 @@ use crate::metadata::codec::Label;
 use crate::metadata::{Area, AreaError, AreaLayout, BLOCK_BYTES};
 use crate::signal::Signal;
 use crate::unabandoned::Unabandoned;
+
+/// The clock, read now and not at the start of the turn: what targets may count as an answer depends on it.
+fn clock() -> Instant {
+    Reactor::current().driver().now()
+}
 
 struct Inner {
     device: Rc<dyn BlockDevice>,
@@ -49,6 +55,9 @@ struct Inner {
     writing: Cell<bool>,
     /// It promises nothing any more.
     closed: Cell<bool>,
+    /// When a session last asked for something or began; before there was one, when this life of the host
+    /// began.
+    heard_at: Cell<Instant>,
     changed: Signal,
 }
 
@@ -79,6 +88,7 @@ impl ReplicaHost {
             flush_failures: Cell::new(0),
             writing: Cell::new(false),
             closed: Cell::new(false),
+            heard_at: Cell::new(clock()),
             changed: Signal::default(),
         })))
     }
@@ -151,6 +161,7 @@ impl Inner {
         self.promised.set(epoch);
         self.grant.set(self.grant.get() + 1);
         let grant = self.grant.get();
+        let quiet = clock().saturating_since(self.heard_at.get());
         self.changed.wake();
         let overtaken = || match self.grant.get() == grant {
             true => Ok(()),
@@ -173,6 +184,7 @@ impl Inner {
         }
         let previous = self.granted.replace(Some(epoch));
         self.served.set(grant);
+        self.heard_at.set(clock());
         let session = Session {
             inner: self.clone(),
             epoch,
@@ -184,6 +196,7 @@ impl Inner {
             session: Rc::new(session),
             instance: self.instance,
             previous,
+            quiet,
         })
     }
 
@@ -303,6 +316,8 @@ impl BlockDevice for Session {
         if let Err(error) = self.check(&request) {
             return Completion::failed(error);
         }
+        // Read now: later than when it was sent, whatever the turn of the reactor began with.
+        self.inner.heard_at.set(clock());
         let flush = matches!(request, Request::Flush).then_some(self.flush_failures);
         match self.inner.device.submit(request).try_take() {
             Ok(result) => Completion::ready(match flush {

@@ -10,6 +10,7 @@ mod tests;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use pollux_device::BlockDevice;
 use uuid::Uuid;
@@ -34,6 +35,9 @@ pub struct Granted {
     /// Flushes that failed in this life of the host: drives may forget what they could not flush, and a later
     /// flush then succeeds without it.
     pub flush_failures: u64,
+    /// How long, when the older sessions ended, none of them had asked for anything: so long ago at least was
+    /// what an older target may count as an answer.
+    pub quiet: Duration,
 }
 
 /// Why there is no promise.

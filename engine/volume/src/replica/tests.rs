@@ -84,6 +84,33 @@ fn a_second_promise_of_an_epoch_ends_the_first_session() {
 }
 
 #[test]
+fn a_promise_tells_for_how_long_nobody_asked_for_anything() {
+    let (world, _, reactor, drive) = world();
+    world.block_on(reactor, async move {
+        let host = host(&drive).await;
+        sleep(Duration::from_secs(3)).await;
+        let first = host.promise(Epoch(3)).await.unwrap();
+        let is_about = |quiet: Duration, seconds: u64| {
+            let seconds = Duration::from_secs(seconds);
+            quiet >= seconds && quiet < seconds + Duration::from_millis(100)
+        };
+        // No older session was heard of in this life of the host.
+        assert!(is_about(first.quiet, 3), "{:?}", first.quiet);
+        sleep(Duration::from_secs(2)).await;
+        // It may have been sent when it was, however long it takes.
+        drive.fail_nth(Operation::Read, 1, Fault::Delay(Duration::from_secs(4)));
+        first.session.read(20, data(0)).await.map(drop).unwrap();
+        let second = host.promise(Epoch(4)).await.unwrap();
+        assert!(is_about(second.quiet, 4), "{:?}", second.quiet);
+        // To have been promised to is an answer too; to be refused is none.
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(first.session.flush().await, Err(IoError::Fenced));
+        let third = host.promise(Epoch(5)).await.unwrap();
+        assert!(is_about(third.quiet, 1), "{:?}", third.quiet);
+    });
+}
+
+#[test]
 fn a_promise_waits_for_what_older_sessions_sent_even_if_nobody_waits_for_it() {
     let (world, _, reactor, drive) = world();
     world.block_on(reactor, async move {

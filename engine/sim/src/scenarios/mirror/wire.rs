@@ -12,6 +12,7 @@ use std::future::{poll_fn, ready};
 use std::io::{IoSlice, IoSliceMut};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use pollux_device::{BlockDevice, Completion, Geometry, IoError, Reply, Request, ZeroOptions};
 use pollux_hugepages::{Buffer, Slice};
@@ -225,7 +226,8 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
             Ok(granted) => {
                 answer.first = granted.instance;
                 answer.second = granted.previous.map_or(0, |epoch| epoch.0);
-                answer.data = granted.flush_failures.to_le_bytes().to_vec();
+                let quiet_us = u64::try_from(granted.quiet.as_micros()).unwrap_or(u64::MAX);
+                answer.data = [granted.flush_failures, quiet_us].map(u64::to_le_bytes).concat();
                 *session.borrow_mut() = Some(granted.session);
             }
             Err(PromiseError::Superseded(epoch)) => {
@@ -536,6 +538,13 @@ impl ReplicaPort for RemotePort {
                         .data
                         .first_chunk()
                         .map_or(u64::MAX, |bytes| u64::from_le_bytes(*bytes)),
+                    quiet: answer
+                        .data
+                        .get(8..)
+                        .and_then(<[u8]>::first_chunk)
+                        .map_or(Duration::ZERO, |bytes| {
+                            Duration::from_micros(u64::from_le_bytes(*bytes))
+                        }),
                 }),
                 SUPERSEDED => Err(PromiseError::Superseded(Epoch(answer.first))),
                 _ => Err(PromiseError::Unreachable),
