@@ -13,6 +13,7 @@ mod compare;
 mod compare_driver;
 mod compare_nbd;
 mod compare_pool;
+mod compare_volume;
 mod load;
 mod report;
 mod samples;
@@ -48,6 +49,8 @@ enum Command {
     CompareNbd(compare_nbd::Options),
     /// Run volumes of a pool in memory and the device below in turns, and print ratios.
     ComparePool(compare_pool::Options),
+    /// Run replicated volumes on engines of a cluster of its own, upset them, and print what is wanted of them.
+    CompareVolume(compare_volume::Options),
     /// Measure how fast one core answers such requests over loopback with plain sockets and no protocol.
     SocketLimit(socket_limit::Options),
 }
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::CompareDriver(options) => compare_driver::run(&options).map_err(Into::into),
         Command::CompareNbd(options) => compare_nbd::run(&options).map_err(Into::into),
         Command::ComparePool(options) => compare_pool::run(&options).map_err(Into::into),
+        Command::CompareVolume(options) => compare_volume::run(&options).map_err(Into::into),
         Command::SocketLimit(options) => socket_limit::run(&options).map_err(Into::into),
     };
     match result {

@@ -14,6 +14,11 @@ pub struct Figures {
 pub struct Samples(Vec<Figures>);
 
 impl Samples {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     /// One more round.
     pub fn push(&mut self, figures: Figures) {
         self.0.push(figures);
