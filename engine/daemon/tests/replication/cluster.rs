@@ -15,7 +15,7 @@ use pollux_volume::membership::{
     StoreFuture,
 };
 use pollux_volume::metadata::{AreaLayout, REGION_BLOCKS};
-use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, StopReason};
+use pollux_volume::mirror::{GrowError, Mirror, MirrorOptions, OpenError, SnapshotError, StopReason};
 use pollux_volume::replica::ReplicaPort;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -31,6 +31,10 @@ pub const ENGINES: usize = 3;
 
 /// Bytes of the file of a pool.
 const POOL_BYTES: u64 = 256 << 20;
+
+/// Blocks by which the volume grows each time, and what its last block holds then.
+const GROWTH_BLOCKS: u64 = REGION_BLOCKS;
+const END_BYTE: u8 = 0xe7;
 
 /// Attempts to open a volume whose replicas are just being started.
 const OPENINGS_MAX: u32 = 20;
@@ -161,6 +165,34 @@ impl Target {
     pub fn stop_load(&self) {
         self.load.stop();
         wait_until("clients end", || self.load.has_ended());
+    }
+
+    /// Makes the volume larger.
+    fn grow(&self, blocks: u64) -> Result<(), GrowError> {
+        let (mirror, device) = (self.mirror.clone(), self.device.clone());
+        self.threads.run(move || async move {
+            let grown = mirror.call(move |mirror| async move { mirror.grow(blocks).await });
+            let grown = grown.await.expect("it runs");
+            if grown.is_ok() {
+                device.resized(blocks);
+            }
+            grown
+        })
+    }
+
+    /// What a block of the end holds, and then other content.
+    fn exchange(&self, block: u64, byte: u8) -> Result<u8, IoError> {
+        let device = self.device.clone();
+        self.threads.run(move || async move {
+            let device = device.attach().await?;
+            let found = device.read(block, Buffer::from_heap(BLOCK_BYTES)).await?;
+            let mut data = Buffer::from_heap(BLOCK_BYTES);
+            data.fill(byte);
+            device.write(block, data, true).await?;
+            let first = found.first().copied().unwrap_or_default();
+            let is_uniform = found.iter().all(|byte| *byte == first);
+            is_uniform.then_some(first).ok_or(IoError::Internal)
+        })
     }
 
     fn follow(&self, ports: Vec<(Uuid, RemoteReplica)>, leaving: Vec<Uuid>) {
@@ -377,6 +409,38 @@ impl Cluster {
             std::thread::sleep(PAUSE * 20);
             self.store.in_sync() == ENGINES
         });
+    }
+
+    /// Makes the volume larger by a region while it is used. What was its last block is still there, and the
+    /// new one holds zeros.
+    pub fn grow(&mut self, target: &Target) {
+        let before = self.store.get().size_blocks;
+        let blocks = before + GROWTH_BLOCKS;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match target.grow(blocks) {
+                Ok(()) => break,
+                // One has just failed, or come back.
+                Err(GrowError::Replica(SnapshotError::SetChanged)) if attempts < OPENINGS_MAX => {
+                    std::thread::sleep(PAUSE * 20);
+                }
+                Err(error) => panic!("the volume does not grow: {error}"),
+            }
+        }
+        assert_eq!(self.store.get().size_blocks, blocks);
+        let (model, last) = (self.model.clone(), before - 1);
+        let check = |block: u64, wanted: u8, byte: u8| match target.exchange(block, byte) {
+            Ok(found) if found == wanted => {}
+            found => model.mismatch(format!(
+                "block {block} of a volume that has grown holds {found:?}, and is to hold {wanted}"
+            )),
+        };
+        // The model has its own blocks, and this has the last one of each size.
+        if before > BLOCKS {
+            check(last, END_BYTE, END_BYTE);
+        }
+        check(blocks - 1, 0, END_BYTE);
     }
 
     /// Compares the replicas byte by byte, while there is no target.

@@ -41,6 +41,9 @@ struct Arguments {
     /// Kills of all engines at once.
     #[arg(long, default_value_t = 1)]
     kills: u32,
+    /// Times that the volume is made larger.
+    #[arg(long, default_value_t = 1)]
+    growths: u32,
     /// How long clients work between two events, in ms.
     #[arg(long, default_value_t = 60)]
     work_ms: u64,
@@ -68,6 +71,7 @@ enum Event {
     Resync,
     Replacement,
     Kill,
+    Growth,
 }
 
 impl Event {
@@ -77,6 +81,7 @@ impl Event {
             Self::Resync => "resync",
             Self::Replacement => "replacement",
             Self::Kill => "kill of all",
+            Self::Growth => "growth",
         }
     }
 }
@@ -88,6 +93,7 @@ fn events(arguments: &Arguments, random: &mut Random) -> Vec<Event> {
         (Event::Resync, arguments.resyncs),
         (Event::Replacement, arguments.replacements),
         (Event::Kill, arguments.kills),
+        (Event::Growth, arguments.growths),
     ]
     .into_iter()
     .flat_map(|(event, count)| std::iter::repeat_n(event, count as usize))
@@ -219,6 +225,7 @@ fn main() -> ExitCode {
                 run.cluster.wait_in_sync();
             }
             Event::Kill => target = run.kill_all(target),
+            Event::Growth => run.cluster.grow(&target),
         }
         let took = longest.entry(event.name()).or_default();
         *took = begun.elapsed().max(*took);
@@ -244,11 +251,12 @@ fn main() -> ExitCode {
     let totals = run.cluster.model.totals();
     run.cluster.end();
     tell(format_args!(
-        "{} failovers, {} resyncs, {} replacements, {} kills of all engines in {:.0?}: {totals:?}",
+        "{} failovers, {} resyncs, {} replacements, {} kills of all engines, {} growths in {:.0?}: {totals:?}",
         arguments.failovers,
         arguments.resyncs,
         arguments.replacements,
         arguments.kills,
+        arguments.growths,
         started.elapsed()
     ));
     tell(format_args!(
