@@ -1,7 +1,18 @@
-//! Known ways in which replicated storage lost data, each played once.
+//! Known ways in which replicated storage lost data, each played once:
 //!
-//! Those about one request are in `mirror.rs`: a device of another volume at a reused address, a stale drive
-//! alone, memory that was short, a failed flush tried again, an old target that goes on.
+//! | how data was lost | story |
+//! | --- | --- |
+//! | a clean shutdown wipes the survivor's map of what was missed | `a_clean_shutdown_does_not_forget_...` |
+//! | two of three away for hours, then back | `two_of_three_are_away_for_hours_...` |
+//! | the old target writes on after failover | `an_old_target_that_reaches_one_replica_...`, `a_late_request_...` |
+//! | a write across regions under resync, a flush, a dependent write | `what_is_written_across_regions_...` |
+//! | a replica goes in the middle of a rebuild | `a_replica_that_goes_in_the_middle_...`, `a_source_that_goes_...` |
+//! | a rebuild reaches another volume's replica at a reused address | `a_rebuild_that_reaches_another_volume_...` |
+//! | a replica is faulted because memory was short | `a_replica_is_not_faulted_because_memory_was_short` |
+//! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_failed_unheard_...` |
+//! | a tie-breaker lets a stale drive back | `no_tie_breaker_lets_a_stale_drive_back` |
+//!
+//! What each of them comes down to for one request is in `mirror.rs`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
@@ -12,9 +23,10 @@ use std::time::Duration;
 
 use common::{BLOCKS, Cluster, REGION, VOLUME, blocks, data};
 use pollux_device::{BlockDevice, BlockDeviceExt, Device, IoError, Request, ZeroOptions};
-use pollux_sim::{Fault, Operation, PowerLoss};
+use pollux_sim::{Fault, Faults, Operation, PowerLoss};
 use pollux_volume::membership::{ReplicaState, SlotNumber};
 use pollux_volume::mirror::{Mirror, OpenError, StopReason};
+use uuid::Uuid;
 
 fn write(cluster: &Cluster, mirror: &Mirror, block: u64, byte: u8) {
     cluster.with(mirror, async move |device| {
@@ -65,6 +77,11 @@ fn a_clean_shutdown_does_not_forget_what_an_absent_replica_missed() {
 
 /// A drive is lost, and whoever keeps things as they are to be makes an empty replica of the old name.
 fn make_anew(cluster: &Cluster, index: usize) {
+    make_another(cluster, index, common::id(index), VOLUME);
+}
+
+/// A drive is emptied, and is a replica of some volume then.
+fn make_another(cluster: &Cluster, index: usize, replica: Uuid, volume: Uuid) {
     let drive = cluster.drives[index].clone();
     drive.power_loss(PowerLoss::LoseAll);
     cluster.world.block_on(cluster.reactor, async move {
@@ -76,7 +93,7 @@ fn make_anew(cluster: &Cluster, index: usize) {
         };
         queue.write_zeroes(0, blocks, options).await.unwrap();
     });
-    cluster.format(index, common::id(index), VOLUME);
+    cluster.format(index, replica, volume);
     cluster.start_host(index);
 }
 
@@ -242,6 +259,107 @@ fn a_source_that_goes_in_the_middle_of_a_rebuild_does_not_leave_a_half_copied_re
     cluster.wait_in_sync(2);
     cluster.assert_identical(&[0, 1]);
     assert_reads(&cluster, &mirror, 100, 7);
+}
+
+#[test]
+fn a_rebuild_that_reaches_another_volume_at_a_reused_address_writes_nothing_there() {
+    for moment in 0..4 {
+        let mut cluster = Cluster::new(40 + moment, 3);
+        cluster.options.resync_bytes_per_second = Some(100_000);
+        let mirror = cluster.open();
+        cluster.paths[2].cut.set(true);
+        for block in 0..BLOCKS {
+            write(&cluster, &mirror, block, 7);
+        }
+        cluster.paths[2].cut.set(false);
+        cluster.world.run_for(Duration::from_millis(400 * moment));
+        // The engine with the replica goes, and what answers at its address has a replica of somebody else.
+        cluster.paths[2].cut.set(true);
+        cluster.world.run_for(Duration::from_secs(10));
+        let (other, foreign) = (Uuid::from_u128(0xbeef), Uuid::from_u128(0xf00d));
+        make_another(&cluster, 2, foreign, other);
+        let before: Vec<_> = (0..BLOCKS).map(|block| cluster.peek(2, block)).collect();
+        cluster.paths[2].cut.set(false);
+        write(&cluster, &mirror, 3, 8);
+        cluster.world.run_for(Duration::from_secs(60));
+        assert_eq!(cluster.in_sync(), 2);
+        // Also a target that is just opening the volume finds it there.
+        drop(mirror);
+        let mirror = cluster.open();
+        cluster.world.run_for(Duration::from_secs(60));
+        for (block, content) in (0..BLOCKS).zip(&before) {
+            assert!(
+                cluster.peek(2, block) == *content,
+                "block {block} of another volume"
+            );
+        }
+        make_anew(&cluster, 2);
+        cluster.wait_in_sync(3);
+        cluster.assert_identical(&[0, 1, 2]);
+        assert_reads(&cluster, &mirror, 3, 8);
+    }
+}
+
+#[test]
+fn a_replica_is_not_faulted_because_memory_was_short() {
+    let cluster = Cluster::new(50, 3);
+    let mirror = cluster.open();
+    cluster.paths[2].cut.set(true);
+    write(&cluster, &mirror, 1, 1);
+    assert_eq!(cluster.in_sync(), 2);
+    let failures = mirror.counters().failures;
+    let short = Faults {
+        shortage_probability: 0.6,
+        ..Faults::default()
+    };
+    for drive in &cluster.drives {
+        drive.set_faults(short.clone());
+    }
+    // Writes, reads, flushes and a resync: each request is refused more often than not.
+    cluster.paths[2].cut.set(false);
+    for block in 0..BLOCKS {
+        write(&cluster, &mirror, block, block as u8);
+        assert_reads(&cluster, &mirror, block, block as u8);
+    }
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    cluster.wait_in_sync(3);
+    assert_eq!(mirror.counters().failures, failures);
+    // And a takeover, which has regions to make the same.
+    drop(mirror);
+    let mirror = cluster.open();
+    assert_eq!(cluster.in_sync(), 3);
+    for drive in &cluster.drives {
+        drive.set_faults(Faults::default());
+    }
+    assert_eq!(mirror.counters().failures, 0);
+    cluster.assert_identical(&[0, 1, 2]);
+}
+
+#[test]
+fn no_tie_breaker_lets_a_stale_drive_back() {
+    let cluster = Cluster::new(51, 2);
+    let mirror = cluster.open();
+    write(&cluster, &mirror, 9, 1);
+    cluster.paths[1].cut.set(true);
+    write(&cluster, &mirror, 9, 2);
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    drop(mirror);
+    power_cycle(&cluster);
+    // The stale one is back, alone; half of two, and nobody to ask. However often, and however long.
+    cluster.paths[1].cut.set(false);
+    cluster.paths[0].cut.set(true);
+    for _ in 0..5 {
+        assert!(matches!(cluster.try_open(), Err(OpenError::NoReplica)));
+        cluster.world.run_for(Duration::from_secs(3600));
+        cluster.start_host(1);
+    }
+    cluster.paths[0].cut.set(false);
+    let mirror = cluster.open();
+    assert_reads(&cluster, &mirror, 9, 2);
+    cluster.wait_in_sync(2);
+    assert_reads(&cluster, &mirror, 9, 2);
+    cluster.assert_identical(&[0, 1]);
+    assert_eq!(cluster.peek(1, 9)[0], 2);
 }
 
 #[test]
