@@ -49,7 +49,8 @@ enum Command {
     CompareNbd(compare_nbd::Options),
     /// Run volumes of a pool in memory and the device below in turns, and print ratios.
     ComparePool(compare_pool::Options),
-    /// Run replicated volumes on engines of a cluster of its own, upset them, and print what is wanted of them.
+    /// Run replicated volumes on engines of a cluster of its own, upset them, and print what is wanted of
+    /// them.
     CompareVolume(compare_volume::Options),
     /// Measure how fast one core answers such requests over loopback with plain sockets and no protocol.
     SocketLimit(socket_limit::Options),

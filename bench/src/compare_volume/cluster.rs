@@ -1,5 +1,5 @@
-//! A cluster of processes on loopback, as an operator has it: a control plane, and engines with a pool and one
-//! reactor each. It ends, and leaves nothing behind, when it is dropped.
+//! A cluster of processes on loopback, as an operator has it: a control plane, and engines with a pool and
+//! one reactor each. It ends, and leaves nothing behind, when it is dropped.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};

@@ -1,9 +1,10 @@
 //! The speed table of replicated volumes: engines as processes on loopback, one reactor each, told what to do
 //! by a control plane of their own; what is compared takes turns in one run.
 //!
-//! Three clusters, one after the other: with pools in memory for what is steady, for a rebuild and for planned
-//! moves; with pools in files for engines that are killed and come back; and again with files for a resync.
-//! Whatever was started is ended and removed, also after an error, an interrupt, or the end of its time.
+//! Three clusters, one after the other: with pools in memory for what is steady, for a rebuild and for
+//! planned moves; with pools in files for engines that are killed and come back; and again with files for a
+//! resync. Whatever was started is ended and removed, also after an error, an interrupt, or the end of its
+//! time.
 
 mod cluster;
 mod host;
