@@ -107,8 +107,8 @@ pub async fn rebuild(setup: &Setup, core: Option<usize>) -> Result<Vec<Row>, Err
         unit: "",
         wanted: Wanted::AtMost(2.0),
         detail: format!(
-            "p99 {:.0} us during, {:.0} before; p50 {} and {}; {:.1} and {:.1} kIOPS at depth {DEPTH}, {READ_PERCENT} % \
-             reads; {} MiB in {:.1} s",
+            "p99 {:.0} us during, {:.0} before; p50 {} and {}; {:.1} and {:.1} kIOPS at depth {DEPTH}, \
+             {READ_PERCENT} % reads; {} MiB in {:.1} s",
             p99(&during),
             p99(&before),
             during.latencies_us.value_at_quantile(0.5),
@@ -245,8 +245,8 @@ pub async fn resync(setup: &Setup, core: Option<usize>) -> Result<Vec<Row>, Erro
         unit: " GiB",
         wanted: Wanted::AtMost(1.3),
         detail: format!(
-            "all that the drive of the returning engine was written, journal included; {PLACES} places of {} MiB; \
-             away for {:.1} s, in sync {:.1} s after its start",
+            "all that the drive of the returning engine was written, journal included; {PLACES} places of \
+             {} MiB; away for {:.1} s, in sync {:.1} s after its start",
             PLACE_BYTES >> 20,
             outage.as_secs_f64(),
             took.as_secs_f64()

@@ -2,14 +2,14 @@
 //!
 //! | how data was lost | story |
 //! | --- | --- |
-//! | a clean shutdown wipes the survivor's map of what was missed | `a_clean_shutdown_does_not_forget_...` |
-//! | two of three away for hours, then back | `two_of_three_are_away_for_hours_...` |
-//! | the old target writes on after failover | `an_old_target_that_reaches_one_replica_...`, `a_late_request_...` |
-//! | a write across regions under resync, a flush, a dependent write | `what_is_written_across_regions_...` |
-//! | a replica goes in the middle of a rebuild | `a_replica_that_goes_in_the_middle_...`, `a_source_that_goes_...` |
-//! | a rebuild reaches another volume's replica at a reused address | `a_rebuild_that_reaches_another_volume_...` |
-//! | a replica is faulted because memory was short | `a_replica_is_not_faulted_because_memory_was_short` |
-//! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_failed_unheard_...` |
+//! | a clean shutdown wipes the survivor's map of what was missed | `a_clean_shutdown_...` |
+//! | two of three away for hours, then back | `two_of_three_...` |
+//! | the old target writes on after failover | `an_old_target_...`, `a_late_request_...` |
+//! | a write across regions under resync, a flush, a dependent write | `what_is_written_across_...` |
+//! | a replica goes in the middle of a rebuild | `a_replica_that_goes_...`, `a_source_...` |
+//! | a rebuild reaches another volume at a reused address | `a_rebuild_that_reaches_...` |
+//! | a replica is faulted because memory was short | `a_replica_is_not_faulted_...` |
+//! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_...` |
 //! | a tie-breaker lets a stale drive back | `no_tie_breaker_lets_a_stale_drive_back` |
 //!
 //! What each of them comes down to for one request is in `mirror.rs`.

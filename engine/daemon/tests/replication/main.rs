@@ -251,7 +251,7 @@ fn main() -> ExitCode {
     let totals = run.cluster.model.totals();
     run.cluster.end();
     tell(format_args!(
-        "{} failovers, {} resyncs, {} replacements, {} kills of all engines, {} growths in {:.0?}: {totals:?}",
+        "{} failovers, {} resyncs, {} replacements, {} kills of all, {} growths in {:.0?}: {totals:?}",
         arguments.failovers,
         arguments.resyncs,
         arguments.replacements,
