@@ -158,6 +158,14 @@ fn a_volume_lives_from_its_making_to_its_end() {
         &["0 B in 0 ranges"],
     );
 
+    let thick = volume(&["create", "tank/log", "4MiB", "--thick", "-o", "json"]);
+    let thick = json(&thick);
+    assert_eq!(thick[0]["thick"], true);
+    contains(&volume(&["show", "tank/log"]), &["thick           yes"]);
+    let shown = json(&file.command(&["pool", "show", "tank", "-o", "json"]));
+    assert!(shown["set_aside_bytes"].as_u64() > Some(4 << 20), "{shown}");
+    contains(&volume(&["delete", "tank/log"]), &["is deleted"]);
+
     let list = volume(&["list", "tank", "-o", "json"]);
     let list = json(&list);
     let names: Vec<&str> = list
@@ -188,6 +196,10 @@ fn what_is_wrong_with_volumes_is_told_in_one_line() {
         (&["create", "tank/db", "8MiB"][..], &["already", "db"][..]),
         (&["create", "tank/x", "5000"], &["size_bytes", "multiple of 4096"]),
         (&["create", "tank/x", "0"], &["size_bytes", "is 0"]),
+        (
+            &["create", "tank/x", "8GiB", "--thick"],
+            &["set aside", "thick", "are free"],
+        ),
         (&["create", "tank/x", "15EiB"], &["size_bytes", "more than"]),
         (&["create", "tank/x", "4EiB"], &["4 KiB at most"]),
         (&["create", "tank/x", "8MiB", "--uuid", "x"], &["uuid", "no UUID"]),

@@ -145,6 +145,19 @@ impl PoolSpace {
         self.device_mut(number).ok_or(NoSpace)?.take_extent()
     }
 
+    /// Takes an extent for data of what is reserved for metadata; see [`DeviceSpace::take_reserved_extent`].
+    ///
+    /// # Errors
+    ///
+    /// [`NoSpace`].
+    pub fn take_reserved_extent(&mut self) -> Result<ExtentId, NoSpace> {
+        let best = self
+            .open_members()
+            .max_by_key(|(_, member)| member.space.counts().free);
+        let number = best.map(|(number, _)| number).ok_or(NoSpace)?;
+        self.device_mut(number).ok_or(NoSpace)?.take_reserved_extent()
+    }
+
     /// See [`DeviceSpace::record_extent`].
     pub fn record_extent(&mut self, extent: ExtentId) {
         if let Ok(space) = self.of(extent) {

@@ -241,6 +241,9 @@ pub enum VolumeCommand {
         /// Keep no checksums of its blocks.
         #[arg(long = "no-checksums", action = ArgAction::SetFalse)]
         checksums: bool,
+        /// Set space aside for all of it: every write finds some, whatever else fills the pool.
+        #[arg(long)]
+        thick: bool,
         /// The UUID that hosts know it by [default: one is drawn].
         #[arg(long, value_name = "UUID")]
         uuid: Option<String>,

@@ -252,6 +252,7 @@ async fn volume_command(
             of,
             size,
             checksums,
+            thick,
             uuid,
             output,
         } => {
@@ -262,6 +263,7 @@ async fn volume_command(
                 size_bytes: size.0,
                 checksums: Some(*checksums),
                 uuid: uuid.clone(),
+                thick: *thick,
             };
             let answer = client.create_volume(request).await.map_err(refused)?;
             one(answer.into_inner().volume, *output, into)?;
@@ -606,6 +608,7 @@ fn pool_lines(pool: &api::Pool) -> Vec<(&'static str, String)> {
         ("size", size(pool.total_bytes)),
         ("free", size(pool.free_bytes)),
         ("free soon", size(pool.freeing_bytes)),
+        ("set aside", size(pool.set_aside_bytes)),
         ("metadata", size(pool.metadata_bytes)),
         ("promised", promised(pool)),
         ("volumes", pool.volumes.to_string()),
@@ -657,19 +660,24 @@ fn volume_table(volumes: &[api::Volume], mut into: &mut dyn Write) -> io::Result
     if volumes.is_empty() {
         return writeln!(into, "no volumes are in the pool");
     }
-    let mut table = Table::new(["NAME", "KIND", "SIZE", "OWN", "CHECKSUMS", "OF", "UUID"]);
+    let mut table = Table::new(["NAME", "KIND", "SIZE", "OWN", "THICK", "CHECKSUMS", "OF", "UUID"]);
     for volume in volumes {
         table.push([
             format!("{}/{}", volume.pool, volume.name),
             kind(volume).to_owned(),
             size(volume.size_bytes),
             size(volume.own_bytes),
-            if volume.checksums { "yes" } else { "no" }.to_owned(),
+            yes(volume.thick),
+            yes(volume.checksums),
             volume.origin.clone().unwrap_or_else(|| "-".to_owned()),
             volume.uuid.clone(),
         ]);
     }
     table.write(0, &mut into)
+}
+
+fn yes(answer: bool) -> String {
+    if answer { "yes" } else { "no" }.to_owned()
 }
 
 fn kind(volume: &api::Volume) -> &'static str {
@@ -687,10 +695,8 @@ fn volume_lines(volume: &api::Volume) -> Vec<(&'static str, String)> {
         ("kind", kind(volume).to_owned()),
         ("size", size(volume.size_bytes)),
         ("own", size(volume.own_bytes)),
-        (
-            "checksums",
-            if volume.checksums { "yes" } else { "no" }.to_owned(),
-        ),
+        ("thick", yes(volume.thick)),
+        ("checksums", yes(volume.checksums)),
         ("of", volume.origin.clone().unwrap_or_else(|| "-".to_owned())),
         ("made", format!("{} s of Unix time", volume.created_unix_s)),
     ];

@@ -95,6 +95,7 @@ fn count(pool: &Rc<Pool>) -> api::Pool {
         total_bytes: space.total_bytes,
         free_bytes: space.free_bytes,
         freeing_bytes: space.freeing_bytes,
+        set_aside_bytes: space.set_aside_bytes,
         metadata_bytes: space.metadata_bytes,
         provisioned_bytes: space.provisioned_bytes,
         volumes: (all.len() - snapshots) as u64,

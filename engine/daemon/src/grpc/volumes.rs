@@ -74,6 +74,7 @@ fn describe(pool: &Pool, entry: &VolumeEntry) -> api::Volume {
         own_bytes: own_extents * EXTENT_BYTES,
         origin: pool.name_of(entry.origin),
         created_unix_s: entry.created_seconds,
+        thick: entry.thick,
         usage: None,
     }
 }
@@ -108,6 +109,7 @@ impl volumes_server::Volumes for VolumesService {
         let uuid = request.uuid.map(|uuid| fields::uuid("uuid", &uuid)).transpose()?;
         let options = VolumeOptions {
             checksums: request.checksums.unwrap_or(true),
+            thick: request.thick,
             uuid,
             created_seconds: unix_seconds(),
             ..VolumeOptions::new(fields::blocks("size_bytes", request.size_bytes)?)
@@ -118,6 +120,7 @@ impl volumes_server::Volumes for VolumesService {
                     entry.kind == VolumeKind::Volume
                         && entry.size_blocks == options.size_blocks
                         && entry.checksums == options.checksums
+                        && entry.thick == options.thick
                         && options.uuid.is_none_or(|uuid| uuid == entry.uuid)
                 }),
                 created => created,

@@ -193,9 +193,10 @@ impl PoolsError {
 
 fn reason_of(error: &PoolError) -> Reason {
     match error {
-        PoolError::NoSpace | PoolError::NoRoomToDrain { .. } | PoolError::NoRoomForJournal { .. } => {
-            Reason::NoSpace
-        }
+        PoolError::NoSpace
+        | PoolError::NoRoomForThick { .. }
+        | PoolError::NoRoomToDrain { .. }
+        | PoolError::NoRoomForJournal { .. } => Reason::NoSpace,
         PoolError::NoDevice { .. } | PoolError::LastDevice { .. } => Reason::FieldInvalid,
         PoolError::DevicesChanging | PoolError::Alignment { .. } => Reason::PoolInUse,
         PoolError::CannotCopy { .. } => Reason::PoolUnavailable,

@@ -180,6 +180,15 @@ impl DeviceSpace {
         if self.free <= self.reserve_extents {
             return Err(NoSpace);
         }
+        self.take_reserved_extent()
+    }
+
+    /// The same of what is reserved for metadata.
+    ///
+    /// # Errors
+    ///
+    /// [`NoSpace`] when nothing is left.
+    pub fn take_reserved_extent(&mut self) -> Result<ExtentId, NoSpace> {
         let number = self.find().ok_or(NoSpace)?;
         self.take(number);
         self.unrecorded.insert(number);

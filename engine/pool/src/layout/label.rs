@@ -40,13 +40,17 @@ pub const NAME_BYTES_MAX: usize = 95;
 /// Compatible features that this program knows.
 pub const KNOWN_COMPATIBLE: u64 = 0;
 /// Read-only-compatible features that this program knows.
-pub const KNOWN_READ_ONLY_COMPATIBLE: u64 = 0;
+pub const KNOWN_READ_ONLY_COMPATIBLE: u64 = THICK;
 /// Incompatible features that this program knows.
 pub const KNOWN_INCOMPATIBLE: u64 = MOVES;
 
 /// Incompatible: the journal may have records of moved extents. Set before a device is drained for the first
 /// time.
 pub const MOVES: u64 = 1;
+
+/// Read-only-compatible: there may be thick volumes. Who does not know of them would give away the space that
+/// is set aside for them, and leave their covered slots uncounted. Set before the first one is made.
+pub const THICK: u64 = 1;
 
 /// What a pool uses beyond version 1, one bit a feature.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

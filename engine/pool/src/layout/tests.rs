@@ -146,6 +146,8 @@ fn entry() -> VolumeEntry {
         uuid: Uuid::from_u128(0xabc),
         origin: 2,
         own_extents: 77,
+        covered_slots: 0,
+        count_covered: false,
         name: "daily".to_owned(),
     }
 }
@@ -268,6 +270,57 @@ fn what_is_encoded_is_decoded() {
     }
     assert_eq!(page(PageKind::Map, 2).pointer(125), Some(pointer(4)));
     assert_eq!(page(PageKind::Map, 2).pointer(126), None);
+}
+
+/// A thick volume of 5 slots.
+fn thick_entry() -> VolumeEntry {
+    VolumeEntry {
+        kind: VolumeKind::Volume,
+        state: VolumeState::InUse,
+        checksums: true,
+        size_blocks: 65,
+        covered_slots: 5,
+        count_covered: true,
+        ..entry()
+    }
+}
+
+#[test]
+fn covered_slots_are_counted_of_thick_volumes_only_and_are_not_more_than_there_are() {
+    let entry = thick_entry();
+    assert_eq!(VolumeEntry::decode(&entry.encode()), Ok(Some(entry.clone())));
+    let covered = LayoutError::Field {
+        structure: "volume",
+        field: "covered slots",
+    };
+    let thin = VolumeEntry {
+        thick: false,
+        ..entry.clone()
+    };
+    for wrong in [
+        VolumeEntry {
+            covered_slots: 6,
+            ..entry.clone()
+        },
+        VolumeEntry {
+            count_covered: false,
+            ..thin.clone()
+        },
+        VolumeEntry {
+            covered_slots: 0,
+            ..thin.clone()
+        },
+    ] {
+        assert_eq!(VolumeEntry::decode(&wrong.encode()), Err(covered), "{wrong:?}");
+    }
+    // What is in an entry goes through pages and records unchanged, and a flipped bit of them is found.
+    let identity = identity(PageKind::Volumes, 0);
+    let mut page = Page::empty(POOL, identity);
+    page.put_entry(14, &entry.encode());
+    let crc = page.seal();
+    assert_flips_are_found(page.bytes(), |block| {
+        open(*block, PageKind::Volumes, 0, crc).is_err()
+    });
 }
 
 #[test]

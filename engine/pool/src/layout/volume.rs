@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | 0 | id, u64; 0 for none |
 //! | 8 | kind, u8: 1 volume, 2 snapshot; 9: state, u8: 0 in use, 1 kept, 2 being deleted |
-//! | 10 | flags, u16: bit 0 checksums off, bit 1 thick |
+//! | 10 | flags, u16: bit 0 checksums off, bit 1 thick, bit 2 covered slots are to be counted again |
 //! | 16 | size in blocks of 4 KiB, u64 |
 //! | 24 | root of the map: page pointer |
 //! | 56 | parent, u64: the snapshot that it comes from; 0 for none |
@@ -14,17 +14,19 @@
 //! | 88 | UUID, 16 bytes |
 //! | 104 | origin, u64: the volume that a snapshot was taken of, or the snapshot that a clone was made of |
 //! | 112 | own extents, u64: those born after the generation of the parent that its map points to |
+//! | 120 | covered slots, u64: of a thick volume, those with an own extent; never more than there are |
 //! | 128 | name: length u16, text of up to 95 bytes |
 
 use uuid::Uuid;
 
 use super::field::{bytes_at, put, put_text, put_u16, put_u64, require, text_at, u16_at, u64_at, uuid_at};
 use super::label::{NAME_BYTES_MAX, is_name};
-use super::{LayoutError, PagePointer};
+use super::{EXTENT_BLOCKS, LayoutError, PagePointer};
 
 const STRUCTURE: &str = "volume";
 const FLAG_CHECKSUMS_OFF: u16 = 1;
 const FLAG_THICK: u16 = 2;
+const FLAG_COUNT_COVERED: u16 = 4;
 
 /// What an entry is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,11 @@ pub struct VolumeEntry {
     /// Extents that its map points to and its parent's does not. While its parent is being deleted some of
     /// them are still counted there, so that it may be less than 0, modulo 2^64.
     pub own_extents: u64,
+    /// Of a thick volume: slots that have an extent of its own, so that writing them takes no other. May be
+    /// less than there are, and never more.
+    pub covered_slots: u64,
+    /// It is less, maybe: a parent was deleted, and what that had is its own now.
+    pub count_covered: bool,
     /// Its name.
     pub name: String,
 }
@@ -86,6 +93,11 @@ pub struct VolumeEntry {
 impl VolumeEntry {
     /// Bytes of an entry.
     pub const BYTES: usize = 256;
+
+    /// Slots of 64 KiB that it has.
+    pub fn slots(&self) -> u64 {
+        self.size_blocks.div_ceil(EXTENT_BLOCKS as u64)
+    }
 
     /// The 256 bytes.
     pub fn encode(&self) -> [u8; Self::BYTES] {
@@ -101,12 +113,13 @@ impl VolumeEntry {
             VolumeState::Deleting => 2,
         };
         put(&mut bytes, 8, &[kind, state]);
-        let checksums = if self.checksums { 0 } else { FLAG_CHECKSUMS_OFF };
-        put_u16(
-            &mut bytes,
-            10,
-            checksums | if self.thick { FLAG_THICK } else { 0 },
-        );
+        let flags = [
+            (!self.checksums, FLAG_CHECKSUMS_OFF),
+            (self.thick, FLAG_THICK),
+            (self.count_covered, FLAG_COUNT_COVERED),
+        ];
+        let flags = flags.into_iter().filter(|(is_set, _)| *is_set);
+        put_u16(&mut bytes, 10, flags.fold(0, |all, (_, flag)| all | flag));
         put_u64(&mut bytes, 16, self.size_blocks);
         PagePointer::put(self.root.as_ref(), &mut bytes, 24);
         put_u64(&mut bytes, 56, self.parent);
@@ -116,6 +129,7 @@ impl VolumeEntry {
         put(&mut bytes, 88, self.uuid.as_bytes());
         put_u64(&mut bytes, 104, self.origin);
         put_u64(&mut bytes, 112, self.own_extents);
+        put_u64(&mut bytes, 120, self.covered_slots);
         put_text(&mut bytes, 128, &self.name);
         bytes
     }
@@ -138,12 +152,12 @@ impl VolumeEntry {
         let [kind, state] = bytes_at(bytes, 8);
         let flags = u16_at(bytes, 10);
         require(
-            flags & !(FLAG_CHECKSUMS_OFF | FLAG_THICK) == 0,
+            flags & !(FLAG_CHECKSUMS_OFF | FLAG_THICK | FLAG_COUNT_COVERED) == 0,
             STRUCTURE,
             "flags",
         )?;
         let name = text_at(bytes, 128, NAME_BYTES_MAX).filter(|name| is_name(name));
-        Ok(Some(Self {
+        let entry = Self {
             id,
             kind: match kind {
                 1 => VolumeKind::Volume,
@@ -167,7 +181,16 @@ impl VolumeEntry {
             uuid: uuid_at(bytes, 88),
             origin: u64_at(bytes, 104),
             own_extents: u64_at(bytes, 112),
+            covered_slots: u64_at(bytes, 120),
+            count_covered: flags & FLAG_COUNT_COVERED != 0,
             name: name.ok_or(wrong("name"))?.to_owned(),
-        }))
+        };
+        let is_counted = entry.covered_slots > 0 || entry.count_covered;
+        require(
+            (entry.thick || !is_counted) && entry.covered_slots <= entry.slots(),
+            STRUCTURE,
+            "covered slots",
+        )?;
+        Ok(Some(entry))
     }
 }

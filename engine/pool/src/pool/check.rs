@@ -8,7 +8,7 @@ use super::{Pool, PoolError};
 use crate::cache::load;
 use crate::layout::page::{FAN_OUT, Page, PageIdentity};
 use crate::layout::slot::Slot;
-use crate::layout::volume::VolumeState;
+use crate::layout::volume::{VolumeEntry, VolumeState};
 use crate::layout::{ExtentId, PagePointer};
 use crate::tree::{PageStore, Tree};
 
@@ -30,7 +30,8 @@ pub struct CheckReport {
     pub misplaced: Vec<Misplaced>,
     /// Extents that two different things claim.
     pub claimed_twice: Vec<ExtentId>,
-    /// Volumes whose count of own extents is not right: id, what is counted, what is kept.
+    /// Volumes whose count of own extents, or of covered slots, is not right: id, what is counted, what is
+    /// kept.
     pub miscounted: Vec<(u64, u64, u64)>,
     /// Pages that were looked at.
     pub pages: u64,
@@ -94,7 +95,7 @@ impl Pool {
             self.walk(&tree, &mut marks, false, |_, _| {}).await?;
         }
         for (entry, tree) in maps {
-            let mut own = 0;
+            let (mut own, mut covered) = (0, 0);
             let mut extents = Vec::new();
             // What a deletion has passed is no part of the tree any more.
             let from = if entry.state == VolumeState::Deleting {
@@ -104,10 +105,12 @@ impl Pool {
             };
             self.walk(&tree, &mut marks, from > 0, |index, slot| {
                 if index >= from {
+                    let before = own;
                     for fragment in &slot.fragments {
                         own += u64::from(fragment.birth > tree.parent_generation_of(index));
                         extents.push(fragment.extent);
                     }
+                    covered += u64::from(own > before);
                 }
             })
             .await?;
@@ -115,6 +118,15 @@ impl Pool {
             let is_counted = entry.state != VolumeState::Deleting && tree.passed.before == 0;
             if is_counted && own != entry.own_extents {
                 marks.report.miscounted.push((entry.id, own, entry.own_extents));
+            }
+            // It may be less while a deletion goes by, and until they were counted after it.
+            let may_be_less = entry.count_covered || self.is_parent_deleting(&entry);
+            let is_right = entry.covered_slots == covered || may_be_less && entry.covered_slots < covered;
+            if entry.thick && entry.state == VolumeState::InUse && !is_right {
+                marks
+                    .report
+                    .miscounted
+                    .push((entry.id, covered, entry.covered_slots));
             }
         }
         Ok(self.compare(marks))
@@ -156,6 +168,12 @@ impl Pool {
             }
         }
         Ok(())
+    }
+
+    fn is_parent_deleting(&self, entry: &VolumeEntry) -> bool {
+        let state = self.state.borrow();
+        let parent = state.table.get(entry.parent);
+        parent.is_some_and(|parent| parent.state == VolumeState::Deleting)
     }
 
     fn cursor_of(&self, id: u64) -> u64 {

@@ -267,6 +267,7 @@ impl Pool {
             scrub: superblock.scrub.clone(),
             usages: HashMap::new(),
             maps_changed: 0,
+            recount: None,
             generations: Generations {
                 open: superblock.generation + 1,
                 closed: superblock.generation,

@@ -229,6 +229,17 @@ pub enum PoolError {
     /// No space.
     #[error("no space is left in the pool; delete something or add a device")]
     NoSpace,
+    /// No space to be set aside.
+    #[error(
+        "{needed_bytes} bytes more would have to be set aside for thick volumes and their metadata, and \
+         {free_bytes} are free: delete something, add a device, or make the volume thin"
+    )]
+    NoRoomForThick {
+        /// What is to be set aside.
+        needed_bytes: u64,
+        /// What is free, and not set aside.
+        free_bytes: u64,
+    },
     /// Past the end of what a volume can be.
     #[error("a volume can have {max} blocks of 4 KiB at most")]
     TooLarge {
@@ -296,7 +307,7 @@ impl PoolError {
     pub fn as_io(&self) -> IoError {
         match self {
             Self::Device(error) | Self::Stopped(error) | Self::Journal(JournalError::Failed(error)) => *error,
-            Self::NoSpace => IoError::CapacityExceeded,
+            Self::NoSpace | Self::NoRoomForThick { .. } => IoError::CapacityExceeded,
             Self::ReadOnly => IoError::ReadOnly,
             Self::Closed => IoError::Gone,
             Self::Page(_) => IoError::MediaRead,

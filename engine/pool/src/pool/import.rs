@@ -188,6 +188,7 @@ impl Pool {
         for (device, extents) in found.left {
             labels::wipe_label(&device, extents).await?;
         }
+        pool.forget_thick().await;
         pool.start_maintenance();
         Ok((pool, report))
     }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use pollux_reactor::{sleep, spawn};
 
 use super::{Pool, PoolError, ScrubOptions, State};
-use crate::layout::BLOCK_BYTES;
+use crate::allocator::NoSpace;
 use crate::layout::scrub::ScrubState;
 use crate::layout::volume::VolumeState;
+use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, ExtentId};
 
 /// Blocks for pages that a write may need: every level of a map, both copies.
 const WRITE_PAGES: u64 = 2 * (super::MAP_SHAPE.height as u64 + 1);
@@ -25,6 +26,15 @@ const SCRUB_LOOK: Duration = Duration::from_secs(60);
 
 /// How often a write waits for a checkpoint to free space before there is none.
 const SPACE_ROUNDS_MAX: u32 = 3;
+
+/// What a change may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// What is not set aside for thick volumes.
+    Rest,
+    /// That too: the change is one of a thick volume, or gives back space.
+    SetAside,
+}
 
 /// Room for the pages that a write changes, until it is dropped.
 pub(crate) struct Admitted(Rc<Pool>);
@@ -44,8 +54,37 @@ impl State {
     }
 
     /// Whether one more write is sure to find room for the pages it changes, and a checkpoint after it too.
-    fn has_room_for_write(&self) -> bool {
-        self.space.free_pages() >= WRITE_PAGES + self.pages_spoken_for()
+    fn has_room_for_write(&self, claim: Claim) -> bool {
+        let not_its = match claim {
+            Claim::Rest => self.pages_set_aside(),
+            Claim::SetAside => 0,
+        };
+        self.space.free_pages() >= not_its + WRITE_PAGES + self.pages_spoken_for()
+    }
+
+    /// Blocks of the extents that are set aside.
+    pub(super) fn pages_set_aside(&self) -> u64 {
+        self.table.set_aside() * EXTENT_BLOCKS as u64
+    }
+
+    /// Takes an extent for data.
+    ///
+    /// # Errors
+    ///
+    /// [`NoSpace`].
+    pub(crate) fn take_extent(&mut self, claim: Claim) -> Result<ExtentId, NoSpace> {
+        match claim {
+            Claim::Rest if self.space.free_extents() <= self.table.set_aside() => Err(NoSpace),
+            Claim::Rest => self.space.take_extent(),
+            Claim::SetAside => match self.space.take_extent() {
+                Ok(extent) => Ok(extent),
+                // Pages have gone beyond what only they may use. They have room in those extents now.
+                Err(NoSpace) if self.space.free_pages() >= EXTENT_BLOCKS as u64 + self.pages_spoken_for() => {
+                    self.space.take_reserved_extent()
+                }
+                Err(NoSpace) => Err(NoSpace),
+            },
+        }
     }
 }
 
@@ -55,19 +94,27 @@ impl Pool {
     /// # Errors
     ///
     /// [`PoolError::NoSpace`] and those of a pool that is stopped.
-    pub(crate) async fn admit(self: &Rc<Self>) -> Result<Admitted, PoolError> {
+    pub(crate) async fn admit(self: &Rc<Self>, claim: Claim) -> Result<Admitted, PoolError> {
         for _ in 0..SPACE_ROUNDS_MAX {
             self.check_open()?;
-            {
-                let mut state = self.state.borrow_mut();
-                if state.has_room_for_write() {
-                    state.writes_admitted += 1;
-                    return Ok(Admitted(self.clone()));
-                }
+            // Also who may use what is set aside does so only if nothing else is left: extents with pages are
+            // seldom ones for data again.
+            if let Some(admitted) = self.try_admit(Claim::Rest) {
+                return Ok(admitted);
             }
-            self.free_space().await?;
+            match self.free_space().await {
+                Err(PoolError::NoSpace) => break,
+                freed => freed?,
+            }
         }
-        Err(PoolError::NoSpace)
+        self.try_admit(claim).ok_or(PoolError::NoSpace)
+    }
+
+    fn try_admit(self: &Rc<Self>, claim: Claim) -> Option<Admitted> {
+        let mut state = self.state.borrow_mut();
+        let has_room = state.has_room_for_write(claim);
+        state.writes_admitted += u64::from(has_room);
+        has_room.then(|| Admitted(self.clone()))
     }
 
     /// Makes what was freed usable, if there is any.
@@ -82,12 +129,16 @@ impl Pool {
         self.checkpoint().await
     }
 
-    /// Makes extents of data that were freed usable, if there are any.
+    /// Makes extents that were freed usable, if there are any: those of data, and for a thick volume those of
+    /// pages too.
     ///
     /// # Errors
     ///
     /// [`PoolError::NoSpace`] if there are none.
-    pub(crate) async fn free_extents(self: &Rc<Self>) -> Result<(), PoolError> {
+    pub(crate) async fn free_extents(self: &Rc<Self>, claim: Claim) -> Result<(), PoolError> {
+        if claim == Claim::SetAside {
+            return self.free_space().await;
+        }
         if self.state.borrow().space.counts().freeing == 0 {
             return Err(PoolError::NoSpace);
         }
@@ -110,7 +161,7 @@ impl Pool {
 
     /// Makes a checkpoint if there is little memory or room left until one is.
     pub(super) async fn checkpoint_if_short(self: &Rc<Self>) -> Result<(), PoolError> {
-        if self.is_checkpoint_due() || !self.state.borrow().has_room_for_write() {
+        if self.is_checkpoint_due() || !self.state.borrow().has_room_for_write(Claim::Rest) {
             self.checkpoint().await?;
         }
         Ok(())
@@ -245,13 +296,15 @@ impl Pool {
         }
     }
 
-    /// Whether something waits to be given back.
+    /// Whether something waits to be given back, or to be counted.
     fn has_deleted(&self) -> bool {
         let state = self.state.borrow();
         let mut entries = state.table.entries();
         entries.any(|entry| {
-            entry.state != VolumeState::InUse
-                && (state.table.child_count(entry.id) <= 1 || !state.trimmed.contains(&entry.id))
+            if entry.state == VolumeState::InUse {
+                return state.is_to_be_counted(entry);
+            }
+            state.table.child_count(entry.id) <= 1 || !state.trimmed.contains(&entry.id)
         })
     }
 }

@@ -9,7 +9,8 @@ use pollux_device::IoError;
 use uuid::Uuid;
 
 use super::create::random_uuid;
-use super::{Pool, PoolError, SLOTS_MAX, State};
+use super::thick::set_aside_for;
+use super::{Claim, Pool, PoolError, SLOTS_MAX, State};
 use crate::journal::{AppendFor, JournalError};
 use crate::layout::EXTENT_BLOCKS;
 use crate::layout::journal::Record;
@@ -27,6 +28,8 @@ pub struct VolumeOptions {
     pub size_blocks: u64,
     /// Whether its blocks have checksums.
     pub checksums: bool,
+    /// Whether space is set aside for all of it.
+    pub thick: bool,
     /// Its UUID; one is drawn if there is none.
     pub uuid: Option<Uuid>,
     /// When it is made, in seconds since 1970.
@@ -39,6 +42,7 @@ impl VolumeOptions {
         Self {
             size_blocks,
             checksums: true,
+            thick: false,
             uuid: None,
             created_seconds: 0,
         }
@@ -110,13 +114,22 @@ impl Pool {
     ) -> Result<VolumeEntry, PoolError> {
         check_size(options.size_blocks)?;
         let uuid = options.uuid.unwrap_or_else(random_uuid);
-        self.record(|state| {
-            let entry = state.new_entry(name, uuid, options.created_seconds)?;
-            Ok(vec![Record::Volume(Box::new(VolumeEntry {
-                size_blocks: options.size_blocks,
-                checksums: options.checksums,
-                ..entry
-            }))])
+        if options.thick {
+            self.allow_thick().await?;
+        }
+        self.with_room(async || {
+            let _admitted = self.admit(Claim::Rest).await?;
+            self.record(|state| {
+                let entry = VolumeEntry {
+                    size_blocks: options.size_blocks,
+                    checksums: options.checksums,
+                    thick: options.thick,
+                    ..state.new_entry(name, uuid, options.created_seconds)?
+                };
+                state.check_set_aside(0, set_aside_for(&entry))?;
+                Ok(vec![Record::Volume(Box::new(entry))])
+            })
+            .await
         })
         .await?;
         self.volume(name)
@@ -134,6 +147,20 @@ impl Pool {
         created_seconds: u64,
     ) -> Result<VolumeEntry, PoolError> {
         let id = self.volume_of_kind(volume, VolumeKind::Volume)?.id;
+        self.with_room(async || self.cut_snapshot(volume, id, name, created_seconds).await)
+            .await?;
+        self.journal.commit().await?;
+        self.volume(name)
+    }
+
+    async fn cut_snapshot(
+        self: &Rc<Self>,
+        volume: &str,
+        id: u64,
+        name: &str,
+        created_seconds: u64,
+    ) -> Result<(), PoolError> {
+        let _admitted = self.admit(Claim::Rest).await?;
         let uuid = random_uuid();
         let head = self.head_of(id);
         let held = match &head {
@@ -147,6 +174,12 @@ impl Pool {
                     name: volume.to_owned(),
                 })?;
                 let entry = state.new_entry(name, uuid, created_seconds)?;
+                // None of its slots has an extent of its own then.
+                let uncovered = VolumeEntry {
+                    covered_slots: 0,
+                    ..of.clone()
+                };
+                state.check_set_aside(set_aside_for(&of), set_aside_for(&uncovered))?;
                 let entry = VolumeEntry {
                     kind: VolumeKind::Snapshot,
                     size_blocks: of.size_blocks,
@@ -164,9 +197,7 @@ impl Pool {
             .await;
         // Writes go on: whatever they change comes later in the journal.
         drop(held);
-        result?;
-        self.journal.commit().await?;
-        self.volume(name)
+        result
     }
 
     /// Makes a volume that begins as a snapshot is.
@@ -181,6 +212,7 @@ impl Pool {
         created_seconds: u64,
     ) -> Result<VolumeEntry, PoolError> {
         let uuid = random_uuid();
+        let _admitted = self.admit(Claim::Rest).await?;
         self.record(|state| {
             let of = state.named(snapshot, VolumeKind::Snapshot)?;
             let entry = state.new_entry(name, uuid, created_seconds)?;
@@ -197,23 +229,28 @@ impl Pool {
     ///
     /// [`PoolError`].
     pub async fn roll_back(self: &Rc<Self>, volume: &str, snapshot: &str) -> Result<VolumeEntry, PoolError> {
-        self.record(|state| {
-            let of = state.named(snapshot, VolumeKind::Snapshot)?;
-            let old = state.named(volume, VolumeKind::Volume)?;
-            state.check_unused(&old)?;
-            let fresh = VolumeEntry {
-                id: state.table.next_id(),
-                ..old.clone()
-            };
-            let gone = VolumeEntry {
-                root: None,
-                state: VolumeState::Kept,
-                ..old
-            };
-            Ok(vec![
-                Record::Volume(Box::new(gone)),
-                Record::Volume(Box::new(fresh.cloned_from(&of))),
-            ])
+        self.with_room(async || {
+            self.record(|state| {
+                let of = state.named(snapshot, VolumeKind::Snapshot)?;
+                let old = state.named(volume, VolumeKind::Volume)?;
+                state.check_unused(&old)?;
+                let fresh = VolumeEntry {
+                    id: state.table.next_id(),
+                    ..old.clone()
+                };
+                let fresh = fresh.cloned_from(&of);
+                state.check_set_aside(set_aside_for(&old), set_aside_for(&fresh))?;
+                let gone = VolumeEntry {
+                    root: None,
+                    state: VolumeState::Kept,
+                    ..old
+                };
+                Ok(vec![
+                    Record::Volume(Box::new(gone)),
+                    Record::Volume(Box::new(fresh)),
+                ])
+            })
+            .await
         })
         .await?;
         self.wanted.wake();
@@ -298,7 +335,8 @@ impl Pool {
             shrinking.done();
             return Ok(());
         }
-        self.record_size(name, &entry, size_blocks).await?;
+        self.with_room(async || self.record_size(name, &entry, size_blocks).await)
+            .await?;
         if let Some(head) = self.head_of(entry.id) {
             head.resized(size_blocks);
         }
@@ -322,8 +360,9 @@ impl Pool {
             let resized = VolumeEntry {
                 root: None,
                 size_blocks,
-                ..entry
+                ..entry.clone()
             };
+            state.check_set_aside(set_aside_for(&entry), set_aside_for(&resized))?;
             Ok(vec![Record::Volume(Box::new(resized))])
         })
         .await
@@ -441,6 +480,8 @@ impl State {
             uuid,
             origin: 0,
             own_extents: 0,
+            covered_slots: 0,
+            count_covered: false,
             name: name.to_owned(),
         })
     }
@@ -488,6 +529,8 @@ impl VolumeEntry {
             delete_cursor: 0,
             origin: snapshot.id,
             own_extents: 0,
+            covered_slots: 0,
+            count_covered: false,
             ..self
         }
     }

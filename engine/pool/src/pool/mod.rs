@@ -26,6 +26,7 @@ mod reclaim;
 mod replay;
 mod scrub;
 mod table;
+mod thick;
 mod usage;
 
 use std::cell::{Cell, RefCell};
@@ -61,6 +62,7 @@ pub use import::{ImportReport, LostBlock};
 pub(crate) use intents::{Intents, REGION_SLOTS, Use};
 use leaves::Leaves;
 pub(crate) use leaves::{Leaf, WholeExtent};
+pub(crate) use maintenance::{Admitted, Claim};
 pub use manage::VolumeOptions;
 pub(crate) use pages::Load;
 pub use scrub::{ScrubOptions, ScrubProgress, ScrubReport};
@@ -124,8 +126,10 @@ impl Default for PoolOptions {
 pub struct Space {
     /// All of its devices.
     pub total_bytes: u64,
-    /// Free for data now.
+    /// Free for any data now.
     pub free_bytes: u64,
+    /// Set aside for data of thick volumes that is not written yet, and for its metadata.
+    pub set_aside_bytes: u64,
     /// Freed, and free after the next checkpoints.
     pub freeing_bytes: u64,
     /// Extents that hold metadata, without journal and labels.
@@ -233,6 +237,8 @@ pub(crate) struct State {
     usages: HashMap<u64, (u64, u64, Usage)>,
     /// A number that changes whenever a slot of any volume has other extents.
     maps_changed: u64,
+    /// A thick volume whose covered slots are being counted.
+    recount: Option<thick::Recount>,
 }
 
 impl State {
@@ -367,9 +373,11 @@ impl Pool {
                 && entry.state == crate::layout::volume::VolumeState::InUse
         });
         let blocks: u64 = volumes.map(|entry| entry.size_blocks).sum();
+        let (free, set_aside) = (state.space.free_extents(), state.table.set_aside());
         Space {
             total_bytes: state.space.extents() * EXTENT_BYTES,
-            free_bytes: state.space.free_extents() * EXTENT_BYTES,
+            free_bytes: free.saturating_sub(set_aside) * EXTENT_BYTES,
+            set_aside_bytes: set_aside * EXTENT_BYTES,
             freeing_bytes: freeing * EXTENT_BYTES,
             metadata_bytes: pages * EXTENT_BYTES,
             provisioned_bytes: blocks * crate::layout::BLOCK_BYTES as u64,

@@ -85,7 +85,13 @@ impl Pool {
             self.check_open()?;
             let next = self.state.borrow().next_to_reclaim();
             match next {
-                None => return Ok(()),
+                None => {
+                    let next = self.state.borrow().next_to_count();
+                    match next {
+                        None => return Ok(()),
+                        Some(id) => self.count_covered(id).await?,
+                    }
+                }
                 Some((id, VolumeState::Deleting)) => self.delete_passing(id).await?,
                 Some((id, _)) if self.state.borrow().table.child_count(id) <= 1 => {
                     self.state.borrow_mut().table.change(id, |entry| {

@@ -218,7 +218,7 @@ impl State {
         if tree.root != before {
             self.table.change_map(volume, |entry| entry.root = tree.root);
         }
-        self.account(volume, &old, slot, tree.parent_generation_of(index));
+        self.account((volume, index), &old, slot, tree.parent_generation_of(index));
         Ok(())
     }
 
@@ -240,11 +240,11 @@ impl State {
         if let Some(page) = self.cache.open_page_at(leaf.place) {
             page.put_entry(index % MAP_LEAF_SLOTS, &slot.encode());
         }
-        self.account(leaf.volume, old, slot, leaf.parent_generation);
+        self.account((leaf.volume, index), old, slot, leaf.parent_generation);
     }
 
     /// A slot was replaced: marks and frees extents, and counts them.
-    fn account(&mut self, volume: u64, old: &Slot, slot: &Slot, parent_generation: u64) {
+    fn account(&mut self, (volume, index): (u64, u64), old: &Slot, slot: &Slot, parent_generation: u64) {
         let mut own: i64 = 0;
         self.maps_changed += u64::from(old.fragments != slot.fragments);
         for fragment in &slot.fragments {
@@ -257,10 +257,17 @@ impl State {
             self.free_extent(extent);
             own -= 1;
         }
-        if own != 0 {
+        let has_own = |slot: &Slot| slot.fragments.iter().any(|one| one.birth > parent_generation);
+        let covered = i64::from(has_own(slot)) - i64::from(has_own(old));
+        if own != 0 || covered != 0 {
             self.table.change_map(volume, |entry| {
                 entry.own_extents = entry.own_extents.wrapping_add_signed(own);
+                if entry.thick {
+                    // One that was never counted may go: a deletion had come by.
+                    entry.covered_slots = entry.covered_slots.saturating_add_signed(covered);
+                }
             });
+            self.counted_meanwhile(volume, index, covered);
         }
     }
 
@@ -280,6 +287,8 @@ impl State {
                 generation: known.generation,
                 delete_cursor: known.delete_cursor,
                 own_extents: known.own_extents,
+                covered_slots: known.covered_slots,
+                count_covered: known.count_covered,
                 ..entry.clone()
             },
             None if entry.parent == 0 => VolumeEntry {
@@ -312,6 +321,8 @@ impl State {
             parent: entry.id,
             generation: entry.generation,
             own_extents: 0,
+            covered_slots: 0,
+            count_covered: false,
             ..head
         });
         self.generations.open = self.generations.open.max(entry.generation + 1);

@@ -7,10 +7,12 @@
 //! - At most one entry has the state *deleting*; it has at most one child. An entry that is *kept* waits for
 //!   that, or has more.
 //! - Names of entries in use are unique.
+//! - `set_aside` is the sum of what is set aside for each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use super::thick::set_aside_for;
 use crate::layout::page::{MAP_LEAF_SLOTS, PageKind};
 use crate::layout::volume::{VolumeEntry, VolumeKind, VolumeState};
 use crate::tree::{Passed, Shape, Tree};
@@ -35,6 +37,8 @@ pub(crate) struct Table {
     dirty: BTreeSet<u64>,
     next_id: u64,
     version: u64,
+    /// Extents that thick volumes may still take, and the pages of their maps.
+    set_aside: u64,
 }
 
 impl Table {
@@ -101,6 +105,11 @@ impl Table {
         found
     }
 
+    /// Extents that are set aside for thick volumes.
+    pub(crate) fn set_aside(&self) -> u64 {
+        self.set_aside
+    }
+
     /// Puts an entry in, or replaces it.
     pub(crate) fn put(&mut self, entry: VolumeEntry) {
         self.forget(entry.id);
@@ -113,11 +122,13 @@ impl Table {
             self.children.entry(entry.parent).or_default().insert(entry.id);
         }
         self.dirty.insert(entry.id);
+        self.set_aside += set_aside_for(&entry);
         self.entries.insert(entry.id, entry);
     }
 
     fn forget(&mut self, id: u64) -> Option<VolumeEntry> {
         let entry = self.entries.remove(&id)?;
+        self.set_aside = self.set_aside.saturating_sub(set_aside_for(&entry));
         if self.by_name.get(&entry.name) == Some(&id) {
             self.by_name.remove(&entry.name);
         }
@@ -143,6 +154,8 @@ impl Table {
                 child.own_extents = child.own_extents.wrapping_add(entry.own_extents);
                 if child.kind == VolumeKind::Volume {
                     child.generation = generation;
+                    // What the parent had is its own now.
+                    child.count_covered = child.thick;
                 }
             });
         }
@@ -158,11 +171,12 @@ impl Table {
         true
     }
 
-    /// Changes what no other entry depends on: root, own extents, cursor.
+    /// Changes what no other entry depends on: root, own extents, covered slots, cursor.
     pub(crate) fn change_map(&mut self, id: u64, act: impl FnOnce(&mut VolumeEntry)) {
         if let Some(entry) = self.entries.get_mut(&id) {
-            let cursor = entry.delete_cursor;
+            let (cursor, before) = (entry.delete_cursor, set_aside_for(entry));
             act(entry);
+            self.set_aside = (self.set_aside + set_aside_for(entry)).saturating_sub(before);
             self.version += u64::from(entry.delete_cursor != cursor);
             self.dirty.insert(id);
         }

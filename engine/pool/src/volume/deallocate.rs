@@ -12,7 +12,7 @@ use crate::layout::journal::Record;
 use crate::layout::page::MAP_LEAF_SLOTS;
 use crate::layout::slot::Slot;
 use crate::map::deallocate;
-use crate::pool::PoolError;
+use crate::pool::{Admitted, Claim, PoolError};
 
 impl Volume {
     /// Makes blocks read as zeros, and gives back their space.
@@ -35,11 +35,40 @@ impl Volume {
         Ok(())
     }
 
+    /// Waits for room for the pages of a deallocation in one leaf, whose slots are locked. Where it frees an
+    /// extent its pages are the volume's own, and no more of them come to stay: then it may use also what is
+    /// set aside for thick volumes. Otherwise pages that snapshots keep might use that up.
+    async fn admit_deallocation(&self, first: u64, end: u64) -> Result<Admitted, PoolError> {
+        match self.pool.admit(self.head.claim).await {
+            Err(PoolError::NoSpace) if self.has_own(first, end).await? => {
+                self.pool.admit(Claim::SetAside).await
+            }
+            other => other,
+        }
+    }
+
+    /// Whether any of some slots has an extent of the volume's own.
+    async fn has_own(&self, first: u64, end: u64) -> Result<bool, PoolError> {
+        let id = self.head.id;
+        self.pool
+            .with_pages(|state| {
+                for index in first..end {
+                    let parent_generation = state.parent_generation(id, index);
+                    let slot = state.slot(id, index)?;
+                    if slot.fragments.iter().any(|one| one.birth > parent_generation) {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            })
+            .await
+    }
+
     /// Deallocates parts of one slot or two.
     async fn deallocate_ends(&self, block: u64, end: u64) -> Result<(), PoolError> {
         for part in parts(block, end.saturating_sub(block)) {
             let _lock = self.head.locks.lock(part.slot, WHOLE_SLOT).await;
-            let _admitted = self.pool.admit().await?;
+            let _admitted = self.admit_deallocation(part.slot, part.slot + 1).await?;
             let (id, index, mask) = (self.head.id, part.slot, part.mask());
             let sequence = self
                 .change_slots(index, |state| {
@@ -83,7 +112,7 @@ impl Volume {
             // In ascending order, so that two of these never wait for each other.
             locked.push(self.head.locks.lock(index, WHOLE_SLOT).await);
         }
-        let _admitted = self.pool.admit().await?;
+        let _admitted = self.admit_deallocation(first, end).await?;
         let record = Record::Clear {
             volume: self.head.id,
             first,

@@ -292,7 +292,7 @@ impl Volume {
                 extent,
                 mask: part.mask(),
             });
-            let _admitted = self.pool.admit().await?;
+            let _admitted = self.pool.admit(self.head.claim).await?;
             self.record_write(part.slot, &plan, None, &checksums).await?;
         }
         drop(lock);

@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use crate::layout::volume::{VolumeEntry, VolumeKind};
 use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS};
-use crate::pool::{Pool, PoolError};
+use crate::pool::{Claim, Pool, PoolError};
 use crate::signal::Signal;
 use abandoned::Unabandoned;
 use locks::{Locks, SlotLock};
@@ -43,6 +43,7 @@ pub(crate) struct Head {
     id: u64,
     checksums: bool,
     read_only: bool,
+    claim: Claim,
     memory_align_bytes: u32,
     /// Shared with those who look at it from other threads.
     size_blocks: Arc<AtomicU64>,
@@ -65,6 +66,7 @@ impl Head {
             id: entry.id,
             checksums: entry.checksums,
             read_only: entry.kind == VolumeKind::Snapshot,
+            claim: if entry.thick { Claim::SetAside } else { Claim::Rest },
             memory_align_bytes,
             size_blocks: Arc::new(AtomicU64::new(entry.size_blocks)),
             publisher: Publisher::default(),

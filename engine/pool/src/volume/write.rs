@@ -93,7 +93,7 @@ impl Volume {
         let mut wanted = part.mask();
         for _ in 0..PLANS_MAX {
             let _lock = self.head.locks.lock(part.slot, wanted).await;
-            let _admitted = self.pool.admit().await?;
+            let _admitted = self.pool.admit(self.head.claim).await?;
             let (slot, parent_generation) = self.look_up(part.slot).await?;
             let plan = plan_write(&slot, part.mask(), parent_generation);
             if !plan.copy.is_empty() && wanted != WHOLE_SLOT {
@@ -189,7 +189,7 @@ impl Volume {
             {
                 let mut state = self.pool.state().borrow_mut();
                 let birth = state.generations().open;
-                if let Ok(extent) = state.space.take_extent() {
+                if let Ok(extent) = state.take_extent(self.head.claim) {
                     let fresh = FreshExtent { extent, birth };
                     self.head.locks.offer_fresh(slot, fresh);
                     return Ok(FreshUse {
@@ -199,7 +199,7 @@ impl Volume {
                     });
                 }
             }
-            self.pool.free_extents().await?;
+            self.pool.free_extents(self.head.claim).await?;
         }
         Err(PoolError::NoSpace)
     }

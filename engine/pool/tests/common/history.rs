@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
 use pollux_hugepages::Buffer;
+use pollux_pool::layout::volume::VolumeKind;
 use pollux_pool::{CreateOptions, Pool, PoolError, Volume, VolumeOptions};
 use pollux_reactor::{Task, random_u64, spawn};
 use pollux_sim::{CrashState, Recorder};
@@ -98,7 +99,17 @@ impl Run {
                 self.note(start, step);
                 Ok(())
             }
-            Err(PoolError::NoSpace | PoolError::Device(IoError::CapacityExceeded)) => {
+            Err(
+                PoolError::NoSpace
+                | PoolError::NoRoomForThick { .. }
+                // The first thick volume changes labels.
+                | PoolError::DevicesChanging
+                | PoolError::Device(IoError::CapacityExceeded),
+            ) => {
+                if let Step::Write { name, .. } = &step {
+                    let is_thick = self.pool.volume(name).unwrap().thick;
+                    assert!(!is_thick, "{step:?} of a thick volume found no space");
+                }
                 self.note_what_was_done(start, &step).await;
                 Err(PoolError::NoSpace)
             }
@@ -204,6 +215,7 @@ impl Run {
             Step::Create { name, blocks } => {
                 let options = VolumeOptions {
                     checksums: below(4) > 0,
+                    thick: below(3) == 0,
                     ..VolumeOptions::new(*blocks)
                 };
                 pool.create_volume(name, &options).await.map(drop)
@@ -230,10 +242,12 @@ impl Run {
                 })
             }
             Step::Flush => {
-                let Some(name) = self.pick(false) else {
-                    return Ok(());
-                };
-                Ok(pool.open_volume(&name)?.flush().await?)
+                // A flush is one of a volume: what others wrote without checksums need not be durable by it.
+                let volumes = pool.volumes().into_iter();
+                for entry in volumes.filter(|entry| entry.kind == VolumeKind::Volume) {
+                    pool.open_volume(&entry.name)?.flush().await?;
+                }
+                Ok(())
             }
             Step::Snapshot { of, name } => pool.snapshot(of, name, 0).await.map(drop),
             Step::Clone { of, name } => pool.clone_snapshot(of, name, 0).await.map(drop),
@@ -492,7 +506,7 @@ pub async fn contents(pool: &Rc<Pool>) -> Result<PoolModel, String> {
         let name = entry.name;
         let opened = pool.open_volume(&name).map_err(|error| error.to_string())?;
         let values = values_of(&opened, &name, entry.size_blocks).await?;
-        let is_snapshot = entry.kind == pollux_pool::layout::volume::VolumeKind::Snapshot;
+        let is_snapshot = entry.kind == VolumeKind::Snapshot;
         model
             .volumes
             .insert(name, VolumeModel::of_values(&values, is_snapshot, true));
@@ -534,6 +548,47 @@ pub async fn verify_imported(pool: &Rc<Pool>, model: &PoolModel) -> Result<(), S
         pool.reclaim().await.map_err(|error| error.to_string())?;
     }
     verify_pool(pool, model).await
+}
+
+/// Fills what is free by a thin volume, and then writes every slot of all thick volumes: there has to be
+/// space. How many slots that were.
+pub async fn write_all_thick(pool: &Rc<Pool>) -> Result<u64, String> {
+    let told = |error: PoolError| error.to_string();
+    let all = pool.volumes();
+    let thick: Vec<_> = all.iter().filter(|entry| entry.thick).collect();
+    if thick.is_empty() {
+        return Ok(0);
+    }
+    match pool.create_volume("thin", &VolumeOptions::new(1 << 20)).await {
+        Ok(_) => {}
+        Err(PoolError::NoSpace) => return Err("there is no room for the entry of a volume".to_owned()),
+        Err(error) => return Err(told(error)),
+    }
+    let thin = pool.open_volume("thin").map_err(told)?;
+    for slot in 0.. {
+        // Far from each other, so that each takes as many pages as it can.
+        let stride = 1 + below(3) * 600;
+        match thin.write(slot * 16 * stride, data(1, 1), false).await {
+            Ok(()) => {}
+            Err(IoError::CapacityExceeded) => break,
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    let mut slots = 0;
+    for entry in thick {
+        let volume = pool.open_volume(&entry.name).map_err(told)?;
+        for slot in 0..entry.slots() {
+            let written = volume.write(slot * 16, data(2, 1), below(9) == 0).await;
+            written.map_err(|error| format!("{}: slot {slot}: {error}, {:?}", entry.name, pool.space()))?;
+            slots += 1;
+        }
+        volume.flush().await.map_err(|error| error.to_string())?;
+    }
+    let check = pool.check().await.map_err(told)?;
+    match check.is_sound() {
+        true => Ok(slots),
+        false => Err(format!("after thick volumes were written: {check:?}")),
+    }
 }
 
 pub async fn verify_pool(pool: &Rc<Pool>, model: &PoolModel) -> Result<(), String> {

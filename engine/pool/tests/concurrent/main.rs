@@ -129,6 +129,7 @@ async fn exercise(drives: Drives, recorder: Arc<Recorder>, seed: u64) -> Result<
         };
         let options = VolumeOptions {
             checksums: !(seed + number).is_multiple_of(5),
+            thick: (seed + number).is_multiple_of(3),
             ..VolumeOptions::new(VOLUME_BLOCKS)
         };
         pool.create_volume(&name, &options)

@@ -136,6 +136,7 @@ impl Pool {
             return Err(PoolError::LastDevice { number });
         }
         let free = state.space.free_extents_without(number);
+        let free = free.saturating_sub(state.table.set_aside());
         if free < needed {
             return Err(PoolError::NoRoomToDrain {
                 number,

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use futures_util::future::try_join_all;
 use pollux_device::{Gather, IoError};
 
-use super::super::{ALLOCATION_SHAPE, MAP_SHAPE, Pool, PoolError, State};
+use super::super::{ALLOCATION_SHAPE, Claim, MAP_SHAPE, Pool, PoolError, State};
 use crate::device::memory;
 use crate::journal::{AppendFor, JournalError};
 use crate::layout::journal::Record;
@@ -229,7 +229,7 @@ impl Pool {
             for head in &heads {
                 locked.push(head.lock_slot(slot).await);
             }
-            let _admitted = self.admit().await?;
+            let _admitted = self.admit(Claim::Rest).await?;
             let found = self
                 .with_pages(|state| state.extents_on(id, slot, device))
                 .await?;
@@ -248,10 +248,10 @@ impl Pool {
 
     async fn take_elsewhere(self: &Rc<Self>) -> Result<Taken<'_>, PoolError> {
         loop {
-            let taken = self.state.borrow_mut().space.take_extent();
+            let taken = self.state.borrow_mut().take_extent(Claim::Rest);
             match taken {
                 Ok(extent) => return Ok(Taken { pool: self, extent }),
-                Err(_) => self.free_extents().await?,
+                Err(_) => self.free_extents(Claim::Rest).await?,
             }
         }
     }
@@ -407,7 +407,7 @@ impl State {
     ) -> Result<(), TreeError> {
         let related = self.table.related(id);
         let mut relatives = self.relatives(id);
-        let needed = self.pages_spoken_for();
+        let needed = self.pages_spoken_for() + self.pages_set_aside();
         relocate(
             &mut self.metadata(),
             &mut relatives,
