@@ -8,8 +8,8 @@ use std::time::Duration;
 use pollux_api::control::v1::agent_client::AgentClient;
 use pollux_api::control::v1::meter_client::MeterClient;
 use pollux_api::control::v1::{
-    EngineCommand, EngineMeasurements, EngineReport, ExecuteRequest, GetReportRequest, MeasureRequest,
-    engine_command::Command,
+    EngineCommand, EngineMeasurements, EngineReport, ExecuteRequest, GetReportRequest,
+    ListReplicaBlocksRequest, ListReplicaBlocksResponse, MeasureRequest, engine_command::Command,
 };
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
@@ -85,6 +85,24 @@ pub trait EngineClient: Send + Sync + fmt::Debug + 'static {
         Err(EngineError::Unreachable {
             node: engine.node.clone(),
             reason: "it measures nothing".to_owned(),
+        })
+    }
+
+    /// Some of the ranges of a snapshot of a replica on an engine.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Unreachable`], also of one that has no snapshots; [`EngineError::Refused`] if it has
+    /// not that one.
+    async fn blocks(
+        &self,
+        engine: &EngineAddress,
+        request: ListReplicaBlocksRequest,
+    ) -> Result<ListReplicaBlocksResponse, EngineError> {
+        drop(request);
+        Err(EngineError::Unreachable {
+            node: engine.node.clone(),
+            reason: "it tells nothing of snapshots".to_owned(),
         })
     }
 }
@@ -200,5 +218,15 @@ impl EngineClient for GrpcEngines {
             },
             _ => failed(engine, &status),
         })
+    }
+
+    async fn blocks(
+        &self,
+        engine: &EngineAddress,
+        request: ListReplicaBlocksRequest,
+    ) -> Result<ListReplicaBlocksResponse, EngineError> {
+        let listed = self.client(engine)?.list_replica_blocks(request).await;
+        let listed = listed.map(tonic::Response::into_inner);
+        listed.map_err(|status| failed(engine, &status))
     }
 }

@@ -12,13 +12,14 @@ use clap::{Args, Parser, Subcommand};
 use pollux_api::csi::v1::controller_server::ControllerServer;
 use pollux_api::csi::v1::identity_server::IdentityServer;
 use pollux_api::csi::v1::node_server::NodeServer;
+use pollux_api::csi::v1::snapshot_metadata_server::SnapshotMetadataServer;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tracing_subscriber::EnvFilter;
 
-use crate::call::{NodeCall, call};
+use crate::call::{Call, call};
 use crate::control::ControlPlane;
 use crate::controller::ControllerService;
 use crate::host::PathTimes;
@@ -53,7 +54,7 @@ enum Command {
     Controller(ControllerArguments),
     /// Use volumes on this machine. Runs on each that does, as root.
     Node(NodeArguments),
-    /// Call the node service from a shell.
+    /// Call one of the services from a shell.
     Call(CallArguments),
 }
 
@@ -84,7 +85,7 @@ struct CallArguments {
 
     /// What is asked.
     #[command(subcommand)]
-    call: NodeCall,
+    call: Call,
 }
 
 #[derive(Debug, Args)]
@@ -227,8 +228,10 @@ async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<d
                 common.cluster.clone(),
             )?;
             let identity = IdentityService::new(arguments.topology, Some(control.clone()));
+            let service = ControllerService::new(control);
             Routes::new(IdentityServer::new(identity))
-                .add_service(ControllerServer::new(ControllerService::new(control)))
+                .add_service(ControllerServer::new(service.clone()))
+                .add_service(SnapshotMetadataServer::new(service))
         }
         Command::Node(arguments) => {
             let settings = arguments.settings()?;

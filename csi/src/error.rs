@@ -36,6 +36,9 @@ pub enum CallError {
     /// No size would do.
     #[error("capacity_range cannot be satisfied: {0}")]
     OutOfRange(String),
+    /// Nothing begins there.
+    #[error("starting_offset {0} is before the beginning of the snapshot, or behind its end")]
+    Offset(i64),
     /// There is no place for it.
     #[error("there is no place for it: {0}")]
     NoPlace(String),
@@ -108,7 +111,7 @@ impl CallError {
             Self::Argument { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
             Self::Exists { .. } => Code::AlreadyExists,
-            Self::OutOfRange(_) => Code::OutOfRange,
+            Self::OutOfRange(_) | Self::Offset(_) => Code::OutOfRange,
             Self::NoPlace(_) => Code::ResourceExhausted,
             Self::Precondition(_) => Code::FailedPrecondition,
             Self::Pending { .. } | Self::Token => Code::Aborted,

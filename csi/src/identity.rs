@@ -57,6 +57,9 @@ impl Identity for IdentityService {
                 r#type: ExpansionType::Online.into(),
             }),
         ];
+        if self.control.is_some() {
+            kinds.push(service(ServiceType::SnapshotMetadataService));
+        }
         if self.has_topology {
             kinds.push(service(ServiceType::VolumeAccessibilityConstraints));
         }

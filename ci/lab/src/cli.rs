@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 use crate::drive;
 use crate::error::{Context, Error, output_of};
+use crate::image::{FOREIGN, installed};
 use crate::records;
 use crate::run::{self, Options, Report, Verdict};
 use crate::scenario::Scenario;
@@ -34,11 +35,11 @@ enum Command {
         /// Their names.
         #[arg(value_name = "SCENARIO", required_unless_present = "all")]
         names: Vec<String>,
-        /// Run every scenario there is.
+        /// Run every scenario but those that are only run by name.
         #[arg(long, conflicts_with = "names")]
         all: bool,
-        /// The engine; `pollux-bench` is to be beside it [default: those of this checkout, which are built
-        /// first].
+        /// The engine; the other programs are to be beside it [default: those of this checkout, which are
+        /// built first].
         #[arg(long, value_name = "FILE")]
         engine: Option<PathBuf>,
         /// Show the guest's console while it runs.
@@ -99,7 +100,7 @@ fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error
             ..
         } => {
             let all = scenarios()?;
-            let chosen = choose(&all, names)?;
+            let chosen = runnable(choose(&all, names)?, output)?;
             let itself = std::env::current_exe().context("find", Path::new("this program"))?;
             let engine = match engine {
                 Some(path) => path.canonicalize().context("find", path)?,
@@ -141,7 +142,9 @@ fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error
         }
         Command::List => {
             for scenario in scenarios()? {
-                writeln!(output, "{:14} {}", scenario.name, scenario.about)
+                let why = scenario.only_by_name.iter();
+                let why: String = why.map(|why| format!(" (only by name: {why})")).collect();
+                writeln!(output, "{:14} {}{why}", scenario.name, scenario.about)
                     .context("write to", Path::new("standard output"))?;
             }
             Ok(ExitCode::SUCCESS)
@@ -158,7 +161,24 @@ fn scenarios() -> Result<Vec<Scenario>, Error> {
     Scenario::read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios"))
 }
 
-/// The scenarios of these names, each once; all of them if there are no names.
+/// Those whose programs are there; of the others it is told why not.
+fn runnable<'a>(chosen: Vec<&'a Scenario>, output: &mut impl Write) -> Result<Vec<&'a Scenario>, Error> {
+    let mut runnable = Vec::new();
+    for scenario in chosen {
+        let mut foreign = scenario
+            .programs
+            .iter()
+            .filter(|name| FOREIGN.contains(&name.as_str()));
+        match foreign.find(|name| installed(name).is_none()) {
+            None => runnable.push(scenario),
+            Some(program) => writeln!(output, "SKIPPED {}: {program} is not installed", scenario.name)
+                .context("write to", Path::new("standard output"))?,
+        }
+    }
+    Ok(runnable)
+}
+
+/// The scenarios of these names, each once; if there are no names, all that are not only run by name.
 fn choose<'a>(all: &'a [Scenario], names: &[String]) -> Result<Vec<&'a Scenario>, Error> {
     if let Some(unknown) = names
         .iter()
@@ -170,7 +190,10 @@ fn choose<'a>(all: &'a [Scenario], names: &[String]) -> Result<Vec<&'a Scenario>
     }
     Ok(all
         .iter()
-        .filter(|scenario| names.is_empty() || names.contains(&scenario.name))
+        .filter(|scenario| match names {
+            [] => scenario.only_by_name.is_none(),
+            names => names.contains(&scenario.name),
+        })
         .collect())
 }
 
@@ -180,8 +203,8 @@ fn directory(itself: &Path) -> PathBuf {
     target.unwrap_or(Path::new("target")).join("lab")
 }
 
-/// Builds the engine, the load generator and the CSI driver with the profile that this program was built
-/// with; the path of the engine.
+/// Builds the engine, the load generator, the control plane and the CSI driver with the profile that this
+/// program was built with; the path of the engine.
 fn build_programs(itself: &Path) -> Result<PathBuf, Error> {
     let directory = itself.parent().unwrap_or(Path::new("."));
     let mut command = Process::new("cargo");
@@ -192,6 +215,8 @@ fn build_programs(itself: &Path) -> Result<PathBuf, Error> {
         "pollux-engine",
         "--package",
         "pollux-bench",
+        "--package",
+        "pollux-control",
         "--package",
         "pollux-csi",
     ]);
@@ -260,7 +285,11 @@ mod tests {
     #[test]
     fn unknown_scenarios_are_an_error() {
         let all = scenarios().expect("they can be read");
-        assert_eq!(choose(&all, &[]).expect("all").len(), all.len());
+        let by_name = all
+            .iter()
+            .filter(|scenario| scenario.only_by_name.is_some())
+            .count();
+        assert_eq!(choose(&all, &[]).expect("all").len(), all.len() - by_name);
         let one = vec![all[0].name.clone()];
         assert_eq!(choose(&all, &one).expect("one").len(), 1);
         assert!(choose(&all, &["no-such".to_owned()]).is_err());

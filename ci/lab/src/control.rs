@@ -13,6 +13,12 @@
 //! engine stop                    stops it in good order
 //! engine pause, engine resume    lets it stand still, and go on
 //! namespace ARGUMENT...          what `pollux-engine namespace` does
+//! cluster start N                starts a control plane, N engines called n1, n2, ... with a pool each, and
+//!                                the CSI controller service; the answer is a port that leads to that
+//! cluster kill NAME              kills an engine of it
+//! cluster restart NAME           starts it again
+//! pollux ARGUMENT...             what `pollux` does with this control plane
+//! csi ARGUMENT...                what `pollux-csi call controller` does
 //! allocated FILE                 bytes that a file occupies
 //! copy FILE FILE                 copies a file
 //! records FILE SLOTS DURABLE     looks for records in a file
@@ -28,6 +34,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use crate::cluster::Cluster;
 use crate::engine::{Engine, no_engine};
 use crate::error::{Context, Error};
 use crate::records;
@@ -70,6 +77,7 @@ pub(crate) struct Control {
     runs: PathBuf,
     directory: PathBuf,
     engine: Option<Engine>,
+    cluster: Option<Cluster>,
 }
 
 impl Control {
@@ -85,6 +93,7 @@ impl Control {
             runs: runs.to_owned(),
             directory: runs.to_owned(),
             engine: None,
+            cluster: None,
         })
     }
 
@@ -151,6 +160,24 @@ impl Control {
                 let arguments = self.arguments(arguments);
                 self.engine()?.namespace(&arguments)
             }
+            ["cluster", "start", count] => {
+                if self.cluster.is_some() {
+                    return Err(Error::Request("a cluster was started already".to_owned()));
+                }
+                let programs = self.program.parent().unwrap_or(Path::new("."));
+                let cluster = Cluster::start(programs, &self.directory, number(count)?)?;
+                Ok(format!("{}\n", self.cluster.insert(cluster).relay_port()))
+            }
+            ["cluster", "kill", name] => self.cluster()?.kill(name).map(|()| String::new()),
+            ["cluster", "restart", name] => self.cluster()?.restart(name).map(|()| String::new()),
+            ["pollux", arguments @ ..] => {
+                let arguments = self.arguments(arguments);
+                self.cluster()?.pollux(&arguments)
+            }
+            ["csi", arguments @ ..] => {
+                let arguments = self.arguments(arguments);
+                self.cluster()?.csi(&arguments)
+            }
             ["allocated", name] => {
                 let path = self.file(name)?;
                 let metadata = std::fs::metadata(&path).context("look at", &path)?;
@@ -163,10 +190,6 @@ impl Control {
                 Ok(String::new())
             }
             ["records", name, slots, durable] => {
-                let number = |text: &str| {
-                    text.parse()
-                        .map_err(|_| Error::Request(format!("`{text}` is no number")))
-                };
                 let found = records::verify(&self.file(name)?, number(slots)?, number(durable)?)?;
                 Ok(found + "\n")
             }
@@ -176,10 +199,19 @@ impl Control {
 
     /// Ends what a scenario started, and returns what was wrong with it.
     pub(crate) fn end_engine(&mut self) -> Vec<String> {
-        self.engine
-            .take()
-            .map(|mut engine| engine.finish())
-            .unwrap_or_default()
+        let mut found = Vec::new();
+        if let Some(mut engine) = self.engine.take() {
+            found.extend(engine.finish());
+        }
+        if let Some(mut cluster) = self.cluster.take() {
+            found.extend(cluster.finish());
+        }
+        found
+    }
+
+    fn cluster(&mut self) -> Result<&mut Cluster, Error> {
+        let cluster = self.cluster.as_mut();
+        cluster.ok_or_else(|| Error::Request("no cluster runs".to_owned()))
     }
 
     fn engine(&mut self) -> Result<&mut Engine, Error> {
@@ -194,6 +226,11 @@ impl Control {
     fn file(&self, name: &str) -> Result<PathBuf, Error> {
         Ok(self.directory.join(file_name(name)?))
     }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, Error> {
+    text.parse()
+        .map_err(|_| Error::Request(format!("`{text}` is no number")))
 }
 
 fn file_name(name: &str) -> Result<&str, Error> {
@@ -273,6 +310,10 @@ mod tests {
             ("", "is no request"),
             ("begin ../x", "no plain name"),
             ("engine kill", "no engine runs"),
+            ("cluster kill n1", "no cluster runs"),
+            ("cluster start x", "is no number"),
+            ("cluster start 0", "1 to 5 engines"),
+            ("csi list", "no cluster runs"),
             ("engine start null:///a", "no-such-program"),
             ("allocated none", "cannot look at"),
             ("records none 1 x", "is no number"),

@@ -205,7 +205,7 @@ fn port_of(line: &str) -> Option<u16> {
 }
 
 /// Whether a line of a log tells of an error, or is no record at all: the last words of a panic.
-fn is_bad(line: &str) -> bool {
+pub(crate) fn is_bad(line: &str) -> bool {
     match serde_json::from_str::<Value>(line) {
         Ok(record) => record.get("level").is_none_or(|level| level == "ERROR"),
         Err(_) => true,

@@ -11,6 +11,7 @@
 //! - `machine` is QEMU.
 //! - `drive` is a guest of another kind: an engine in it drives an emulated NVMe drive by SPDK.
 //! - `engine` is an engine as a process.
+//! - `cluster` is a control plane, engines and the CSI driver's controller service as processes.
 //! - `scenario` reads the scripts in `ci/lab/scenarios`.
 //! - `kernel_log` decides which messages of the guest's kernel a scenario may cause.
 //! - `records` is the writer inside the guest that knows what was made durable.
@@ -18,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod cluster;
 mod control;
 mod drive;
 mod engine;

@@ -1,7 +1,8 @@
 //! Debian packages, downloaded once and unpacked into a directory; nothing is installed on this machine.
 //!
-//! `target/lab/root` holds the files of all packages and `packages` a line each with the versions, which is
-//! written last: without it the directory is made anew.
+//! `target/lab/root` holds the files of all packages and `packages` a line with what was asked for and a line
+//! each with the versions. It is written last: without it, or if something else is wanted by now, the
+//! directory is made anew.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use std::process::Command;
 use crate::error::{Context, Error, output_of};
 
 /// What scenarios and the init need; what these depend on comes with them.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 6] = [
+    "btrfs-progs",
     "busybox-static",
     "e2fsprogs",
     "nvme-cli",
@@ -49,7 +51,8 @@ impl Packages {
     pub(crate) fn obtain(cache: &Path) -> Result<Self, Error> {
         let root = cache.join("root");
         let list = cache.join("packages");
-        if !list.exists() {
+        let known = std::fs::read_to_string(&list).unwrap_or_default();
+        if known.lines().next() != Some(&wanted()) {
             download(cache, &root, &list)?;
         }
         let modules = root.join("lib/modules");
@@ -98,6 +101,11 @@ impl Packages {
     }
 }
 
+/// What is asked for, in one line.
+fn wanted() -> String {
+    format!("{} {KERNEL}", PROGRAMS.join(" "))
+}
+
 fn download(cache: &Path, root: &Path, list: &Path) -> Result<(), Error> {
     let archives = cache.join("archives");
     for directory in [&archives, &root.to_owned()] {
@@ -126,7 +134,7 @@ fn download(cache: &Path, root: &Path, list: &Path) -> Result<(), Error> {
         versions.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
     }
     std::fs::remove_dir_all(&archives).context("remove", &archives)?;
-    let lines: Vec<String> = versions.into_iter().collect();
+    let lines: Vec<String> = std::iter::once(wanted()).chain(versions).collect();
     std::fs::write(list, lines.join("\n") + "\n").context("write", list)
 }
 

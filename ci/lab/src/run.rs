@@ -143,6 +143,8 @@ mod tests {
             time_limit: Duration::from_secs(1),
             kernel_may_say: vec!["expected".to_owned()],
             programs: Vec::new(),
+            modules: Vec::new(),
+            only_by_name: None,
             script: String::new(),
         };
         let outcome = Outcome {

@@ -2,8 +2,9 @@
 //!
 //! A script opens with a head of comment lines. The first paragraph says what the scenario shows; after it,
 //! lines `# time limit: 60 s` and `# kernel may say: TEXT` set how long it may take, and what messages of
-//! the kernel, warnings and worse, it may cause; `# programs: NAME...` names programs of this checkout that
-//! it runs in the guest. Another key is an error.
+//! the kernel, warnings and worse, it may cause; `# programs: NAME...` names programs of this checkout, or
+//! `csi-sanity`, that it runs in the guest; `# modules: NAME...` names modules of the kernel that not every
+//! guest has. With `# only by name: WHY` it is not among all. Another key is an error.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::error::{Context, Error};
 /// How long a scenario may take unless its head tells.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-/// Programs of this checkout that scenarios can run in the guest.
-const PROGRAMS: [&str; 3] = ["pollux-bench", "pollux-csi", "pollux-engine"];
+/// Programs that scenarios can run in the guest: those of this checkout, and one that may be installed.
+const PROGRAMS: [&str; 4] = ["csi-sanity", "pollux-bench", "pollux-csi", "pollux-engine"];
 
 /// The longest time a scenario may ask for.
 const TIME_LIMIT_MAX: Duration = Duration::from_secs(900);
@@ -30,8 +31,12 @@ pub(crate) struct Scenario {
     pub(crate) time_limit: Duration,
     /// Parts of messages that the kernel may log.
     pub(crate) kernel_may_say: Vec<String>,
-    /// Programs of this checkout that the guest needs.
+    /// Programs that the guest needs, besides those that every guest has.
     pub(crate) programs: Vec<String>,
+    /// Modules of the kernel that the guest needs, besides those that every guest has.
+    pub(crate) modules: Vec<String>,
+    /// Why it is run only if it is named.
+    pub(crate) only_by_name: Option<String>,
     /// All of it.
     pub(crate) script: String,
 }
@@ -67,6 +72,8 @@ impl Scenario {
         let mut time_limit = TIME_LIMIT;
         let mut kernel_may_say = Vec::new();
         let mut programs: Vec<String> = Vec::new();
+        let mut modules: Vec<String> = Vec::new();
+        let mut only_by_name = None;
         let mut in_about = true;
         for line in head {
             if line.is_empty() {
@@ -92,9 +99,14 @@ impl Scenario {
                 if let Some(unknown) = unknown {
                     return Err(format!("`{unknown}` is none of {}", PROGRAMS.join(", ")));
                 }
+            } else if let Some(value) = line.strip_prefix("modules:") {
+                modules.extend(value.split_whitespace().map(str::to_owned));
+            } else if let Some(value) = line.strip_prefix("only by name:") {
+                only_by_name = Some(value.trim().to_owned());
             } else {
                 return Err(format!(
-                    "`{line}` is none of `time limit:`, `kernel may say:` and `programs:`"
+                    "`{line}` is none of `time limit:`, `kernel may say:`, `programs:`, `modules:` and `only \
+                     by name:`"
                 ));
             }
         }
@@ -107,6 +119,8 @@ impl Scenario {
             time_limit,
             kernel_may_say,
             programs,
+            modules,
+            only_by_name,
             script,
         })
     }
@@ -133,7 +147,11 @@ mod tests {
         assert_eq!(scenario.time_limit, Duration::from_secs(7));
         assert_eq!(scenario.kernel_may_say, ["I/O error"]);
         assert_eq!(scenario.script, text);
-        let text = "# One.\n#\n# programs: pollux-bench pollux-csi pollux-engine\n";
+        let text = "# One.\n#\n# modules: btrfs\n# only by name: it takes long\n";
+        let scenario = parse(text).expect("a head");
+        assert_eq!(scenario.modules, ["btrfs"]);
+        assert_eq!(scenario.only_by_name.as_deref(), Some("it takes long"));
+        let text = "# One.\n#\n# programs: csi-sanity pollux-bench pollux-csi pollux-engine\n";
         assert_eq!(parse(text).expect("a head").programs, PROGRAMS);
         assert_eq!(parse("# One.\n").expect("a head").time_limit, TIME_LIMIT);
     }

@@ -505,7 +505,7 @@ fn asked(arguments: &VolumeArguments) -> Volume {
             policy,
             source_snapshot: arguments.source.clone(),
             group: arguments.group.clone(),
-            hosts: Vec::new(),
+            ..VolumeSpec::default()
         }),
         ..Volume::default()
     };

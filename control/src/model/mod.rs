@@ -232,6 +232,7 @@ record!(Volume, |left: &Volume, right: &Volume| {
     let asked = |volume: &Volume| {
         volume.spec.clone().map(|spec| VolumeSpec {
             hosts: Vec::new(),
+            sharing: Default::default(),
             ..spec
         })
     };

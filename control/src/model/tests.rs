@@ -230,6 +230,10 @@ fn volumes_are_checked() {
     }
     let twice = |volume: &mut Volume| spec(&mut volume.spec).hosts = vec![host("nqn.2026-11.x:y"); 2];
     wrong(volume(), twice, "volume.spec.hosts[1]");
+    let nobody = |volume: &mut Volume| {
+        spec(&mut volume.spec).sharing = [("nqn.2026-11.x:y".to_owned(), 1)].into();
+    };
+    wrong(volume(), nobody, "volume.spec.sharing");
     let many = |volume: &mut Volume| {
         spec(&mut volume.spec).hosts = (0..65).map(|n| host(&format!("nqn.2026-11.x:{n}"))).collect();
     };

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_api::control::v1::{
-    Domain, Group, HostAccess, LabelRule, MediaClass, Metadata, Node, PlacementPolicy, Pool, Qos, Rebalance,
-    Snapshot, SnapshotSchedule, Template, TokenRole, TokenSpec, Volume, VolumePolicy,
+    Domain, Group, HostAccess, HostSharing, LabelRule, MediaClass, Metadata, Node, PlacementPolicy, Pool,
+    Qos, Rebalance, Snapshot, SnapshotSchedule, Template, TokenRole, TokenSpec, Volume, VolumePolicy,
 };
 
 use super::{REPLICAS_MAX, Record};
@@ -277,6 +277,15 @@ impl Validate for Volume {
             policy(given, &mut checker.at("policy"));
         }
         hosts(&spec.hosts, checker);
+        let mut sharing = checker.at("sharing");
+        for (name, asked) in &spec.sharing {
+            let is_host = spec.hosts.iter().any(|host| host.host_nqn == *name);
+            sharing.require(is_host, "names what is none of the hosts");
+            sharing.require(
+                HostSharing::try_from(*asked).is_ok(),
+                "has a value that is not known",
+            );
+        }
     }
 }
 

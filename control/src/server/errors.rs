@@ -72,6 +72,14 @@ pub enum CallError {
         /// Why not.
         why: String,
     },
+    /// Nobody can be asked about a snapshot.
+    #[error("snapshot {name} cannot be looked at now: {why}")]
+    SnapshotAway {
+        /// The snapshot.
+        name: String,
+        /// Why not.
+        why: String,
+    },
     /// The token is not of this list.
     #[error("this is no page token of this list: take the one of the page before, or none")]
     PageToken,
@@ -130,7 +138,7 @@ impl CallError {
             Self::RevisionStale { .. } => (Reason::RevisionStale, Code::Aborted),
             Self::InUse { .. } => (Reason::InUse, Code::FailedPrecondition),
             Self::Deleting { .. } => (Reason::Deleting, Code::FailedPrecondition),
-            Self::NotReady { .. } => (Reason::NotReady, Code::FailedPrecondition),
+            Self::NotReady { .. } | Self::SnapshotAway { .. } => (Reason::NotReady, Code::FailedPrecondition),
             Self::PageToken => (Reason::PageTokenInvalid, Code::InvalidArgument),
             Self::Contended { .. } => (Reason::Contended, Code::Aborted),
             Self::Unauthenticated(_) => (Reason::Unauthenticated, Code::Unauthenticated),

@@ -1,9 +1,11 @@
 //! The calls of `pollux.control.v1`: who may, whether it makes sense, then one transaction of the store.
 //!
-//! Nothing here talks to engines. A call that asks for something returns once that is stored; the planner
-//! does the rest, and `status` tells how far it is.
+//! Nothing here tells engines anything; they are asked for measurements, and for blocks of snapshots. A call
+//! that asks for something returns once that is stored; the planner does the rest, and `status` tells how
+//! far it is.
 
 mod authenticate;
+mod blocks;
 mod errors;
 mod measurements;
 mod nodes;

@@ -3,8 +3,8 @@
 use pollux_api::control::v1::snapshots_server::Snapshots;
 use pollux_api::control::v1::{
     CreateSnapshotRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, GetSnapshotRequest,
-    ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, SnapshotChange, SnapshotState, SnapshotStatus,
-    Volume, WatchRequest,
+    ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, SnapshotBlocks, SnapshotChange, SnapshotState,
+    SnapshotStatus, StreamSnapshotBlocksRequest, Volume, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -75,6 +75,7 @@ impl Managed for Snapshot {
 #[tonic::async_trait]
 impl Snapshots for Services {
     type WatchSnapshotsStream = ChangeStream<SnapshotChange>;
+    type StreamSnapshotBlocksStream = ChangeStream<SnapshotBlocks>;
 
     async fn create_snapshot(
         &self,
@@ -132,5 +133,13 @@ impl Snapshots for Services {
         self.permit(&request, Action::Read)?;
         let message = change_message!(SnapshotChange, snapshot_change);
         answer!(self.watch(request.into_inner(), message).await?)
+    }
+
+    async fn stream_snapshot_blocks(
+        &self,
+        request: Request<StreamSnapshotBlocksRequest>,
+    ) -> Result<Response<Self::StreamSnapshotBlocksStream>, Status> {
+        self.permit(&request, Action::Read)?;
+        answer!(self.blocks(request.into_inner()).await?)
     }
 }

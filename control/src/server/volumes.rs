@@ -195,20 +195,28 @@ fn checked_host(host: Option<HostAccess>) -> Result<HostAccess, CallError> {
     }
 }
 
-/// Whether a host may use a volume beside those that do.
+/// Whether a host that shares so can bear another one beside it.
+fn bears(sharing: HostSharing, other: &HostAccess) -> bool {
+    match sharing {
+        HostSharing::Unspecified => true,
+        HostSharing::None => false,
+        HostSharing::Readers => other.read_only,
+    }
+}
+
+/// Whether a host may use a volume beside those that do: it has to bear them, and they it.
 fn require_sharing(
     name: &str,
-    hosts: &[HostAccess],
+    spec: &VolumeSpec,
     host: &HostAccess,
     sharing: HostSharing,
 ) -> Result<(), CallError> {
-    let mut others = hosts.iter().filter(|other| other.host_nqn != host.host_nqn);
-    let disturbs = match sharing {
-        HostSharing::Unspecified => None,
-        HostSharing::None => others.next(),
-        HostSharing::Readers => others.find(|other| !other.read_only),
+    let mut others = spec.hosts.iter().filter(|other| other.host_nqn != host.host_nqn);
+    let asked_by = |other: &HostAccess| {
+        let asked = spec.sharing.get(&other.host_nqn).copied().unwrap_or_default();
+        HostSharing::try_from(asked).unwrap_or_default()
     };
-    match disturbs {
+    match others.find(|other| !bears(sharing, other) || !bears(asked_by(other), host)) {
         None => Ok(()),
         Some(other) => Err(CallError::InUse {
             kind: Kind::Volume,
@@ -283,8 +291,13 @@ impl Volumes for Services {
                     name: name.clone(),
                 });
             }
-            let hosts = &mut volume.spec.get_or_insert_default().hosts;
-            require_sharing(&name, hosts, &host, sharing)?;
+            let spec = volume.spec.get_or_insert_default();
+            require_sharing(&name, spec, &host, sharing)?;
+            match sharing {
+                HostSharing::Unspecified => spec.sharing.remove(&host.host_nqn),
+                asked => spec.sharing.insert(host.host_nqn.clone(), asked.into()),
+            };
+            let hosts = &mut spec.hosts;
             match hosts.iter().find(|known| known.host_nqn == host.host_nqn) {
                 Some(known) if known == &host => {}
                 Some(_) => {
@@ -345,8 +358,9 @@ impl Volumes for Services {
         }
         let is_meant = |host: &str| nqn.as_ref().is_none_or(|nqn| nqn == host);
         let refuse = |volume: &mut Volume| {
-            let hosts = &mut volume.spec.get_or_insert_default().hosts;
-            hosts.retain(|host| !is_meant(&host.host_nqn));
+            let spec = volume.spec.get_or_insert_default();
+            spec.hosts.retain(|host| !is_meant(&host.host_nqn));
+            spec.sharing.retain(|host, _| !is_meant(host));
             Ok(())
         };
         let volume = match self.change::<Volume>(&name, refuse).await {

@@ -549,6 +549,12 @@ async fn volumes_are_published_and_taken_back() {
             .publish_volume(again)
             .await
             .expect("no other host may use it");
+        // Those that come later are held to it.
+        let refused = volumes
+            .publish_volume(other(false, HostSharing::Unspecified))
+            .await
+            .expect_err("it cannot be borne");
+        assert_eq!(reason(&refused), "IN_USE");
     }
     volumes
         .publish_volume(other(true, HostSharing::Unspecified))
@@ -562,6 +568,14 @@ async fn volumes_are_published_and_taken_back() {
         .publish_volume(readers)
         .await
         .expect("the other may not write");
+    let spec = volumes
+        .get_volume(GetVolumeRequest { name: "v".to_owned() })
+        .await
+        .expect("it is there")
+        .into_inner()
+        .spec
+        .expect("it has one");
+    assert_eq!(spec.sharing.len(), 1, "{:?}", spec.sharing);
     let unpublish = UnpublishVolumeRequest {
         name: "v".to_owned(),
         host_nqn: Some("nqn.2026-11.x:other".to_owned()),

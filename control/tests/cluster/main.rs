@@ -5,6 +5,7 @@ mod common;
 mod deletion;
 mod gateway;
 mod killed;
+mod manual;
 mod programs;
 mod rebalance;
 mod reconcile;

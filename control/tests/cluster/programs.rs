@@ -6,7 +6,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use pollux_api::control::v1::agent_server::{Agent, AgentServer};
-use pollux_api::control::v1::{EngineReport, ExecuteRequest, ExecuteResponse, GetReportRequest};
+use pollux_api::control::v1::{
+    EngineReport, ExecuteRequest, ExecuteResponse, GetReportRequest, ListReplicaBlocksRequest,
+    ListReplicaBlocksResponse,
+};
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -38,6 +41,14 @@ impl Agent for AgentOf {
     async fn get_report(&self, _: Request<GetReportRequest>) -> Result<Response<EngineReport>, Status> {
         let report = self.0.report(&self.1).await.map_err(status)?;
         Ok(Response::new(report.as_ref().clone()))
+    }
+
+    async fn list_replica_blocks(
+        &self,
+        request: Request<ListReplicaBlocksRequest>,
+    ) -> Result<Response<ListReplicaBlocksResponse>, Status> {
+        let listed = self.0.blocks(&self.1, request.into_inner()).await;
+        listed.map(Response::new).map_err(status)
     }
 }
 

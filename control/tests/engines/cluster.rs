@@ -377,6 +377,33 @@ impl Cluster {
         .await;
     }
 
+    /// The ranges of a snapshot that hold data, or in which it may differ from another one: offset and end of
+    /// each, with the size of the volume.
+    pub async fn blocks(
+        &self,
+        name: &str,
+        since: &str,
+        offset_bytes: u64,
+    ) -> Result<(u64, Vec<(u64, u64)>), tonic::Status> {
+        let request = StreamSnapshotBlocksRequest {
+            name: name.to_owned(),
+            since: since.to_owned(),
+            offset_bytes,
+        };
+        let mut blocks = self
+            .snapshots()
+            .stream_snapshot_blocks(request)
+            .await?
+            .into_inner();
+        let (mut size_bytes, mut ranges) = (0, Vec::new());
+        while let Some(page) = blocks.message().await? {
+            size_bytes = page.size_bytes;
+            let told = page.ranges.iter();
+            ranges.extend(told.map(|range| (range.offset_bytes, range.offset_bytes + range.length_bytes)));
+        }
+        Ok((size_bytes, ranges))
+    }
+
     /// What a host wrote up to now, under another name.
     pub fn copy_state(&self, from: &str, to: &str) {
         let folder = self.directory.path();

@@ -154,7 +154,53 @@ async fn snapshots_are_kept_and_cloned(cluster: &mut Cluster) {
         .expect("it ends");
     cluster.unpublish("c", None).await;
     cluster.delete("c").await;
+    blocks_of_snapshots_are_told(cluster).await;
     cluster.delete_snapshot("s").await;
+}
+
+/// What hosts write is within the first 8 MiB, in blocks of 4 KiB.
+async fn blocks_of_snapshots_are_told(cluster: &mut Cluster) {
+    const WRITTEN_BYTES: u64 = 8 << 20;
+    cluster.snapshot("t", "v").await;
+    cluster.snapshot("u", "v").await;
+    let (size_bytes, all) = cluster.blocks("t", "", 0).await.expect("engines have it");
+    assert_eq!(size_bytes, 64 << 20);
+    assert!(!all.is_empty() && all.is_sorted());
+    assert!(
+        all.iter()
+            .all(|(first, end)| first < end && *end <= WRITTEN_BYTES),
+        "{all:?}"
+    );
+    let (_, changed) = cluster.blocks("t", "s", 0).await.expect("engines have both");
+    let is_held = |range: &(u64, u64)| all.iter().any(|held| held.0 <= range.0 && range.1 <= held.1);
+    assert!(
+        !changed.is_empty() && changed.iter().all(is_held),
+        "{changed:?} of {all:?}"
+    );
+    assert_eq!(
+        cluster.blocks("u", "t", 0).await.expect("both"),
+        (64 << 20, Vec::new())
+    );
+    let middle = (all[0].0 + all[0].1) / 2;
+    let (_, rest) = cluster.blocks("t", "", middle).await.expect("engines have it");
+    assert_eq!(rest[0], (middle, all[0].1));
+    // One that has it is enough.
+    let target = cluster.until_healthy("v").await.target_node;
+    cluster.kill(&target);
+    assert_eq!(cluster.blocks("t", "", 0).await.expect("others have it").1, all);
+    cluster.restart(&target);
+    cluster.until_healthy("v").await;
+    for (name, since, offset_bytes, code) in [
+        ("none", "", 0, Code::NotFound),
+        ("t", "none", 0, Code::NotFound),
+        ("t", "", (64 << 20) + 1, Code::InvalidArgument),
+        ("../t", "", 0, Code::InvalidArgument),
+    ] {
+        let refused = cluster.blocks(name, since, offset_bytes).await.expect_err(name);
+        assert_eq!(refused.code(), code, "{refused}");
+    }
+    cluster.delete_snapshot("t").await;
+    cluster.delete_snapshot("u").await;
 }
 
 async fn all_engines_are_killed_at_once(cluster: &mut Cluster) {

@@ -109,7 +109,7 @@ impl ControllerService {
     }
 
     /// A snapshot that orchestrators know of.
-    async fn known_snapshot(&self, id: &str) -> Result<Option<control::Snapshot>, CallError> {
+    pub(super) async fn known_snapshot(&self, id: &str) -> Result<Option<control::Snapshot>, CallError> {
         let snapshot = self.control.find_snapshot(id).await?;
         Ok(snapshot.filter(|snapshot| !is_internal(snapshot) && !is_deleting(snapshot.metadata.as_ref())))
     }

@@ -9,6 +9,7 @@ mod change;
 mod create;
 mod delete;
 mod list;
+mod metadata;
 mod publish;
 mod snapshots;
 

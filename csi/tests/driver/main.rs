@@ -4,6 +4,7 @@ mod common;
 
 mod clones;
 mod controller;
+mod metadata;
 mod node;
 mod processes;
 mod publishing;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use clap::CommandFactory;
 use pollux_api::csi::v1::controller_client::ControllerClient;
 use pollux_api::csi::v1::identity_client::IdentityClient;
 use pollux_api::csi::v1::node_client::NodeClient;
@@ -84,7 +85,7 @@ async fn a_controller_is_killed_and_the_next_one_knows_as_much() {
     let able = identity
         .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
         .await;
-    assert_eq!(able.expect("it answers").into_inner().capabilities.len(), 3);
+    assert_eq!(able.expect("it answers").into_inner().capabilities.len(), 4);
     let mut driver = ControllerClient::new(connect(socket.clone()).await);
     driver.create_volume(new_volume("v")).await.expect("it is new");
     let scraped = {
@@ -176,6 +177,29 @@ async fn without_a_control_plane_a_controller_waits_for_one() {
     let refused = created.expect("it does not hang").expect_err("nobody is there");
     assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
     drop(program);
+}
+
+/// Commands between backticks and in blocks; what leaves something out is none.
+#[test]
+fn every_command_of_the_manual_is_understood() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/kubernetes.md");
+    let manual = std::fs::read_to_string(path).expect("it is there");
+    let mut understood = 0;
+    for line in manual.lines() {
+        let commands: Vec<&str> = match line.strip_prefix("    ") {
+            Some(block) => vec![block],
+            None => line.split('`').skip(1).step_by(2).collect(),
+        };
+        let commands = commands
+            .into_iter()
+            .filter(|command| command.starts_with("pollux-csi "));
+        for command in commands {
+            let parsed = pollux_csi::cli::Cli::command().try_get_matches_from(command.split_whitespace());
+            assert!(parsed.is_ok(), "`{command}`: {:?}", parsed.err());
+            understood += 1;
+        }
+    }
+    assert!(understood > 3, "the manual has {understood} commands only");
 }
 
 #[test]

@@ -154,6 +154,15 @@ async fn block_devices_are_shared_and_readers_do_not_meet_writers() {
         .await
         .expect("nobody writes");
     let writer = publish(&node(5), block(Mode::MultiNodeSingleWriter));
+    let refused = driver
+        .controller_publish_volume(writer.clone())
+        .await
+        .expect_err("readers asked for no writer");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    driver
+        .controller_unpublish_volume(unpublish(""))
+        .await
+        .expect("they have it");
     driver
         .controller_publish_volume(writer)
         .await
@@ -171,4 +180,33 @@ fn mount_readers() -> VolumeCapability {
     let mode = capability.access_mode.as_mut().expect("it has one");
     mode.mode = Mode::MultiNodeReaderOnly.into();
     capability
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_a_volume_alone_stays_alone() {
+    let pollux = Pollux::start().await.ready().await;
+    let mut driver = pollux.controller("default").await;
+    driver.create_volume(new_volume("v")).await.expect("it is new");
+    driver
+        .controller_publish_volume(publish(&node(1), mount("")))
+        .await
+        .expect("nobody has it");
+    for mode in [Mode::MultiNodeMultiWriter, Mode::MultiNodeSingleWriter] {
+        let refused = driver
+            .controller_publish_volume(publish(&node(2), block(mode)))
+            .await;
+        assert_eq!(
+            refused.expect_err("another has it alone").code(),
+            Code::FailedPrecondition
+        );
+    }
+    driver
+        .controller_unpublish_volume(unpublish(&node(1)))
+        .await
+        .expect("it has it");
+    let both = publish(&node(2), block(Mode::MultiNodeMultiWriter));
+    driver
+        .controller_publish_volume(both)
+        .await
+        .expect("nobody has it");
 }

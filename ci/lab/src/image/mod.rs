@@ -14,12 +14,14 @@ use crate::packages::Packages;
 use crate::scenario::Scenario;
 
 /// What scenarios call, beside the commands of busybox and `lab` itself.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 14] = [
     "blkdiscard",
     "blkid",
+    "btrfs",
     "e2fsck",
     "fsfreeze",
     "fstrim",
+    "mkfs.btrfs",
     "mkfs.ext4",
     "mkfs.xfs",
     "nvme",
@@ -28,6 +30,9 @@ const PROGRAMS: [&str; 12] = [
     "xfs_io",
     "xfs_repair",
 ];
+
+/// Programs that are not of this checkout, and that scenarios go without where they are not installed.
+pub(crate) const FOREIGN: [&str; 1] = ["csi-sanity"];
 
 /// The program that loads dynamically linked ones.
 const LOADER: &str = "ld-linux-x86-64.so.2";
@@ -80,9 +85,10 @@ pub(crate) fn build(
     programs.push(("lab".to_owned(), itself));
     let own: BTreeSet<&String> = scenarios.iter().flat_map(|scenario| &scenario.programs).collect();
     for name in own {
+        let program = installed(name).unwrap_or_else(|| built.join(name));
         programs.push((
             name.clone(),
-            without_symbols(&built.join(name), &path.with_file_name(name))?,
+            without_symbols(&program, &path.with_file_name(name))?,
         ));
     }
     let mut libraries = BTreeMap::new();
@@ -98,7 +104,12 @@ pub(crate) fn build(
     archive.link(&format!("lib64/{LOADER}"), &format!("/lib/{LOADER}"));
 
     let mut order = String::new();
-    for module in modules::in_order(packages, &modules::WANTED)? {
+    let more = scenarios.iter().flat_map(|scenario| &scenario.modules);
+    let wanted: Vec<&str> = modules::WANTED
+        .into_iter()
+        .chain(more.map(String::as_str))
+        .collect();
+    for module in modules::in_order(packages, &wanted)? {
         archive.file(&format!("lib/modules/{}.ko", module.name), &module.data);
         order += &format!("{}\n", module.name);
     }
@@ -112,6 +123,18 @@ pub(crate) fn build(
     }
     archive.file("lab/run", run.as_bytes());
     std::fs::write(path, archive.finish()).context("write", path)
+}
+
+/// Where a program is that is not of this checkout, if it is installed.
+pub(crate) fn installed(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let home = std::env::home_dir().map(|home| home.join("go/bin"));
+    let mut directories = std::env::split_paths(&path).chain(home);
+    let found = directories.find_map(|directory| {
+        let program = directory.join(name);
+        program.is_file().then_some(program)
+    });
+    found.filter(|_| FOREIGN.contains(&name))
 }
 
 /// Copies a program without what is only for debuggers, which is most of it, and more than a guest has room

@@ -18,14 +18,17 @@ use pollux_api::control::v1::snapshots_client::SnapshotsClient;
 use pollux_api::control::v1::templates_client::TemplatesClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{
-    CreateNodeRequest, CreatePoolRequest, CreateTemplateRequest, EngineReport, ListSnapshotsRequest,
-    ListVolumesRequest, Metadata, Node, NodeSpec, Pool, PoolSpec, Template, TemplateSpec, VolumePolicy,
+    BlockRange, CreateNodeRequest, CreatePoolRequest, CreateTemplateRequest, EngineReport,
+    ListReplicaBlocksRequest, ListReplicaBlocksResponse, ListSnapshotsRequest, ListVolumesRequest, Metadata,
+    Node, NodeSpec, Pool, PoolSpec, Template, TemplateSpec, VolumePolicy,
 };
 use pollux_api::csi::v1::controller_client::ControllerClient;
 use pollux_api::csi::v1::controller_server::ControllerServer;
 use pollux_api::csi::v1::identity_server::IdentityServer;
 use pollux_api::csi::v1::node_client::NodeClient;
 use pollux_api::csi::v1::node_server::NodeServer;
+use pollux_api::csi::v1::snapshot_metadata_client::SnapshotMetadataClient;
+use pollux_api::csi::v1::snapshot_metadata_server::SnapshotMetadataServer;
 use pollux_api::csi::v1::volume_capability::access_mode::Mode;
 use pollux_api::csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use pollux_api::csi::v1::{CapacityRange, CreateVolumeRequest, VolumeCapability};
@@ -76,6 +79,33 @@ impl EngineClient for Addressed {
         let mut report = report.as_ref().clone();
         report.nvmf_listeners = vec![listener(&engine.node).to_string()];
         Ok(Arc::new(report))
+    }
+
+    /// Two pages, of which the second has what is new. The engine on node a knows nothing.
+    async fn blocks(
+        &self,
+        engine: &EngineAddress,
+        request: ListReplicaBlocksRequest,
+    ) -> Result<ListReplicaBlocksResponse, EngineError> {
+        if engine.node == "a" {
+            return Err(EngineError::Refused {
+                node: engine.node.clone(),
+                reason: "it has no such snapshot".to_owned(),
+            });
+        }
+        let range = |offset_bytes, length_bytes| BlockRange {
+            offset_bytes,
+            length_bytes,
+        };
+        let first = request.offset_bytes < 1 << 20;
+        Ok(ListReplicaBlocksResponse {
+            ranges: match (first, request.since_cut.is_empty()) {
+                (true, true) => vec![range(0, 4096), range(8192, 8192), range(65_536, 4096)],
+                (true, false) => Vec::new(),
+                (false, _) => vec![range(1 << 20, 65_536)],
+            },
+            next_offset_bytes: first.then_some(1 << 20),
+        })
     }
 }
 
@@ -246,6 +276,13 @@ impl Pollux {
         let identity = IdentityService::new(false, Some(self.control(cluster)));
         let routes = Routes::new(IdentityServer::new(identity)).add_service(ControllerServer::new(service));
         ControllerClient::new(connect(served(routes).await).await)
+    }
+
+    /// A service that tells blocks of snapshots.
+    pub async fn metadata(&self, cluster: &str) -> SnapshotMetadataClient<Channel> {
+        let service = ControllerService::new(self.control(cluster));
+        let routes = Routes::new(SnapshotMetadataServer::new(service));
+        SnapshotMetadataClient::new(connect(served(routes).await).await)
     }
 
     /// What there is in the control plane, by name: volumes and snapshots.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use pollux_api::control::v1::agent_server::Agent;
 use pollux_api::control::v1::{
-    EngineReport, ExecuteRequest, ExecuteResponse, GetReportRequest, PoolConfig, ReplicaConfig,
-    engine_command::Command,
+    BlockRange, EngineReport, ExecuteRequest, ExecuteResponse, GetReportRequest, ListReplicaBlocksRequest,
+    ListReplicaBlocksResponse, PoolConfig, ReplicaConfig, engine_command::Command,
 };
 use pollux_device::ByteSize;
 use tonic::{Request, Response, Status};
@@ -16,7 +16,7 @@ use super::record::{RecordError, uuid};
 use super::targets::ServeError;
 use super::term::TermError;
 use crate::pools::{NewPool, PoolsError};
-use crate::replicas::{ClonedReplica, NewReplica, Place, ReplicasError};
+use crate::replicas::{BlocksAsked, ClonedReplica, NewReplica, Place, ReplicasError};
 use crate::settings::PoolSettings;
 
 /// Why a command was not done.
@@ -104,6 +104,35 @@ impl Agent for AgentService {
         self.guard.require_control(&request)?;
         Ok(Response::new(self.cluster.describe().await))
     }
+
+    async fn list_replica_blocks(
+        &self,
+        request: Request<ListReplicaBlocksRequest>,
+    ) -> Result<Response<ListReplicaBlocksResponse>, Status> {
+        self.guard.require_control(&request)?;
+        let asked = blocks_asked(&request.into_inner()).map_err(CommandError::from)?;
+        let page = self.cluster.parts.replicas.blocks(&asked).await;
+        let page = page.map_err(CommandError::from)?;
+        let ranges = page.ranges.iter().map(|range| BlockRange {
+            offset_bytes: range.offset_bytes,
+            length_bytes: range.length_bytes,
+        });
+        Ok(Response::new(ListReplicaBlocksResponse {
+            ranges: ranges.collect(),
+            next_offset_bytes: page.next_offset_bytes,
+        }))
+    }
+}
+
+fn blocks_asked(request: &ListReplicaBlocksRequest) -> Result<BlocksAsked, RecordError> {
+    let since = Some(&request.since_cut).filter(|cut| !cut.is_empty());
+    Ok(BlocksAsked {
+        volume: uuid(&request.volume_uid)?,
+        replica: uuid(&request.replica_uid)?,
+        cut: uuid(&request.cut)?,
+        since: since.map(|cut| uuid(cut)).transpose()?,
+        offset_bytes: request.offset_bytes,
+    })
 }
 
 impl Cluster {

@@ -16,6 +16,7 @@
 //! - Whoever is served by a replica got the newest promise of it: the export of the one before is gone when
 //!   the next is told ([`hosted`]).
 
+mod blocks;
 mod calls;
 mod clone;
 mod error;
@@ -48,6 +49,7 @@ use uuid::Uuid;
 
 use crate::patience::{while_in_use, while_users_leave};
 use crate::pools::{self, Pools, PoolsError};
+pub use blocks::{BlocksAsked, BlocksPage, ByteRange};
 pub use calls::Calls;
 pub use clone::ClonedReplica;
 use clone::unfinished_name;

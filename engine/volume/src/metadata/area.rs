@@ -173,7 +173,7 @@ impl Area {
             (None, Some(error)) => return Err(error.into()),
             (None, None) => return Err(AreaError::Missing(Kind::Label.name())),
         };
-        let layout = AreaLayout::of_label(label.data_blocks, label.region_blocks, label.map_blocks);
+        let layout = AreaLayout::of(&label);
         match layout.filter(|layout| layout.total_blocks() <= blocks) {
             Some(layout) => Ok((layout, label, sequence)),
             None => {

@@ -3,7 +3,7 @@
 use pollux_device::Geometry;
 
 use super::BLOCK_BYTES;
-use super::codec::{Kind, MAP_BLOCK_REGIONS};
+use super::codec::{Kind, Label, MAP_BLOCK_REGIONS};
 
 /// Slots of each structure.
 const SLOTS: u64 = 2;
@@ -87,6 +87,11 @@ impl AreaLayout {
                 ..layout
             }),
         }
+    }
+
+    /// That of a replica with this label, if it can be.
+    pub fn of(label: &Label) -> Option<Self> {
+        Self::of_label(label.data_blocks, label.region_blocks, label.map_blocks)
     }
 
     /// What a label says, if it can be.

@@ -78,7 +78,12 @@ impl Core {
                 }
             }
             Err(StoreError::Unavailable) => sleep(self.options.retry_pause).await,
-            Err(error @ (StoreError::NoVolume(_) | StoreError::Invalid(_))) => {
+            // So it is while a volume is deleted: its replicas may be gone before its target is told.
+            Err(error @ StoreError::NoVolume(_)) => {
+                tracing::warn!(volume = %next.volume, %error, "the volume is served no more");
+                self.stop(StopReason::StoreRefused);
+            }
+            Err(error @ StoreError::Invalid(_)) => {
                 tracing::error!(volume = %next.volume, %error, "the store refuses the record");
                 self.stop(StopReason::StoreRefused);
             }

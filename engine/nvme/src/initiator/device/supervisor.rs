@@ -158,7 +158,9 @@ impl Supervisor {
                     match self.recover(since).await {
                         Ok(connected) => self.go_on(connected, since),
                         Err(error) => {
-                            if !shared.is_closing() {
+                            // Who wants no new connection finds out by itself what the loss means.
+                            let is_expected = shared.options.loss.reconnect_pause_max.is_none();
+                            if !shared.is_closing() && !is_expected {
                                 tracing::error!(device = %shared.name, %error, "the device is gone");
                             }
                             shared.update(|state| state.phase = Phase::Gone);

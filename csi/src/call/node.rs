@@ -1,21 +1,18 @@
-//! `pollux-csi call`: the node service's calls from a shell, for those who look into a node, and for tests.
+//! Calls of the node service.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use hyper_util::rt::TokioIo;
 use pollux_api::csi::v1::node_client::NodeClient;
-use pollux_api::csi::v1::volume_capability::access_mode::Mode;
-use pollux_api::csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use pollux_api::csi::v1::{
     CapacityRange, NodeExpandVolumeRequest, NodeGetInfoRequest, NodeGetVolumeStatsRequest,
     NodePublishVolumeRequest, NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest,
     VolumeCapability,
 };
-use tokio::net::UnixStream;
-use tonic::transport::{Endpoint, Uri};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use super::{capability, pair};
 
 /// A call of the node service.
 #[derive(Debug, Subcommand)]
@@ -103,61 +100,13 @@ pub struct VolumeArguments {
 
 impl VolumeArguments {
     fn capability(&self) -> Option<VolumeCapability> {
-        let access = match self.block {
-            true => AccessType::Block(BlockVolume {}),
-            false => AccessType::Mount(MountVolume {
-                fs_type: self.fs.clone(),
-                mount_flags: self.options.clone(),
-                volume_mount_group: String::new(),
-            }),
-        };
-        Some(VolumeCapability {
-            access_mode: Some(AccessMode {
-                mode: Mode::SingleNodeWriter.into(),
-            }),
-            access_type: Some(access),
-        })
+        Some(capability(self.block, &self.fs, &self.options))
     }
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("give KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
-}
-
-/// What was answered, for people.
-struct Lines(Vec<String>);
-
-impl fmt::Display for Lines {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|line| writeln!(formatter, "{line}"))
-    }
-}
-
-/// Calls the node service at a socket, and returns what it answered.
-///
-/// # Errors
-///
-/// Why it refused, with its code.
-pub async fn call(socket: PathBuf, call: &NodeCall) -> Result<impl fmt::Display, String> {
-    let connector = tower::service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://socket")
-        .connect_with_connector(connector)
-        .await;
-    let channel = channel.map_err(|error| format!("nobody answers there: {error}"))?;
-    let lines = answer(NodeClient::new(channel), call).await;
-    lines
-        .map(Lines)
-        .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
-}
-
-async fn answer(
-    mut node: NodeClient<tonic::transport::Channel>,
-    call: &NodeCall,
-) -> Result<Vec<String>, tonic::Status> {
+/// Makes a call; what was answered, line by line.
+pub(super) async fn answer(channel: Channel, call: &NodeCall) -> Result<Vec<String>, Status> {
+    let mut node = NodeClient::new(channel);
     match call {
         NodeCall::Info => {
             let info = node.node_get_info(NodeGetInfoRequest {}).await?.into_inner();

@@ -1,0 +1,146 @@
+# The life of volumes from the controller service to the kernel: a control plane, three engines and the CSI
+# controller service on the host, the node service in this guest. A volume of three replicas is made, staged,
+# mounted and written; a snapshot is taken of it and restored into another volume, while the engine that
+# serves is killed under the mounted file system; it grows while it is mounted; a block device beside it has
+# what changed between two snapshots told. At the end nothing is left, neither here nor on the engines.
+#
+# time limit: 300 s
+# programs: pollux-csi
+# kernel may say: failed to connect socket
+# kernel may say: Reconnecting in
+# kernel may say: Failed reconnect attempt
+# kernel may say: starting error recovery
+# kernel may say: no usable path - requeuing I/O
+# kernel may say: I/O fail on reconnect controller
+# kernel may say: queue_rq returned
+# kernel may say: failed nvme_keep_alive_end_io
+
+ip link set lo up
+# What is for 127.0.0.1 goes to the host. The address is gone already after a scenario that did the same.
+ip address del 127.0.0.1/8 dev lo 2> /dev/null || true
+ask cluster start 3 > /dev/null
+pollux-csi node --node guest --endpoint unix:///tmp/csi.sock --records /tmp/records \
+    --reconnect-delay 1 --fast-io-fail 2 --keep-alive 2 > /tmp/driver 2>&1 &
+driver=$!
+until_true 30 grep -q "answers at" /tmp/driver
+csi() { pollux-csi call --endpoint unix:///tmp/csi.sock "$@"; }
+node="$(csi info | sed -n 's/^node //p')"
+# seconds_since TIME
+seconds_since() { awk -v began="$1" '{ printf "%.1f", $1 - began }' /proc/uptime; }
+now() { cut -d ' ' -f 1 /proc/uptime; }
+# published ID ARGUMENT...: what the node service is told of a volume, as its arguments.
+published() {
+    local id="$1"
+    shift
+    ask csi publish --volume "$id" --node "$node" "$@" | sed 's/^/--context /'
+}
+# target_of VOLUME: the engine that serves it.
+target_of() { ask pollux volume get "$1" -o json | sed -n 's/^ *"target_node": "\(.*\)".*/\1/p'; }
+state_of() { ask pollux volume get "$1" -o json | sed -n 's/^ *"state": "VOLUME_STATE_\(.*\)".*/\1/p'; }
+is_healthy() { [ "$(state_of "$1")" = HEALTHY ]; }
+# check_data DIRECTORY: what was written is there.
+check_data() { (cd "$1" && sha256sum -c /tmp/sums > /dev/null); }
+paths_are() { [ "$(cat /sys/class/nvme/nvme*/state 2> /dev/null | grep -c live)" = "$1" ]; }
+
+# A volume with a file system.
+ask csi create --name data --bytes $((512 << 20)) --parameter replicas=3 --parameter minInSync=2
+began="$(now)"
+context="$(published data)"
+csi stage --volume data --staging /mnt/staging --fs ext4 $context
+csi publish --volume data --staging /mnt/staging --fs ext4 --target /mnt/pod
+tell "mounted $(seconds_since "$began") s after ControllerPublish was called, with mkfs.ext4"
+until_true 30 paths_are 3
+random_file /mnt/pod/first 24
+(cd /mnt/pod && sha256sum first > /tmp/sums)
+sync
+cp /tmp/sums /tmp/sums-of-snapshot
+
+# A snapshot has what was there when it was taken.
+ask csi snapshot --name before --volume data | grep -qx 'ready true'
+rm /mnt/pod/first
+random_file /mnt/pod/second 16
+(cd /mnt/pod && sha256sum second > /tmp/sums)
+
+# The engine that serves is killed while it is written to. The kernel goes on by another path.
+target="$(target_of data)"
+(
+    number=0
+    while [ ! -e /tmp/enough ]; do
+        number=$((number + 1))
+        dd if=/dev/urandom of="/mnt/pod/during-$number" bs=64K count=4 conv=fsync 2> /dev/null || exit 1
+        echo "$number" > /tmp/progress
+    done
+) &
+writer=$!
+until_true 30 [ -s /tmp/progress ]
+ask cluster kill "$target"
+at="$(cat /tmp/progress)"
+began="$(now)"
+wrote_on() { [ "$(cat /tmp/progress)" -gt $((at + 2)) ]; }
+until_true 90 wrote_on
+tell "written again $(seconds_since "$began") s after the engine that serves was killed"
+touch /tmp/enough
+wait "$writer" || fail "the writer saw an error"
+[ "$(target_of data)" != "$target" ] || fail "it is served by the engine that was killed"
+check_data /mnt/pod
+(cd /mnt/pod && sha256sum second during-* > /tmp/sums)
+
+# It grows meanwhile, on the copies that are left, and while it is mounted.
+ask csi expand --volume data --bytes $((640 << 20))
+csi expand --volume data --target /mnt/pod --bytes $((640 << 20))
+[ "$(df -m /mnt/pod | awk 'NR == 2 { print $2 }')" -gt 560 ] || fail "it has not grown"
+ask cluster restart "$target"
+until_true 90 is_healthy data
+until_true 60 paths_are 3
+check_data /mnt/pod
+
+# Another volume begins as the snapshot, beside the first one.
+ask csi create --name restored --bytes $((640 << 20)) --parameter replicas=3 --from-snapshot before
+csi stage --volume restored --staging /mnt/staging-restored --fs ext4 $(published restored)
+csi publish --volume restored --staging /mnt/staging-restored --fs ext4 --target /mnt/restored
+(cd /mnt/restored && sha256sum -c /tmp/sums-of-snapshot > /dev/null)
+[ "$(df -m /mnt/restored | awk 'NR == 2 { print $2 }')" -gt 560 ] || fail "the copy is not as large as asked"
+csi unpublish --volume restored --target /mnt/restored
+csi unstage --volume restored --staging /mnt/staging-restored
+ask csi unpublish --volume restored --node "$node"
+ask csi delete --volume restored
+
+# After all of it the file system is sound, and what was written is there.
+csi unpublish --volume data --target /mnt/pod
+csi unstage --volume data --staging /mnt/staging
+csi stage --volume data --staging /mnt/staging --fs ext4 $(published data)
+csi publish --volume data --staging /mnt/staging --fs ext4 --target /mnt/pod
+check_data /mnt/pod
+csi unpublish --volume data --target /mnt/pod
+csi unstage --volume data --staging /mnt/staging
+ask csi unpublish --volume data --node "$node"
+ask csi delete-snapshot --snapshot before
+ask csi delete --volume data
+
+# A block device, and what is told of its snapshots.
+ask csi create --name raw --bytes $((64 << 20)) --parameter replicas=2 --block
+csi stage --volume raw --staging /mnt/staging --block $(published raw --block)
+csi publish --volume raw --staging /mnt/staging --block --target /mnt/block/dev
+[ -b /mnt/block/dev ] || fail "it is no block device"
+random_file /tmp/data 4
+dd if=/tmp/data of=/mnt/block/dev bs=1M seek=8 conv=fsync,notrunc 2> /dev/null
+ask csi snapshot --name one --volume raw | grep -qx 'ready true'
+expect "$(ask csi blocks --snapshot one)" "$((8 << 20)) $((4 << 20))" "what the snapshot holds"
+dd if=/tmp/data of=/mnt/block/dev bs=4K count=3 seek=100 conv=fsync,notrunc 2> /dev/null
+ask csi snapshot --name two --volume raw | grep -qx 'ready true'
+expect "$(ask csi blocks --snapshot two --since one)" "$((100 * 4096)) $((3 * 4096))" "what changed"
+drop_caches
+dd if=/mnt/block/dev bs=1M skip=8 count=4 2> /dev/null | cmp - /tmp/data
+csi unpublish --volume raw --target /mnt/block/dev
+csi unstage --volume raw --staging /mnt/staging
+ask csi unpublish --volume raw --node "$node"
+ask csi delete-snapshot --snapshot one
+ask csi delete-snapshot --snapshot two
+ask csi delete --volume raw
+
+expect "$(ls /sys/class/nvme | wc -l)" 0 "paths"
+expect "$(grep -c ' /mnt/' /proc/mounts)" 0 "mounts"
+expect "$(ls /tmp/records | wc -l)" 0 "records"
+expect "$(ask csi list)" "" "volumes"
+kill -TERM "$driver"
+wait "$driver" || fail "the driver left with an error"

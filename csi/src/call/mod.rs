@@ -1,0 +1,87 @@
+//! `pollux-csi call`: calls from a shell, for those who look into what happens, and for tests.
+
+mod controller;
+mod node;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use hyper_util::rt::TokioIo;
+use pollux_api::csi::v1::VolumeCapability;
+use pollux_api::csi::v1::volume_capability::access_mode::Mode;
+use pollux_api::csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
+use tokio::net::UnixStream;
+use tonic::transport::{Endpoint, Uri};
+
+pub use controller::ControllerCall;
+pub use node::NodeCall;
+
+/// What is asked of a service.
+#[derive(Debug, Subcommand)]
+pub enum Call {
+    /// The node service.
+    #[command(flatten)]
+    Node(NodeCall),
+    /// Call the controller service.
+    Controller {
+        /// What is asked of it.
+        #[command(subcommand)]
+        call: ControllerCall,
+    },
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("give KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// One node that writes a file system, of a kind or the usual one, or a block device.
+fn capability(is_block: bool, fs_type: &str, options: &[String]) -> VolumeCapability {
+    let access = match is_block {
+        true => AccessType::Block(BlockVolume {}),
+        false => AccessType::Mount(MountVolume {
+            fs_type: fs_type.to_owned(),
+            mount_flags: options.to_vec(),
+            volume_mount_group: String::new(),
+        }),
+    };
+    VolumeCapability {
+        access_mode: Some(AccessMode {
+            mode: Mode::SingleNodeWriter.into(),
+        }),
+        access_type: Some(access),
+    }
+}
+
+/// What was answered, for people.
+struct Lines(Vec<String>);
+
+impl fmt::Display for Lines {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| writeln!(formatter, "{line}"))
+    }
+}
+
+/// Calls the service at a socket, and returns what it answered.
+///
+/// # Errors
+///
+/// Why it refused, with its code.
+pub async fn call(socket: PathBuf, call: &Call) -> Result<impl fmt::Display, String> {
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://socket")
+        .connect_with_connector(connector)
+        .await;
+    let channel = channel.map_err(|error| format!("nobody answers there: {error}"))?;
+    let lines = match call {
+        Call::Node(call) => node::answer(channel, call).await,
+        Call::Controller { call } => controller::answer(channel, call).await,
+    };
+    lines
+        .map(Lines)
+        .map_err(|status| format!("{:?}: {}", status.code(), status.message()))
+}
