@@ -25,7 +25,8 @@ for access in mount block; do
         --csi.testvolumeexpandsize=$((96 << 20)) --csi.testvolumeparameters=/tmp/class.yaml \
         --csi.testvolumemutableparameters=/tmp/attributes.yaml --csi.testvolumeaccesstype="$access" \
         --ginkgo.no-color --ginkgo.v > /tmp/sanity 2>&1 || status=$?
-    tell "$access: $(grep 'Passed' /tmp/sanity), in $(awk -v began="$began" '{ printf "%.0f", $1 - began }' /proc/uptime) s"
+    seconds="$(awk -v began="$began" '{ printf "%.0f", $1 - began }' /proc/uptime)"
+    tell "$access: $(grep 'Passed' /tmp/sanity), in $seconds s"
     grep '\[FAIL\]' /tmp/sanity || true
     [ "$status" = 0 ] || { tail -n 60 /tmp/sanity; tail -n 20 /tmp/driver; fail "csi-sanity, $access"; }
     expect "$(ls /sys/class/nvme | wc -l)" 0 "paths"

@@ -125,16 +125,16 @@ pub(crate) fn build(
     std::fs::write(path, archive.finish()).context("write", path)
 }
 
-/// Where a program is that is not of this checkout, if it is installed.
+/// Where a program is that is not of this checkout, if it is installed: where the shell finds it, or where
+/// Go installs programs.
 pub(crate) fn installed(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let home = std::env::home_dir().map(|home| home.join("go/bin"));
-    let mut directories = std::env::split_paths(&path).chain(home);
-    let found = directories.find_map(|directory| {
-        let program = directory.join(name);
-        program.is_file().then_some(program)
-    });
-    found.filter(|_| FOREIGN.contains(&name))
+    if !FOREIGN.contains(&name) {
+        return None;
+    }
+    let found = output_of(Command::new("sh").args(["-c", "command -v \"$0\"", name]));
+    let found = found.ok().map(|path| PathBuf::from(path.trim()));
+    let by_go = std::env::home_dir().map(|home| home.join("go/bin").join(name));
+    found.or(by_go).filter(|path| path.is_file())
 }
 
 /// Copies a program without what is only for debuggers, which is most of it, and more than a guest has room
