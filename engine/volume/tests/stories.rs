@@ -313,7 +313,7 @@ fn a_replica_is_not_faulted_because_memory_was_short() {
         ..Faults::default()
     };
     for drive in &cluster.drives {
-        drive.set_faults(short.clone());
+        drive.set_faults(short);
     }
     // Writes, reads, flushes and a resync: each request is refused more often than not.
     cluster.paths[2].cut.set(false);
