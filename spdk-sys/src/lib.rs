@@ -10,6 +10,7 @@
 //!
 //! | SPDK | DPDK | what was run |
 //! | --- | --- | --- |
+//! | v24.09 | v23.11 | build, and all tests of the feature `spdk`, but for the guest with a drive |
 //! | v26.05 | v26.03 | build, and all tests of the feature `spdk` |
 //!
 //! # To build with it
