@@ -112,7 +112,7 @@ pub(super) fn send(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec
     if status.epoch == 0 {
         return;
     }
-    if context.is_online(&status.target_node) {
+    if context.is_online(&status.target_node) && !is_left_elsewhere(context, volume, status) {
         let config = config(context, volume, spec, status);
         let reported = reported(context, volume, &status.target_node);
         if reported != Some(&config) {
@@ -125,6 +125,16 @@ pub(super) fn send(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec
             send_standby(context, volume, (spec, status), replica);
         }
     }
+}
+
+/// Whether another node serves the volume still, and can be told to stop: the new target waits for that, so
+/// that it finds nothing to make good. One that is gone is not waited for, nor one that was superseded.
+fn is_left_elsewhere(context: &Context<'_>, volume: &Volume, status: &VolumeStatus) -> bool {
+    let volume_uid = &volume.meta().uid;
+    let mut targets = context.targets(volume_uid).iter();
+    let is_served = targets
+        .any(|(node, target)| *node != status.target_node && !target.standby && context.is_online(node));
+    is_served && !serves(context, volume_uid, status)
 }
 
 /// What a node tells of a volume.

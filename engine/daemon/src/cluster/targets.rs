@@ -130,6 +130,9 @@ enum Role {
     Opening(u64),
     /// Its target.
     Serving(Serving),
+    /// Its target until what is under way has ended. To the control plane it is still the target, which opens
+    /// the volume nowhere else meanwhile.
+    Leaving(Serving),
 }
 
 /// A mirror that is open, or was until a moment ago.
@@ -158,7 +161,7 @@ impl Shown {
     fn serving(&self) -> Option<Serving> {
         match &self.state().role {
             Role::Serving(serving) => Some(serving.clone()),
-            Role::Standby | Role::Opening(_) => None,
+            Role::Standby | Role::Opening(_) | Role::Leaving(_) => None,
         }
     }
 
@@ -187,7 +190,7 @@ impl Shown {
         let state = self.state();
         let mut config = state.told.clone();
         match &state.role {
-            Role::Serving(serving) => {
+            Role::Serving(serving) | Role::Leaving(serving) => {
                 let record = to_api(&serving.record());
                 config.standby = false;
                 config.epoch = record.epoch;
@@ -426,8 +429,14 @@ impl Targets {
 
     /// Ends being the target, or being on the way to it.
     async fn step_down(&self, shown: &Arc<Shown>) {
-        let before = std::mem::replace(&mut shown.state().role, Role::Standby);
-        let Role::Serving(serving) = before else { return };
+        let serving = {
+            let mut state = shown.state();
+            let Role::Serving(serving) = std::mem::replace(&mut state.role, Role::Standby) else {
+                return;
+            };
+            state.role = Role::Leaving(serving.clone());
+            serving
+        };
         if let Err(error) = shown.subsystem.set_access(NAMESPACE_ID, AnaState::Inaccessible) {
             tracing::error!(volume = %shown.volume, %error, "hosts cannot be told");
         }
@@ -452,6 +461,7 @@ impl Targets {
         }
         // Nothing is never refused.
         let _ = shown.switch.connect(None);
+        shown.state().role = Role::Standby;
         tracing::info!(volume = %shown.volume, "serves the volume no more");
     }
 
