@@ -67,7 +67,7 @@ impl Default for SlowOptions {
             window: Duration::from_secs(1),
             windows: 3,
             test_pause: Duration::from_secs(10),
-            outs_max: 3,
+            outs_max: 5,
             outs_within: Duration::from_secs(3600),
         }
     }
@@ -112,6 +112,8 @@ struct Slot {
     excused: u32,
     /// Of the newest window that says something.
     mean: Option<Duration>,
+    /// In that window it has answered nothing at all.
+    is_mute: bool,
 }
 
 impl Slot {
@@ -135,6 +137,9 @@ impl Slot {
         };
         if is_excused && matches!(self.pace, Pace::Slow(_)) {
             self.pace = Pace::Well;
+        }
+        if says_something {
+            self.is_mute = self.done == 0;
         }
         if says_something || is_excused {
             (self.done, self.sum_ns, self.is_short) = (0, 0, false);
@@ -358,6 +363,12 @@ impl Core {
 
     fn take_out(&self, slot: SlotNumber, mean: Duration, now: Instant) {
         if self.fail(slot) != Failed::Out {
+            return;
+        }
+        // Silence is no slowness: who is heard of again comes back like any other that had failed.
+        let is_mute = self.paces.with(slot, |slot| std::mem::take(&mut slot.is_mute));
+        if is_mute == Some(true) {
+            self.paces.with(slot, |slot| slot.pace = Pace::Well);
             return;
         }
         self.count(|counters| counters.slow += 1);
