@@ -16,9 +16,9 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use crate::engines::{EngineAddress, EngineClient};
-use crate::model::Record;
+use crate::model::{Kind, Record};
 use crate::plan::{Limits, Step, plan};
-use crate::store::{Leadership, Store, StoreError, Transaction, Watcher};
+use crate::store::{Leadership, Store, StoreError, Transaction, Watcher, Write};
 use crate::telemetry::Telemetry;
 use crate::telling::Telling;
 use crate::world::{Observation, World};
@@ -267,6 +267,7 @@ impl Controller {
         let mut commands: BTreeMap<String, Vec<Command>> = BTreeMap::new();
         for step in steps {
             match step {
+                Step::Commit(transaction) if self.forgets_too_early(&transaction) => {}
                 Step::Commit(transaction) => commits.push(transaction),
                 Step::Command { node, command } => commands.entry(node).or_default().push(command),
             }
@@ -286,6 +287,25 @@ impl Controller {
         self.wait_for(revision).await?;
         self.parts.observations.telemetry.passed(began.elapsed());
         Ok(Progress { planned, fresh })
+    }
+
+    /// Whether a removal would be forgotten while its engine is being told about the same thing: that may come
+    /// to be after the report that does not show it.
+    fn forgets_too_early(&self, transaction: &Transaction) -> bool {
+        transaction.writes.iter().any(|write| {
+            let Write::Delete { key } = write else {
+                return false;
+            };
+            let Some((Kind::Removal, name)) = Kind::parse(key) else {
+                return false;
+            };
+            let removal = self.world.removals.get(name);
+            let command = removal.and_then(|removal| {
+                let command = removal.command.as_ref()?.command.as_ref()?;
+                Some((removal.node.as_str(), command))
+            });
+            command.is_some_and(|(node, command)| self.telling.is_under_way(node, command))
+        })
     }
 
     /// Does transactions, and returns the highest revision. Those of which a condition does not hold are

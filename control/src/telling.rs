@@ -134,6 +134,12 @@ impl Telling {
         count
     }
 
+    /// Whether an engine is being told something about the thing of a command.
+    pub(crate) fn is_under_way(&self, node: &str, command: &Command) -> bool {
+        let state = self.subjects.get(&Subject::of(node, command));
+        matches!(state, Some(State::UnderWay))
+    }
+
     /// Waits until an engine was told; `None` if none is being told. The pools in which a replica could not
     /// be made.
     pub(crate) async fn next(&mut self) -> Option<Vec<String>> {
