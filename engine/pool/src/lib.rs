@@ -21,7 +21,6 @@ pub mod layout;
 pub mod map;
 mod pool;
 pub mod shared;
-mod signal;
 pub mod space;
 pub mod tree;
 mod volume;

@@ -24,7 +24,9 @@ mod in_flight;
 pub mod net;
 mod pooled;
 pub mod real;
+mod signal;
 mod timer;
+mod unabandoned;
 
 pub use async_task::Task;
 pub use context::{Reactor, buffers, current, now, random_u64, spawn, yield_now};
@@ -34,4 +36,6 @@ pub use executor::{Core, Poller, PollerState, Turn};
 pub use handle::{MAILBOX_CAPACITY, MailboxFull, ReactorHandle, ReactorId, RemoteCallError};
 pub use in_flight::{InFlight, Started};
 pub use pooled::PooledFuture;
+pub use signal::Signal;
 pub use timer::{Elapsed, Instant, Sleep, sleep, sleep_until, timeout};
+pub use unabandoned::Unabandoned;

@@ -19,5 +19,3 @@ pub mod mirror;
 pub mod qos;
 mod regions;
 pub mod replica;
-mod signal;
-mod unabandoned;

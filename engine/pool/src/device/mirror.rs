@@ -16,9 +16,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use pollux_device::{Gather, IoError};
+use pollux_reactor::Signal;
 
 use super::PoolDevice;
-use crate::signal::Signal;
 
 /// See the module.
 pub(crate) struct Mirror {

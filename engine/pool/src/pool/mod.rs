@@ -36,6 +36,7 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use pollux_device::IoError;
+use pollux_reactor::Signal;
 use uuid::Uuid;
 
 use crate::allocator::SpaceCounts;
@@ -48,7 +49,6 @@ use crate::layout::scrub::ScrubRecord;
 use crate::layout::slot::SlotView;
 use crate::layout::superblock::{DeviceEntry, Superblock};
 use crate::layout::{DEVICES_MAX, EXTENT_BYTES, PagePointer};
-use crate::signal::Signal;
 use crate::space::PoolSpace;
 use crate::tree::{Generations, Passed, Shape, Tree};
 use crate::volume::{Head, Hold};

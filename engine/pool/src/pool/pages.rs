@@ -3,14 +3,13 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use pollux_reactor::spawn;
+use pollux_reactor::{Signal, spawn};
 
 use super::error::of_tree;
 use super::{Pool, PoolError, State};
 use crate::cache::load;
 use crate::layout::PagePointer;
 use crate::layout::page::PageIdentity;
-use crate::signal::Signal;
 use crate::tree::TreeError;
 
 /// How often something is begun anew because a page was not there: pages that were loaded may be dropped

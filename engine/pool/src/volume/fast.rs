@@ -7,8 +7,8 @@
 
 use pollux_device::{Completion, Gather, IoError, Reply};
 use pollux_hugepages::{Buffer, Slice};
+use pollux_reactor::Unabandoned;
 
-use super::abandoned::Unabandoned;
 use super::locks::SlotLock;
 use super::{Part, Volume, parts};
 use crate::layout::slot::SlotView;

@@ -8,7 +8,6 @@
 //! - A read sees the data of a block and its checksum as they were at one time. It takes no lock: it looks
 //!   whether one was taken meanwhile, and takes one itself if it has to.
 
-mod abandoned;
 mod deallocate;
 mod fast;
 mod locks;
@@ -25,13 +24,12 @@ use pollux_device::events::{DeviceEvent, Publisher};
 use pollux_device::{
     AllocationQuery, AllocationRuns, BlockDevice, Completion, Geometry, IoError, Reply, Request, ZeroOptions,
 };
+use pollux_reactor::{Signal, Unabandoned};
 use uuid::Uuid;
 
 use crate::layout::volume::{VolumeEntry, VolumeKind};
 use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS};
 use crate::pool::{Claim, Pool, PoolError};
-use crate::signal::Signal;
-use abandoned::Unabandoned;
 use locks::{Locks, SlotLock};
 pub use ranges::{BlockRange, RangePage};
 

@@ -278,3 +278,57 @@ fn time_is_busy_idle_or_asleep() {
     );
     assert_eq!(counters.iterations, 4);
 }
+
+#[test]
+fn those_who_wait_for_a_signal_look_again_when_it_comes() {
+    let core = core();
+    let signal = Rc::new(crate::Signal::default());
+    let value = Rc::new(Cell::new(0));
+    let waiters: Vec<_> = (1..=3)
+        .map(|wanted| {
+            let (signal, value) = (signal.clone(), value.clone());
+            Core::spawn(&core, async move {
+                signal.until(|| (value.get() >= wanted).then_some(wanted)).await
+            })
+        })
+        .collect();
+    turn(&core);
+    value.set(2);
+    turn(&core);
+    assert!(!waiters.iter().any(Task::is_finished), "nobody was told");
+    signal.wake();
+    turn(&core);
+    let finished: Vec<_> = waiters.iter().map(Task::is_finished).collect();
+    assert_eq!(finished, [true, true, false]);
+}
+
+#[test]
+fn what_is_not_to_be_abandoned_ends_without_those_who_waited() {
+    let core = core();
+    let signal = Rc::new(crate::Signal::default());
+    let steps = Rc::new(Cell::new(0));
+    let waiter = {
+        let (signal, steps) = (signal.clone(), steps.clone());
+        Core::spawn(&core, async move {
+            let work = async move {
+                steps.set(1);
+                let mut is_woken = false;
+                signal
+                    .until(|| std::mem::replace(&mut is_woken, true).then_some(()))
+                    .await;
+                steps.set(2);
+            };
+            crate::Unabandoned::new(work).await;
+        })
+    };
+    turn(&core);
+    assert_eq!(steps.get(), 1);
+    drop(waiter);
+    turn(&core);
+    signal.wake();
+    turn(&core);
+    turn(&core);
+    assert_eq!(steps.get(), 2);
+    // One that is dropped where no reactor runs is dropped.
+    drop(crate::Unabandoned::new(async {}));
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use pollux_device::{BlockDevice, Completion, IoError, Reply, Request};
-use pollux_reactor::{Instant, Reactor, sleep, timeout};
+use pollux_reactor::{Instant, Reactor, Signal, sleep, timeout};
 
 use super::slow::Timed;
 use super::{Core, StopReason};
@@ -17,7 +17,6 @@ use crate::members::Failed;
 use crate::membership::{Epoch, REPLICAS_MAX, SlotNumber, SlotSet};
 use crate::metadata::{Area, AreaError, AreaLayout};
 use crate::replica::{PromiseError, ReplicaPort};
-use crate::signal::Signal;
 
 /// The session of a replica.
 pub(super) struct Connection {

@@ -10,12 +10,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::IoError;
-use pollux_reactor::{Instant, Reactor, sleep};
+use pollux_reactor::{Instant, Reactor, Signal, sleep};
 
 use super::connection::clock;
 use super::snapshot::SnapshotError;
 use super::{Core, Mirror};
-use crate::signal::Signal;
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -29,7 +29,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::{BlockDevice, Completion, Geometry, IoError, Reply, Request};
-use pollux_reactor::Task;
+use pollux_reactor::{Signal, Task, Unabandoned};
 use uuid::Uuid;
 
 use crate::locks::RangeLocks;
@@ -38,8 +38,6 @@ use crate::members::{Failed, Members};
 use crate::membership::{Epoch, Membership, MembershipStore, REPLICAS_MAX, SlotNumber, SlotSet};
 use crate::regions::RegionMap;
 use crate::replica::ReplicaPort;
-use crate::signal::Signal;
-use crate::unabandoned::Unabandoned;
 use connection::{Connection, clock};
 use gate::Gate;
 pub use gate::Hold;

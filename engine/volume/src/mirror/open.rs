@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::{Gather, Geometry, IoError, Reply, Request};
-use pollux_reactor::{Instant, Reactor, Task, sleep, sleep_until, timeout};
+use pollux_reactor::{Instant, Reactor, Signal, Task, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::connection::{ConnectError, Connection, Verdict, clock, is_session_lost};
@@ -23,7 +23,6 @@ use crate::membership::{
 use crate::metadata::{INTENT, missed_bit};
 use crate::regions::RegionMap;
 use crate::replica::{PromiseError, ReplicaPort};
-use crate::signal::Signal;
 
 /// How often a swap that met another one, or whose outcome is not known, is tried again while opening.
 const SWAPS_MAX: u32 = 100;

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use pollux_device::{AllocationQuery, BlockDevice, Completion, Geometry, IoError, Reply, Request};
-use pollux_reactor::{Instant, Reactor, random_u64};
+use pollux_reactor::{Instant, Reactor, Signal, Unabandoned, random_u64};
 use uuid::Uuid;
 
 use super::{
@@ -25,8 +25,6 @@ use super::{
 use crate::membership::Epoch;
 use crate::metadata::codec::Label;
 use crate::metadata::{Area, AreaError, AreaLayout, BLOCK_BYTES};
-use crate::signal::Signal;
-use crate::unabandoned::Unabandoned;
 
 /// The clock, read now and not at the start of the turn: what targets may count as an answer depends on it.
 fn clock() -> Instant {

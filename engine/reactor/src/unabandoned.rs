@@ -4,13 +4,15 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use pollux_reactor::{PooledFuture, Reactor};
+use crate::context::Reactor;
+use crate::pooled::PooledFuture;
 
 /// A future that goes on when it is dropped, as long as its reactor runs.
-pub(super) struct Unabandoned<T: 'static>(Option<PooledFuture<T>>);
+pub struct Unabandoned<T: 'static>(Option<PooledFuture<T>>);
 
 impl<T: 'static> Unabandoned<T> {
-    pub(super) fn new(future: impl Future<Output = T> + 'static) -> Self {
+    /// The future, not begun.
+    pub fn new(future: impl Future<Output = T> + 'static) -> Self {
         Self(Some(PooledFuture::new(future)))
     }
 }

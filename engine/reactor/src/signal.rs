@@ -4,14 +4,15 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
 
-/// Wakes all who wait, to look again. Nothing is remembered: whoever waits looks first.
+/// Wakes all who wait, to look again. Nothing is remembered: whoever waits looks first. Waking takes no more
+/// than a look where nobody waits.
 #[derive(Debug, Default)]
-pub(crate) struct Signal(RefCell<Vec<Waker>>);
+pub struct Signal(RefCell<Vec<Waker>>);
 
 impl Signal {
     /// Wakes everybody.
     #[inline]
-    pub(crate) fn wake(&self) {
+    pub fn wake(&self) {
         if self.0.borrow().is_empty() {
             return;
         }
@@ -20,7 +21,7 @@ impl Signal {
     }
 
     /// Waits until `ready` gives something. It is asked at once, and after each [`Signal::wake`].
-    pub(crate) async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+    pub async fn until<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
         poll_fn(|context| {
             if let Some(found) = ready() {
                 return Poll::Ready(found);
