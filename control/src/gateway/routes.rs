@@ -230,6 +230,8 @@ routes! {
     GET "/v1/snapshots/{name}" Snapshots GetSnapshot get_snapshot name "name";
     DELETE "/v1/snapshots/{name}" Snapshots DeleteSnapshot delete_snapshot name "name";
     GET "/v1/snapshots:watch" Snapshots WatchSnapshots watch_snapshots watch changes;
+    GET "/v1/snapshots/{name}:blocks" Snapshots StreamSnapshotBlocks stream_snapshot_blocks
+        name "name" watch changes;
 
     GET "/v1/groups" Groups ListGroups list_groups;
     POST "/v1/groups" Groups CreateGroup create_group body "group";
