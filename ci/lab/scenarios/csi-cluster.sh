@@ -14,6 +14,10 @@
 # kernel may say: I/O fail on reconnect controller
 # kernel may say: queue_rq returned
 # kernel may say: failed nvme_keep_alive_end_io
+# kernel may say: Property Set error
+# kernel may say: Connect Invalid Data Parameter
+# kernel may say: failed to connect queue
+# kernel may say: long keepalive RTT
 
 ip link set lo up
 # What is for 127.0.0.1 goes to the host. The address is gone already after a scenario that did the same.

@@ -7,6 +7,7 @@
 # modules: btrfs
 # only by name: it takes a minute, and most of it is shown by csi-cluster
 # kernel may say: I/O fail on reconnect controller
+# kernel may say: long keepalive RTT
 
 ip link set lo up
 # What is for 127.0.0.1 goes to the host. The address is gone already after a scenario that did the same.
