@@ -289,8 +289,8 @@ impl Controller {
         Ok(Progress { planned, fresh })
     }
 
-    /// Whether a removal would be forgotten while its engine is being told about the same thing: that may come
-    /// to be after the report that does not show it.
+    /// Whether a removal would be forgotten while its engine is being told about the same thing: that may
+    /// come to be after the report that does not show it.
     fn forgets_too_early(&self, transaction: &Transaction) -> bool {
         transaction.writes.iter().any(|write| {
             let Write::Delete { key } = write else {
