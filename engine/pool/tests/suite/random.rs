@@ -2,14 +2,10 @@
 //! arrays: what is read, what has changed between any two, what is allocated; and when everything is
 //! deleted, in any order, the pool is as empty as it was.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use common::{Bench, Drives, options};
+use crate::common::{Bench, Drives, options};
 use pollux_device::{BlockDevice, BlockDeviceExt};
 use pollux_hugepages::Buffer;
 use pollux_pool::{BlockRange, CreateOptions, Pool, PoolError, PoolOptions, VolumeOptions};

@@ -1,10 +1,6 @@
 //! Pools on simulated drives: what users do with them, and what they hold after an import.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-
-use common::{Bench, options};
+use crate::common::{Bench, options};
 use pollux_device::{BlockDevice, BlockDeviceExt};
 use pollux_hugepages::Buffer;
 use pollux_pool::{CreateOptions, Pool, PoolError, VolumeOptions};

@@ -1,12 +1,8 @@
 //! What volumes and snapshots are said to use: what is unique to one is what its deletion gives back.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-
 use std::rc::Rc;
 
-use common::{Bench, options};
+use crate::common::{Bench, options};
 use pollux_device::BlockDeviceExt;
 use pollux_hugepages::Buffer;
 use pollux_pool::layout::EXTENT_BYTES;
@@ -18,7 +14,7 @@ const BLOCK: usize = 4096;
 /// Two leaves of a map and a bit.
 const BLOCKS: u64 = 1100;
 
-async fn pool_of(bench_drives: common::Drives) -> Rc<Pool> {
+async fn pool_of(bench_drives: crate::common::Drives) -> Rc<Pool> {
     let create = CreateOptions::default();
     Pool::create("tank", bench_drives.attach().await, &create, options())
         .await

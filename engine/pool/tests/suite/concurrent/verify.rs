@@ -7,9 +7,9 @@ use pollux_hugepages::Buffer;
 use pollux_pool::{Pool, Volume};
 use pollux_sim::oracle::{Oracle, OracleHistory, Value};
 
-use super::common::{Drives, options};
 use super::manager::is_legal_in_clone;
 use super::{BLOCK, PATTERN, Run, Span};
+use crate::common::{Drives, options};
 
 struct Volumes {
     name: String,

@@ -2,10 +2,6 @@
 //! clones, deletions, changes of size and checkpoints go on. Every read is checked; a snapshot taken under
 //! load holds what was legal at its moment; and after a power cut anywhere everything is as was promised.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-#[path = "../common/mod.rs"]
-mod common;
 mod manager;
 mod verify;
 
@@ -14,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Bench, Drives};
+use crate::common::{Bench, Drives};
 use pollux_device::IoError;
 use pollux_pool::{CreateOptions, Pool, PoolOptions, VolumeOptions};
 use pollux_reactor::{sleep, spawn};

@@ -1,18 +1,10 @@
 //! Full pools and tiny ones: what needs space says that there is none, everything else goes on, freeing heals
 //! it, nothing is left behind, and no power cut matters.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-#[path = "common/history.rs"]
-mod history;
-#[path = "common/model.rs"]
-mod model;
-
 use std::rc::Rc;
 
-use common::{Bench, Drives, options};
-use history::{BLOCK, check_state, data, record_in, values_of};
+use crate::common::{Bench, Drives, options};
+use crate::history::{BLOCK, check_state, data, record_in, values_of};
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_hugepages::Buffer;
 use pollux_pool::{CreateOptions, Pool, PoolOptions, Space, VolumeOptions};
@@ -98,7 +90,7 @@ fn what_needs_no_space_goes_on_in_a_full_pool() {
                     .await
                     .unwrap();
                 for (bytes, expected) in bytes.chunks(BLOCK).zip(expected) {
-                    assert_eq!(history::value_of(bytes), Ok(expected));
+                    assert_eq!(crate::history::value_of(bytes), Ok(expected));
                 }
             }
             // What shares and what deletes.
@@ -111,7 +103,7 @@ fn what_needs_no_space_goes_on_in_a_full_pool() {
                 Err(IoError::CapacityExceeded)
             );
             let bytes = volume.read(0, Buffer::from_heap(BLOCK)).await.unwrap();
-            assert_eq!(history::value_of(&bytes), Ok(2));
+            assert_eq!(crate::history::value_of(&bytes), Ok(2));
             pool.delete("c").await.unwrap();
             pool.delete("s").await.unwrap();
             settle(&pool).await;

@@ -1,18 +1,10 @@
 //! Thick volumes: whatever takes the rest of a pool, and whatever becomes of snapshots, every write to one
 //! finds space, also after a crash; and what would break that is refused.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-#[path = "common/history.rs"]
-mod history;
-#[path = "common/model.rs"]
-mod model;
-
 use std::rc::Rc;
 
-use common::{Bench, Drives, options};
-use history::{data, model_at, record_in, values_of, verify_imported, write_all_thick};
+use crate::common::{Bench, Drives, options};
+use crate::history::{data, model_at, record_in, values_of, verify_imported, write_all_thick};
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_pool::layout::label::{Label, THICK};
 use pollux_pool::{CreateOptions, Pool, PoolError, VolumeOptions};
@@ -218,7 +210,7 @@ fn pools_say_so_in_their_labels_as_long_as_they_have_thick_volumes() {
     bench.run(|drives| async move {
         let features = || {
             let found = drives.0.iter().map(|drive| {
-                let mut bytes = [0; history::BLOCK];
+                let mut bytes = [0; crate::history::BLOCK];
                 drive.peek(0, &mut bytes);
                 Label::decode(&bytes).unwrap().features.read_only_compatible
             });
@@ -259,14 +251,14 @@ fn slots_are_counted_beside_writes_once_a_snapshot_is_gone() {
             let volume = pool.open_volume("thick").unwrap();
             for _ in 0..60 {
                 volume
-                    .write(history::below(slots) * 16, data(1, 1), false)
+                    .write(crate::history::below(slots) * 16, data(1, 1), false)
                     .await
                     .unwrap();
             }
             pool.snapshot("thick", "s", 0).await.unwrap();
             for _ in 0..20 {
                 volume
-                    .write(history::below(slots) * 16, data(2, 1), false)
+                    .write(crate::history::below(slots) * 16, data(2, 1), false)
                     .await
                     .unwrap();
             }
@@ -276,12 +268,12 @@ fn slots_are_counted_beside_writes_once_a_snapshot_is_gone() {
                 async move { pool.reclaim().await }
             });
             for _ in 0..400 {
-                let slot = history::below(slots);
-                match history::below(2) {
+                let slot = crate::history::below(slots);
+                match crate::history::below(2) {
                     0 => volume.write(slot * 16, data(3, 1), false).await.unwrap(),
                     _ => volume.deallocate(slot * 16, 16).await.unwrap(),
                 }
-                if history::below(40) == 0 {
+                if crate::history::below(40) == 0 {
                     pool.checkpoint().await.unwrap();
                 }
                 yield_now().await;

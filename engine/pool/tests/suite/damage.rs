@@ -2,21 +2,13 @@
 //! cannot be read, drives fail, hang and go away. What is returned is right, or an error; the pool opens from
 //! its other copies, or says what is lost.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-#[path = "common/history.rs"]
-mod history;
-#[path = "common/model.rs"]
-mod model;
-
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use common::{Bench, Drives, options};
-use history::{BLOCK, contents, data, value_of};
-use model::PoolModel;
+use crate::common::{Bench, Drives, options};
+use crate::history::{BLOCK, contents, data, value_of};
+use crate::model::PoolModel;
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_hugepages::Buffer;
 use pollux_pool::layout::label::area_blocks;
@@ -144,7 +136,7 @@ fn scene(drives: usize, export: bool) -> Scene {
 }
 
 fn places_of(drive: usize, image: &DriveImage) -> Vec<Place> {
-    let found = (0..common::DRIVE_BYTES / BLOCK as u64).filter_map(|block| {
+    let found = (0..crate::common::DRIVE_BYTES / BLOCK as u64).filter_map(|block| {
         let mut magic = [0; 8];
         image.read(block * BLOCK as u64, &mut magic);
         let kind = match &magic {
@@ -354,7 +346,7 @@ fn a_page_without_a_good_copy_is_told_and_takes_nothing_else_with_it() {
 fn labels_and_superblocks_without_a_good_copy_are_told() {
     for drives in 1..=2 {
         let scene = scene(drives, false);
-        let areas = area_blocks(common::DRIVE_BYTES / 65536);
+        let areas = area_blocks(crate::common::DRIVE_BYTES / 65536);
         let all = |block_in_area: u64| -> Vec<(usize, u64, u8)> {
             let each = |drive| areas.map(|area| (drive, (area + block_in_area) * BLOCK as u64 + 40, 1));
             (0..drives).flat_map(each).collect()
@@ -392,7 +384,9 @@ fn find_value(image: &DriveImage, value: u64) -> Vec<u64> {
         image.read(block * BLOCK as u64, &mut words);
         words == [value.to_le_bytes(), value.to_le_bytes()].concat()[..]
     };
-    (0..common::DRIVE_BYTES / BLOCK as u64).filter(is_it).collect()
+    (0..crate::common::DRIVE_BYTES / BLOCK as u64)
+        .filter(is_it)
+        .collect()
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! Pools that several reactors share, on real ones.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;

@@ -1,7 +1,5 @@
 //! Random histories in which devices of the pool change, and what must be there after a power cut.
 
-#![allow(dead_code, reason = "each test crate uses a part of it")]
-
 use std::cell::Cell;
 use std::rc::Rc;
 

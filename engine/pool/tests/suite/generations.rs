@@ -1,17 +1,11 @@
 //! The power is cut during imports, exports, creations and destructions too: whatever was found by an import
 //! is found by one that was cut and begun again, through several lives of one pool.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-#[path = "common/history.rs"]
-mod history;
-#[path = "common/model.rs"]
-mod model;
-
-use common::{Bench, DRIVE_BYTES, Drives, drive_options, options};
-use history::{Recorded, check_state, contents, import_contents, model_at, record, record_more, verify_pool};
-use model::PoolModel;
+use crate::common::{Bench, DRIVE_BYTES, Drives, drive_options, options};
+use crate::history::{
+    Recorded, check_state, contents, import_contents, model_at, record, record_more, verify_pool,
+};
+use crate::model::PoolModel;
 use pollux_pool::{CreateOptions, Pool, PoolError, VolumeOptions};
 use pollux_sim::{CrashState, CutPoints, PowerLoss, Random, Recorder, SimDrive};
 

@@ -1,16 +1,8 @@
 //! The power is cut at every write that random histories make on the drives: what was durable is there,
 //! what was not is old or new, every snapshot is what it was, and nothing leaks.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-#[path = "common/history.rs"]
-mod history;
-#[path = "common/model.rs"]
-mod model;
-
-use common::Bench;
-use history::{check_state, record};
+use crate::common::Bench;
+use crate::history::{check_state, record};
 use pollux_sim::{CutPoints, PowerLoss};
 
 const LOSSES: [PowerLoss; 4] = [

@@ -1,22 +1,14 @@
 //! Devices that do not belong together, or are not what they were; drives that fail, hang and go away; and
 //! callers that go away, or come at the wrong moment.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-#[path = "common/history.rs"]
-mod history;
-#[path = "common/model.rs"]
-mod model;
-
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Bench, DRIVE_BYTES, Drives, drive_options, options};
-use history::{BLOCK, contents, data};
+use crate::common::{Bench, DRIVE_BYTES, Drives, drive_options, options};
+use crate::history::{BLOCK, contents, data};
 use pollux_device::{BlockDevice, BlockDeviceExt, Completion, Geometry, IoError, Request};
 use pollux_hugepages::Buffer;
 use pollux_pool::layout::label::{Label, area_blocks};
@@ -435,7 +427,7 @@ fn nothing_is_written_after_an_export() {
             assert_eq!(drive.counters().writes, writes, "seed {seed}");
             assert_eq!(writer.await, Err(IoError::Gone));
             assert!(matches!(pool.checkpoint().await, Err(PoolError::Closed)));
-            let (pool, report) = Pool::import(drives.attach().await, common::options())
+            let (pool, report) = Pool::import(drives.attach().await, crate::common::options())
                 .await
                 .unwrap();
             assert!(report.was_exported);

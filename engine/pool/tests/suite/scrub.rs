@@ -1,13 +1,9 @@
 //! What a scrub finds, and what it repairs.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::{Bench, DRIVE_BYTES, options};
+use crate::common::{Bench, DRIVE_BYTES, options};
 use pollux_device::BlockDeviceExt;
 use pollux_hugepages::Buffer;
 use pollux_pool::layout::scrub::ScrubState;

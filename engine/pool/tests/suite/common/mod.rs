@@ -1,7 +1,5 @@
 //! Simulated drives for pools.
 
-#![allow(dead_code, reason = "each test crate uses a part of it")]
-
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -1,7 +1,5 @@
 //! Random sequential histories of a pool, recorded, and what must be there after a power cut anywhere.
 
-#![allow(dead_code, reason = "each test crate uses a part of it")]
-
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
@@ -399,11 +397,10 @@ async fn go_on(pool: Rc<Pool>, recorded: Recorded, steps: u64, export: bool) -> 
 /// Something that is done to the devices of a pool beside what its volumes do.
 pub type Change = Box<dyn FnOnce(Rc<Pool>) -> Pin<Box<dyn Future<Output = Result<(), PoolError>>>>>;
 
-/// A change of devices, and when it was under way.
+/// A change of devices, and when it began.
 #[derive(Debug, Clone)]
 pub struct Changed {
     pub start: usize,
-    pub end: usize,
     pub result: Result<(), PoolError>,
 }
 
@@ -416,8 +413,7 @@ async fn change(run: &Run, under_way: &mut Option<Task<Changed>>, changed: &mut 
     *under_way = Some(spawn(async move {
         let start = recorder.position();
         let result = act(pool).await;
-        let end = recorder.position();
-        Changed { start, end, result }
+        Changed { start, result }
     }));
 }
 

@@ -1,19 +1,11 @@
 //! Deliberate bugs below the pool, which the crash tests must find each time: tests that find nothing are
 //! broken.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-#[path = "common/history.rs"]
-mod history;
-#[path = "common/model.rs"]
-mod model;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
-use common::Bench;
-use history::{judge_state, record_through};
+use crate::common::Bench;
+use crate::history::{judge_state, record_through};
 use pollux_device::{BlockDevice, Completion, Geometry, Reply, Request};
 use pollux_pool::CreateOptions;
 use pollux_sim::{CutPoints, PowerLoss};

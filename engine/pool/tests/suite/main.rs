@@ -1,0 +1,22 @@
+//! Pools as a whole on simulated drives: one program, so that what all share is compiled once.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod canary;
+mod changes;
+mod common;
+mod concurrent;
+mod crash;
+mod damage;
+mod devices;
+mod full;
+mod generations;
+mod history;
+mod input;
+mod model;
+mod pools;
+mod random;
+mod scrub;
+mod shared;
+mod thick;
+mod usage;
