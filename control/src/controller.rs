@@ -267,8 +267,10 @@ impl Controller {
         let mut commands: BTreeMap<String, Vec<Command>> = BTreeMap::new();
         for step in steps {
             match step {
-                Step::Commit(transaction) if self.forgets_too_early(&transaction) => {}
-                Step::Commit(transaction) => commits.push(transaction),
+                Step::Commit(transaction) => match self.not_yet_removed(&transaction) {
+                    Some((node, command)) => commands.entry(node).or_default().push(command),
+                    None => commits.push(transaction),
+                },
                 Step::Command { node, command } => commands.entry(node).or_default().push(command),
             }
         }
@@ -289,23 +291,24 @@ impl Controller {
         Ok(Progress { planned, fresh })
     }
 
-    /// Whether a removal would be forgotten while its engine is being told about the same thing: that may
-    /// come to be after the report that does not show it.
-    fn forgets_too_early(&self, transaction: &Transaction) -> bool {
-        transaction.writes.iter().any(|write| {
+    /// What is to be told again before a transaction may forget a removal. That no report shows the thing is
+    /// not enough: the report may be older than what the engine was told before, and an earlier leader may
+    /// have told it something that is still on its way. Once the engine has answered this leader that the
+    /// thing is gone, neither can bring it back.
+    fn not_yet_removed(&self, transaction: &Transaction) -> Option<(String, Command)> {
+        let removal = transaction.writes.iter().find_map(|write| {
             let Write::Delete { key } = write else {
-                return false;
+                return None;
             };
-            let Some((Kind::Removal, name)) = Kind::parse(key) else {
-                return false;
-            };
-            let removal = self.world.removals.get(name);
-            let command = removal.and_then(|removal| {
-                let command = removal.command.as_ref()?.command.as_ref()?;
-                Some((removal.node.as_str(), command))
-            });
-            command.is_some_and(|(node, command)| self.telling.is_under_way(node, command))
-        })
+            match Kind::parse(key) {
+                Some((Kind::Removal, name)) => self.world.removals.get(name),
+                _ => None,
+            }
+        })?;
+        let command = removal.command.as_ref()?.command.as_ref()?;
+        let is_known = self.world.nodes.contains_key(&removal.node);
+        let is_due = is_known && !self.telling.is_done(&removal.node, command);
+        is_due.then(|| (removal.node.clone(), command.clone()))
     }
 
     /// Does transactions, and returns the highest revision. Those of which a condition does not hold are

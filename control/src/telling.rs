@@ -6,7 +6,8 @@
 //!   done before them.
 //! - What was told, and is not seen to be done, is told again after a pause.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::mem::discriminant;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -62,12 +63,16 @@ impl Subject {
 enum State {
     /// It is being told.
     UnderWay,
-    /// It was told, and answered or not.
-    Told { command: Box<Command>, at: Instant },
+    /// It was told. Done: the engine answered that it is so.
+    Told {
+        command: Box<Command>,
+        at: Instant,
+        done: bool,
+    },
 }
 
-/// What an engine was told, and the pools in which a replica could not be made.
-type Outcome = (Vec<(Subject, Command)>, Vec<String>);
+/// What an engine was told, whether it is so, and the pools in which a replica could not be made.
+type Outcome = (Vec<(Subject, Command, bool)>, Vec<String>);
 
 /// See the module.
 #[derive(Debug)]
@@ -111,7 +116,9 @@ impl Telling {
             let is_due = match self.subjects.get(&subject) {
                 None => true,
                 Some(State::UnderWay) => false,
-                Some(State::Told { command: before, at }) => **before != command || is_old(*at),
+                Some(State::Told {
+                    command: before, at, ..
+                }) => **before != command || is_old(*at),
             };
             if is_due && room > 0 {
                 room -= 1;
@@ -125,19 +132,19 @@ impl Telling {
             self.tasks.spawn(async move {
                 // The semaphore is never closed.
                 let _permit = permits.acquire().await;
-                let commands = begun.iter().map(|(_, command)| command.clone());
-                let refused = tell_engine(&parts, &engine, term, commands.collect()).await;
+                let told = tell_engine(&parts, &engine, term, begun).await;
                 pull_one(&parts, &engine).await;
-                (begun, refused)
+                told
             });
         }
         count
     }
 
-    /// Whether an engine is being told something about the thing of a command.
-    pub(crate) fn is_under_way(&self, node: &str, command: &Command) -> bool {
+    /// Whether this was the last that an engine was told about the thing of a command, and it is so: what it
+    /// was told before cannot come to be after that.
+    pub(crate) fn is_done(&self, node: &str, command: &Command) -> bool {
         let state = self.subjects.get(&Subject::of(node, command));
-        matches!(state, Some(State::UnderWay))
+        matches!(state, Some(State::Told { command: told, done: true, .. }) if **told == *command)
     }
 
     /// Waits until an engine was told; `None` if none is being told. The pools in which a replica could not
@@ -160,9 +167,9 @@ impl Telling {
             return Vec::new();
         };
         let at = Instant::now();
-        for (subject, command) in commands {
+        for (subject, command, done) in commands {
             let command = Box::new(command);
-            self.subjects.insert(subject, State::Told { command, at });
+            self.subjects.insert(subject, State::Told { command, at, done });
         }
         // What was told long ago is told again if it is planned again: it need not be remembered.
         if self.tasks.is_empty() || self.subjects.len() > SUBJECTS_MAX {
@@ -176,48 +183,52 @@ impl Telling {
 }
 
 /// Tells one engine. Commands of one kind are about different things, and are told side by side; what comes
-/// before other kinds is done before them. Returns the pools in which a replica could not be made.
+/// before other kinds is done before them. Once the engine does not answer, it is told no more.
 async fn tell_engine(
     parts: &Parts,
     engine: &EngineAddress,
     term: u64,
-    commands: Vec<Command>,
-) -> Vec<String> {
+    commands: Vec<(Subject, Command)>,
+) -> Outcome {
     let mut failed_pools = Vec::new();
-    let mut commands = commands.into_iter().peekable();
-    while let Some(first) = commands.next() {
-        let kind = std::mem::discriminant(&first);
-        let mut alike = vec![first];
-        while let Some(next) = commands.next_if(|next| std::mem::discriminant(next) == kind) {
-            alike.push(next);
-        }
+    let mut all = Vec::with_capacity(commands.len());
+    let mut is_heard = true;
+    for alike in commands.chunk_by(|(_, one), (_, other)| discriminant(one) == discriminant(other)) {
         let mut told = JoinSet::new();
         let mut outcomes = Vec::new();
-        for command in alike {
+        for (subject, command) in alike.iter().filter(|_| is_heard) {
             if told.len() >= COMMANDS_AT_ONCE {
                 outcomes.extend(told.join_next().await);
             }
             let (parts, engine) = (parts.clone(), engine.clone());
-            told.spawn(async move { tell_one(&parts, &engine, term, command).await });
+            let (subject, command) = (subject.clone(), command.clone());
+            told.spawn(async move { (subject, tell_one(&parts, &engine, term, command).await) });
         }
         while let Some(outcome) = told.join_next().await {
             outcomes.push(outcome);
         }
+        let mut done = HashSet::new();
         for outcome in outcomes {
-            match outcome.unwrap_or(Told::Unheard) {
-                Told::Done => {}
-                Told::Refused(pool_uid) => {
+            match outcome {
+                Ok((subject, Told::Done)) => {
+                    done.insert(subject);
+                }
+                Ok((_, Told::Refused(pool_uid))) => {
                     parts.observations.telemetry().command_refused();
                     failed_pools.extend(pool_uid);
                 }
-                Told::Unheard => {
+                Ok((_, Told::Unheard)) | Err(_) => {
                     parts.observations.telemetry().command_unanswered();
-                    return failed_pools;
+                    is_heard = false;
                 }
             }
         }
+        all.extend(alike.iter().map(|(subject, command)| {
+            let is_done = done.contains(subject);
+            (subject.clone(), command.clone(), is_done)
+        }));
     }
-    failed_pools
+    (all, failed_pools)
 }
 
 /// What became of a command.

@@ -21,10 +21,14 @@ impl ControllerService {
         if id.is_empty() {
             return Err(CallError::missing("volume_id"));
         }
-        let Some(volume) = self.control.any_volume(&id).await? else {
+        let volume = match self.control.any_volume(&id).await? {
+            Some(volume) => volume,
             // A copy that was never finished may have left a snapshot of its source behind.
-            self.forget_clone(&id).await?;
-            return Ok(DeleteVolumeResponse {});
+            None => match self.forget_clone(&id).await {
+                Ok(()) => return Ok(DeleteVolumeResponse {}),
+                // Whoever was cut off may have got as far as the copy meanwhile: then that goes first.
+                Err(refused) => self.control.any_volume(&id).await?.ok_or(refused)?,
+            },
         };
         if !self.control.is_own(volume.metadata.as_ref()) {
             let cluster = label_of(volume.metadata.as_ref(), label::CLUSTER).unwrap_or_default();
@@ -35,20 +39,20 @@ impl ControllerService {
         self.forget_clones_of(&id).await?;
         let request = OldVolume { name: id.clone() };
         self.control.volumes().delete_volume(request).await?;
-        self.forget_clone(&id).await?;
         let uid = volume.metadata.as_ref().map(|metadata| metadata.uid.clone());
         let mut waiting = Waiting::default();
-        loop {
-            let present = self.control.any_volume(&id).await?;
-            let present = present.and_then(|volume| volume.metadata);
-            // Another one may have the name by now.
-            if present.map(|metadata| metadata.uid) != uid {
+        while let Some(present) = self.control.any_volume(&id).await? {
+            // Another one may have the name by now, and its source with it.
+            if present.metadata.map(|metadata| metadata.uid) != uid {
                 return Ok(DeleteVolumeResponse {});
             }
             waiting
                 .pause("volume", &id, "its copies are being deleted")
                 .await?;
         }
+        // A copy needs its source until it is made, or gone.
+        self.forget_clone(&id).await?;
+        Ok(DeleteVolumeResponse {})
     }
 
     /// Deletes the snapshots of a volume that were taken for copies that are there by now, or were given

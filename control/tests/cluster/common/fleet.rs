@@ -48,13 +48,24 @@ pub struct Target {
 }
 
 impl Target {
-    /// As the engine tells of it; nothing while it is no target and no standby.
-    fn report(&self) -> Option<TargetConfig> {
+    /// As the engine tells of it: until the volume is open, it is a standby.
+    fn report(&self) -> TargetConfig {
         let mut config = self.config.clone();
         if config.standby {
-            return Some(config);
+            return config;
         }
-        let record = self.record.as_ref()?;
+        let Some(record) = &self.record else {
+            return TargetConfig {
+                volume_uid: config.volume_uid,
+                volume: config.volume,
+                epoch: config.epoch,
+                size_bytes: config.size_bytes,
+                hosts: config.hosts,
+                path: config.path,
+                standby: true,
+                ..TargetConfig::default()
+            };
+        };
         config.epoch = record.epoch;
         config.version = record.version;
         config.size_bytes = record.size_bytes;
@@ -72,7 +83,7 @@ impl Target {
             let member = members.find(|member| member.uid == replica.uid);
             replica.in_sync = member.is_some_and(|member| member.state() == ReplicaState::InSync);
         }
-        Some(config)
+        config
     }
 }
 
@@ -556,7 +567,7 @@ impl EngineClient for Fleet {
                     config: Some(replica.config.clone()),
                 })
                 .collect(),
-            targets: found.targets.values().filter_map(Target::report).collect(),
+            targets: found.targets.values().map(Target::report).collect(),
         };
         let report = Arc::new(report);
         found.report = Some(report.clone());
