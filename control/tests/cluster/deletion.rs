@@ -186,3 +186,36 @@ async fn deletions_that_nobody_ends_are_ended() {
     assert!(cluster.get::<Template>("unused").await.is_none());
     assert!(cluster.get::<Group>("g").await.is_none());
 }
+
+/// A report that was made before an engine did what it was told is no sign that there is nothing to remove.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_old_report_does_not_show_is_removed_all_the_same() {
+    let mut cluster = Cluster::new(&layout(3, 1), Limits::default()).await;
+    let nodes: Vec<String> = cluster.world().nodes.keys().cloned().collect();
+    let reports = |cluster: &Cluster| -> Vec<_> {
+        let observed = nodes.iter().filter_map(|node| cluster.observations.get(node));
+        observed.map(|observation| observation.report).collect()
+    };
+    let before = reports(&cluster);
+    assert_eq!(before.len(), 3, "an engine is silent");
+    put(&cluster.store, &volume("v", 3)).await;
+    cluster.settle().await;
+    cluster.check_settled();
+    let now_us = cluster.world().now_unix_us;
+    cluster
+        .update::<Volume>("v", |volume| volume.meta_mut().deleted_unix_us = Some(now_us))
+        .await;
+    let mut removals = 0;
+    // Nothing that was asked for later comes before the old reports, and they come again and again.
+    for _ in 0..8 {
+        for report in &before {
+            cluster.observations.put(report.clone(), now_us);
+        }
+        cluster.clock.advance(SECOND_US / 10);
+        cluster.controller.pass().await.expect("the store answers");
+        removals = removals.max(cluster.world().removals.len());
+    }
+    assert!(removals > 0, "nothing had to be removed");
+    cluster.settle().await;
+    cluster.check_settled();
+}

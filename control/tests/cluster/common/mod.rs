@@ -46,6 +46,8 @@ pub struct Cluster {
     pub fleet: Fleet,
     pub clock: VirtualClock,
     pub limits: Limits,
+    /// What engines told the controller.
+    pub observations: Arc<Observations>,
     pub controller: Controller,
 }
 
@@ -150,47 +152,41 @@ impl Cluster {
         let fleet = Fleet::new(layout.iter().map(|(name, _, _)| name.as_str()));
         let clock = VirtualClock::default();
         clock.advance(1_000_000 * SECOND_US);
-        let controller = Self::controller(&store, &fleet, &clock, &limits).await;
-        let mut cluster = Self {
-            store,
-            fleet,
-            clock,
-            limits,
-            controller,
-        };
-        cluster.settle().await;
-        cluster
-    }
-
-    async fn controller(
-        store: &MemoryStore,
-        fleet: &Fleet,
-        clock: &VirtualClock,
-        limits: &Limits,
-    ) -> Controller {
         let parts = Parts {
             store: Arc::new(store.clone()),
             engines: Arc::new(fleet.clone()),
             clock: Arc::new(clock.clone()),
             limits: limits.clone(),
-            observations: Arc::new(Observations::default()),
+            observations: Arc::default(),
         };
-        start(parts).await
+        let mut cluster = Self {
+            store,
+            fleet,
+            clock,
+            limits,
+            observations: parts.observations.clone(),
+            controller: start(parts).await,
+        };
+        cluster.settle().await;
+        cluster
     }
 
     /// The control plane ends, and another one begins.
     pub async fn restart(&mut self) {
-        self.controller = Self::controller(&self.store, &self.fleet, &self.clock, &self.limits).await;
+        let store = Arc::new(self.store.clone());
+        let engines = Arc::new(self.fleet.clone());
+        self.restart_with(store, engines).await;
     }
 
     /// The control plane ends, and another one begins that sees store and engines by other means.
     pub async fn restart_with(&mut self, store: Arc<dyn Store>, engines: Arc<dyn EngineClient>) {
+        self.observations = Arc::default();
         let parts = Parts {
             store,
             engines,
             clock: Arc::new(self.clock.clone()),
             limits: self.limits.clone(),
-            observations: Arc::new(Observations::default()),
+            observations: self.observations.clone(),
         };
         self.controller = start(parts).await;
     }
