@@ -1,6 +1,7 @@
 //! A device of a pool, in blocks of 4 KiB whatever the blocks of the device are.
 
 mod mirror;
+mod protected;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -12,6 +13,7 @@ use pollux_reactor::{buffers, sleep};
 
 use crate::layout::BLOCK_BYTES;
 pub(crate) use mirror::Mirror;
+pub(crate) use protected::Protected;
 
 /// The pause before a device that is short of resources is asked again, and how often it is: a minute in all.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(10);

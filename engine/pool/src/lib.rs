@@ -26,8 +26,8 @@ pub mod tree;
 mod volume;
 
 pub use pool::{
-    CheckReport, CreateOptions, DeviceStatus, DrainProgress, Grown, ImportReport, LostBlock, Misplaced, Pool,
-    PoolCounters, PoolError, PoolOptions, ReplaceProgress, ScrubOptions, ScrubProgress, ScrubReport, Space,
-    Usage, VolumeOptions,
+    CheckProgress, CheckReport, CreateOptions, DeviceStatus, DrainProgress, Grown, ImportReport, LostBlock,
+    Misplaced, Pool, PoolCounters, PoolError, PoolOptions, ReplaceProgress, ScrubOptions, ScrubProgress,
+    ScrubReport, Space, Usage, VolumeOptions,
 };
 pub use volume::{BlockRange, RangePage, Volume};

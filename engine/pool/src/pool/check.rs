@@ -6,11 +6,15 @@ use std::rc::Rc;
 
 use super::{Pool, PoolError};
 use crate::cache::load;
+use crate::layout::label::KNOWN_READ_ONLY_COMPATIBLE;
 use crate::layout::page::{FAN_OUT, Page, PageIdentity};
 use crate::layout::slot::Slot;
 use crate::layout::volume::{VolumeEntry, VolumeState};
 use crate::layout::{ExtentId, PagePointer};
 use crate::tree::{PageStore, Tree};
+
+/// Pages after which others run, and it is told how far the check is.
+const PAGES_IN_A_STEP: u64 = 64;
 
 /// An extent that is not used as it is marked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +50,17 @@ impl CheckReport {
     }
 }
 
+/// How far a check is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CheckProgress {
+    /// Volumes and snapshots that were walked, those that are being deleted among them.
+    pub volumes_done: usize,
+    /// How many there are.
+    pub volumes: usize,
+    /// Pages that were looked at.
+    pub pages: u64,
+}
+
 #[derive(Default)]
 struct Marks {
     pages: BTreeMap<ExtentId, u16>,
@@ -78,8 +93,26 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`PoolError::Page`] for pages that are lost.
+    /// [`PoolError::Page`] for pages that are lost; [`PoolError::Features`] for a pool of which this program does
+    /// not know all.
     pub async fn check(self: &Rc<Self>) -> Result<CheckReport, PoolError> {
+        self.check_and_tell(&mut |_| {}).await
+    }
+
+    /// The same; `tell` is told how it gets on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::check`].
+    pub async fn check_and_tell(
+        self: &Rc<Self>,
+        tell: &mut dyn FnMut(CheckProgress),
+    ) -> Result<CheckReport, PoolError> {
+        let unknown = self.features().read_only_compatible & !KNOWN_READ_ONLY_COMPATIBLE;
+        if unknown != 0 {
+            // What else may be used is not known.
+            return Err(PoolError::Features { unknown });
+        }
         let mut marks = Marks::default();
         let (maps, other) = {
             let state = self.state.borrow();
@@ -92,8 +125,14 @@ impl Pool {
             (maps, other)
         };
         for tree in other {
-            self.walk(&tree, &mut marks, false, |_, _| {}).await?;
+            self.walk(&tree, &mut marks, false, |_, _| {}, &mut |_| {})
+                .await?;
         }
+        let mut progress = CheckProgress {
+            volumes: maps.len(),
+            ..CheckProgress::default()
+        };
+        tell(progress);
         for (entry, tree) in maps {
             let (mut own, mut covered) = (0, 0);
             let mut extents = Vec::new();
@@ -103,7 +142,7 @@ impl Pool {
             } else {
                 0
             };
-            self.walk(&tree, &mut marks, from > 0, |index, slot| {
+            let count = |index, slot: &Slot| {
                 if index >= from {
                     let before = own;
                     for fragment in &slot.fragments {
@@ -112,9 +151,13 @@ impl Pool {
                     }
                     covered += u64::from(own > before);
                 }
-            })
-            .await?;
+            };
+            let mut walked = |pages| tell(CheckProgress { pages, ..progress });
+            self.walk(&tree, &mut marks, from > 0, count, &mut walked).await?;
             marks.data.extend(extents);
+            progress.volumes_done += 1;
+            progress.pages = marks.report.pages;
+            tell(progress);
             let is_counted = entry.state != VolumeState::Deleting && tree.passed.before == 0;
             if is_counted && own != entry.own_extents {
                 marks.report.miscounted.push((entry.id, own, entry.own_extents));
@@ -140,6 +183,7 @@ impl Pool {
         marks: &mut Marks,
         again: bool,
         mut slot: impl FnMut(u64, &Slot),
+        walked: &mut dyn FnMut(u64),
     ) -> Result<(), PoolError> {
         let is_map = tree.shape.kind == crate::layout::page::PageKind::Map;
         let identity = |pointer: &PagePointer, level, index| PageIdentity {
@@ -155,7 +199,10 @@ impl Pool {
             if again && (index + 1).saturating_mul(tree.shape.span(level)) <= self.cursor_of(tree.id) {
                 continue;
             }
-            marks.page(&pointer);
+            if marks.page(&pointer) && marks.report.pages.is_multiple_of(PAGES_IN_A_STEP) {
+                walked(marks.report.pages);
+                pollux_reactor::yield_now().await;
+            }
             let page = self.any_page(&pointer, &identity(&pointer, level, index)).await?;
             if level > 0 {
                 let below = (0..FAN_OUT).filter_map(|at| Some((page.pointer(at)?, at)));

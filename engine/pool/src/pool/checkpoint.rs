@@ -70,6 +70,9 @@ impl Pool {
     ///
     /// [`PoolError`]; the pool is stopped if the error is of a device.
     pub async fn checkpoint(self: &Rc<Self>) -> Result<(), PoolError> {
+        if self.read_only {
+            return Err(PoolError::ReadOnly);
+        }
         let ticket = {
             let mut state = self.state.borrow_mut();
             state.check_running()?;

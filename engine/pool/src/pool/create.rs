@@ -86,7 +86,8 @@ pub(super) fn check_device(at: usize, device: Rc<dyn BlockDevice>) -> Result<Poo
     let geometry = device.geometry();
     let device = PoolDevice::new(device)?;
     let atomic = u64::from(geometry.atomic_write_blocks) * u64::from(geometry.block_bytes);
-    if atomic < BLOCK_BYTES as u64 {
+    // Nothing is torn where nothing is written.
+    if atomic < BLOCK_BYTES as u64 && !geometry.read_only {
         return Err(PoolError::TornWrites { device: at });
     }
     if extents_of(&device) < DEVICE_EXTENTS_MIN {
@@ -229,6 +230,7 @@ impl Pool {
                 sequence: 0,
                 place: 0,
             },
+            read_only: false,
         }))
     }
 
@@ -243,6 +245,7 @@ impl Pool {
             superblock,
             space,
             journal_start,
+            read_only,
         } = parts;
         let uuid = superblock.pool;
         let identity = JournalIdentity {
@@ -299,6 +302,7 @@ impl Pool {
             reclaiming: Default::default(),
             scrubbing: Default::default(),
             closed: Default::default(),
+            read_only,
             sealed: Default::default(),
             opened: pollux_reactor::now(),
             drained: Default::default(),

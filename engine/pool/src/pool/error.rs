@@ -295,7 +295,7 @@ pub enum PoolError {
     #[error("the pool takes no changes since {0}; export it, see to its devices and import it again")]
     Stopped(IoError),
     /// The pool is read-only.
-    #[error("the pool was imported read-only")]
+    #[error("the pool is open read-only: nothing in it or of it can be changed")]
     ReadOnly,
     /// The pool was exported.
     #[error("the pool is closed")]

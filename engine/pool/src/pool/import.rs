@@ -7,6 +7,9 @@
 //! 4. Devices that miss the newest superblock get it.
 //! 5. A checkpoint with a new incarnation makes it durable, before anything is served. Until its superblock
 //!    is written nothing that the old one needs is changed, so that a power cut in between begins anew.
+//!
+//! Read-only, it ends after the third: what the replay changed is in memory alone, and pages that it made have
+//! places that nobody writes to. Every device is behind one that lets no write through.
 
 use std::rc::Rc;
 
@@ -20,7 +23,7 @@ use super::labels::{self, Areas, extents_of};
 use super::{ALLOCATION_SHAPE, Parts, Pool, PoolError, PoolOptions, VOLUMES_SHAPE};
 use crate::allocator::DeviceSpace;
 use crate::cache::{LoadError, load};
-use crate::device::PoolDevice;
+use crate::device::{PoolDevice, Protected};
 use crate::journal::{JournalIdentity, RingPosition, Scanner};
 use crate::layout::journal::Record;
 use crate::layout::label::{Access, Label};
@@ -56,6 +59,10 @@ pub struct ImportReport {
     pub newer_blocks: u64,
     /// Blocks of those regions that cannot be read.
     pub unreadable: Vec<LostBlock>,
+    /// Nothing was written, and nothing can be.
+    pub read_only: bool,
+    /// Read-only-compatible features that this program does not know: they are why, if there are any.
+    pub unknown_features: u64,
 }
 
 /// What devices say of a pool, before anything of it is read.
@@ -67,6 +74,8 @@ struct Found {
     labels: Vec<Option<Label>>,
     /// The newest checkpoint that each device knows of, by number; nothing for one that was just added.
     checkpoints: Vec<Option<u64>>,
+    /// Read-only-compatible features that are not known.
+    unknown_features: u64,
     /// Devices that left with the newest checkpoint, and still have labels; with their extents.
     left: Vec<(PoolDevice, u64)>,
 }
@@ -113,7 +122,8 @@ impl Found {
 }
 
 impl Pool {
-    /// Opens the pool that devices hold. All of its devices have to be given.
+    /// Opens the pool that devices hold. All of its devices have to be given. One that uses features with
+    /// which this program may only read is opened as by [`Pool::import_read_only`].
     ///
     /// # Errors
     ///
@@ -122,7 +132,36 @@ impl Pool {
         devices: Vec<Rc<dyn BlockDevice>>,
         options: PoolOptions,
     ) -> Result<(Rc<Self>, ImportReport), PoolError> {
-        let found = find(devices).await?;
+        let found = find(devices.clone()).await?;
+        match found.unknown_features {
+            0 => Self::import_found(found, options, false).await,
+            _ => Self::import_read_only(devices, options).await,
+        }
+    }
+
+    /// The same without a write to any device, now or later: what a crash left in the journal is done again in
+    /// memory only. Changes are refused with [`PoolError::ReadOnly`], writes to volumes with
+    /// [`IoError::ReadOnly`](pollux_device::IoError::ReadOnly).
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError`].
+    pub async fn import_read_only(
+        devices: Vec<Rc<dyn BlockDevice>>,
+        options: PoolOptions,
+    ) -> Result<(Rc<Self>, ImportReport), PoolError> {
+        let protected = devices
+            .into_iter()
+            .map(|device| Rc::new(Protected(device)) as Rc<dyn BlockDevice>);
+        let found = find(protected.collect()).await?;
+        Self::import_found(found, options, true).await
+    }
+
+    async fn import_found(
+        found: Found,
+        options: PoolOptions,
+        read_only: bool,
+    ) -> Result<(Rc<Self>, ImportReport), PoolError> {
         // The power may have been cut while the newest was written.
         found.check_stale(found.superblock.checkpoint.saturating_sub(1))?;
         let space = load_space(&found).await?;
@@ -139,6 +178,8 @@ impl Pool {
         let mut records: Vec<Record> = Vec::new();
         let mut report = ImportReport {
             was_exported: found.superblock.exported,
+            read_only,
+            unknown_features: found.unknown_features,
             ..ImportReport::default()
         };
         while let Some(scanned) = scanner.next().await? {
@@ -169,6 +210,7 @@ impl Pool {
             superblock,
             space,
             journal_start: scanner.position(),
+            read_only,
         });
         {
             let mut state = pool.state.borrow_mut();
@@ -181,6 +223,9 @@ impl Pool {
             }
         }
         pool.replay(&records, &mut report).await?;
+        if read_only {
+            return Ok((pool, report));
+        }
         // So that no device is ever more than one checkpoint behind, however often an import is cut.
         labels::write_superblock(&behind, &newest).await?;
         pool.make_checkpoint(false).await?;
@@ -212,8 +257,8 @@ impl Pool {
         }
     }
 
-    /// Ends the use of the pool: everything is made durable, and the journal is left empty. Volumes that are
-    /// still open fail from now on.
+    /// Ends the use of the pool: everything is made durable, and the journal is left empty; of one that is
+    /// read-only all is left as it is. Volumes that are still open fail from now on.
     ///
     /// # Errors
     ///
@@ -224,6 +269,9 @@ impl Pool {
         self.recorded.wake();
         self.wanted.wake();
         self.drain_all().await;
+        if self.read_only {
+            return Ok(());
+        }
         self.journal.commit().await?;
         self.checkpoint_idle().await;
         self.state.borrow().check_running()?;
@@ -273,6 +321,7 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
         return Err(PoolError::DeviceCount { found: devices.len() });
     }
     let mut given: Vec<(PoolDevice, Label)> = Vec::new();
+    let mut unknown_features = 0;
     for (at, device) in devices.into_iter().enumerate() {
         let device = check_device(at, device)?;
         let label = labels::read_label(&device).await;
@@ -291,10 +340,8 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
         }
         match label.features.access() {
             Access::ReadWrite => {}
-            // Reading without writing comes with the first feature that needs it.
-            Access::ReadOnly { unknown } | Access::Refused { unknown } => {
-                return Err(PoolError::Features { unknown });
-            }
+            Access::ReadOnly { unknown } => unknown_features |= unknown,
+            Access::Refused { unknown } => return Err(PoolError::Features { unknown }),
         }
         if extents_of(&device) < label.extents {
             return Err(PoolError::Shrunk {
@@ -363,6 +410,7 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
         devices,
         labels: by_number,
         checkpoints,
+        unknown_features,
         left,
     })
 }

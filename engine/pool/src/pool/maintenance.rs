@@ -96,7 +96,7 @@ impl Pool {
     /// [`PoolError::NoSpace`] and those of a pool that is stopped.
     pub(crate) async fn admit(self: &Rc<Self>, claim: Claim) -> Result<Admitted, PoolError> {
         for _ in 0..SPACE_ROUNDS_MAX {
-            self.check_open()?;
+            self.check_changes()?;
             // Also who may use what is set aside does so only if nothing else is left: extents with pages are
             // seldom ones for data again.
             if let Some(admitted) = self.try_admit(Claim::Rest) {

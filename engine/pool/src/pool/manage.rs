@@ -112,6 +112,7 @@ impl Pool {
         name: &str,
         options: &VolumeOptions,
     ) -> Result<VolumeEntry, PoolError> {
+        self.check_changes()?;
         check_size(options.size_blocks)?;
         let uuid = options.uuid.unwrap_or_else(random_uuid);
         if options.thick {
@@ -315,6 +316,7 @@ impl Pool {
         size_blocks: u64,
         may_drop: bool,
     ) -> Result<(), PoolError> {
+        self.check_changes()?;
         check_size(size_blocks)?;
         let entry = self.volume_of_kind(name, VolumeKind::Volume)?;
         if size_blocks < entry.size_blocks {
@@ -377,7 +379,7 @@ impl Pool {
         self.check_open()?;
         let entry = self.volume(name)?;
         let head = self.head_of(entry.id).unwrap_or_else(|| {
-            let head = Rc::new(Head::new(&entry, self.memory_align_bytes()));
+            let head = Rc::new(Head::new(&entry, self.read_only, self.memory_align_bytes()));
             let mut state = self.state.borrow_mut();
             state.heads.insert(entry.id, Rc::downgrade(&head));
             head
@@ -422,7 +424,7 @@ impl Pool {
         mut make: impl FnMut(&mut State) -> Result<Vec<Record>, PoolError>,
     ) -> Result<(), PoolError> {
         loop {
-            self.check_open()?;
+            self.check_changes()?;
             {
                 let mut state = self.state.borrow_mut();
                 let records = make(&mut state)?;

@@ -53,7 +53,7 @@ use crate::space::PoolSpace;
 use crate::tree::{Generations, Passed, Shape, Tree};
 use crate::volume::{Head, Hold};
 
-pub use check::{CheckReport, Misplaced};
+pub use check::{CheckProgress, CheckReport, Misplaced};
 pub use create::CreateOptions;
 use devices::Successor;
 pub use devices::{DeviceStatus, DrainProgress, Grown, ReplaceProgress};
@@ -175,6 +175,8 @@ pub struct Pool {
     reclaiming: Cell<bool>,
     scrubbing: Cell<bool>,
     closed: Cell<bool>,
+    /// Nothing is written to any device.
+    read_only: bool,
     /// The last checkpoint was begun, or made: no other one may follow.
     sealed: Cell<bool>,
     /// When it was opened.
@@ -196,6 +198,7 @@ struct Parts {
     space: PoolSpace,
     /// Where the journal, which is empty, goes on.
     journal_start: RingPosition,
+    read_only: bool,
 }
 
 pub(crate) struct State {
@@ -389,6 +392,11 @@ impl Pool {
         self.state.borrow().counters
     }
 
+    /// Whether it was imported so that nothing is written.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// Why it takes no more changes, if so.
     pub fn stopped(&self) -> Option<IoError> {
         self.state.borrow().stopped
@@ -434,7 +442,7 @@ impl Pool {
     /// Whether nothing stands against changes.
     #[inline]
     pub(crate) fn takes_changes(&self, state: &State) -> bool {
-        !self.closed.get() && state.stopped.is_none()
+        !self.closed.get() && !self.read_only && state.stopped.is_none()
     }
 
     /// Nothing is durable any more.
@@ -451,6 +459,18 @@ impl Pool {
             return Err(PoolError::Closed);
         }
         self.state.borrow().check_running()
+    }
+
+    /// Whether the pool takes changes.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::ReadOnly`], [`PoolError::Closed`], [`PoolError::Stopped`].
+    pub(crate) fn check_changes(&self) -> Result<(), PoolError> {
+        match self.read_only {
+            true => Err(PoolError::ReadOnly),
+            false => self.check_open(),
+        }
     }
 
     /// Makes all that was acknowledged durable.

@@ -65,12 +65,16 @@ impl Drop for Reclaiming<'_> {
 }
 
 impl Pool {
-    /// Gives back the space of everything that was deleted, as far as it can be now.
+    /// Gives back the space of everything that was deleted, as far as it can be now: nothing, if the pool is
+    /// read-only.
     ///
     /// # Errors
     ///
     /// [`PoolError`]: what was not done yet is done at the next call, or after the next import.
     pub async fn reclaim(self: &Rc<Self>) -> Result<(), PoolError> {
+        if self.read_only {
+            return Ok(());
+        }
         if self.reclaiming.replace(true) {
             // Somebody does it already.
             self.wanted.until(|| (!self.reclaiming.get()).then_some(())).await;

@@ -162,13 +162,15 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`PoolError::Busy`] if one is under way, [`PoolError::Page`] if a page without a good copy leads to
+    /// [`PoolError::ReadOnly`] as it could repair and remember nothing, [`PoolError::Busy`] if one is under way,
+    /// [`PoolError::Page`] if a page without a good copy leads to
     /// something that is not in memory, and [`PoolError::Closed`].
     pub async fn scrub(
         self: &Rc<Self>,
         options: ScrubOptions,
         tell: &mut dyn FnMut(ScrubProgress),
     ) -> Result<ScrubReport, PoolError> {
+        self.check_changes()?;
         if self.scrubbing.replace(true) {
             return Err(PoolError::Busy {
                 name: self.name.clone(),

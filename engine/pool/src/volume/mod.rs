@@ -58,12 +58,12 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// `memory_align_bytes` is what the devices of the pool want.
-    pub(crate) fn new(entry: &VolumeEntry, memory_align_bytes: u32) -> Self {
+    /// `read_only` is whether the pool is, `memory_align_bytes` what its devices want.
+    pub(crate) fn new(entry: &VolumeEntry, read_only: bool, memory_align_bytes: u32) -> Self {
         Self {
             id: entry.id,
             checksums: entry.checksums,
-            read_only: entry.kind == VolumeKind::Snapshot,
+            read_only: read_only || entry.kind == VolumeKind::Snapshot,
             claim: if entry.thick { Claim::SetAside } else { Claim::Rest },
             memory_align_bytes,
             size_blocks: Arc::new(AtomicU64::new(entry.size_blocks)),

@@ -165,15 +165,20 @@ fn features_that_are_not_known_are_treated_by_their_class() {
                 matches!(error, PoolError::Features { unknown } if unknown == 1 << bit),
                 "{error}"
             );
-            // Until there is a way to read without writing, it is left alone too.
             let mut changed = label.clone();
             changed.features.read_only_compatible = 1 << bit;
             put(&changed);
-            let error = refused(&drives).await;
+            let imported = Pool::import(drives.attach().await, options()).await;
+            let (pool, report) = imported.unwrap();
+            assert!(pool.is_read_only() && report.read_only);
+            assert_eq!(report.unknown_features, 1 << bit);
+            assert_eq!(contents(&pool).await.unwrap().volumes["a"].values()[1], 1);
+            let error = pool.check().await.unwrap_err();
             assert!(
                 matches!(error, PoolError::Features { unknown } if unknown == 1 << bit),
                 "{error}"
             );
+            pool.export().await.unwrap();
             let mut changed = label.clone();
             changed.features.compatible = 1 << bit;
             put(&changed);

@@ -16,6 +16,7 @@ mod input;
 mod model;
 mod pools;
 mod random;
+mod read_only;
 mod scrub;
 mod shared;
 mod thick;

@@ -101,7 +101,7 @@ impl Pool {
     ///
     /// [`PoolError::DevicesChanging`] while there is another one.
     pub(super) fn change_devices(self: &Rc<Self>) -> Result<ChangingDevices, PoolError> {
-        self.check_open()?;
+        self.check_changes()?;
         if self.changing_devices.replace(true) {
             return Err(PoolError::DevicesChanging);
         }
