@@ -93,8 +93,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`PoolError::Page`] for pages that are lost; [`PoolError::Features`] for a pool of which this program does
-    /// not know all.
+    /// [`PoolError::Page`] for pages that are lost; [`PoolError::Features`] for a pool of which this
+    /// program does not know all.
     pub async fn check(self: &Rc<Self>) -> Result<CheckReport, PoolError> {
         self.check_and_tell(&mut |_| {}).await
     }

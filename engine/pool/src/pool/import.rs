@@ -8,8 +8,8 @@
 //! 5. A checkpoint with a new incarnation makes it durable, before anything is served. Until its superblock
 //!    is written nothing that the old one needs is changed, so that a power cut in between begins anew.
 //!
-//! Read-only, it ends after the third: what the replay changed is in memory alone, and pages that it made have
-//! places that nobody writes to. Every device is behind one that lets no write through.
+//! Read-only, it ends after the third: what the replay changed is in memory alone, and pages that it made
+//! have places that nobody writes to. Every device is behind one that lets no write through.
 
 use std::rc::Rc;
 
@@ -139,8 +139,8 @@ impl Pool {
         }
     }
 
-    /// The same without a write to any device, now or later: what a crash left in the journal is done again in
-    /// memory only. Changes are refused with [`PoolError::ReadOnly`], writes to volumes with
+    /// The same without a write to any device, now or later: what a crash left in the journal is done again
+    /// in memory only. Changes are refused with [`PoolError::ReadOnly`], writes to volumes with
     /// [`IoError::ReadOnly`](pollux_device::IoError::ReadOnly).
     ///
     /// # Errors

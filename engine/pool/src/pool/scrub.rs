@@ -162,9 +162,9 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`PoolError::ReadOnly`] as it could repair and remember nothing, [`PoolError::Busy`] if one is under way,
-    /// [`PoolError::Page`] if a page without a good copy leads to
-    /// something that is not in memory, and [`PoolError::Closed`].
+    /// [`PoolError::ReadOnly`] as it could repair and remember nothing, [`PoolError::Busy`] if one is under
+    /// way, [`PoolError::Page`] if a page without a good copy leads to something that is not in memory, and
+    /// [`PoolError::Closed`].
     pub async fn scrub(
         self: &Rc<Self>,
         options: ScrubOptions,
