@@ -91,7 +91,7 @@ drop_caches() { echo 3 > /proc/sys/vm/drop_caches; }
 # clean_up: leaves nothing of a scenario behind, as far as there is anything.
 clean_up() {
     cd /
-    killall -q lab || true
+    killall -q lab fio || true
     while read -r _ path _; do
         case "$path" in /mnt*) umount -f -l "$path" || true ;; esac
     done < /proc/mounts

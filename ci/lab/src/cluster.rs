@@ -76,10 +76,20 @@ impl Process {
         Ok(())
     }
 
+    /// Sends it a signal that it lives through.
+    fn signal(&mut self, signal: Signal) -> Result<(), Error> {
+        let child = self.child.as_ref();
+        let child = child.ok_or_else(|| Error::Request(format!("{} does not run", self.name)))?;
+        rustix::process::kill_process(Pid::from_child(child), signal)
+            .map_err(io::Error::from)
+            .context("signal", Path::new(&self.name))
+    }
+
     /// Tells it to stop, if it runs; what was wrong with that.
     fn stop(&mut self) -> Option<String> {
         let mut child = self.child.take()?;
-        // One that ended by itself is found below.
+        // One that ended by itself is found below. One that stands still goes on, to hear of it.
+        let _ = rustix::process::kill_process(Pid::from_child(&child), Signal::CONT);
         let _ = rustix::process::kill_process(Pid::from_child(&child), Signal::TERM);
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
@@ -270,6 +280,11 @@ impl Cluster {
         self.engine(name)?.process.kill()
     }
 
+    /// Lets an engine stand still, or go on.
+    pub(crate) fn signal(&mut self, name: &str, signal: Signal) -> Result<(), Error> {
+        self.engine(name)?.process.signal(signal)
+    }
+
     /// Starts an engine again.
     pub(crate) fn restart(&mut self, name: &str) -> Result<(), Error> {
         let program = self.programs.join("pollux-engine");
@@ -450,8 +465,13 @@ mod tests {
         let told = bad.stop().expect("it did not leave well");
         assert!(told.contains("sh left with") || told.contains("signal"), "{told}");
         assert_eq!(bad.stop(), None);
+        let mut paused = start("exec sleep 60").expect("it starts");
+        paused.signal(Signal::STOP).expect("it runs");
+        let told = paused.stop().expect("it did not leave well");
+        assert!(told.contains("sh left with"), "{told}");
         let mut killed = start("sleep 60").expect("it starts");
         killed.kill().expect("it runs");
         assert!(killed.kill().is_err());
+        assert!(killed.signal(Signal::CONT).is_err());
     }
 }

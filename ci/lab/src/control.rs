@@ -17,6 +17,8 @@
 //!                                the CSI controller service; the answer is a port that leads to that
 //! cluster kill NAME              kills an engine of it
 //! cluster restart NAME           starts it again
+//! cluster pause NAME, cluster resume NAME
+//!                                lets it stand still, and go on
 //! pollux ARGUMENT...             what `pollux` does with this control plane
 //! csi ARGUMENT...                what `pollux-csi call controller` does
 //! allocated FILE                 bytes that a file occupies
@@ -170,6 +172,8 @@ impl Control {
             }
             ["cluster", "kill", name] => self.cluster()?.kill(name).map(|()| String::new()),
             ["cluster", "restart", name] => self.cluster()?.restart(name).map(|()| String::new()),
+            ["cluster", "pause", name] => self.signal(name, Signal::STOP),
+            ["cluster", "resume", name] => self.signal(name, Signal::CONT),
             ["pollux", arguments @ ..] => {
                 let arguments = self.arguments(arguments);
                 self.cluster()?.pollux(&arguments)
@@ -207,6 +211,11 @@ impl Control {
             found.extend(cluster.finish());
         }
         found
+    }
+
+    /// Sends a signal to an engine of the cluster.
+    fn signal(&mut self, name: &str, signal: Signal) -> Result<String, Error> {
+        self.cluster()?.signal(name, signal).map(|()| String::new())
     }
 
     fn cluster(&mut self) -> Result<&mut Cluster, Error> {
@@ -311,6 +320,7 @@ mod tests {
             ("begin ../x", "no plain name"),
             ("engine kill", "no engine runs"),
             ("cluster kill n1", "no cluster runs"),
+            ("cluster pause n1", "no cluster runs"),
             ("cluster start x", "is no number"),
             ("cluster start 0", "1 to 5 engines"),
             ("csi list", "no cluster runs"),

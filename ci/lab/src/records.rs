@@ -11,12 +11,12 @@
 //! A write may only have gone beyond the last durable record by one.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use crate::error::{Context, Error};
 
@@ -24,23 +24,14 @@ const RECORD_BYTES: usize = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"PLXLABR1");
 const CHECKSUM_AT: usize = RECORD_BYTES - 4;
 
+/// A record that takes so long is told of.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+
 /// What to do with records.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Write records, and fdatasync each, until the time is over.
-    Write {
-        /// The file or block device.
-        path: PathBuf,
-        /// How many slots there are.
-        #[arg(long, default_value_t = 256)]
-        slots: u64,
-        /// For how long.
-        #[arg(long, default_value_t = 20)]
-        seconds: u64,
-        /// The file that tells the number of the last durable record.
-        #[arg(long)]
-        progress: PathBuf,
-    },
+    Write(Writing),
     /// Look whether all records are there that have to be.
     Verify {
         /// The file or block device.
@@ -54,44 +45,71 @@ pub(crate) enum Command {
     },
 }
 
+/// What to write, where, and for how long.
+#[derive(Debug, Args)]
+pub(crate) struct Writing {
+    /// The file or block device.
+    path: PathBuf,
+    /// How many slots there are.
+    #[arg(long, default_value_t = 256)]
+    slots: u64,
+    /// For how long at most.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// The file that tells the number of the last durable record.
+    #[arg(long)]
+    progress: PathBuf,
+    /// A file that ends the writing once it is there.
+    #[arg(long)]
+    until: Option<PathBuf>,
+    /// A file that gets a line for each record that took 100 ms or more: how many milliseconds.
+    #[arg(long)]
+    pauses: Option<PathBuf>,
+}
+
 /// Does it, and tells the outcome in a sentence.
 pub(crate) fn run(command: &Command) -> Result<String, Error> {
     match command {
-        Command::Write {
-            path,
-            slots,
-            seconds,
-            progress,
-        } => {
-            let last = write(path, *slots, Duration::from_secs(*seconds), progress)?;
-            Ok(format!("the last durable record is {last}"))
-        }
+        Command::Write(writing) => Ok(format!("the last durable record is {}", write(writing)?)),
         Command::Verify { path, slots, durable } => verify(path, *slots, *durable),
     }
 }
 
-fn write(path: &Path, slots: u64, time: Duration, progress: &Path) -> Result<u64, Error> {
+fn write(writing: &Writing) -> Result<u64, Error> {
+    let (path, progress) = (&writing.path, &writing.progress);
     let file = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .open(path)
         .context("open", path)?;
-    let deadline = Instant::now() + time;
+    let deadline = Instant::now() + Duration::from_secs(writing.seconds);
+    let is_over = || Instant::now() > deadline || writing.until.as_ref().is_some_and(|until| until.exists());
     let mut number = 0;
     loop {
-        file.write_all_at(&record(number), offset(number, slots))
+        let began = Instant::now();
+        file.write_all_at(&record(number), offset(number, writing.slots))
             .context("write to", path)?;
         file.sync_data().context("make durable", path)?;
+        let took = began.elapsed();
+        if let Some(pauses) = writing.pauses.as_ref().filter(|_| took >= PAUSE_MIN) {
+            tell(pauses, took).context("write", pauses)?;
+        }
         // By another name first, so that whoever reads it never sees half a number.
         let new = progress.with_extension("new");
         std::fs::write(&new, number.to_string()).context("write", &new)?;
         std::fs::rename(&new, progress).context("write", progress)?;
-        if Instant::now() > deadline {
+        if is_over() {
             return Ok(number);
         }
         number += 1;
     }
+}
+
+/// Adds a line at the end, which is the start if somebody has just emptied the file.
+fn tell(pauses: &Path, took: Duration) -> io::Result<()> {
+    let mut file = OpenOptions::new().append(true).create(true).open(pauses)?;
+    file.write_all(format!("{}\n", took.as_millis()).as_bytes())
 }
 
 /// Checks every slot of a file whose last durable record is `durable`.
@@ -169,14 +187,32 @@ mod tests {
     #[test]
     fn what_was_written_is_found() {
         let directory = tempfile::tempdir().expect("a directory");
-        let (path, progress) = (
-            directory.path().join("records"),
-            directory.path().join("progress"),
-        );
-        let last = write(&path, 4, Duration::from_millis(20), &progress).expect("written");
-        let told = std::fs::read_to_string(&progress).expect("there");
+        let file = |name: &str| directory.path().join(name);
+        let mut writing = Writing {
+            path: file("records"),
+            slots: 4,
+            seconds: 0,
+            progress: file("progress"),
+            until: None,
+            pauses: Some(file("pauses")),
+        };
+        let last = write(&writing).expect("written");
+        let told = std::fs::read_to_string(file("progress")).expect("there");
         assert_eq!(told, last.to_string());
-        verify(&path, 4, last).expect("all there");
+        verify(&writing.path, 4, last).expect("all there");
+        // It ends after one if it is told so.
+        (writing.seconds, writing.until) = (3600, Some(file("progress")));
+        assert_eq!(write(&writing).expect("written"), 0);
+    }
+
+    #[test]
+    fn pauses_are_told_in_milliseconds() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let pauses = directory.path().join("pauses");
+        for ms in [150, 2001] {
+            tell(&pauses, Duration::from_micros(ms * 1000 + 999)).expect("written");
+        }
+        assert_eq!(std::fs::read_to_string(&pauses).expect("there"), "150\n2001\n");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A script opens with a head of comment lines. The first paragraph says what the scenario shows; after it,
 //! lines `# time limit: 60 s` and `# kernel may say: TEXT` set how long it may take, and what messages of
 //! the kernel, warnings and worse, it may cause; `# programs: NAME...` names programs of this checkout, or
-//! `csi-sanity`, that it runs in the guest; `# modules: NAME...` names modules of the kernel that not every
+//! `csi-sanity` and `fio`, that it runs in the guest; `# modules: NAME...` names modules of the kernel that not every
 //! guest has. With `# only by name: WHY` it is not among all. Another key is an error.
 
 use std::path::Path;
@@ -14,8 +14,8 @@ use crate::error::{Context, Error};
 /// How long a scenario may take unless its head tells.
 const TIME_LIMIT: Duration = Duration::from_secs(120);
 
-/// Programs that scenarios can run in the guest: those of this checkout, and one that may be installed.
-const PROGRAMS: [&str; 4] = ["csi-sanity", "pollux-bench", "pollux-csi", "pollux-engine"];
+/// Programs that scenarios can run in the guest: those of this checkout, and some that may be installed.
+const PROGRAMS: [&str; 5] = ["csi-sanity", "fio", "pollux-bench", "pollux-csi", "pollux-engine"];
 
 /// The longest time a scenario may ask for.
 const TIME_LIMIT_MAX: Duration = Duration::from_secs(900);
@@ -151,7 +151,7 @@ mod tests {
         let scenario = parse(text).expect("a head");
         assert_eq!(scenario.modules, ["btrfs"]);
         assert_eq!(scenario.only_by_name.as_deref(), Some("it takes long"));
-        let text = "# One.\n#\n# programs: csi-sanity pollux-bench pollux-csi pollux-engine\n";
+        let text = "# One.\n#\n# programs: csi-sanity fio pollux-bench pollux-csi pollux-engine\n";
         assert_eq!(parse(text).expect("a head").programs, PROGRAMS);
         assert_eq!(parse("# One.\n").expect("a head").time_limit, TIME_LIMIT);
     }

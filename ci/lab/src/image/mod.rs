@@ -32,7 +32,7 @@ const PROGRAMS: [&str; 14] = [
 ];
 
 /// Programs that are not of this checkout, and that scenarios go without where they are not installed.
-pub(crate) const FOREIGN: [&str; 1] = ["csi-sanity"];
+pub(crate) const FOREIGN: [&str; 2] = ["csi-sanity", "fio"];
 
 /// The program that loads dynamically linked ones.
 const LOADER: &str = "ld-linux-x86-64.so.2";
