@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::{BLOCKS, Cluster, VOLUME, data, id};
+use common::{BLOCKS, Cluster, REGION, VOLUME, data, id};
 use pollux_device::BlockDeviceExt;
 use pollux_reactor::{now, sleep};
 use pollux_volume::membership::{Membership, ReplicaState};
@@ -47,6 +47,11 @@ struct Load {
 
 impl Load {
     fn start(cluster: &Cluster, mirror: &Mirror) -> Self {
+        Self::start_on(cluster, mirror, BLOCKS)
+    }
+
+    /// Only on so many blocks.
+    fn start_on(cluster: &Cluster, mirror: &Mirror, blocks: u64) -> Self {
         let load = Self {
             is_over: Rc::default(),
             written: Rc::default(),
@@ -62,7 +67,7 @@ impl Load {
                     device.write(block, data(host as u8 + 1), false).await.unwrap();
                     longest.set(longest.get().max(now().saturating_since(began)));
                     written.set(written.get() + 1);
-                    block = (block + 8) % BLOCKS;
+                    block = (block + 8) % blocks;
                     sleep(Duration::from_millis(8)).await;
                 }
             }));
@@ -222,6 +227,64 @@ fn who_is_slow_again_and_again_is_given_up_until_it_is_needed() {
     let record = cluster.store.inner.get(VOLUME).unwrap();
     let in_sync: Vec<_> = record.in_sync().iter().map(|slot| slot.index()).collect();
     assert_eq!(in_sync, [0, 2]);
+}
+
+#[test]
+fn a_replica_that_only_a_resync_makes_slow_is_back_in_the_end() {
+    let mut cluster = cluster(3, 1);
+    // A region and a half in a second, of sixteen.
+    cluster.options.resync_bytes_per_second = Some(48 << 10);
+    cluster.options.slow.window = Duration::from_secs(1);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        for block in 0..BLOCKS {
+            device.write(block, data(7), false).await.unwrap();
+        }
+    });
+    // It misses all of the volume, and then hosts write some blocks all the time, which are copied first.
+    cluster.paths[2].cut.set(true);
+    cluster.with(&mirror, async |device| {
+        for block in 0..BLOCKS {
+            device.write(block, data(8), false).await.unwrap();
+        }
+    });
+    let _load = Load::start_on(&cluster, &mirror, REGION);
+    cluster.paths[2].cut.set(false);
+    let (mut times_out, outs_max) = (0, u64::from(cluster.options.slow.outs_max));
+    for _ in 0..6000 {
+        let status = mirror.replicas();
+        if cluster.in_sync() == 3 {
+            break;
+        }
+        slow_down(&cluster, 2, if status[2].is_resyncing { SLOWDOWN } else { 1 });
+        times_out = mirror.counters().slow;
+        assert_ne!(status[2].pace, Pace::GivenUp, "after {times_out} times");
+        cluster.world.run_for(Duration::from_millis(10));
+    }
+    assert_eq!(cluster.in_sync(), 3, "{:?}", mirror.replicas());
+    assert!(times_out > outs_max, "it was not slow often enough: {times_out}");
+}
+
+#[test]
+fn windows_before_a_replica_failed_do_not_count_when_it_is_back() {
+    let cluster = cluster(3, 1);
+    let mirror = cluster.open();
+    let _load = Load::start(&cluster, &mirror);
+    slow_down(&cluster, 2, SLOWDOWN);
+    for _ in 0..100 {
+        if matches!(pace(&mirror, 2), Pace::Slow(2)) {
+            break;
+        }
+        cluster.world.run_for(Duration::from_millis(10));
+    }
+    assert_eq!(pace(&mirror, 2), Pace::Slow(2));
+    cluster.paths[2].cut.set(true);
+    cluster.wait_in_sync(2);
+    assert_eq!(pace(&mirror, 2), Pace::Well);
+    cluster.paths[2].cut.set(false);
+    slow_down(&cluster, 2, 1);
+    cluster.wait_in_sync(3);
+    assert_eq!((pace(&mirror, 2), mirror.counters().slow), (Pace::Well, 0));
 }
 
 #[test]

@@ -217,6 +217,7 @@ impl Core {
         tracing::warn!(volume = %self.volume(), replica = ?id, "replica failed");
         self.count(|counters| counters.failures += 1);
         self.regions.borrow_mut().fail(slot);
+        self.forget_slowness(slot);
         if self.mapped.get() == Some(slot) {
             self.mapped.set(None);
         }

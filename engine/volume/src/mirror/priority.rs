@@ -158,8 +158,9 @@ struct Controller {
     is_probing: bool,
     probe_at: Instant,
     rate: f64,
-    /// When the next chunk may be copied.
+    /// When the next chunk may be copied, and when it was begun.
     next_at: Instant,
+    began: Instant,
     /// For how fast it is: bytes of this span, and the rate before it.
     speed_began: Instant,
     speed_bytes: u64,
@@ -176,6 +177,7 @@ impl Controller {
             probe_at: origin,
             rate: RATE_START,
             next_at: origin,
+            began: origin,
             speed_began: origin,
             speed_bytes: 0,
             speed: None,
@@ -227,8 +229,8 @@ impl Controller {
     fn copied(&mut self, now: Instant, bytes: u64, max: Option<u64>) -> Instant {
         let rate = max.map_or(self.rate, |max| self.rate.min(max.max(1) as f64));
         let span = Duration::try_from_secs_f64(bytes as f64 / rate).unwrap_or(INTERVAL);
-        // What was lost by being late is not made up for.
-        self.next_at = self.next_at.max(now) + span;
+        // The time that copying took is a part of the span. What was lost by being late is not made up for.
+        self.next_at = self.next_at.max(self.began) + span;
         let span = now.saturating_since(self.speed_began);
         self.speed_bytes += bytes;
         if span >= SPEED_SPAN {
@@ -238,6 +240,7 @@ impl Controller {
                 (span < 2 * SPEED_SPAN).then(|| self.speed.map_or(speed, |before| (before + speed) / 2.0));
             (self.speed_began, self.speed_bytes) = (now, 0);
         }
+        self.began = self.next_at.max(now);
         self.next_at
     }
 }
@@ -349,8 +352,30 @@ mod tests {
         run(&mut controller, 120, 2, 100, |_| 100);
         assert!(controller.rate <= RATE_START * FASTER);
         // One that is set counts in any case.
-        let next = controller.copied(at(1000), 1 << 20, Some(1 << 20));
+        controller.copied(at(1000), 1 << 20, Some(1 << 20));
+        let next = controller.copied(at(1100), 1 << 20, Some(1 << 20));
         assert_eq!(next, at(2000));
+    }
+
+    #[test]
+    fn the_time_that_copying_takes_is_a_part_of_what_the_rate_allows() {
+        const CHUNK: u64 = 128 << 10;
+        let mut controller = Controller::new();
+        controller.rate = MIN;
+        controller.copied(at(0), CHUNK, None);
+        let mut now = at(0);
+        for _ in 0..80 {
+            now = now + Duration::from_millis(10);
+            now = now.max(controller.copied(now, CHUNK, None));
+        }
+        // 10 MiB at 8 MiB a second.
+        assert_eq!(now.saturating_since(at(0)), Duration::from_millis(1250));
+        // Copying alone takes longer than that: nothing is waited for, and nothing is made up for later.
+        for _ in 0..10 {
+            now = now + Duration::from_millis(30);
+            assert!(controller.copied(now, CHUNK, None) <= now);
+        }
+        assert!(controller.copied(now, CHUNK, None) > now);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Bringing replicas back: what they missed is copied while writes go on.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use pollux_device::{Gather, IoError, Request, ZeroOptions};
 use pollux_hugepages::Slice;
 use pollux_reactor::{sleep, timeout};
 
-use super::connection::{ConnectError, Connection, Verdict};
+use super::connection::{ConnectError, Connection, Verdict, clock};
 use super::slow::Return;
 use super::{Core, StopReason};
 use crate::locks::Mode;
@@ -18,6 +19,10 @@ pub(super) const CHUNK_BYTES: u64 = 128 << 10;
 
 /// Regions that are copied before the replica is flushed, and they count.
 const REGIONS_PER_FLUSH: u32 = 64;
+
+/// For how long regions are copied before that is done, however few there are: who is interrupted again and
+/// again gets to the end all the same.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The resync did not come to its end: it goes on from where it was, later.
 pub(super) struct Interrupted;
@@ -96,8 +101,11 @@ impl Core {
         self.wake();
         let missed = self.regions.borrow().missed(slot);
         tracing::info!(volume = %record.volume, slot = slot.index(), missed, "resync begins");
+        self.resync_begins(slot, missed);
         self.copy_missed(slot).await?;
-        self.join_set(slot).await
+        self.join_set(slot).await?;
+        self.resync_ended(slot);
+        Ok(())
     }
 
     /// Gets the promise of a replica that comes back, and makes it as large as the volume is by now.
@@ -185,6 +193,7 @@ impl Core {
     async fn copy_missed(&self, slot: SlotNumber) -> Result<(), Interrupted> {
         let mut from = 0;
         let mut unflushed = 0;
+        let mut flushed_at = clock();
         loop {
             self.check_syncing(slot)?;
             let next = self.regions.borrow().next_missed(from, slot);
@@ -196,9 +205,13 @@ impl Core {
                 from = region + 1;
                 unflushed += 1;
             }
-            if unflushed >= REGIONS_PER_FLUSH || (next.is_none() && unflushed > 0) {
+            let is_due = unflushed >= REGIONS_PER_FLUSH
+                || next.is_none()
+                || clock().saturating_since(flushed_at) >= FLUSH_INTERVAL;
+            if is_due && unflushed > 0 {
                 unflushed = 0;
                 self.commit(slot).await?;
+                flushed_at = clock();
             }
             if next.is_none() {
                 return Ok(());

@@ -7,6 +7,8 @@
 //! Invariants:
 //!
 //! - A replica is taken out only while `min_in_sync` of the others are in sync and live, one at least.
+//! - A replica is given up only for times that it was in sync, or that a resync did not get further than any
+//!   before: what only a resync makes slow is brought back by and by.
 //! - A replica that was taken out comes back only after a test that it passed, or when fewer than
 //!   `min_in_sync` are left: slow is better than none.
 
@@ -114,16 +116,21 @@ struct Slot {
     mean: Option<Duration>,
     /// In that window it has answered nothing at all.
     is_mute: bool,
+    /// The fewest regions that it has missed since it is out of the set, as far as a resync has come that it
+    /// was too slow for.
+    missed_min: Option<u64>,
 }
 
 impl Slot {
     /// The mean of the window that ends; begins another one.
     fn end_window(&mut self, now: Instant, window: Duration) -> Option<Duration> {
-        // What is under way counts with its age, or who never answers would never be slow.
+        // What is under way counts with its age, or who never answers would never be slow. What was sent after
+        // `now` has none: a turn of a busy machine is long.
         let ages_ns = self
             .pending
             .wrapping_mul(now.as_nanos())
             .wrapping_sub(self.sent_ns);
+        let ages_ns = u64::try_from(ages_ns.cast_signed()).unwrap_or(0);
         let samples = self.done + self.pending;
         let sum_ns = self.sum_ns.saturating_add(ages_ns);
         // Who has not answered for a whole window says enough with one request.
@@ -273,7 +280,8 @@ impl Core {
     }
 
     fn judge_paces(&self) {
-        let (now, options) = (Reactor::current().now(), &self.options.slow);
+        // Requests are sent by the clock, which has gone on since the turn of the reactor began.
+        let (now, options) = (clock(), &self.options.slow);
         let (record, live) = {
             let members = self.members.borrow();
             (members.record().clone(), members.live())
@@ -362,6 +370,7 @@ impl Core {
     }
 
     fn take_out(&self, slot: SlotNumber, mean: Duration, now: Instant) {
+        let was_syncing = self.members.borrow().syncing() == Some(slot);
         if self.fail(slot) != Failed::Out {
             return;
         }
@@ -373,6 +382,7 @@ impl Core {
         }
         self.count(|counters| counters.slow += 1);
         let options = &self.options.slow;
+        let missed = self.regions.borrow().missed(slot);
         let pace = self.paces.with(slot, |found| {
             found
                 .outs
@@ -380,7 +390,13 @@ impl Core {
             if found.outs.is_full() {
                 found.outs.remove(0);
             }
-            found.outs.push(now);
+            // What a resync makes slow gets to its end by and by, as long as each attempt gets further than
+            // all before.
+            let has_come_further = was_syncing && found.missed_min.is_some_and(|least| missed < least);
+            match has_come_further {
+                true => found.missed_min = Some(missed),
+                false => found.outs.push(now),
+            }
             found.pace = match found.outs.len() > options.outs_max as usize {
                 true => Pace::GivenUp,
                 false => Pace::Out {
@@ -409,6 +425,26 @@ impl Core {
             Pace::Out { test_at, .. } if test_at <= Reactor::current().now() => Return::Test,
             Pace::Out { .. } | Pace::GivenUp => Return::Later,
         }
+    }
+
+    /// A resync of a replica begins, that misses so many regions.
+    pub(super) fn resync_begins(&self, slot: SlotNumber, missed: u64) {
+        self.paces
+            .with(slot, |slot| slot.missed_min = slot.missed_min.or(Some(missed)));
+    }
+
+    /// A replica is out, for whatever reason: windows of before and of later do not follow on each other.
+    pub(super) fn forget_slowness(&self, slot: SlotNumber) {
+        self.paces.with(slot, |slot| {
+            if matches!(slot.pace, Pace::Slow(_)) {
+                slot.pace = Pace::Well;
+            }
+        });
+    }
+
+    /// A replica has all that it had missed.
+    pub(super) fn resync_ended(&self, slot: SlotNumber) {
+        self.paces.with(slot, |slot| slot.missed_min = None);
     }
 
     /// Tests a replica that was taken out for being slow: whether it may come back.
@@ -537,6 +573,29 @@ mod tests {
             (slot.end_window(at(3), WINDOW), slot.done, slot.is_short),
             (None, 0, false)
         );
+    }
+
+    #[test]
+    fn what_was_sent_since_the_turn_began_has_no_age() {
+        let at = |us: u64| Instant::from_nanos(us * 1000);
+        let mut slot = Slot {
+            done: 4,
+            sum_ns: 4_000_000,
+            pending: 4,
+            sent_ns: 4 * at(100_300).as_nanos(),
+            ..Slot::default()
+        };
+        assert_eq!(
+            slot.end_window(at(100_000), WINDOW),
+            Some(Duration::from_micros(500))
+        );
+        // Alone it says nothing that would be slow, nor that nobody answers.
+        let mut slot = Slot {
+            pending: 1,
+            sent_ns: at(100_300).as_nanos(),
+            ..Slot::default()
+        };
+        assert_eq!(slot.end_window(at(100_000), WINDOW), None);
     }
 
     #[test]
