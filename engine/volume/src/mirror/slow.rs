@@ -124,7 +124,8 @@ struct Slot {
 impl Slot {
     /// The mean of the window that ends; begins another one.
     fn end_window(&mut self, now: Instant, window: Duration) -> Option<Duration> {
-        // What is under way counts with its age, or who never answers would never be slow. What was sent after
+        // What is under way counts with its age, or who never answers would never be slow. What was sent
+        // after
         // `now` has none: a turn of a busy machine is long.
         let ages_ns = self
             .pending
