@@ -1,8 +1,8 @@
-# A volume of three replicas on three engines of a cluster, with the kernel's own multipath as its host: it has
-# a path to each engine and follows ANA when the node that serves is drained, when the engine that serves is
-# killed, and when it stands still for longer than anybody waits for it; and it waits while an engine that only
-# has a replica does. A writer of records and fio, which verifies all that it writes, see no error; every record
-# that was made durable is there, and all paths are back in the end.
+# A volume of three replicas on three engines of a cluster, with the kernel's own multipath as its host: it
+# has a path to each engine and follows ANA when the node that serves is drained, when the engine that serves
+# is killed, and when it stands still for longer than anybody waits for it; and it waits while an engine does
+# that only has a replica. A writer of records and fio, which verifies all that it writes, see no error; every
+# record that was made durable is there, and all paths are back in the end.
 #
 # time limit: 600 s
 # programs: fio

@@ -3,8 +3,8 @@
 //! A script opens with a head of comment lines. The first paragraph says what the scenario shows; after it,
 //! lines `# time limit: 60 s` and `# kernel may say: TEXT` set how long it may take, and what messages of
 //! the kernel, warnings and worse, it may cause; `# programs: NAME...` names programs of this checkout, or
-//! `csi-sanity` and `fio`, that it runs in the guest; `# modules: NAME...` names modules of the kernel that not every
-//! guest has. With `# only by name: WHY` it is not among all. Another key is an error.
+//! `csi-sanity` and `fio`, that it runs in the guest; `# modules: NAME...` names modules of the kernel that
+//! not every guest has. With `# only by name: WHY` it is not among all. Another key is an error.
 
 use std::path::Path;
 use std::time::Duration;
