@@ -20,9 +20,7 @@ use crate::engines::GrpcEngines;
 use crate::plan::Limits;
 use crate::security::Guard;
 use crate::server::{Listening, ServiceParts, Services};
-use crate::store::{
-    EmbeddedStore, EtcdSettings, EtcdStore, MemoryStore, Store, StoreError, restore, write_backup,
-};
+use crate::store::{EmbeddedStore, EtcdSettings, EtcdStore, MemoryStore, Store, restore, write_backup};
 
 /// The pause before the lead is sought again after the store failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -60,6 +58,11 @@ struct ServeArguments {
         default_value = "file:/var/lib/pollux/control.redb"
     )]
     store: StoreAddress,
+
+    /// A directory with authority.pem, own.pem and own.key, by which etcd is trusted and trusts: then it is
+    /// called by mutual TLS only.
+    #[arg(long, value_name = "DIRECTORY")]
+    store_certificates: Option<PathBuf>,
 
     /// Where calls are answered. Without certificates, on this machine only.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4440")]
@@ -106,6 +109,10 @@ struct FileArguments {
     )]
     store: StoreAddress,
 
+    /// A directory with authority.pem, own.pem and own.key, by which etcd is trusted and trusts.
+    #[arg(long, value_name = "DIRECTORY")]
+    store_certificates: Option<PathBuf>,
+
     /// The backup.
     file: PathBuf,
 }
@@ -132,21 +139,27 @@ impl FromStr for StoreAddress {
             return Ok(Self::File(path.into()));
         }
         if let Some(hosts) = text.strip_prefix("etcd://").filter(|hosts| !hosts.is_empty()) {
-            let endpoints = hosts.split(',').map(|host| format!("http://{host}")).collect();
-            return Ok(Self::Etcd(endpoints));
+            return Ok(Self::Etcd(hosts.split(',').map(str::to_owned).collect()));
         }
         Err("give file:PATH, etcd://HOST:PORT,HOST:PORT or memory:".to_owned())
     }
 }
 
 impl StoreAddress {
-    async fn open(&self) -> Result<Arc<dyn Store>, StoreError> {
+    /// Opens it; etcd with the certificates of a directory, if one is given.
+    async fn open(&self, certificates: Option<&Path>) -> Result<Arc<dyn Store>, Box<dyn Error>> {
         match self {
             Self::Memory => Ok(Arc::new(MemoryStore::default())),
             Self::File(path) => Ok(Arc::new(EmbeddedStore::open(path)?)),
-            Self::Etcd(endpoints) => {
+            Self::Etcd(hosts) => {
+                let tls = certificates.map(Certificates::read).transpose()?;
+                let scheme = match tls {
+                    Some(_) => "https",
+                    None => "http",
+                };
                 let settings = EtcdSettings {
-                    endpoints: endpoints.clone(),
+                    endpoints: hosts.iter().map(|host| format!("{scheme}://{host}")).collect(),
+                    tls: tls.as_ref().map(Certificates::client),
                     ..EtcdSettings::default()
                 };
                 Ok(Arc::new(EtcdStore::connect(settings).await?))
@@ -197,6 +210,13 @@ struct Certificates {
 }
 
 impl Certificates {
+    /// For those who are called.
+    fn client(&self) -> ClientTlsConfig {
+        ClientTlsConfig::new()
+            .identity(self.own.clone())
+            .ca_certificate(self.authority.clone())
+    }
+
     fn read(directory: &Path) -> Result<Self, Box<dyn Error>> {
         let read = |name: &str| {
             let path = directory.join(name);
@@ -236,7 +256,10 @@ pub fn run(cli: &Cli) -> ExitCode {
 }
 
 async fn backup(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
-    let store = arguments.store.open().await?;
+    let store = arguments
+        .store
+        .open(arguments.store_certificates.as_deref())
+        .await?;
     let bytes = write_backup(store.as_ref()).await?;
     // Beside it first, so that a backup that was cut off is none.
     let beside = arguments.file.with_extension("part");
@@ -254,7 +277,10 @@ async fn backup(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
 
 async fn restore_file(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
     let bytes = std::fs::read(&arguments.file)?;
-    let store = arguments.store.open().await?;
+    let store = arguments
+        .store
+        .open(arguments.store_certificates.as_deref())
+        .await?;
     let count = restore(store.as_ref(), &bytes).await?;
     writeln!(io::stdout(), "{count} records are restored")?;
     Ok(())
@@ -278,13 +304,12 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
             // Who has none may have a token.
             .client_auth_optional(true)
     });
-    let client_tls = certificates.as_ref().map(|certificates| {
-        ClientTlsConfig::new()
-            .identity(certificates.own.clone())
-            .ca_certificate(certificates.authority.clone())
-    });
+    let client_tls = certificates.as_ref().map(Certificates::client);
     let certificates_given = certificates.is_some();
-    let store = arguments.store.open().await?;
+    let store = arguments
+        .store
+        .open(arguments.store_certificates.as_deref())
+        .await?;
     let listening = Listening::bind(arguments.listen, server_tls).await?;
     let http = match arguments.http.unwrap_or(HttpAddress::after(arguments.listen)) {
         HttpAddress::None => None,
@@ -394,7 +419,7 @@ mod tests {
 
     #[test]
     fn stores_have_addresses() {
-        let etcd = StoreAddress::Etcd(vec!["http://a:1".to_owned(), "http://b:2".to_owned()]);
+        let etcd = StoreAddress::Etcd(vec!["a:1".to_owned(), "b:2".to_owned()]);
         for (text, address) in [
             ("memory:", StoreAddress::Memory),
             ("file:x/y", StoreAddress::File("x/y".into())),

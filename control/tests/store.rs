@@ -6,11 +6,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pollux_control::security::{Authority, Identity, Issued, Role};
 use pollux_control::store::{
     BackupError, Change, Condition, EmbeddedStore, EtcdSettings, EtcdStore, LEADER_KEY, MemoryStore, Range,
     Store, StoreError, Transaction, VALUE_BYTES_MAX, Watcher, Write, read_backup, restore, write_backup,
 };
 use proptest::prelude::*;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity};
 
 /// Longest wait for something that has to come.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -376,22 +378,48 @@ async fn embedded_refuses_other_files() {
 struct Etcd {
     process: Child,
     endpoint: String,
+    tls: Option<ClientTlsConfig>,
     _directory: tempfile::TempDir,
 }
 
 impl Etcd {
     /// Starts one if it is installed.
     fn start() -> std::io::Result<Self> {
+        Self::start_with(None)
+    }
+
+    /// Starts one that trusts an authority and is trusted by it.
+    fn start_with(authority: Option<&Authority>) -> std::io::Result<Self> {
         let directory = tempfile::tempdir().expect("a directory");
+        let mut trust = Vec::new();
+        if let Some(authority) = authority {
+            let own = certificate(authority, Role::Admin, 1);
+            for (name, argument, text) in [
+                (
+                    "authority.pem",
+                    "--trusted-ca-file",
+                    authority.issued().certificate,
+                ),
+                ("own.pem", "--cert-file", own.certificate),
+                ("own.key", "--key-file", own.key),
+            ] {
+                let path = directory.path().join(name);
+                std::fs::write(&path, text).expect("it can be written");
+                trust.extend([argument.into(), path.into_os_string()]);
+            }
+            trust.push("--client-cert-auth".into());
+        }
+        let scheme = if authority.is_some() { "https" } else { "http" };
         let free = || {
             let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
             listener.local_addr().expect("it has an address").port()
         };
-        let endpoint = format!("http://127.0.0.1:{}", free());
+        let endpoint = format!("{scheme}://127.0.0.1:{}", free());
         let peers = format!("http://127.0.0.1:{}", free());
         let process = Command::new("etcd")
+            .args(trust)
             .arg("--data-dir")
-            .arg(directory.path())
+            .arg(directory.path().join("data"))
             .args([
                 "--listen-client-urls",
                 &endpoint,
@@ -411,6 +439,7 @@ impl Etcd {
         Ok(Self {
             process,
             endpoint,
+            tls: authority.map(|authority| client(authority, &certificate(authority, Role::Admin, 1))),
             _directory: directory,
         })
     }
@@ -422,6 +451,7 @@ impl Etcd {
                 endpoints: vec![self.endpoint.clone()],
                 prefix: prefix.to_owned(),
                 lease_seconds: 2,
+                tls: self.tls.clone(),
             };
             match EtcdStore::connect(settings).await {
                 Ok(store) => return store,
@@ -452,6 +482,60 @@ async fn etcd() {
     suite(Arc::new(etcd.connect("/pollux").await)).await;
     etcd_keeps_clusters_apart(&etcd).await;
     etcd_leads_one_at_a_time(&etcd).await;
+}
+
+/// A certificate for this machine.
+fn certificate(authority: &Authority, role: Role, lifetime_days: i64) -> Issued {
+    let identity = Identity {
+        name: "control".to_owned(),
+        role,
+        hosts: vec!["127.0.0.1".to_owned()],
+        lifetime_days,
+    };
+    authority.issue(&identity).expect("it can be given")
+}
+
+/// Who trusts an authority, and has a certificate.
+fn client(trusted: &Authority, own: &Issued) -> ClientTlsConfig {
+    ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(trusted.issued().certificate))
+        .identity(TlsIdentity::from_pem(&own.certificate, &own.key))
+}
+
+#[tokio::test]
+async fn etcd_is_called_by_mutual_tls() {
+    let authority = Authority::new("test").expect("it can be made");
+    let etcd = match Etcd::start_with(Some(&authority)) {
+        Ok(etcd) => etcd,
+        Err(error) => {
+            eprintln!("SKIPPED: no etcd ({error}); Debian has it in the package etcd-server");
+            return;
+        }
+    };
+    let store = etcd.connect("/pollux").await;
+    let leadership = store.lead("one").await.expect("nobody else leads");
+    assert!(leadership.term > 0);
+    let foreign = Authority::new("test").expect("it can be made");
+    let own = || certificate(&authority, Role::Admin, 1);
+    for (why, tls) in [
+        ("no certificates", None),
+        (
+            "of another authority",
+            Some(client(&authority, &certificate(&foreign, Role::Admin, 1))),
+        ),
+        (
+            "expired",
+            Some(client(&authority, &certificate(&authority, Role::Admin, -1))),
+        ),
+        ("another authority is trusted", Some(client(&foreign, &own()))),
+    ] {
+        let refused = EtcdStore::connect(EtcdSettings {
+            endpoints: vec![etcd.endpoint.clone()],
+            tls,
+            ..EtcdSettings::default()
+        });
+        assert!(refused.await.is_err(), "{why}");
+    }
 }
 
 async fn etcd_keeps_clusters_apart(etcd: &Etcd) {

@@ -22,7 +22,7 @@ use pollux_api::etcd::{
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -46,14 +46,16 @@ const CAMPAIGN_INTERVAL: Duration = Duration::from_millis(500);
 const PREFIX_DEFAULT: &str = "/pollux";
 
 /// Where etcd is, and how it is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct EtcdSettings {
-    /// Addresses of its members, as `http://HOST:PORT`.
+    /// Addresses of its members, as `http://HOST:PORT`, or `https://HOST:PORT` with `tls`.
     pub endpoints: Vec<String>,
     /// What all keys begin with.
     pub prefix: String,
     /// For how long a leader that is silent keeps the lead, in seconds: 2 or more.
     pub lease_seconds: u32,
+    /// How etcd is trusted, and this instance by it.
+    pub tls: Option<ClientTlsConfig>,
 }
 
 impl Default for EtcdSettings {
@@ -62,6 +64,7 @@ impl Default for EtcdSettings {
             endpoints: vec!["http://127.0.0.1:2379".to_owned()],
             prefix: PREFIX_DEFAULT.to_owned(),
             lease_seconds: 10,
+            tls: None,
         }
     }
 }
@@ -91,11 +94,15 @@ impl EtcdStore {
     pub async fn connect(settings: EtcdSettings) -> Result<Self, StoreError> {
         let mut endpoints = Vec::new();
         for endpoint in &settings.endpoints {
-            let endpoint = Endpoint::from_shared(endpoint.clone())
-                .map_err(|error| StoreError::Unavailable(format!("etcd: {endpoint}: {error}")))?
+            let failed = |error| StoreError::Unavailable(format!("etcd: {endpoint}: {error}"));
+            let mut endpoint = Endpoint::from_shared(endpoint.clone())
+                .map_err(failed)?
                 .connect_timeout(CONNECT_TIMEOUT)
                 .http2_keep_alive_interval(CALL_TIMEOUT)
                 .keep_alive_timeout(CONNECT_TIMEOUT);
+            if let Some(tls) = &settings.tls {
+                endpoint = endpoint.tls_config(tls.clone()).map_err(failed)?;
+            }
             endpoints.push(endpoint);
         }
         let channel = Channel::balance_list(endpoints.into_iter());

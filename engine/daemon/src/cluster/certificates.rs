@@ -97,7 +97,8 @@ impl Guard {
     }
 }
 
-fn role_of(der: &[u8]) -> Option<String> {
+/// The role that a certificate says.
+pub(crate) fn role_of(der: &[u8]) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let unit = certificate.subject().iter_organizational_unit().next()?;
     Some(unit.as_str().ok()?.to_owned())

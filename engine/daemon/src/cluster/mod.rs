@@ -43,6 +43,7 @@ use crate::pools::Pools;
 use crate::replicas::{Calls, Replicas, SessionOptions};
 use crate::settings::ClusterSettings;
 use agent::AgentService;
+pub(crate) use certificates::role_of;
 use certificates::{Certificates, Guard};
 use ports::Ports;
 use registry::Registry;

@@ -44,7 +44,12 @@ pub(super) fn write(settings: &Settings, running: &Running, into: &mut impl Writ
         writeln!(into, "  control interface at {}", control.address())?;
     }
     if let Some(telemetry) = &running.telemetry {
-        writeln!(into, "  metrics at http://{}/metrics", telemetry.address())?;
+        writeln!(
+            into,
+            "  metrics at {}://{}/metrics",
+            telemetry.scheme(),
+            telemetry.address()
+        )?;
     }
     writeln!(into, "\nConnect from a host with the kernel module nvme-tcp:\n")?;
     for listener in running.listeners.nvmf() {

@@ -1,10 +1,11 @@
 //! From settings to an engine that serves.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use pollux_device::{DeviceUri, OpenError};
-use pollux_http::HttpListener;
+use pollux_http::{HttpListener, ServerTls};
 use pollux_nbd::Exports;
 use pollux_nvme::target::{FileReservationStore, NamespaceConfig, ReservationStore, SubsystemConfig, Target};
 
@@ -19,7 +20,7 @@ use crate::patience::while_in_use;
 use crate::pools::{PoolOpener, Pools};
 use crate::replicas::{Replicas, ReplicasError};
 use crate::settings::{QosSettings, Settings};
-use crate::telemetry::TelemetryServer;
+use crate::telemetry::{Looking, TelemetryServer};
 
 /// An engine that serves.
 pub(super) struct Running {
@@ -62,7 +63,14 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         None => None,
     };
     let http = match settings.http.listen {
-        Some(address) => Some(HttpListener::bind(address, None).await?),
+        Some(address) => {
+            let tls = settings.http.certificates.as_deref().map(http_tls).transpose()?;
+            let looking = match tls {
+                Some(_) => Looking::Certificates,
+                None => Looking::Anyone,
+            };
+            Some((HttpListener::bind(address, tls).await?, looking))
+        }
         None => None,
     };
     let reactors = EngineReactors::start(&settings.reactors)?;
@@ -153,7 +161,8 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         }
         None => None,
     };
-    let telemetry = http.map(|http| TelemetryServer::start(http, engine.clone(), pools.clone()));
+    let telemetry =
+        http.map(|(http, looking)| TelemetryServer::start(http, looking, engine.clone(), pools.clone()));
     Ok(Running {
         listeners,
         control,
@@ -208,4 +217,14 @@ fn raise_file_limit() {
     {
         tracing::warn!(%error, "the limit of open files could not be raised");
     }
+}
+
+/// How HTTP is answered by TLS.
+fn http_tls(directory: &Path) -> Result<ServerTls, StartError> {
+    let read = |name: &str| {
+        let path = directory.join(name);
+        std::fs::read(&path).map_err(|source| StartError::Certificates { path, source })
+    };
+    let (authority, own, key) = (read("authority.pem")?, read("own.pem")?, read("own.key")?);
+    Ok(ServerTls::new(&authority, &own, &key)?)
 }

@@ -195,6 +195,11 @@ pub struct HttpSettings {
     /// volumes and how much they are used. Default: nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
+    /// A directory with authority.pem, own.pem and own.key, as `pollux cert issue` makes it: then it
+    /// answers by TLS, and metrics only to those whose certificate has the role of a viewer or more.
+    /// Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificates: Option<PathBuf>,
 }
 
 /// How the engine stops.

@@ -8,4 +8,4 @@ mod text;
 
 pub use meters::{Measurement, Meters, Role};
 pub use mirrors::{MirrorStatus, Mirrors};
-pub(crate) use server::TelemetryServer;
+pub(crate) use server::{Looking, TelemetryServer};

@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use pollux_http::HttpListener;
 use pollux_http::health::Check;
 use pollux_http::metrics;
+use pollux_http::{HttpListener, PeerCertificates};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::text::{self, PoolSpace};
+use crate::cluster::role_of;
 use crate::engine::Engine;
 use crate::pools::Pools;
 
@@ -24,25 +27,56 @@ struct Told {
     pools: Arc<Pools>,
 }
 
+/// Who may look at metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Looking {
+    /// Whoever reaches it.
+    Anyone,
+    /// Those whose certificate has a role that may.
+    Certificates,
+}
+
+/// The roles of certificates that may look: all but those of engines.
+const ROLES: [&str; 4] = ["viewer", "csi", "operator", "admin"];
+
 /// The interface as it runs.
 pub(crate) struct TelemetryServer {
     address: std::net::SocketAddr,
+    looking: Looking,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl TelemetryServer {
     /// Answers from now on.
-    pub(crate) fn start(listener: HttpListener, engine: Arc<Engine>, pools: Arc<Pools>) -> Self {
+    pub(crate) fn start(
+        listener: HttpListener,
+        looking: Looking,
+        engine: Arc<Engine>,
+        pools: Arc<Pools>,
+    ) -> Self {
         let (stop, stopped) = watch::channel(false);
         let address = listener.address();
-        let task = tokio::spawn(listener.serve(router(engine, pools), stopped));
-        Self { address, stop, task }
+        let task = tokio::spawn(listener.serve(router(looking, engine, pools), stopped));
+        Self {
+            address,
+            looking,
+            stop,
+            task,
+        }
     }
 
     /// Where it listens.
     pub(crate) fn address(&self) -> std::net::SocketAddr {
         self.address
+    }
+
+    /// How it is asked.
+    pub(crate) fn scheme(&self) -> &'static str {
+        match self.looking {
+            Looking::Anyone => "http",
+            Looking::Certificates => "https",
+        }
     }
 
     /// Answers no more.
@@ -54,7 +88,7 @@ impl TelemetryServer {
     }
 }
 
-fn router(engine: Arc<Engine>, pools: Arc<Pools>) -> Router {
+fn router(looking: Looking, engine: Arc<Engine>, pools: Arc<Pools>) -> Router {
     let checked = engine.clone();
     let reactors = Check::vital("reactors", move || {
         let engine = checked.clone();
@@ -72,8 +106,26 @@ fn router(engine: Arc<Engine>, pools: Arc<Pools>) -> Router {
     });
     Router::new()
         .route("/metrics", get(scrape))
+        .route_layer(from_fn_with_state(looking, require_role))
         .with_state(Told { engine, pools })
         .merge(pollux_http::health::router(vec![reactors, serving]))
+}
+
+/// Refuses whoever may not look. Whether the engine is well is no secret, and asked by those without.
+async fn require_role(State(looking): State<Looking>, request: Request, next: Next) -> Response {
+    if looking == Looking::Certificates {
+        let certificates = request.extensions().get::<PeerCertificates>();
+        let own = certificates.and_then(|certificates| certificates.0.first());
+        let Some(role) = own.and_then(|own| role_of(own)) else {
+            let why = "give a certificate of the cluster\n";
+            return (StatusCode::UNAUTHORIZED, why).into_response();
+        };
+        if !ROLES.contains(&role.as_str()) {
+            let why = format!("the role {role} may not look; it takes {}\n", ROLES.join(", "));
+            return (StatusCode::FORBIDDEN, why).into_response();
+        }
+    }
+    next.run(request).await
 }
 
 async fn scrape(State(told): State<Told>) -> Response {
