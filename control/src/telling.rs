@@ -50,6 +50,7 @@ impl Subject {
             Command::RemoveReplica(uid) => ("replica", uid.clone()),
             Command::EnsureTarget(config) => ("target", config.volume_uid.clone()),
             Command::RemoveTarget(removal) => ("target", removal.volume_uid.clone()),
+            Command::CutTargets(cut) => ("cut", cut.attempt.clone()),
         };
         Self {
             node: node.to_owned(),
@@ -127,8 +128,12 @@ impl Telling {
             }
         }
         let count = begun.len();
-        if count > 0 {
-            let (parts, permits) = (parts.clone(), self.permits.clone());
+        // Volumes are held while these are told: they wait for nothing else.
+        let (cuts, others): (Vec<_>, Vec<_>) = begun
+            .into_iter()
+            .partition(|(_, command)| matches!(command, Command::CutTargets(_)));
+        for begun in [cuts, others].into_iter().filter(|begun| !begun.is_empty()) {
+            let (parts, permits, engine) = (parts.clone(), self.permits.clone(), engine.clone());
             self.tasks.spawn(async move {
                 // The semaphore is never closed.
                 let _permit = permits.acquire().await;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pollux_api::control::v1::{
-    EngineReport, Group, Node, Pool, Rebalance, Removal, Snapshot, Template, Volume,
+    EngineReport, Group, GroupSnapshot, Node, Pool, Rebalance, Removal, Snapshot, Template, Volume,
 };
 
 use crate::model::{EffectivePolicy, Kind, Record};
@@ -36,6 +36,8 @@ pub struct World {
     pub snapshots: BTreeMap<String, Snapshot>,
     /// Groups, by name.
     pub groups: BTreeMap<String, Group>,
+    /// Snapshots of several volumes, by name.
+    pub group_snapshots: BTreeMap<String, GroupSnapshot>,
     /// Templates, by name.
     pub templates: BTreeMap<String, Template>,
     /// Plans to rebalance, by name.
@@ -111,6 +113,7 @@ impl World {
             Kind::Volume => replace(&mut self.volumes, key, name, value),
             Kind::Snapshot => replace(&mut self.snapshots, key, name, value),
             Kind::Group => replace(&mut self.groups, key, name, value),
+            Kind::GroupSnapshot => replace(&mut self.group_snapshots, key, name, value),
             Kind::Template => replace(&mut self.templates, key, name, value),
             Kind::Removal => replace(&mut self.removals, key, name, value),
             // Nothing is planned by them, and nobody is shown them.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use pollux_api::csi::v1::controller_server::ControllerServer;
+use pollux_api::csi::v1::group_controller_server::GroupControllerServer;
 use pollux_api::csi::v1::identity_server::IdentityServer;
 use pollux_api::csi::v1::node_server::NodeServer;
 use pollux_api::csi::v1::snapshot_metadata_server::SnapshotMetadataServer;
@@ -231,6 +232,7 @@ async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<d
             let service = ControllerService::new(control);
             Routes::new(IdentityServer::new(identity))
                 .add_service(ControllerServer::new(service.clone()))
+                .add_service(GroupControllerServer::new(service.clone()))
                 .add_service(SnapshotMetadataServer::new(service))
         }
         Command::Node(arguments) => {

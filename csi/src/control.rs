@@ -5,13 +5,15 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pollux_api::control::v1::group_snapshots_client::GroupSnapshotsClient;
 use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
 use pollux_api::control::v1::snapshots_client::SnapshotsClient;
 use pollux_api::control::v1::templates_client::TemplatesClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{
-    GetSnapshotRequest, GetVolumeRequest, ListNodesRequest, Node, PageRequest, Reason, Snapshot, Volume,
+    GetGroupSnapshotRequest, GetSnapshotRequest, GetVolumeRequest, GroupSnapshot, ListNodesRequest, Node,
+    PageRequest, Reason, Snapshot, Volume,
 };
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
@@ -128,6 +130,11 @@ impl ControlPlane {
         SnapshotsClient::new(self.channel.clone())
     }
 
+    /// Calls about snapshots of several volumes.
+    pub fn group_snapshots(&self) -> GroupSnapshotsClient<Channel> {
+        GroupSnapshotsClient::new(self.channel.clone())
+    }
+
     /// Calls about pools.
     pub fn pools(&self) -> PoolsClient<Channel> {
         PoolsClient::new(self.channel.clone())
@@ -213,6 +220,20 @@ impl ControlPlane {
         let name = id.to_owned();
         let snapshot = found(self.snapshots().get_snapshot(GetSnapshotRequest { name }).await)?;
         Ok(snapshot.filter(|snapshot: &Snapshot| self.is_own(snapshot.metadata.as_ref())))
+    }
+
+    /// A snapshot of several volumes of this cluster, or of none; nothing if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Control`].
+    pub async fn find_group_snapshot(&self, id: &str) -> Result<Option<GroupSnapshot>, CallError> {
+        if !is_resource_name(id) {
+            return Ok(None);
+        }
+        let request = GetGroupSnapshotRequest { name: id.to_owned() };
+        let snapshot = found(self.group_snapshots().get_group_snapshot(request).await)?;
+        Ok(snapshot.filter(|snapshot: &GroupSnapshot| self.is_own(snapshot.metadata.as_ref())))
     }
 
     /// Whether something is of this cluster, or of none.

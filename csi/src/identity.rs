@@ -57,7 +57,9 @@ impl Identity for IdentityService {
                 r#type: ExpansionType::Online.into(),
             }),
         ];
+        // Beside the controller service only.
         if self.control.is_some() {
+            kinds.push(service(ServiceType::GroupControllerService));
             kinds.push(service(ServiceType::SnapshotMetadataService));
         }
         if self.has_topology {

@@ -117,6 +117,20 @@ pub fn resource_name(name: &str) -> Result<String, CallError> {
     Ok(format!("{HASHED}{}", hash(name)))
 }
 
+/// What a group snapshot is called in the control plane that an orchestrator asked for by this name. The
+/// names of its parts are made of it and of those of volumes, the longest of which has so many bytes.
+///
+/// # Errors
+///
+/// [`CallError::Argument`], as for [`resource_name`].
+pub fn group_name(name: &str, volume_bytes: usize) -> Result<String, CallError> {
+    let plain = resource_name(name)?;
+    match plain.len() + 1 + volume_bytes <= NAME_BYTES_MAX {
+        true => Ok(plain),
+        false => Ok(format!("{HASHED}{}", hash(name))),
+    }
+}
+
 /// What the snapshot is called that a volume is made of which begins as another.
 pub fn clone_snapshot(volume: &str) -> String {
     format!("{CLONE}{}", hash(volume))

@@ -346,7 +346,35 @@ enum GroupVerb {
         #[arg(long, value_name = "N", requires = "every")]
         keep: Option<u32>,
     },
+    /// Snapshots of several volumes, each of one instant.
+    Snapshot {
+        #[command(subcommand)]
+        verb: GroupSnapshotVerb,
+    },
     /// Delete it.
+    Delete(NameArguments),
+}
+
+#[derive(Debug, Subcommand)]
+enum GroupSnapshotVerb {
+    /// List all.
+    List(ListArguments),
+    /// Tell all about one.
+    Get(NameArguments),
+    /// Take snapshots of the volumes of a group, or of some volumes, all at one instant.
+    Create {
+        /// Its name. Snapshots are called NAME.VOLUME.
+        name: String,
+        /// The group.
+        #[arg(long, required_unless_present = "volume", conflicts_with = "volume")]
+        group: Option<String>,
+        /// A volume; to be given several times.
+        #[arg(long)]
+        volume: Vec<String>,
+        #[command(flatten)]
+        wait: WaitArguments,
+    },
+    /// Delete all its snapshots.
     Delete(NameArguments),
 }
 

@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use pollux_api::control::v1::{
-    Event, Group, MediaClass, Node, NodeState, Pool, PoolState, ReplicaState, Severity, Snapshot,
-    SnapshotState, Template, Volume, VolumeState,
+    Event, Group, GroupSnapshot, MediaClass, Node, NodeState, Pool, PoolState, ReplicaState, Severity,
+    Snapshot, SnapshotState, Template, Volume, VolumeState,
 };
 use serde::Serialize;
 
@@ -208,6 +208,27 @@ impl Row for Group {
             }),
             schedule.map_or_else(String::new, |schedule| schedule.kept_max.to_string()),
             last.map_or_else(String::new, time),
+        ]
+    }
+}
+
+impl Row for GroupSnapshot {
+    const COLUMNS: &'static [&'static str] = &["NAME", "STATE", "VOLUMES", "TAKEN", "WHY"];
+    const NARROW: usize = 5;
+
+    fn row(&self) -> Vec<String> {
+        let status = self.status.clone().unwrap_or_default();
+        let state = match self.is_deleting() {
+            true => "deleting".to_owned(),
+            false => short(status.state().as_str_name(), "GROUP_SNAPSHOT_STATE_"),
+        };
+        let volumes = status.members.iter().map(|member| member.volume.as_str());
+        vec![
+            self.name().to_owned(),
+            state,
+            volumes.collect::<Vec<_>>().join(","),
+            status.taken_unix_us.map_or_else(String::new, time),
+            status.message,
         ]
     }
 }

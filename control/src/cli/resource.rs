@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use pollux_api::FieldMask;
 use pollux_api::control::v1::events_client::EventsClient;
+use pollux_api::control::v1::group_snapshots_client::GroupSnapshotsClient;
 use pollux_api::control::v1::groups_client::GroupsClient;
 use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
@@ -186,6 +187,15 @@ listed!(
     group_change
 );
 listed!(
+    GroupSnapshot,
+    GroupSnapshotsClient,
+    list_group_snapshots,
+    ListGroupSnapshotsRequest,
+    group_snapshots,
+    watch_group_snapshots,
+    group_snapshot_change
+);
+listed!(
     Template,
     TemplatesClient,
     list_templates,
@@ -258,6 +268,17 @@ named!(
     CreateGroupRequest,
     delete_group,
     DeleteGroupRequest
+);
+named!(
+    GroupSnapshot,
+    GroupSnapshotsClient,
+    group_snapshot,
+    get_group_snapshot,
+    GetGroupSnapshotRequest,
+    create_group_snapshot,
+    CreateGroupSnapshotRequest,
+    delete_group_snapshot,
+    DeleteGroupSnapshotRequest
 );
 named!(
     Template,

@@ -17,9 +17,9 @@ use super::connection::{Access, Channel, CommandError, connect};
 use super::output::{Output, records, serialized, table};
 use super::resource::{Changed, Listed, Named, all};
 use super::{
-    Cli, Command, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments, PoolVerb,
-    SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, rebalance, support, tokens,
-    top, up, wait,
+    Cli, Command, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments,
+    PoolVerb, SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, rebalance,
+    support, tokens, top, up, wait,
 };
 
 /// The pause before it is asked again whether a target has confirmed something.
@@ -426,7 +426,38 @@ impl<W: Write> Session<'_, W> {
                 };
                 self.create(named(group, name)).await
             }
+            GroupVerb::Snapshot { verb } => self.group_snapshot(verb).await,
             GroupVerb::Delete(one) => self.delete::<Group>(&one.name).await,
+        }
+    }
+
+    async fn group_snapshot(&mut self, verb: &GroupSnapshotVerb) -> Result<(), CommandError> {
+        match verb {
+            GroupSnapshotVerb::List(arguments) => self.list::<GroupSnapshot>(arguments).await,
+            GroupSnapshotVerb::Get(one) => self.get::<GroupSnapshot>(&one.name).await,
+            GroupSnapshotVerb::Create {
+                name,
+                group,
+                volume,
+                wait,
+            } => {
+                let group_snapshot = GroupSnapshot {
+                    spec: Some(GroupSnapshotSpec {
+                        group: group.clone().unwrap_or_default(),
+                        volumes: volume.clone(),
+                    }),
+                    ..GroupSnapshot::default()
+                };
+                let made = GroupSnapshot::create(self.channel.clone(), named(group_snapshot, name)).await?;
+                match wait.wait {
+                    true => {
+                        let taken = wait::taken(&self.channel, name, wait.timeout).await?;
+                        self.show(taken)
+                    }
+                    false => self.show(made),
+                }
+            }
+            GroupSnapshotVerb::Delete(one) => self.delete::<GroupSnapshot>(&one.name).await,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use pollux_api::control::v1::{ReplicaState, Volume, VolumeState};
+use pollux_api::control::v1::{GroupSnapshot, GroupSnapshotState, ReplicaState, Volume, VolumeState};
 use tokio_stream::StreamExt;
 
 use crate::model::Record;
@@ -60,6 +60,44 @@ pub(super) async fn healthy(channel: &Channel, name: &str, seconds: u64) -> Resu
             seconds,
             state,
             look: format!("volume get {name}"),
+        })
+    })
+}
+
+/// Waits until snapshots of several volumes are taken.
+pub(super) async fn taken(
+    channel: &Channel,
+    name: &str,
+    seconds: u64,
+) -> Result<GroupSnapshot, CommandError> {
+    let refused = |why: String| CommandError::Refused(format!("group snapshot {name} {why}"));
+    let wait = async {
+        let mut changes = GroupSnapshot::watch(channel.clone()).await?;
+        while let Some(change) = changes.next().await {
+            match change? {
+                Ok(found) if found.name() == name => {
+                    let status = found.status.clone().unwrap_or_default();
+                    match status.state() {
+                        GroupSnapshotState::Ready => return Ok(found),
+                        GroupSnapshotState::Failed => {
+                            return Err(refused(format!("is not taken: {}", status.message)));
+                        }
+                        _ => {}
+                    }
+                }
+                Err(gone) if gone == name => return Err(refused("was deleted meanwhile".to_owned())),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Err(CommandError::Refused("the control plane has ended".to_owned()))
+    };
+    let done = tokio::time::timeout(Duration::from_secs(seconds), wait).await;
+    done.unwrap_or_else(|_| {
+        Err(CommandError::Patience {
+            what: format!("group snapshot {name}"),
+            seconds,
+            state: "it is not taken yet".to_owned(),
+            look: format!("group snapshot get {name}"),
         })
     })
 }

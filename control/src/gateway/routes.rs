@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use axum::http::Method;
 use pollux_api::control::v1::events_server::Events;
+use pollux_api::control::v1::group_snapshots_server::GroupSnapshots;
 use pollux_api::control::v1::groups_server::Groups;
 use pollux_api::control::v1::measurements_server::Measurements;
 use pollux_api::control::v1::nodes_server::Nodes;
@@ -239,6 +240,13 @@ routes! {
     PATCH "/v1/groups/{name}" Groups UpdateGroup update_group name "group.metadata.name" body "group";
     DELETE "/v1/groups/{name}" Groups DeleteGroup delete_group name "name";
     GET "/v1/groups:watch" Groups WatchGroups watch_groups watch changes;
+
+    GET "/v1/group-snapshots" GroupSnapshots ListGroupSnapshots list_group_snapshots;
+    POST "/v1/group-snapshots" GroupSnapshots CreateGroupSnapshot create_group_snapshot
+        body "group_snapshot";
+    GET "/v1/group-snapshots/{name}" GroupSnapshots GetGroupSnapshot get_group_snapshot name "name";
+    DELETE "/v1/group-snapshots/{name}" GroupSnapshots DeleteGroupSnapshot delete_group_snapshot name "name";
+    GET "/v1/group-snapshots:watch" GroupSnapshots WatchGroupSnapshots watch_group_snapshots watch changes;
 
     GET "/v1/templates" Templates ListTemplates list_templates;
     POST "/v1/templates" Templates CreateTemplate create_template body "template";

@@ -13,8 +13,8 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use pollux_api::control::v1::{
-    Event, Group, Metadata, Node, Pool, Rebalance, Removal, Snapshot, StoredToken, Template, Volume,
-    VolumeSpec,
+    Event, Group, GroupSnapshot, Metadata, Node, Pool, Rebalance, Removal, Snapshot, StoredToken, Template,
+    Volume, VolumeSpec,
 };
 use prost::Message;
 
@@ -24,11 +24,11 @@ pub use membership::{
     SLOTS, SNAPSHOTS_MAX, check_follows, forget_snapshots, free_slot, membership, put_membership,
 };
 pub use policy::{EffectivePolicy, REPLICAS_MAX};
-pub(crate) use validate::HOSTS_MAX;
 pub use validate::{
     Checker, FieldError, Validate, host_nqn, label_map, name as check_name, node_address, token_spec,
     volume_size,
 };
+pub(crate) use validate::{GROUP_SNAPSHOT_VOLUMES_MAX, HOSTS_MAX, NAME_CHARACTERS_MAX};
 
 /// Kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,11 +53,13 @@ pub enum Kind {
     Token,
     /// A plan to spread data and targets.
     Rebalance,
+    /// What several volumes were at one instant.
+    GroupSnapshot,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Node,
         Self::Pool,
         Self::Volume,
@@ -68,6 +70,7 @@ impl Kind {
         Self::Removal,
         Self::Token,
         Self::Rebalance,
+        Self::GroupSnapshot,
     ];
 
     /// Its name, also in keys.
@@ -83,6 +86,15 @@ impl Kind {
             Self::Removal => "removal",
             Self::Token => "token",
             Self::Rebalance => "rebalance",
+            Self::GroupSnapshot => "group-snapshot",
+        }
+    }
+
+    /// The field of requests that has one of it.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::GroupSnapshot => "group_snapshot",
+            other => other.name(),
         }
     }
 
@@ -109,6 +121,9 @@ impl fmt::Display for Kind {
         formatter.write_str(self.name())
     }
 }
+
+/// The label of snapshots that a schedule took: the name of its group.
+pub(crate) const SCHEDULE_LABEL: &str = "pollux.io/schedule";
 
 static NOTHING: LazyLock<Metadata> = LazyLock::new(Metadata::default);
 
@@ -223,6 +238,7 @@ record!(Snapshot, spec);
 record!(Group, spec);
 record!(Template, spec);
 record!(Rebalance, spec);
+record!(GroupSnapshot, spec);
 record!(Event);
 record!(Removal);
 record!(StoredToken, Token, |left: &StoredToken, right: &StoredToken| left
@@ -244,6 +260,9 @@ pub trait Guarded {
     /// Writes a record: a new one if it has no revision, else in place of the one of that revision.
     fn put<R: Record>(&mut self, record: &R);
 
+    /// Nothing is done unless a record is as it was read.
+    fn require<R: Record>(&mut self, record: &R);
+
     /// Deletes a record of a revision.
     fn delete<R: Record>(&mut self, record: &R);
 
@@ -253,18 +272,19 @@ pub trait Guarded {
 
 impl Guarded for Transaction {
     fn put<R: Record>(&mut self, record: &R) {
-        self.conditions.push(Condition {
-            key: record.key(),
-            revision: record.meta().revision,
-        });
+        self.require(record);
         self.put_always(record);
     }
 
-    fn delete<R: Record>(&mut self, record: &R) {
+    fn require<R: Record>(&mut self, record: &R) {
         self.conditions.push(Condition {
             key: record.key(),
             revision: record.meta().revision,
         });
+    }
+
+    fn delete<R: Record>(&mut self, record: &R) {
+        self.require(record);
         self.writes.push(Write::Delete { key: record.key() });
     }
 

@@ -5,14 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_api::control::v1::{
-    Domain, Group, HostAccess, HostSharing, LabelRule, MediaClass, Metadata, Node, PlacementPolicy, Pool,
-    Qos, Rebalance, Snapshot, SnapshotSchedule, Template, TokenRole, TokenSpec, Volume, VolumePolicy,
+    Domain, Group, GroupSnapshot, HostAccess, HostSharing, LabelRule, MediaClass, Metadata, Node,
+    PlacementPolicy, Pool, Qos, Rebalance, Snapshot, SnapshotSchedule, Template, TokenRole, TokenSpec,
+    Volume, VolumePolicy,
 };
 
 use super::{REPLICAS_MAX, Record};
 
 /// Longest name.
-const NAME_CHARACTERS_MAX: usize = 128;
+pub(crate) const NAME_CHARACTERS_MAX: usize = 128;
 
 /// Most labels, rules of a kind, groups.
 const LABELS_MAX: usize = 64;
@@ -33,6 +34,9 @@ const NQN_BYTES_MAX: usize = 223;
 
 /// Most hosts of a volume.
 pub(crate) const HOSTS_MAX: usize = 64;
+
+/// Most volumes of which snapshots are taken at one instant: all are told of in one transaction.
+pub(crate) const GROUP_SNAPSHOT_VOLUMES_MAX: usize = 50;
 
 /// Sizes of volumes, in bytes.
 const VOLUME_UNIT_BYTES: u64 = 1 << 20;
@@ -216,7 +220,7 @@ pub trait Validate: Record {
     /// All that is wrong with it, by paths that begin with the name of its kind.
     fn field_errors(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        self.validate(&mut Checker::new(Self::KIND.name(), &mut errors));
+        self.validate(&mut Checker::new(Self::KIND.field(), &mut errors));
         errors
     }
 }
@@ -321,6 +325,28 @@ impl Validate for Snapshot {
             spec.group_snapshot.is_empty(),
             "is set by the control plane; leave it empty",
         );
+    }
+}
+
+impl Validate for GroupSnapshot {
+    fn validate_spec(&self, checker: &mut Checker<'_>) {
+        let Some(spec) = &self.spec else {
+            return checker.wrong("is missing");
+        };
+        checker.require(
+            spec.group.is_empty() != spec.volumes.is_empty(),
+            "is to name a group, or volumes, and not both",
+        );
+        optional_name(&spec.group, &mut checker.at("group"));
+        checker
+            .at("volumes")
+            .at_most(spec.volumes.len(), GROUP_SNAPSHOT_VOLUMES_MAX);
+        let mut seen = BTreeSet::new();
+        for (index, volume) in spec.volumes.iter().enumerate() {
+            let mut item = checker.item("volumes", index);
+            name(volume, &mut item);
+            item.require(seen.insert(volume), "is there twice; give it once");
+        }
     }
 }
 

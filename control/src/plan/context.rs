@@ -1,6 +1,6 @@
 //! What the parts of a plan share: look-ups in the world, the budget of rebuilds, and the steps so far.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use pollux_api::control::v1::{
     NodeState, Pool, PoolHealth, PoolReport, PoolState, Removal, ReplicaReport, ReplicaState, Severity,
@@ -38,6 +38,8 @@ pub(super) struct Context<'a> {
     places: HashMap<&'a str, Place<'a>>,
     /// Snapshots by volume, by name.
     snapshots: HashMap<&'a str, Vec<&'a Snapshot>>,
+    /// Snapshots that are being taken together with those of other volumes, by volume.
+    attempted: BTreeMap<String, Vec<String>>,
     /// How many volumes each node serves.
     served: HashMap<String, u32>,
     steps: Vec<Step>,
@@ -99,6 +101,7 @@ impl<'a> Context<'a> {
             targets: HashMap::new(),
             places: HashMap::new(),
             snapshots: HashMap::new(),
+            attempted: super::group_snapshots::attempted(world),
             served: HashMap::new(),
             steps: Vec::new(),
             events: 0,
@@ -286,6 +289,11 @@ impl<'a> Context<'a> {
         self.snapshots.get(volume_uid).map_or(&[], Vec::as_slice)
     }
 
+    /// The snapshots of a volume that are being taken together with those of others, as UUIDs.
+    pub(super) fn attempted(&self, volume_uid: &str) -> &[String] {
+        self.attempted.get(volume_uid).map_or(&[], Vec::as_slice)
+    }
+
     /// How many volumes a node serves.
     pub(super) fn served(&self, node: &str) -> u32 {
         self.served.get(node).copied().unwrap_or(0)
@@ -304,7 +312,10 @@ impl<'a> Context<'a> {
                 .iter()
                 .any(|(other, target)| *other == node && target.epoch <= removal.epoch),
             // Nothing that is to be is a removal: such a record is of no use.
-            Command::EnsurePool(_) | Command::EnsureReplica(_) | Command::EnsureTarget(_) => true,
+            Command::EnsurePool(_)
+            | Command::EnsureReplica(_)
+            | Command::EnsureTarget(_)
+            | Command::CutTargets(_) => true,
         }
     }
 

@@ -14,6 +14,7 @@
 
 mod abandoned;
 mod context;
+mod group_snapshots;
 mod nodes;
 mod preview;
 mod rebalance;
@@ -97,6 +98,7 @@ pub fn plan(world: &World, limits: &Limits) -> Vec<Step> {
     abandoned::plan_abandoned(&mut context);
     plan_removals(&mut context);
     snapshots::plan_snapshots(&mut context);
+    group_snapshots::plan_group_snapshots(&mut context);
     volume::plan_volumes(&mut context);
     snapshots::plan_schedules(&mut context);
     rebalance::plan_rebalances(&mut context);

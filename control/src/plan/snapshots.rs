@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 
 use pollux_api::control::v1::{
-    Group, GroupStatus, Severity, Snapshot, SnapshotSchedule, SnapshotSpec, SnapshotState, SnapshotStatus,
-    TargetConfig, Volume,
+    Group, GroupSnapshot, GroupSnapshotState, GroupStatus, Severity, Snapshot, SnapshotSchedule,
+    SnapshotState, SnapshotStatus, TargetConfig, Volume,
 };
-use uuid::Uuid;
 
-use crate::model::{Guarded, Record};
-use crate::store::{TRANSACTION_OPERATIONS_MAX, Transaction};
+use crate::model::{GROUP_SNAPSHOT_VOLUMES_MAX, Guarded, Record, SCHEDULE_LABEL};
+use crate::store::Transaction;
 
 use super::context::Context;
+use super::group_snapshots;
 
-/// The label of snapshots that a schedule took: the name of its group.
-pub(crate) const SCHEDULE_LABEL: &str = "pollux.io/schedule";
+/// Instants, at most, that a schedule takes for the volumes of a large group: so many fit into one
+/// transaction.
+const INSTANTS_MAX: usize = 100;
 
 /// Notes which snapshots are taken, and has those removed that are to go.
 pub(super) fn plan_snapshots(context: &mut Context<'_>) {
@@ -36,7 +37,7 @@ pub(super) fn plan_snapshots(context: &mut Context<'_>) {
 }
 
 /// Whether a volume has a snapshot on record.
-fn is_on_record(volume: &Volume, uid: &str) -> bool {
+pub(super) fn is_on_record(volume: &Volume, uid: &str) -> bool {
     let status = volume.status.as_ref();
     status.is_some_and(|status| status.snapshots.iter().any(|recorded| recorded.uid == uid))
 }
@@ -92,7 +93,7 @@ fn plan_removal(context: &mut Context<'_>, snapshot: &Snapshot, volume: Option<&
 }
 
 /// Whether a volume is being made of it.
-fn is_source(context: &Context<'_>, snapshot: &Snapshot) -> bool {
+pub(super) fn is_source(context: &Context<'_>, snapshot: &Snapshot) -> bool {
     context.world.volumes.values().any(|volume| {
         let is_begun = volume.status.as_ref().is_some_and(|status| status.epoch > 0);
         let source = volume.spec.as_ref().map(|spec| spec.source_snapshot.as_str());
@@ -118,13 +119,14 @@ pub(super) fn plan_schedules(context: &mut Context<'_>) {
         let Some(schedule) = schedule else { continue };
         let members = members.get(group.name()).map_or(&[][..], Vec::as_slice);
         take_due(context, group, schedule, members);
+        forget_old_together(context, group, schedule);
         for volume in members {
             forget_old(context, group, schedule, volume);
         }
     }
 }
 
-/// Takes one snapshot of each member, all in the transaction that notes when.
+/// Takes snapshots of all members at one instant, in the transaction that notes when.
 fn take_due(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSchedule, members: &[&Volume]) {
     let now = context.world.now_unix_us;
     let last = group
@@ -143,38 +145,22 @@ fn take_due(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSchedul
         last_snapshot_unix_us: Some(now),
     });
     transaction.put(&changed);
-    let served = members.iter().filter(|volume| {
+    let served = members.iter().copied().filter(|volume| {
         let epoch = volume.status.as_ref().map(|status| status.epoch);
         epoch.is_some_and(|epoch| epoch > 0)
     });
-    // Room for the group itself and the event.
-    for volume in served.take(TRANSACTION_OPERATIONS_MAX - 2) {
-        let name = format!("{}.{}", volume.name(), now / 1_000_000);
-        let uid = Uuid::new_v5(
-            &Uuid::NAMESPACE_OID,
-            format!("{}/{now}", volume.meta().uid).as_bytes(),
-        );
-        let mut snapshot = Snapshot {
-            metadata: None,
-            spec: Some(SnapshotSpec {
-                volume: volume.name().to_owned(),
-                group_snapshot: String::new(),
-            }),
-            status: Some(SnapshotStatus {
-                state: SnapshotState::Pending.into(),
-                volume_uid: volume.meta().uid.clone(),
-                size_bytes: volume.status.as_ref().map_or(0, |status| status.size_bytes),
-                taken_unix_us: None,
-            }),
+    let served: Vec<&Volume> = served.collect();
+    // All of a group at one instant, if they are not too many for that.
+    for (number, members) in served
+        .chunks(GROUP_SNAPSHOT_VOLUMES_MAX)
+        .take(INSTANTS_MAX)
+        .enumerate()
+    {
+        let name = match number {
+            0 => format!("{}.{}", group.name(), now / 1_000_000),
+            number => format!("{}.{}.{number}", group.name(), now / 1_000_000),
         };
-        let metadata = snapshot.meta_mut();
-        metadata.name = name;
-        metadata.uid = uid.to_string();
-        metadata.created_unix_us = now;
-        metadata
-            .labels
-            .insert(SCHEDULE_LABEL.to_owned(), group.name().to_owned());
-        transaction.put(&snapshot);
+        transaction.put(&group_snapshots::scheduled(name, group.name(), members, now));
     }
     context.event(
         &mut transaction,
@@ -185,6 +171,51 @@ fn take_due(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSchedul
     context.commit(transaction);
 }
 
+/// Marks those for deletion that are too many, or that failed.
+fn forget_old_together(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSchedule) {
+    let mut taken: BTreeMap<u64, Vec<&GroupSnapshot>> = BTreeMap::new();
+    let mut surplus = Vec::new();
+    for group_snapshot in context.world.group_snapshots.values() {
+        let is_own = group_snapshot
+            .meta()
+            .labels
+            .get(SCHEDULE_LABEL)
+            .map(String::as_str)
+            == Some(group.name());
+        if !is_own || group_snapshot.is_deleting() {
+            continue;
+        }
+        match group_snapshot.status.as_ref().map(|status| status.state()) {
+            Some(GroupSnapshotState::Ready) => taken
+                .entry(group_snapshot.meta().created_unix_us)
+                .or_default()
+                .push(group_snapshot),
+            Some(GroupSnapshotState::Failed) => surplus.push(group_snapshot),
+            _ => {}
+        }
+    }
+    let kept = usize::try_from(schedule.kept_max).unwrap_or(usize::MAX);
+    let old = taken.len().saturating_sub(kept);
+    surplus.extend(taken.into_values().take(old).flatten());
+    for group_snapshot in surplus {
+        let mut changed = group_snapshot.clone();
+        changed.meta_mut().deleted_unix_us = Some(context.world.now_unix_us);
+        let mut transaction = Transaction::default();
+        transaction.put(&changed);
+        context.commit(transaction);
+    }
+}
+
+/// Marks a snapshot for deletion.
+pub(super) fn mark(transaction: &mut Transaction, snapshot: &Snapshot, now_unix_us: u64) {
+    let mut changed = snapshot.clone();
+    changed.meta_mut().deleted_unix_us = Some(now_unix_us);
+    if let Some(status) = &mut changed.status {
+        status.state = SnapshotState::Deleting.into();
+    }
+    transaction.put(&changed);
+}
+
 /// Marks the oldest snapshots of a schedule for deletion. Only those that are taken count: a volume that
 /// cannot take snapshots keeps what it has.
 fn forget_old(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSchedule, volume: &Volume) {
@@ -193,9 +224,14 @@ fn forget_old(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSched
         .iter()
         .copied()
         .filter(|snapshot| {
+            // Those that were taken together go together.
+            let is_alone = snapshot
+                .spec
+                .as_ref()
+                .is_some_and(|spec| spec.group_snapshot.is_empty());
             let is_own = snapshot.meta().labels.get(SCHEDULE_LABEL).map(String::as_str) == Some(group.name());
             let state = snapshot.status.as_ref().map(|status| status.state());
-            is_own && !snapshot.is_deleting() && state == Some(SnapshotState::Ready)
+            is_alone && is_own && !snapshot.is_deleting() && state == Some(SnapshotState::Ready)
         })
         .collect();
     taken.sort_by_key(|snapshot| snapshot.meta().created_unix_us);
@@ -205,13 +241,8 @@ fn forget_old(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSched
         if is_source(context, snapshot) {
             continue;
         }
-        let mut changed = snapshot.clone();
-        changed.meta_mut().deleted_unix_us = Some(context.world.now_unix_us);
-        if let Some(status) = &mut changed.status {
-            status.state = SnapshotState::Deleting.into();
-        }
         let mut transaction = Transaction::default();
-        transaction.put(&changed);
+        mark(&mut transaction, snapshot, context.world.now_unix_us);
         context.commit(transaction);
     }
 }

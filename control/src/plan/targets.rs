@@ -13,6 +13,7 @@ use crate::model::{Record, SLOTS};
 
 use super::context::Context;
 use super::repair::{Fitness, fitness};
+use super::snapshots::is_on_record;
 use super::volume::Draft;
 
 /// Chooses a target where there is none, or where the one there is cannot serve or is to leave. From then on
@@ -199,6 +200,9 @@ fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &Vo
         let spec = context.world.nodes.get(node).and_then(|node| node.spec.as_ref());
         spec.map_or_else(String::new, |spec| spec.address.clone())
     };
+    // Those that are taken together with others are not taken by being told of, but must stay once they are.
+    let attempted = context.attempted(&volume.meta().uid).iter();
+    let attempted = attempted.filter(|uid| is_on_record(volume, uid)).cloned();
     let snapshot_uids = context
         .snapshots(&volume.meta().uid)
         .iter()
@@ -207,6 +211,7 @@ fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &Vo
             !snapshot.is_deleting() && state != Some(SnapshotState::Deleting)
         })
         .map(|snapshot| snapshot.meta().uid.clone())
+        .chain(attempted)
         .collect();
     TargetConfig {
         volume_uid: volume.meta().uid.clone(),

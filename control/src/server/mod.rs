@@ -7,6 +7,7 @@
 mod authenticate;
 mod blocks;
 mod errors;
+mod group_snapshots;
 mod measurements;
 mod nodes;
 mod policies;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware::from_fn_with_state;
 use pollux_api::control::v1::events_server::EventsServer;
+use pollux_api::control::v1::group_snapshots_server::GroupSnapshotsServer;
 use pollux_api::control::v1::groups_server::GroupsServer;
 use pollux_api::control::v1::measurements_server::MeasurementsServer;
 use pollux_api::control::v1::nodes_server::NodesServer;
@@ -137,6 +139,7 @@ impl Services {
             .add_service(service!(VolumesServer))
             .add_service(service!(SnapshotsServer))
             .add_service(service!(GroupsServer))
+            .add_service(service!(GroupSnapshotsServer))
             .add_service(service!(TemplatesServer))
             .add_service(service!(EventsServer))
             .add_service(service!(RegistryServer))

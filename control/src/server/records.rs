@@ -102,7 +102,7 @@ impl Services {
     /// Creates a record, or returns the one that was asked for in the same way.
     pub async fn create<R: Managed>(&self, record: Option<R>) -> Result<R, CallError> {
         let Some(mut record) = record else {
-            return Err(CallError::field(R::KIND.name(), "is missing"));
+            return Err(CallError::field(R::KIND.field(), "is missing"));
         };
         let errors = record.field_errors();
         if !errors.is_empty() {
@@ -195,10 +195,10 @@ impl Services {
         update: Option<R>,
         mask: Option<FieldMask>,
     ) -> Result<R, CallError> {
-        let update = update.ok_or_else(|| CallError::field(R::KIND.name(), "is missing"))?;
+        let update = update.ok_or_else(|| CallError::field(R::KIND.field(), "is missing"))?;
         let name = update.name();
         let mut errors = Vec::new();
-        let field = format!("{}.metadata.name", R::KIND);
+        let field = format!("{}.metadata.name", R::KIND.field());
         crate::model::check_name(name, &mut crate::model::Checker::new(&field, &mut errors));
         let paths = mask.map(|mask| mask.paths).unwrap_or_default();
         if paths.is_empty() {

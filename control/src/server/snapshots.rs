@@ -54,6 +54,28 @@ impl Managed for Snapshot {
     }
 
     async fn require_unused(&self, services: &Services) -> Result<(), CallError> {
+        let together = self.spec.as_ref().map_or("", |spec| spec.group_snapshot.as_str());
+        if !together.is_empty() {
+            return Err(CallError::InUse {
+                kind: Kind::Snapshot,
+                name: self.name().to_owned(),
+                by: format!("it is a part of group snapshot {together}: delete that"),
+            });
+        }
+        self.require_no_copy(services).await
+    }
+}
+
+/// What snapshots have to say for themselves.
+#[tonic::async_trait]
+pub(super) trait Copied {
+    /// Refuses while a volume is being made of it.
+    async fn require_no_copy(&self, services: &Services) -> Result<(), CallError>;
+}
+
+#[tonic::async_trait]
+impl Copied for Snapshot {
+    async fn require_no_copy(&self, services: &Services) -> Result<(), CallError> {
         let volumes = services.all::<Volume>().await?;
         // Once it serves, a copy does not need its source any more.
         let copy = volumes.iter().find(|volume| {

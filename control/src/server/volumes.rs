@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use pollux_api::control::v1::volumes_server::Volumes;
 use pollux_api::control::v1::{
-    CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, Group, HostAccess,
-    HostSharing, ListVolumesRequest, ListVolumesResponse, Node, NodeState, PlanVolumeRequest,
-    PlanVolumeResponse, PublishVolumeRequest, PublishVolumeResponse, ReplicaState, Snapshot, TargetConfig,
-    Template, UnpublishVolumeRequest, UnpublishVolumeResponse, UpdateVolumeRequest, Volume, VolumeChange,
-    VolumePath, VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
+    CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, Group, GroupSnapshot,
+    GroupSnapshotState, HostAccess, HostSharing, ListVolumesRequest, ListVolumesResponse, Node, NodeState,
+    PlanVolumeRequest, PlanVolumeResponse, PublishVolumeRequest, PublishVolumeResponse, ReplicaState,
+    Snapshot, TargetConfig, Template, UnpublishVolumeRequest, UnpublishVolumeResponse, UpdateVolumeRequest,
+    Volume, VolumeChange, VolumePath, VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -85,11 +85,28 @@ impl Managed for Volume {
             let status = snapshot.status.as_ref();
             status.is_some_and(|status| status.volume_uid == self.meta().uid) && !snapshot.is_deleting()
         });
-        match own {
-            Some(snapshot) => Err(in_use(format!(
-                "it has the snapshot {}: delete that first",
-                snapshot.name()
-            ))),
+        if let Some(snapshot) = own {
+            let by = format!("it has the snapshot {}: delete that first", snapshot.name());
+            return Err(in_use(by));
+        }
+        let together = services.all::<GroupSnapshot>().await?;
+        let taking = together.iter().find(|group_snapshot| {
+            let status = group_snapshot.status.clone().unwrap_or_default();
+            let is_over = matches!(
+                status.state(),
+                GroupSnapshotState::Ready | GroupSnapshotState::Failed
+            );
+            let mut members = status.members.iter();
+            let is_in = members.any(|member| member.volume_uid == self.meta().uid);
+            is_in && !is_over && !group_snapshot.is_deleting()
+        });
+        match taking {
+            Some(group_snapshot) => {
+                let name = group_snapshot.name();
+                Err(in_use(format!(
+                    "group snapshot {name} is being taken of it: wait for that"
+                )))
+            }
             None => Ok(()),
         }
     }

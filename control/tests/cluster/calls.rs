@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pollux_api::FieldMask;
 use pollux_api::control::v1::events_client::EventsClient;
+use pollux_api::control::v1::group_snapshots_client::GroupSnapshotsClient;
 use pollux_api::control::v1::groups_client::GroupsClient;
 use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
@@ -247,6 +248,10 @@ async fn wrong_fields_of_every_call_are_named() {
         GroupsClient.get_group(GetGroupRequest { name: bad() }) => "name",
         GroupsClient.update_group(UpdateGroupRequest { group: None, update_mask: None }) => "group",
         GroupsClient.delete_group(DeleteGroupRequest { name: bad() }) => "name",
+        GroupSnapshotsClient.create_group_snapshot(CreateGroupSnapshotRequest { group_snapshot: None })
+            => "group_snapshot",
+        GroupSnapshotsClient.get_group_snapshot(GetGroupSnapshotRequest { name: bad() }) => "name",
+        GroupSnapshotsClient.delete_group_snapshot(DeleteGroupSnapshotRequest { name: bad() }) => "name",
         EventsClient.list_events(ListEventsRequest { page: None, subject: bad() }) => "subject",
         RegistryClient.report(EngineReport { node: bad(), ..EngineReport::default() }) => "name",
         RegistryClient.get_membership(

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::common::fleet::Fleet;
 use crate::common::{Cluster, GIB, SECOND_US, layout, put, snapshot, volume};
+use crate::together::{check_taken, together};
 use pollux_api::control::v1::{EngineReport, HostAccess, Node, Snapshot, Volume, engine_command::Command};
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use pollux_control::model::Record;
@@ -118,19 +119,21 @@ enum Operation {
     Snapshot,
     Clone,
     DeleteSnapshot,
+    SnapshotTogether,
     LoseNode,
     Drain,
     Fewer,
 }
 
 impl Operation {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Create,
         Self::Delete,
         Self::GrowAndPublish,
         Self::Snapshot,
         Self::Clone,
         Self::DeleteSnapshot,
+        Self::SnapshotTogether,
         Self::LoseNode,
         Self::Drain,
         Self::Fewer,
@@ -166,6 +169,9 @@ impl Operation {
                 let deleted = |snapshot: &mut Snapshot| snapshot.meta_mut().deleted_unix_us = Some(1);
                 cluster.update("old", deleted).await;
             }
+            Self::SnapshotTogether => {
+                put(&cluster.store, &together("new", &["old", "other"])).await;
+            }
             Self::LoseNode => {
                 cluster.fleet.set_up(&old_node, false);
                 // Until it counts as lost, and for as long as nobody is killed.
@@ -198,6 +204,9 @@ impl Operation {
             cluster.settle().await;
         }
         cluster.check_settled();
+        if self == Self::SnapshotTogether {
+            check_taken(cluster, "new", 1);
+        }
         let world = cluster.world();
         assert_eq!(
             world.volumes.contains_key("new"),
@@ -285,6 +294,6 @@ async fn every_operation_survives_every_kill() {
             kills += step - 1;
         }
     }
-    // Nine operations with several steps each, before and after.
+    // Ten operations with several steps each, before and after.
     assert!(kills > 60, "{kills}");
 }

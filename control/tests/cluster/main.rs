@@ -10,4 +10,5 @@ mod programs;
 mod rebalance;
 mod reconcile;
 mod scale;
+mod together;
 mod trust;

@@ -104,21 +104,25 @@ pub fn is_internal(snapshot: &control::Snapshot) -> bool {
     label_of(snapshot.metadata.as_ref(), label::CLONE).is_some()
 }
 
+/// A time.
+pub fn timestamp(unix_us: u64) -> Timestamp {
+    Timestamp {
+        seconds: signed(unix_us / 1_000_000),
+        nanos: i32::try_from(unix_us % 1_000_000 * 1_000).unwrap_or(0),
+    }
+}
+
 /// A snapshot.
 pub fn snapshot(snapshot: &control::Snapshot) -> Snapshot {
     let metadata = snapshot.metadata.clone().unwrap_or_default();
     let spec = snapshot.spec.clone().unwrap_or_default();
     let status = snapshot.status.clone().unwrap_or_default();
     let taken = status.taken_unix_us.unwrap_or(metadata.created_unix_us);
-    let nanos = i32::try_from(taken % 1_000_000 * 1_000).unwrap_or(0);
     Snapshot {
         size_bytes: signed(status.size_bytes),
         snapshot_id: metadata.name,
         source_volume_id: spec.volume,
-        creation_time: Some(Timestamp {
-            seconds: signed(taken / 1_000_000),
-            nanos,
-        }),
+        creation_time: Some(timestamp(taken)),
         ready_to_use: status.state() == SnapshotState::Ready,
         group_snapshot_id: spec.group_snapshot,
     }

@@ -8,6 +8,7 @@ mod capacity;
 mod change;
 mod create;
 mod delete;
+mod groups;
 mod list;
 mod metadata;
 mod publish;

@@ -117,8 +117,17 @@ impl ControllerService {
             return Err(CallError::missing("snapshot_id"));
         }
         // What cannot be a name there is no snapshot, and so is what belongs to others.
-        if !is_resource_name(&name) || self.control.find_snapshot(&name).await?.is_none() {
+        let found = match is_resource_name(&name) {
+            true => self.control.find_snapshot(&name).await?,
+            false => None,
+        };
+        let Some(found) = found else {
             return Ok(DeleteSnapshotResponse {});
+        };
+        let together = found.spec.map_or_else(String::new, |spec| spec.group_snapshot);
+        if !together.is_empty() {
+            let problem = format!("is a part of group snapshot {together}: delete that");
+            return Err(CallError::argument("snapshot_id", problem));
         }
         let old = control::DeleteSnapshotRequest { name: name.clone() };
         self.control.snapshots().delete_snapshot(old).await?;

@@ -4,6 +4,7 @@ mod common;
 
 mod clones;
 mod controller;
+mod groups;
 mod metadata;
 mod node;
 mod processes;

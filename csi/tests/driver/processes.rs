@@ -85,7 +85,7 @@ async fn a_controller_is_killed_and_the_next_one_knows_as_much() {
     let able = identity
         .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
         .await;
-    assert_eq!(able.expect("it answers").into_inner().capabilities.len(), 4);
+    assert_eq!(able.expect("it answers").into_inner().capabilities.len(), 5);
     let mut driver = ControllerClient::new(connect(socket.clone()).await);
     driver.create_volume(new_volume("v")).await.expect("it is new");
     let scraped = {

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pollux_api::csi::v1::controller_server::ControllerServer;
+use pollux_api::csi::v1::group_controller_server::GroupControllerServer;
 use pollux_api::csi::v1::identity_server::IdentityServer;
 use pollux_api::csi::v1::node_server::NodeServer;
 use pollux_csi::controller::ControllerService;
@@ -38,7 +39,8 @@ async fn passes(access: &str, focus: &str) {
     let control = pollux.control("default");
     let identity = IdentityService::new(false, Some(control.clone()));
     let routes = Routes::new(IdentityServer::new(identity))
-        .add_service(ControllerServer::new(ControllerService::new(control)))
+        .add_service(ControllerServer::new(ControllerService::new(control.clone())))
+        .add_service(GroupControllerServer::new(ControllerService::new(control)))
         .add_service(NodeServer::new(driver.service.clone()));
     let endpoint = served(routes).await;
     let files = tempfile::tempdir().expect("a directory");

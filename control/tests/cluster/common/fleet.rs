@@ -20,6 +20,11 @@ use pollux_control::store::Store;
 use tonic::Response;
 use tonic::transport::Channel;
 
+#[path = "cuts.rs"]
+pub mod cuts;
+
+use cuts::{Cuts, HOLD_TICKS, Instants};
+
 /// Ticks that a rebuild takes.
 const REBUILD_TICKS: u32 = 3;
 
@@ -94,6 +99,8 @@ pub struct Engine {
     pub pools: BTreeMap<String, PoolHealth>,
     pub replicas: BTreeMap<String, Replica>,
     pub targets: BTreeMap<String, Target>,
+    /// What it remembers of snapshots of several volumes.
+    pub cuts: Cuts,
     /// Pools in which no replica can be made.
     pub refusing: bool,
     report: Option<Arc<EngineReport>>,
@@ -104,6 +111,11 @@ pub struct Engines {
     pub engines: BTreeMap<String, Engine>,
     /// How many writes of each volume were acknowledged, by UUID.
     pub acknowledged: BTreeMap<String, u64>,
+    /// When volumes were held for snapshots of several.
+    pub instants: Instants,
+    /// Ticks that a hold lasts at most.
+    pub hold_ticks: u64,
+    ticks: u64,
     /// Most rebuilds that a node took part in at a time, and most altogether.
     pub rebuilds_seen: (usize, usize),
 }
@@ -149,6 +161,7 @@ impl Records<'_> {
 impl Fleet {
     pub fn new<'a>(nodes: impl IntoIterator<Item = &'a str>) -> Self {
         let fleet = Self::default();
+        fleet.lock().hold_ticks = HOLD_TICKS;
         for node in nodes {
             let engine = Engine {
                 up: true,
@@ -170,6 +183,7 @@ impl Fleet {
         engine.up = up;
         if !up {
             engine.targets.clear();
+            engine.cuts = Cuts::default();
             engine.report = None;
         }
     }
@@ -191,7 +205,14 @@ impl Fleet {
 
     async fn tick_with(&self, records: &Records<'_>) {
         let serving: Vec<(String, String)> = {
-            let engines = self.lock();
+            let mut engines = self.lock();
+            engines.ticks += 1;
+            let (now, hold_ticks) = (engines.ticks, engines.hold_ticks);
+            for engine in engines.engines.values_mut() {
+                if engine.cuts.tick(now, hold_ticks) {
+                    engine.report = None;
+                }
+            }
             let up = engines.engines.iter().filter(|(_, engine)| engine.up);
             up.flat_map(|(node, engine)| {
                 let targets = engine.targets.iter().filter(|(_, target)| !target.config.standby);
@@ -229,7 +250,7 @@ impl Fleet {
             self.refresh(records, node, &target.config).await;
             return Vec::new();
         }
-        let (next, copied) = self.lock().serve(&target.config, record);
+        let (next, copied) = self.lock().serve(node, &target.config, record);
         if let Some(next) = next {
             self.swap(records, node, &target.config, next).await;
         }
@@ -285,8 +306,15 @@ impl Fleet {
             None => None,
         };
         let mut engines = self.lock();
+        let recorded = record.iter().flat_map(|record| &record.snapshots);
+        let recorded: Vec<String> = recorded.map(|recorded| recorded.uid.clone()).collect();
         if let Some(target) = engines.target(node, &config.volume_uid) {
             target.record = record;
+        }
+        if let Some(engine) = engines.engines.get_mut(node) {
+            for uid in &recorded {
+                engine.cuts.committed(uid);
+            }
         }
         engines.changed(node);
     }
@@ -312,7 +340,14 @@ impl Engines {
 
     /// What a target does in a tick: the record that it wants next, and the nodes to which whole replicas are
     /// being copied.
-    fn serve(&mut self, config: &TargetConfig, record: &Membership) -> (Option<Membership>, Vec<String>) {
+    fn serve(
+        &mut self,
+        own: &str,
+        config: &TargetConfig,
+        record: &Membership,
+    ) -> (Option<Membership>, Vec<String>) {
+        let cuts: Vec<_> = self.engines[own].cuts.of(&config.volume_uid).cloned().collect();
+        let is_held = cuts.iter().any(|cut| cut.is_held());
         let mut next = Membership {
             version: record.version + 1,
             ..record.clone()
@@ -354,7 +389,7 @@ impl Engines {
             // The set shrinks in the store first; until then nothing is acknowledged.
             return (Some(next), Vec::new());
         }
-        if in_sync.len() >= record.min_in_sync as usize {
+        if in_sync.len() >= record.min_in_sync as usize && !is_held {
             let written = self.acknowledged.entry(record.volume_uid.clone()).or_default();
             *written += 1;
             let written = *written;
@@ -366,7 +401,9 @@ impl Engines {
             let members = record.members.iter().filter(|member| member.state() == state);
             members.fold(0, |bits, member| bits | 1_u32 << member.slot)
         };
-        for uid in &config.snapshot_uids {
+        let committing = cuts.iter().filter(|cut| cut.is_committing());
+        let committing = committing.map(|cut| &cut.snapshot_uid);
+        for uid in config.snapshot_uids.iter().chain(committing.clone()) {
             if record.snapshots.iter().any(|recorded| recorded.uid == *uid) {
                 continue;
             }
@@ -383,8 +420,10 @@ impl Engines {
         }
         // Only what whoever said so knew of.
         if config.version >= record.version {
-            next.snapshots
-                .retain(|recorded| config.snapshot_uids.contains(&recorded.uid));
+            next.snapshots.retain(|recorded| {
+                let is_new = committing.clone().any(|uid| *uid == recorded.uid);
+                is_new || config.snapshot_uids.contains(&recorded.uid)
+            });
         }
         for (_, node, member) in &reached {
             let found = self.replica(node, &member.uid).expect("reached");
@@ -444,6 +483,7 @@ impl Engines {
 impl EngineClient for Fleet {
     async fn execute(&self, engine: &EngineAddress, term: u64, command: Command) -> Result<(), EngineError> {
         let mut engines = self.lock();
+        let engines = &mut *engines;
         let node = engine.node.clone();
         let refused = |reason: &str| {
             Err(EngineError::Refused {
@@ -521,6 +561,14 @@ impl EngineClient for Fleet {
                 let volume = config.volume_uid.clone();
                 engine.targets.insert(volume, Target { config, record });
             }
+            Command::CutTargets(told) => {
+                let targets = &engine.targets;
+                let serves = |volume: &str| targets.get(volume).is_some_and(|target| target.record.is_some());
+                let (now, instants) = (engines.ticks, &mut engines.instants);
+                if let Err(reason) = engine.cuts.step(&told, now, serves, instants) {
+                    return refused(reason);
+                }
+            }
             Command::RemoveTarget(removal) => {
                 let current = engine
                     .targets
@@ -568,6 +616,7 @@ impl EngineClient for Fleet {
                 })
                 .collect(),
             targets: found.targets.values().map(Target::report).collect(),
+            cuts: found.cuts.report(),
         };
         let report = Arc::new(report);
         found.report = Some(report.clone());

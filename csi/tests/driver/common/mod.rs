@@ -24,6 +24,8 @@ use pollux_api::control::v1::{
 };
 use pollux_api::csi::v1::controller_client::ControllerClient;
 use pollux_api::csi::v1::controller_server::ControllerServer;
+use pollux_api::csi::v1::group_controller_client::GroupControllerClient;
+use pollux_api::csi::v1::group_controller_server::GroupControllerServer;
 use pollux_api::csi::v1::identity_server::IdentityServer;
 use pollux_api::csi::v1::node_client::NodeClient;
 use pollux_api::csi::v1::node_server::NodeServer;
@@ -54,6 +56,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use fleet::Fleet;
 use machine::Machine;
+
+/// For how long volumes are held at most, in ticks of 5 ms: long enough for a busy machine.
+const HOLD_TICKS: u64 = 1000;
 
 pub const MIB: i64 = 1 << 20;
 pub const GIB: i64 = 1 << 30;
@@ -131,6 +136,7 @@ impl Pollux {
     pub async fn start_on(store: Arc<dyn Store>) -> Self {
         let nodes = ["a", "b", "c"];
         let fleet = Fleet::new(nodes);
+        fleet.lock().hold_ticks = HOLD_TICKS;
         let observations = Arc::new(Observations::default());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let engines = Addressed(fleet.clone());
@@ -276,6 +282,13 @@ impl Pollux {
         let identity = IdentityService::new(false, Some(self.control(cluster)));
         let routes = Routes::new(IdentityServer::new(identity)).add_service(ControllerServer::new(service));
         ControllerClient::new(connect(served(routes).await).await)
+    }
+
+    /// A service that takes snapshots of several volumes.
+    pub async fn groups(&self, cluster: &str) -> GroupControllerClient<Channel> {
+        let service = ControllerService::new(self.control(cluster));
+        let routes = Routes::new(GroupControllerServer::new(service));
+        GroupControllerClient::new(connect(served(routes).await).await)
     }
 
     /// A service that tells blocks of snapshots.

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::Cluster;
 use super::certificates::Guard;
+use super::cuts::CutError;
 use super::record::{RecordError, uuid};
 use super::targets::ServeError;
 use super::term::TermError;
@@ -50,6 +51,9 @@ pub(super) enum CommandError {
     /// Volumes.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// Snapshots of several volumes.
+    #[error(transparent)]
+    Cut(#[from] CutError),
     /// The task that did it ended by itself.
     #[error("the command was not done: {0}")]
     Lost(#[from] tokio::task::JoinError),
@@ -61,12 +65,13 @@ impl From<CommandError> for Status {
         match &error {
             // This alone means that the caller leads no more.
             CommandError::Term(TermError::Over { .. }) => Self::failed_precondition(text),
-            CommandError::Record(_) | CommandError::Missing | CommandError::Serve(ServeError::Record(_)) => {
-                Self::invalid_argument(text)
-            }
+            CommandError::Record(_)
+            | CommandError::Missing
+            | CommandError::Serve(ServeError::Record(_))
+            | CommandError::Cut(CutError::Record(_)) => Self::invalid_argument(text),
             CommandError::Foreign { .. } => Self::already_exists(text),
             CommandError::Pool(_) | CommandError::Replica(_) => Self::resource_exhausted(text),
-            CommandError::Serve(ServeError::Older { .. }) => Self::aborted(text),
+            CommandError::Serve(ServeError::Older { .. }) | CommandError::Cut(_) => Self::aborted(text),
             CommandError::Term(TermError::Keep { .. }) | CommandError::Serve(_) | CommandError::Lost(_) => {
                 Self::unavailable(text)
             }
@@ -149,6 +154,11 @@ impl Cluster {
             Command::EnsureTarget(config) => self.targets.ensure(config).await?,
             Command::RemoveTarget(removal) => {
                 self.targets.remove(&removal.volume_uid, removal.epoch).await?;
+            }
+            Command::CutTargets(told) => {
+                self.cuts
+                    .step(&told, |volume| self.targets.mirror(volume))
+                    .await?;
             }
         }
         self.changed.notify_one();

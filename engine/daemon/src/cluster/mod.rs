@@ -11,6 +11,7 @@
 
 mod agent;
 mod certificates;
+mod cuts;
 mod ports;
 mod record;
 mod registry;
@@ -45,6 +46,7 @@ use crate::settings::ClusterSettings;
 use agent::AgentService;
 pub(crate) use certificates::role_of;
 use certificates::{Certificates, Guard};
+use cuts::Cuts;
 use ports::Ports;
 use registry::Registry;
 use targets::Targets;
@@ -120,6 +122,7 @@ pub(crate) struct Cluster {
     parts: ClusterParts,
     term: Term,
     targets: Arc<Targets>,
+    cuts: Arc<Cuts>,
     registry: Registry,
     /// Pools whose replicas are open too. Others are not told of: their replicas would count as lost.
     ready_pools: Mutex<BTreeSet<String>>,
@@ -193,6 +196,7 @@ impl Node {
             settings: settings.clone(),
             term,
             targets,
+            cuts: Cuts::new(changed.clone()),
             registry,
             ready_pools: Mutex::default(),
             changed,

@@ -26,6 +26,7 @@ impl Cluster {
             pools,
             replicas: self.describe_replicas(),
             targets: self.targets.report(),
+            cuts: self.cuts.report(),
         }
     }
 

@@ -274,6 +274,12 @@ impl Targets {
         self.shown().values().map(|shown| shown.report()).collect()
     }
 
+    /// The mirror of a volume that is served here.
+    pub(super) fn mirror(&self, volume: Uuid) -> Option<Arc<Owned<Mirror>>> {
+        let shown = self.shown().get(&volume).cloned()?;
+        Some(shown.serving()?.mirror)
+    }
+
     /// Serves or shows a volume as it is told. Opening it goes on in the background: reports show when it is
     /// served.
     ///
