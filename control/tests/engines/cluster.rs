@@ -2,22 +2,34 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use pollux_api::control::v1::agent_client::AgentClient;
 use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
-use pollux_api::control::v1::snapshots_client::SnapshotsClient;
-use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::*;
-use tonic::transport::{Channel, Endpoint};
+use pollux_control::security::{Authority, Issued, Role};
+use tonic::transport::Channel;
+
+use crate::calls::named;
+use crate::channels::{certificate, is_online, plain_channel, trusted_channel};
 
 /// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// How long one look may take: what is asked may have died, and left the question open.
+const LOOK: Duration = Duration::from_secs(15);
 
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// What a process ends with that says why it cannot go on.
+const CANNOT_GO_ON: i32 = 1;
+
+/// The pause before a process is started again that has ended by itself.
+const KEEP_PAUSE: Duration = Duration::from_millis(200);
 
 /// The size of a pool.
 const POOL_BYTES: u64 = 1 << 30;
@@ -36,7 +48,7 @@ impl Drop for Process {
 }
 
 /// Starts this program as another one.
-fn start(log: &Path, arguments: &[&str]) -> Process {
+fn start(log: &Path, arguments: &[String]) -> Process {
     let open = || {
         let file = std::fs::File::options().create(true).append(true).open(log);
         Stdio::from(file.expect("a log"))
@@ -55,22 +67,110 @@ struct Engine {
     name: String,
     agent: SocketAddr,
     nvmf: SocketAddr,
-    process: Option<Process>,
+    /// Metrics, by TLS.
+    http: SocketAddr,
+    process: Slot,
+}
+
+/// A process that is to run, and how it is started.
+struct Kept {
+    process: Process,
+    start: Box<dyn Fn() -> Process + Send>,
+}
+
+/// A process that comes and goes: nothing while it is to be away.
+type Place = Mutex<Option<Kept>>;
+
+fn lock(place: &Place) -> MutexGuard<'_, Option<Kept>> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The place of a process.
+#[derive(Default)]
+struct Slot(Arc<Place>);
+
+impl Slot {
+    /// Starts it; the one before is killed.
+    fn start(&self, start: impl Fn() -> Process + Send + 'static) {
+        let mut kept = lock(&self.0);
+        *kept = None;
+        *kept = Some(Kept {
+            process: start(),
+            start: Box::new(start),
+        });
+    }
+
+    fn kill(&self) {
+        *lock(&self.0) = None;
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.0).is_none()
+    }
+}
+
+/// Starts processes again that say that they cannot go on, as a service manager does: one that was killed may
+/// hold its address longer than the next one waits for it, and the control plane ends when it finds no etcd.
+/// What ended in any other way has a fault, and stays away.
+fn keep(places: &[Weak<Place>]) {
+    loop {
+        std::thread::sleep(KEEP_PAUSE);
+        let there: Vec<_> = places.iter().filter_map(Weak::upgrade).collect();
+        if there.is_empty() {
+            return;
+        }
+        for place in there {
+            if let Some(kept) = lock(&place).as_mut()
+                && let Ok(Some(status)) = kept.process.0.try_wait()
+                && status.code() == Some(CANNOT_GO_ON)
+            {
+                kept.process = (kept.start)();
+            }
+        }
+    }
+}
+
+/// Where the control plane keeps its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Records {
+    /// In a file.
+    Embedded,
+    /// In an etcd of its own.
+    Etcd,
+}
+
+/// An etcd, at these ports.
+struct Etcd {
+    clients: SocketAddr,
+    peers: SocketAddr,
+    process: Slot,
+}
+
+/// How a cluster is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    pub engines: usize,
+    pub records: Records,
+    /// By mutual TLS, everything but data.
+    pub is_trusted: bool,
 }
 
 pub struct Cluster {
+    /// Whom all trust.
+    pub authority: Option<Authority>,
     directory: tempfile::TempDir,
     control_address: SocketAddr,
-    control: Option<Process>,
+    control: Slot,
+    etcd: Option<Etcd>,
     engines: Vec<Engine>,
-    channel: Channel,
+    pub channel: Channel,
 }
 
 /// Waits until something is so.
 pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
     let began = Instant::now();
     loop {
-        if let Some(found) = look().await {
+        if let Ok(Some(found)) = tokio::time::timeout(LOOK, look()).await {
             return found;
         }
         assert!(began.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}");
@@ -78,18 +178,27 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn()
     }
 }
 
-fn named(name: &str) -> Option<Metadata> {
-    Some(Metadata {
-        name: name.to_owned(),
-        ..Metadata::default()
-    })
-}
-
 impl Cluster {
     /// So many engines, each with a pool, ready for volumes.
     pub async fn new(count: usize) -> Self {
+        Self::with(Layout {
+            engines: count,
+            records: Records::Embedded,
+            is_trusted: false,
+        })
+        .await
+    }
+
+    /// The same, in some other way.
+    pub async fn with(layout: Layout) -> Self {
+        let Layout {
+            engines: count,
+            records,
+            is_trusted,
+        } = layout;
+        let authority = is_trusted.then(|| Authority::new("test").expect("it can be made"));
         let directory = tempfile::tempdir().expect("a directory");
-        let free: Vec<TcpListener> = (0..=2 * count)
+        let free: Vec<TcpListener> = (0..3 + 3 * count)
             .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"))
             .collect();
         let mut ports = free.iter().map(|port| port.local_addr().expect("an address"));
@@ -98,28 +207,110 @@ impl Cluster {
             name: format!("n{number}"),
             agent: ports.next().expect("one more"),
             nvmf: ports.next().expect("one more"),
-            process: None,
+            http: ports.next().expect("one more"),
+            process: Slot::default(),
         });
         let engines = engines.collect();
+        let etcd = (records == Records::Etcd).then(|| Etcd {
+            clients: ports.next().expect("one more"),
+            peers: ports.next().expect("one more"),
+            process: Slot::default(),
+        });
         drop(free);
-        let endpoint = Endpoint::from_shared(format!("http://{control_address}")).expect("an address");
-        let mut cluster = Self {
+        let channel = match &authority {
+            Some(authority) => {
+                let own = certificate(authority, "test", Role::Admin, 1);
+                trusted_channel(control_address, authority, Some(&own))
+            }
+            None => plain_channel(control_address),
+        };
+        let cluster = Self {
+            authority,
             directory,
             control_address,
-            control: None,
+            control: Slot::default(),
+            etcd,
             engines,
-            channel: endpoint.connect_lazy(),
+            channel,
         };
+        if let Some(authority) = &cluster.authority {
+            cluster.give(
+                "control",
+                &certificate(authority, "control", Role::Admin, 1),
+                authority,
+            );
+            for engine in &cluster.engines {
+                let own = certificate(authority, &engine.name, Role::Engine, 1);
+                cluster.give(&engine.name, &own, authority);
+            }
+        }
+        let places = cluster.engines.iter().map(|engine| &engine.process);
+        let places = places
+            .chain([&cluster.control])
+            .chain(cluster.etcd.iter().map(|etcd| &etcd.process));
+        let places: Vec<_> = places.map(|slot| Arc::downgrade(&slot.0)).collect();
+        std::thread::spawn(move || keep(&places));
+        cluster.start_etcd();
         cluster.start_control();
         for at in 0..count {
             let folder = cluster.directory.path().join(&cluster.engines[at].name);
-            std::fs::create_dir(&folder).expect("a folder");
+            std::fs::create_dir_all(&folder).expect("a folder");
             let file = std::fs::File::create(folder.join("pool")).expect("a file");
             file.set_len(POOL_BYTES).expect("a size");
             cluster.start_engine(at);
         }
         cluster.register().await;
         cluster
+    }
+
+    /// Gives a process certificates, and an authority to trust. They are read when it is started.
+    pub fn give(&self, process: &str, own: &Issued, trusted: &Authority) {
+        let folder = self.directory.path().join(process).join("certificates");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (name, text) in [
+            ("authority.pem", &trusted.issued().certificate),
+            ("own.pem", &own.certificate),
+            ("own.key", &own.key),
+        ] {
+            std::fs::write(folder.join(name), text).expect("it can be written");
+        }
+    }
+
+    /// Where the certificates of a process are, if they are used.
+    fn certificates(&self, process: &str) -> Option<PathBuf> {
+        let folder = self.directory.path().join(process).join("certificates");
+        self.authority.is_some().then_some(folder)
+    }
+
+    /// A connection to an engine, as the control plane has it.
+    fn agent(&self, engine: &Engine) -> AgentClient<Channel> {
+        AgentClient::new(match &self.authority {
+            Some(authority) => {
+                let own = certificate(authority, "test", Role::Admin, 1);
+                trusted_channel(engine.agent, authority, Some(&own))
+            }
+            None => plain_channel(engine.agent),
+        })
+    }
+
+    /// Where an engine is called.
+    pub fn agent_address(&self, name: &str) -> SocketAddr {
+        self.engines[self.position(name)].agent
+    }
+
+    /// Where the metrics of an engine are.
+    pub fn http_address(&self, name: &str) -> SocketAddr {
+        self.engines[self.position(name)].http
+    }
+
+    /// Where the control plane is called.
+    pub fn control_address(&self) -> SocketAddr {
+        self.control_address
+    }
+
+    /// Whether a node is online, if the control plane answers.
+    pub async fn is_online(&self, name: &str) -> Option<bool> {
+        is_online(self.channel.clone(), name).await
     }
 
     async fn register(&self) {
@@ -166,36 +357,78 @@ impl Cluster {
         .await;
     }
 
-    pub fn start_control(&mut self) {
-        let store = format!("file:{}", self.directory.path().join("store").display());
-        let address = self.control_address.to_string();
-        let arguments = [
-            "pollux-control",
-            "serve",
-            "--store",
-            &store,
-            "--http",
-            "none",
-            "--listen",
-            &address,
-            "--unreachable-after",
-            "2",
+    /// Starts etcd again, if there is one.
+    pub fn start_etcd(&self) {
+        let Some(etcd) = &self.etcd else { return };
+        let (clients, peers) = (
+            format!("http://{}", etcd.clients),
+            format!("http://{}", etcd.peers),
+        );
+        let data = self.directory.path().join("etcd");
+        etcd.process.start(move || {
+            let child = Command::new("etcd")
+                .arg("--data-dir")
+                .arg(&data)
+                .args(["--listen-client-urls", &clients])
+                .args(["--advertise-client-urls", &clients])
+                .args(["--listen-peer-urls", &peers])
+                .args(["--initial-advertise-peer-urls", &peers])
+                .args(["--initial-cluster", &format!("default={peers}")])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn();
+            Process(child.expect("it can be started"))
+        });
+    }
+
+    /// Kills etcd, if there is one; whether there is.
+    pub fn kill_etcd(&self) -> bool {
+        if let Some(etcd) = &self.etcd {
+            etcd.process.kill();
+        }
+        self.etcd.is_some()
+    }
+
+    pub fn start_control(&self) {
+        let store = match &self.etcd {
+            Some(etcd) => format!("etcd://{}", etcd.clients),
+            None => format!("file:{}", self.directory.path().join("store").display()),
+        };
+        let mut arguments = vec![
+            "pollux-control".to_owned(),
+            "serve".to_owned(),
+            format!("--store={store}"),
+            "--http=none".to_owned(),
+            format!("--listen={}", self.control_address),
+            "--unreachable-after=2".to_owned(),
         ];
-        self.control = Some(start(&self.directory.path().join("control.log"), &arguments));
+        if let Some(folder) = self.certificates("control") {
+            arguments.push(format!("--certificates={}", folder.display()));
+        }
+        let log = self.directory.path().join("control.log");
+        self.control.start(move || start(&log, &arguments));
     }
 
     /// Kills the control plane.
-    pub fn kill_control(&mut self) {
-        self.control = None;
+    pub fn kill_control(&self) {
+        self.control.kill();
     }
 
-    fn start_engine(&mut self, at: usize) {
-        let engine = &mut self.engines[at];
+    fn start_engine(&self, at: usize) {
+        let engine = &self.engines[at];
         let folder = self.directory.path().join(&engine.name);
+        let certificates = self.certificates(&engine.name);
+        let certificates = certificates.map_or_else(String::new, |folder| {
+            format!(
+                "certificates = {folder:?}\n\n[http]\nlisten = \"{}\"\ncertificates = {folder:?}\n",
+                engine.http
+            )
+        });
         let settings = format!(
             "[nvmf]\nlisten = [\"{}\"]\nsubsystem = \"nqn.2026-11.io.pollux:{}\"\n\n[reactors]\nmemory = \
              \"16MiB\"\n\n[log]\nformat = \"json\"\n\n[cluster]\nnode = \"{}\"\ncontrol = [\"{}\"]\nlisten = \
-             \"{}\"\nstate = {:?}\n",
+             \"{}\"\nstate = {:?}\n{certificates}",
             engine.nvmf,
             engine.name,
             engine.name,
@@ -205,9 +438,13 @@ impl Cluster {
         );
         let file = folder.join("engine.toml");
         std::fs::write(&file, settings).expect("a file");
-        let file = file.to_str().expect("UTF-8");
-        let arguments = ["pollux-engine", "serve", "--config", file];
-        engine.process = Some(start(&folder.join("log"), &arguments));
+        let arguments = [
+            "pollux-engine".to_owned(),
+            "serve".to_owned(),
+            format!("--config={}", file.display()),
+        ];
+        let log = folder.join("log");
+        engine.process.start(move || start(&log, &arguments));
     }
 
     fn position(&self, name: &str) -> usize {
@@ -216,165 +453,30 @@ impl Cluster {
     }
 
     /// Kills an engine, as a loss of power would.
-    pub fn kill(&mut self, name: &str) {
-        let at = self.position(name);
-        self.engines[at].process = None;
+    pub fn kill(&self, name: &str) {
+        self.engines[self.position(name)].process.kill();
     }
 
     /// Starts an engine again.
-    pub fn restart(&mut self, name: &str) {
+    pub fn restart(&self, name: &str) {
         self.start_engine(self.position(name));
     }
 
-    pub fn volumes(&self) -> VolumesClient<Channel> {
-        VolumesClient::new(self.channel.clone())
+    /// The names of the nodes.
+    pub fn nodes(&self) -> Vec<String> {
+        self.engines.iter().map(|engine| engine.name.clone()).collect()
     }
 
-    pub async fn create(&self, name: &str, policy: VolumePolicy) {
-        self.create_of(name, policy, "").await;
-    }
-
-    /// Makes a volume that begins as a snapshot, if one is named.
-    pub async fn create_of(&self, name: &str, policy: VolumePolicy, source_snapshot: &str) {
-        let volume = Volume {
-            metadata: named(name),
-            spec: Some(VolumeSpec {
-                size_bytes: 64 << 20,
-                policy: Some(policy),
-                source_snapshot: source_snapshot.to_owned(),
-                ..VolumeSpec::default()
-            }),
-            status: None,
-        };
-        let request = CreateVolumeRequest { volume: Some(volume) };
-        self.volumes().create_volume(request).await.expect("a volume");
-    }
-
-    /// The status of a volume, if it is there and the control plane answers.
-    pub async fn status(&self, name: &str) -> Option<VolumeStatus> {
-        let name = name.to_owned();
-        let found = self.volumes().get_volume(GetVolumeRequest { name }).await.ok()?;
-        found.into_inner().status
-    }
-
-    pub async fn until_status(
-        &self,
-        name: &str,
-        what: &str,
-        is_so: impl Fn(&VolumeStatus) -> bool,
-    ) -> VolumeStatus {
-        until(what, || async {
-            self.status(name).await.filter(|status| is_so(status))
-        })
-        .await
-    }
-
-    pub async fn until_healthy(&self, name: &str) -> VolumeStatus {
-        self.until_status(name, "it is healthy", |status| {
-            status.state() == VolumeState::Healthy
-        })
-        .await
-    }
-
-    /// Publishes a volume to a host, and waits until all paths are there.
-    pub async fn publish(&self, name: &str, host_nqn: &str, read_only: bool) -> PublishVolumeResponse {
-        let request = PublishVolumeRequest {
-            name: name.to_owned(),
-            host: Some(HostAccess {
-                host_nqn: host_nqn.to_owned(),
-                read_only,
-            }),
-            ..PublishVolumeRequest::default()
-        };
-        until("it is published", || async {
-            let answer = self
-                .volumes()
-                .publish_volume(request.clone())
-                .await
-                .ok()?
-                .into_inner();
-            answer.ready.then_some(answer)
-        })
-        .await
-    }
-
-    pub async fn unpublish(&self, name: &str, host_nqn: Option<&str>) {
-        let request = UnpublishVolumeRequest {
-            name: name.to_owned(),
-            host_nqn: host_nqn.map(str::to_owned),
-        };
-        until("it is unpublished", || async {
-            let answer = self
-                .volumes()
-                .unpublish_volume(request.clone())
-                .await
-                .ok()?
-                .into_inner();
-            answer.ready.then_some(())
-        })
-        .await;
-    }
-
-    pub async fn delete(&self, name: &str) {
-        let name = name.to_owned();
-        let request = DeleteVolumeRequest { name };
-        self.volumes()
-            .delete_volume(request)
-            .await
-            .expect("it is deleted");
-    }
-
-    fn snapshots(&self) -> SnapshotsClient<Channel> {
-        SnapshotsClient::new(self.channel.clone())
-    }
-
-    /// Takes a snapshot, and waits until there is one.
-    pub async fn snapshot(&self, name: &str, volume: &str) {
-        let snapshot = Snapshot {
-            metadata: named(name),
-            spec: Some(SnapshotSpec {
-                volume: volume.to_owned(),
-                ..SnapshotSpec::default()
-            }),
-            status: None,
-        };
-        let request = CreateSnapshotRequest {
-            snapshot: Some(snapshot),
-        };
-        self.snapshots()
-            .create_snapshot(request)
-            .await
-            .expect("a snapshot");
-        until("it is taken", || async {
-            let name = name.to_owned();
-            let found = self
-                .snapshots()
-                .get_snapshot(GetSnapshotRequest { name })
-                .await
-                .ok()?;
-            let state = found.into_inner().status?.state();
-            (state == SnapshotState::Ready).then_some(())
-        })
-        .await;
-    }
-
-    /// Deletes a snapshot, and waits until it is gone.
-    pub async fn delete_snapshot(&self, name: &str) {
-        let name = name.to_owned();
-        let request = DeleteSnapshotRequest { name: name.clone() };
-        self.snapshots()
-            .delete_snapshot(request)
-            .await
-            .expect("it is deleted");
-        until("it is gone", || async {
-            let request = GetSnapshotRequest { name: name.clone() };
-            self.snapshots()
-                .get_snapshot(request)
-                .await
-                .is_err()
-                .then_some(())
-        })
-        .await;
+    /// The way to a volume by whichever engine shows it, now or later.
+    pub fn anywhere(&self, published: &PublishVolumeResponse) -> PublishVolumeResponse {
+        let paths = self.engines.iter().map(|engine| VolumePath {
+            node: engine.name.clone(),
+            address: engine.nvmf.to_string(),
+        });
+        PublishVolumeResponse {
+            paths: paths.collect(),
+            ..published.clone()
+        }
     }
 
     /// The ranges of a snapshot that hold data, or in which it may differ from another one: offset and end of
@@ -413,11 +515,11 @@ impl Cluster {
     /// What all engines that run tell of themselves.
     pub async fn reports(&self) -> Vec<EngineReport> {
         let mut reports = Vec::new();
-        for engine in self.engines.iter().filter(|engine| engine.process.is_some()) {
-            let endpoint = Endpoint::from_shared(format!("http://{}", engine.agent)).expect("an address");
-            let mut client = AgentClient::new(endpoint.connect_lazy());
-            let report = client.get_report(GetReportRequest {}).await.expect("a report");
-            reports.push(report.into_inner());
+        for engine in self.engines.iter().filter(|engine| !engine.process.is_empty()) {
+            let report = until("a report", || async {
+                self.agent(engine).get_report(GetReportRequest {}).await.ok()
+            });
+            reports.push(report.await.into_inner());
         }
         reports
     }
@@ -430,14 +532,13 @@ impl Cluster {
         command: engine_command::Command,
     ) -> Result<(), tonic::Status> {
         let engine = &self.engines[self.position(name)];
-        let endpoint = Endpoint::from_shared(format!("http://{}", engine.agent)).expect("an address");
         let request = ExecuteRequest {
             term,
             command: Some(EngineCommand {
                 command: Some(command),
             }),
         };
-        let done = AgentClient::new(endpoint.connect_lazy()).execute(request).await;
+        let done = self.agent(engine).execute(request).await;
         done.map(drop)
     }
 
@@ -480,7 +581,7 @@ impl Cluster {
 
     /// What everybody has logged: for tests that fail.
     pub fn tell_logs(&self) {
-        for name in ["control.log", "n1/log", "n2/log", "n3/log"] {
+        for name in ["control.log", "n1/log", "n2/log", "n3/log", "n4/log"] {
             let text = std::fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
             let from = lines.len().saturating_sub(60);

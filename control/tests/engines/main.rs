@@ -4,9 +4,14 @@
 //! The program is its own engine and control plane: it starts itself with another first argument. So nothing
 //! depends on where other programs were built.
 
+mod calls;
+mod channels;
+mod chaos;
 mod cluster;
+mod instant;
 mod measure;
 mod scenarios;
+mod trust;
 
 use std::process::ExitCode;
 
@@ -20,6 +25,8 @@ fn main() -> ExitCode {
             pollux_control::daemon::run(&pollux_control::daemon::Cli::parse_from(&arguments[1..]))
         }
         Some("measure") => measure::run(),
+        Some("chaos") => chaos::main(&arguments[1..]),
+        Some("more") => scenarios::more(),
         // What test runners ask.
         Some("--list") => ExitCode::SUCCESS,
         _ => scenarios::run(),

@@ -81,7 +81,7 @@ async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
 }
 
 async fn measure() {
-    let mut cluster = Cluster::new(3).await;
+    let cluster = Cluster::new(3).await;
     for number in 0..WARM {
         make(cluster.volumes(), format!("warm-{number}")).await;
     }

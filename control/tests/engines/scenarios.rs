@@ -1,5 +1,6 @@
 //! What happens to clusters.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,7 +8,31 @@ use pollux_api::control::v1::engine_command::Command;
 use pollux_api::control::v1::{ReplicaState, TargetConfig, TargetRemoval, VolumePolicy, VolumeState};
 use tonic::Code;
 
-use crate::cluster::{Cluster, HOST, until};
+use crate::chaos;
+use crate::cluster::{Cluster, HOST, Records, until};
+use crate::instant::{Writer, numbers};
+use crate::trust;
+
+/// How long things are killed and brought back, in every run of the tests.
+const CHAOS: Duration = Duration::from_secs(5);
+
+/// Runs one after the other, and tells how long each takes.
+macro_rules! each {
+    ($cluster:ident: $($name:ident),* $(,)?) => {
+        $(
+            let began = std::time::Instant::now();
+            $name($cluster).await;
+            $crate::scenarios::tell(stringify!($name), began.elapsed());
+        )*
+    };
+}
+pub(crate) use each;
+
+/// Tells how long something took.
+pub fn tell(what: &str, took: Duration) {
+    // There is nobody to tell that nobody can be told.
+    let _ = writeln!(std::io::stdout(), "{what}: {:.1} s", took.as_secs_f64());
+}
 
 fn policy(replicas: u32, min_in_sync: u32) -> VolumePolicy {
     VolumePolicy {
@@ -18,7 +43,7 @@ fn policy(replicas: u32, min_in_sync: u32) -> VolumePolicy {
 }
 
 /// Tells what everybody has logged, if the test fails.
-struct Witness(Cluster);
+pub struct Witness(pub Cluster);
 
 impl Drop for Witness {
     fn drop(&mut self) {
@@ -35,20 +60,38 @@ pub fn run() -> ExitCode {
         .enable_all()
         .build();
     runtime.expect("a runtime").block_on(async {
-        let mut witness = Witness(Cluster::new(3).await);
-        let cluster = &mut witness.0;
-        a_volume_survives_its_target(cluster).await;
-        commands_of_leaders_of_before_are_refused(cluster).await;
-        io_goes_on_without_a_control_plane(cluster).await;
-        hosts_are_admitted_as_they_are_listed(cluster).await;
-        snapshots_are_kept_and_cloned(cluster).await;
-        all_engines_are_killed_at_once(cluster).await;
-        nothing_is_left_behind(cluster).await;
+        let witness = Witness(Cluster::new(3).await);
+        let cluster = &witness.0;
+        each!(cluster:
+            a_volume_survives_its_target,
+            commands_of_leaders_of_before_are_refused,
+            io_goes_on_without_a_control_plane,
+            hosts_are_admitted_as_they_are_listed,
+            snapshots_are_kept_and_cloned,
+            snapshots_of_several_are_of_one_instant,
+            all_engines_are_killed_at_once,
+            nothing_is_left_behind,
+        );
     });
     ExitCode::SUCCESS
 }
 
-async fn a_volume_survives_its_target(cluster: &mut Cluster) {
+/// Runs what takes longer: certificates, and some seconds of chaos.
+pub fn more() -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        trust::run().await;
+        chaos::run(Records::Embedded, CHAOS, 1).await;
+        match std::process::Command::new("etcd").arg("--version").output() {
+            Ok(_) => chaos::run(Records::Etcd, CHAOS, 2).await,
+            // There is nobody to tell that nobody can be told.
+            Err(error) => drop(writeln!(std::io::stdout(), "SKIPPED: no etcd ({error})")),
+        }
+    });
+    ExitCode::SUCCESS
+}
+
+async fn a_volume_survives_its_target(cluster: &Cluster) {
     cluster.create("v", policy(3, 2)).await;
     let status = cluster.until_healthy("v").await;
     let target = status.target_node;
@@ -74,7 +117,7 @@ async fn a_volume_survives_its_target(cluster: &mut Cluster) {
     assert!(told["path_changes"].as_u64().expect("a number") > 0, "{told}");
 }
 
-async fn commands_of_leaders_of_before_are_refused(cluster: &mut Cluster) {
+async fn commands_of_leaders_of_before_are_refused(cluster: &Cluster) {
     let status = cluster.until_healthy("v").await;
     let target = &status.target_node;
     let removal = |epoch| {
@@ -103,7 +146,7 @@ async fn commands_of_leaders_of_before_are_refused(cluster: &mut Cluster) {
     cluster.until_healthy("v").await;
 }
 
-async fn io_goes_on_without_a_control_plane(cluster: &mut Cluster) {
+async fn io_goes_on_without_a_control_plane(cluster: &Cluster) {
     cluster.until_healthy("v").await;
     let published = cluster.publish("v", HOST, false).await;
     cluster.kill_control();
@@ -116,7 +159,7 @@ async fn io_goes_on_without_a_control_plane(cluster: &mut Cluster) {
     cluster.until_healthy("v").await;
 }
 
-async fn hosts_are_admitted_as_they_are_listed(cluster: &mut Cluster) {
+async fn hosts_are_admitted_as_they_are_listed(cluster: &Cluster) {
     let other = "nqn.2026-11.io.pollux:other";
     let published = cluster.publish("v", other, true).await;
     let hosts_of = async || {
@@ -137,7 +180,7 @@ async fn hosts_are_admitted_as_they_are_listed(cluster: &mut Cluster) {
     cluster.publish("v", HOST, false).await;
 }
 
-async fn snapshots_are_kept_and_cloned(cluster: &mut Cluster) {
+async fn snapshots_are_kept_and_cloned(cluster: &Cluster) {
     let published = cluster.publish("v", HOST, false).await;
     cluster.snapshot("s", "v").await;
     cluster.copy_state("state", "state-of-s");
@@ -159,7 +202,7 @@ async fn snapshots_are_kept_and_cloned(cluster: &mut Cluster) {
 }
 
 /// What hosts write is within the first 8 MiB, in blocks of 4 KiB.
-async fn blocks_of_snapshots_are_told(cluster: &mut Cluster) {
+async fn blocks_of_snapshots_are_told(cluster: &Cluster) {
     const WRITTEN_BYTES: u64 = 8 << 20;
     cluster.snapshot("t", "v").await;
     cluster.snapshot("u", "v").await;
@@ -203,7 +246,65 @@ async fn blocks_of_snapshots_are_told(cluster: &mut Cluster) {
     cluster.delete_snapshot("u").await;
 }
 
-async fn all_engines_are_killed_at_once(cluster: &mut Cluster) {
+async fn snapshots_of_several_are_of_one_instant(cluster: &Cluster) {
+    for name in ["a", "b"] {
+        cluster.create(name, policy(3, 2)).await;
+    }
+    let (a, b) = (cluster.until_healthy("a").await, cluster.until_healthy("b").await);
+    assert_ne!(a.target_node, b.target_node, "two engines take part");
+    let a = cluster.publish("a", HOST, false).await;
+    let b = cluster.publish("b", HOST, false).await;
+    let writer = Writer::start([&a, &b]);
+    for round in ["g1", "g2"] {
+        let before = writer.written();
+        until("it is written", || async {
+            (writer.written() > before).then_some(())
+        })
+        .await;
+        let taken = cluster.snapshot_together(round, &["a", "b"]).await;
+        assert_eq!(taken, Ok(()));
+        let after = writer.written();
+        let mut clones = Vec::new();
+        for volume in ["a", "b"] {
+            let clone = format!("{round}-{volume}");
+            cluster
+                .create_of(&clone, policy(1, 1), &format!("{round}.{volume}"))
+                .await;
+            cluster.until_healthy(&clone).await;
+            clones.push(cluster.publish(&clone, HOST, false).await);
+        }
+        let [first, second] = numbers([&clones[0], &clones[1]]).await;
+        assert!(
+            first == second || first == second + 1,
+            "{round}: {first} and {second}"
+        );
+        assert!(
+            (before..=after + 1).contains(&first),
+            "{round}: {first} of {before} to {after}"
+        );
+        for volume in ["a", "b"] {
+            let clone = format!("{round}-{volume}");
+            cluster.unpublish(&clone, None).await;
+            cluster.delete(&clone).await;
+        }
+    }
+    // Holds end: it goes on.
+    let before = writer.written();
+    until("it is written", || async {
+        (writer.written() > before + 1).then_some(())
+    })
+    .await;
+    writer.stop().await;
+    for round in ["g1", "g2"] {
+        cluster.delete_together(round).await;
+    }
+    for name in ["a", "b"] {
+        cluster.unpublish(name, None).await;
+        cluster.delete(name).await;
+    }
+}
+
+async fn all_engines_are_killed_at_once(cluster: &Cluster) {
     let published = cluster.publish("v", HOST, false).await;
     let host = cluster.host_with(&published, "state", 4, &["--power-loss"]);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -219,7 +320,7 @@ async fn all_engines_are_killed_at_once(cluster: &mut Cluster) {
     cluster.until_healthy("v").await;
 }
 
-async fn nothing_is_left_behind(cluster: &mut Cluster) {
+async fn nothing_is_left_behind(cluster: &Cluster) {
     cluster.unpublish("v", None).await;
     cluster.delete("v").await;
     let began = std::time::Instant::now();
