@@ -189,6 +189,48 @@ fn a_volume_lives_from_its_making_to_its_end() {
 }
 
 #[test]
+fn a_pool_that_is_imported_read_only_is_not_written() {
+    let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
+    let content = || std::fs::read(file.path()).expect("the pool");
+    let before = content();
+    let uri = file.uri();
+    let shown = succeed(&["pool", "import", &uri, "--read-only"]);
+    contains(&shown, &["read-only", "as it was asked for", "in good order"]);
+
+    let engine = EngineProcess::start(&[]);
+    let control = engine.control();
+    let ask = |arguments: &[&str]| run(&[arguments, &["--grpc", &control]].concat());
+    let shown = succeeded(&ask(&["pool", "import", &uri, "--read-only", "-o", "json"]));
+    assert_eq!(json(&shown)["read_only"], true);
+    contains(&succeeded(&ask(&["pool", "list"])), &["read-only"]);
+    contains(&succeeded(&ask(&["pool", "check", "tank"])), &["is sound"]);
+    for arguments in [
+        &["volume", "create", "tank/other", "1MiB"][..],
+        &["volume", "snapshot", "tank/db", "monday"],
+        &["volume", "delete", "tank/db"],
+        &["volume", "resize", "tank/db", "32MiB"],
+        &["pool", "scrub", "tank"],
+        &["pool", "grow", "tank"],
+        &["pool", "destroy", "tank"],
+        &["pool", "import", &uri],
+    ] {
+        contains(&refused(&ask(arguments)), &["read-only"]);
+    }
+    succeeded(&ask(&["pool", "export", "tank"]));
+    engine.stop();
+    assert!(before == content());
+    // Nor is a file made, as one that is opened with a size would be.
+    let other = file.path().with_extension("other");
+    let new = format!("uring://{}?size=64MiB&block=4096", other.display());
+    contains(&refused(&run(&["pool", "import", &new, "--read-only"])), &["readonly"]);
+    assert!(!other.exists());
+
+    let shown = json(&succeed(&["pool", "import", &uri, "-o", "json"]));
+    assert_eq!(shown["read_only"], false);
+    assert!(before != content());
+}
+
+#[test]
 fn what_is_wrong_with_volumes_is_told_in_one_line() {
     let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
     file.command(&["volume", "snapshot", "tank/db", "monday"]);

@@ -59,6 +59,9 @@ pub enum PoolCommand {
         /// All its devices, in any order.
         #[arg(value_name = "DEVICE_URI", required = true)]
         devices: Vec<String>,
+        /// Write nothing to them: volumes can be read, and what a crash left stays as it is.
+        #[arg(long)]
+        read_only: bool,
         /// Have a running engine open it, and keep it open there.
         #[arg(long, value_name = "ADDRESS")]
         grpc: Option<ControlAddress>,

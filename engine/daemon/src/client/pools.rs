@@ -132,10 +132,16 @@ async fn pool_command(
             let pools: Vec<_> = made.pool.into_iter().collect();
             print(&pools, *output, into, pool_table)?;
         }
-        PoolCommand::Import { devices, output, .. } => {
+        PoolCommand::Import {
+            devices,
+            read_only,
+            output,
+            ..
+        } => {
             let progress = Progress::new("opening the pool");
             let request = api::ImportPoolRequest {
                 devices: devices.clone(),
+                read_only: *read_only,
             };
             let answer = client.import_pool(request).await.map_err(refused)?;
             drop(progress);
@@ -566,11 +572,19 @@ fn pool_table(pools: &[api::Pool], mut into: &mut dyn Write) -> io::Result<()> {
             size(pool.provisioned_bytes),
             pool.volumes.to_string(),
             pool.snapshots.to_string(),
-            if pool.stopped.is_some() { "stopped" } else { "open" }.to_owned(),
+            state(pool).to_owned(),
             pool.devices.join(", "),
         ]);
     }
     table.write(0, &mut into)
+}
+
+fn state(pool: &api::Pool) -> &'static str {
+    match (&pool.stopped, pool.read_only) {
+        (Some(_), _) => "stopped",
+        (None, true) => "read-only",
+        (None, false) => "open",
+    }
 }
 
 /// What volumes would take if they were full, and how often the pool has that.
@@ -617,6 +631,14 @@ fn pool_lines(pool: &api::Pool) -> Vec<(&'static str, String)> {
         ("reactor", pool.reactor.to_string()),
         ("bad checksums", pool.checksum_mismatches.to_string()),
     ];
+    if pool.read_only {
+        let features = pool.import.as_ref().map_or(0, |import| import.unknown_features);
+        let why = match features {
+            0 => "yes, as it was asked for".to_owned(),
+            features => format!("yes: it uses features that are not known here ({features:#x})"),
+        };
+        lines.push(("read-only", why));
+    }
     if let Some(reason) = &pool.stopped {
         lines.push(("stopped", reason.clone()));
     }

@@ -46,12 +46,14 @@ async fn describe(pool: &OpenPool) -> Result<api::Pool, Status> {
         uuid: pool.shared.uuid().to_string(),
         devices: pool.uris.iter().map(ToString::to_string).collect(),
         reactor: pool.shared.owner().id().0,
+        read_only: report.read_only,
         import: Some(api::ImportReport {
             was_exported: report.was_exported,
             journal_blocks: report.journal_blocks,
             records: report.records,
             newer_blocks: report.newer_blocks,
             unreadable_blocks: report.unreadable.len() as u64,
+            unknown_features: report.unknown_features,
         }),
         members: members
             .iter()
@@ -145,9 +147,13 @@ impl pools_server::Pools for PoolsService {
         &self,
         request: Request<api::ImportPoolRequest>,
     ) -> Result<Response<api::ImportPoolResponse>, Status> {
-        let devices = fields::devices("devices", request.into_inner().devices)?;
+        let request = request.into_inner();
+        let settings = PoolSettings {
+            read_only: request.read_only,
+            ..PoolSettings::new(fields::devices("devices", request.devices)?)
+        };
         let pools = self.pools.clone();
-        let imported = tokio::spawn(async move { pools.import(&PoolSettings::new(devices)).await }).await;
+        let imported = tokio::spawn(async move { pools.import(&settings).await }).await;
         let pool = describe(&finished(imported)?).await?;
         Ok(Response::new(api::ImportPoolResponse { pool: Some(pool) }))
     }

@@ -18,6 +18,7 @@ fn code_of(reason: Reason) -> Code {
         | Reason::PoolUnavailable
         | Reason::PoolInUse
         | Reason::PoolStopped
+        | Reason::PoolReadOnly
         | Reason::DeviceHoldsData
         | Reason::VolumeInUse
         | Reason::VolumeKind

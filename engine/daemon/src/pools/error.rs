@@ -74,6 +74,14 @@ pub enum PoolsError {
         /// Why.
         source: Box<PoolError>,
     },
+    /// A pool that is open is to be opened otherwise.
+    #[error("the pool {name:?} is open here, and {}: export it first", if *.read_only { "read-only" } else { "not read-only" })]
+    OpenOtherwise {
+        /// Its name.
+        name: String,
+        /// How it is open.
+        read_only: bool,
+    },
     /// The engine stops.
     #[error("the engine is stopping and opens no pools")]
     Closed,
@@ -112,6 +120,9 @@ fn way(source: &PoolError) -> &'static str {
     match source {
         PoolError::Shrink { .. } => ", with --may-drop",
         PoolError::Busy { .. } => " (`pollux-engine namespace list` shows what is served)",
+        PoolError::ReadOnly => {
+            " (`pool show` tells why; export it, and import it without --read-only or with a newer engine)"
+        }
         _ => "",
     }
 }
@@ -177,7 +188,7 @@ impl PoolsError {
             Self::Holds { .. } => Reason::DeviceHoldsData,
             Self::NotADevice { .. } => Reason::FieldInvalid,
             Self::InUse { .. } => Reason::PoolInUse,
-            Self::NameTaken { .. } => Reason::PoolExists,
+            Self::NameTaken { .. } | Self::OpenOtherwise { .. } => Reason::PoolExists,
             Self::NotOpen { .. } => Reason::PoolNotFound,
             Self::Pool { source, .. } => reason_of(source),
             Self::Closed => Reason::Draining,
@@ -207,6 +218,7 @@ fn reason_of(error: &PoolError) -> Reason {
         PoolError::Busy { .. } => Reason::VolumeInUse,
         PoolError::Shrink { .. } => Reason::ShrinkRefused,
         PoolError::Closed => Reason::PoolNotFound,
+        PoolError::ReadOnly => Reason::PoolReadOnly,
         PoolError::Device(_) | PoolError::Journal(_) | PoolError::Stopped(_) | PoolError::Page(_) => {
             Reason::PoolStopped
         }

@@ -71,6 +71,13 @@ pub struct NewPool {
     pub journal: Option<ByteSize>,
 }
 
+/// The devices of a pool that is to be opened.
+struct Devices {
+    uris: Vec<DeviceUri>,
+    /// Nothing may be written to them.
+    read_only: bool,
+}
+
 /// Why nothing could be made of devices, which are told by their place.
 enum Refusal {
     Pool(PoolError),
@@ -134,12 +141,27 @@ impl Pools {
     pub async fn import(&self, settings: &PoolSettings) -> Result<OpenPool, PoolsError> {
         let mut changes = self.changes.lock().await;
         let uris = parse(&settings.devices)?;
+        let read_only = settings.read_only;
         if let Some(open) = self.all().into_iter().find(|pool| pool.is_on(&uris)) {
-            return Ok(open);
+            // One that can only be read is as it would be again.
+            let is_other = open.report.read_only != read_only && open.report.unknown_features == 0;
+            return match is_other {
+                false => Ok(open),
+                true => Err(PoolsError::OpenOtherwise {
+                    name: open.shared.name().to_owned(),
+                    read_only: open.report.read_only,
+                }),
+            };
         }
         let options = options(settings);
-        let act = move |devices| async move { Ok(Pool::import(devices, options).await?) };
-        self.begin(&mut changes, uris, act).await
+        let act = move |devices| async move {
+            Ok(match read_only {
+                true => Pool::import_read_only(devices, options).await?,
+                false => Pool::import(devices, options).await?,
+            })
+        };
+        let devices = Devices { uris, read_only };
+        self.begin(&mut changes, devices, act).await
     }
 
     /// Makes a pool and opens it. One of this name that is open on these devices already is returned.
@@ -182,14 +204,18 @@ impl Pools {
             };
             Ok((pool, report))
         };
-        self.begin(&mut changes, uris, act).await
+        let devices = Devices {
+            uris,
+            read_only: false,
+        };
+        self.begin(&mut changes, devices, act).await
     }
 
     /// Opens devices on the next reactor, and what `act` makes of them.
     async fn begin<F>(
         &self,
         changes: &mut Changes,
-        uris: Vec<DeviceUri>,
+        Devices { uris, read_only }: Devices,
         act: impl FnOnce(Vec<Rc<dyn BlockDevice>>) -> F + Send + 'static,
     ) -> Result<OpenPool, PoolsError>
     where
@@ -200,7 +226,13 @@ impl Pools {
         }
         let next = changes.opened % self.reactors.len().max(1);
         let reactor = self.reactors.get(next).ok_or(PoolsError::NoReactor)?;
-        let devices = self.open_devices(reactor, &uris).await?;
+        let devices = match read_only {
+            true => {
+                let protected: Vec<_> = uris.iter().map(without_writes).collect();
+                self.open_devices(reactor, &protected).await?
+            }
+            false => self.open_devices(reactor, &uris).await?,
+        };
         let names: Vec<String> = self.open().keys().cloned().collect();
         let (attached, labelled) = (devices.clone(), devices.clone());
         let called = reactor.call(move || async move {
@@ -302,6 +334,9 @@ impl Pools {
     /// [`PoolsError::InUse`]; with [`PoolsError::Devices`] some of its devices may have no label any more.
     pub async fn destroy(&self, name: &str) -> Result<(), PoolsError> {
         let _one_at_a_time = self.changes.lock().await;
+        if self.get(name)?.report.read_only {
+            return Err(PoolsError::of_pool(name, PoolError::ReadOnly));
+        }
         let pool = self.take(name).await?;
         let devices = pool.devices.to_vec();
         let wiped = pool.shared.owner().call(move || async move {
@@ -377,6 +412,14 @@ impl OpenPool {
     }
 }
 
+/// A device of a pool to which nothing is to be written: opened so that it cannot be, where its driver can.
+fn without_writes(uri: &DeviceUri) -> DeviceUri {
+    match uri.scheme() {
+        "uring" => uri.or_parameter("readonly", "true"),
+        _ => uri.clone(),
+    }
+}
+
 /// What a drive is called in metrics: its URI, without what it was opened with.
 fn drive_name(uri: &DeviceUri) -> String {
     let text = uri.to_string();
@@ -449,8 +492,16 @@ fn tell(pool: &OpenPool) {
         journal_blocks = report.journal_blocks,
         records = report.records,
         newer_blocks = report.newer_blocks,
+        read_only = report.read_only,
         "pool open"
     );
+    if report.unknown_features != 0 {
+        tracing::warn!(
+            pool = pool.shared.name(),
+            features = format_args!("{:#x}", report.unknown_features),
+            "the pool uses features that this engine does not know: it is open read-only"
+        );
+    }
     if !report.unreadable.is_empty() {
         tracing::error!(
             pool = pool.shared.name(),

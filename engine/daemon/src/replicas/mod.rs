@@ -214,6 +214,10 @@ impl Replicas {
     ///
     /// [`ReplicasError::Pool`].
     pub async fn open_in_pool(&self, pool: &str) -> Result<(), ReplicasError> {
+        if self.pools.get(pool)?.report.read_only {
+            tracing::warn!(pool, "replicas in it are not opened: the pool is read-only");
+            return Ok(());
+        }
         let names = self.pools.with(pool, |pool| async move {
             let all = pool.volumes().into_iter();
             let volumes = all.filter(|entry| entry.kind == VolumeKind::Volume);

@@ -45,6 +45,10 @@ pub struct PoolSettings {
     /// Default: 100 MiB.
     #[serde(default = "scrub_rate", with = "size")]
     pub scrub_rate: ByteSize,
+    /// Nothing is written to its devices, not even what an import writes: volumes can be read. Default:
+    /// false.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 fn memory() -> ByteSize {
@@ -69,6 +73,7 @@ impl PoolSettings {
             commit_interval_ms: commit_interval_ms(),
             scrub_every_hours: 0,
             scrub_rate: scrub_rate(),
+            read_only: false,
         }
     }
 

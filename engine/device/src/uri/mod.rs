@@ -206,6 +206,17 @@ impl DeviceUri {
         Ok(uri)
     }
 
+    /// The same with one parameter more, unless it is given.
+    #[must_use]
+    pub fn or_parameter(&self, name: &str, value: &str) -> Self {
+        let mut with = self.clone();
+        if !self.parameters.iter().any(|(given, _)| given == name) {
+            with.url.query_pairs_mut().append_pair(name, value);
+            with.parameters.push((name.to_owned(), value.to_owned()));
+        }
+        with
+    }
+
     /// The scheme, in lower case.
     pub fn scheme(&self) -> &str {
         self.url.scheme()

@@ -30,6 +30,16 @@ fn takes_a_uri_apart() {
 }
 
 #[test]
+fn a_parameter_is_added_where_it_is_not_given() {
+    let plain = uri("uring:///a%20b").or_parameter("readonly", "true");
+    assert_eq!(plain, uri("uring:///a%20b?readonly=true"));
+    let with_size = uri("uring:///a?size=1GiB").or_parameter("readonly", "true");
+    assert_eq!(with_size, uri("uring:///a?size=1GiB&readonly=true"));
+    let given = uri("uring:///a?readonly=false&block=512");
+    assert_eq!(given.or_parameter("readonly", "true"), given);
+}
+
+#[test]
 fn paths_need_not_be_unicode() {
     use std::os::unix::ffi::OsStrExt;
     let path = uri("uring:///data/%FF").file_path();
