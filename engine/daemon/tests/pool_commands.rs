@@ -556,6 +556,36 @@ async fn calls_name_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
+async fn a_check_tells_how_far_it_is_and_last_what_it_found() {
+    use api::check_pool_response::What;
+    let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
+    let engine = EngineProcess::start(&["--pool", &file.uri()]);
+    let address = engine.control().parse().expect("an address");
+    let mut pools = PoolsClient::new(client::channel(&address).await.expect("a connection"));
+    let of = |name: &str| api::CheckPoolRequest {
+        name: name.to_owned(),
+    };
+    let missing = pools.check_pool(of("pond")).await.expect_err("there is none");
+    assert_eq!(missing.code(), Code::NotFound);
+    // A caller that hangs up at once keeps nobody from the next check.
+    drop(pools.check_pool(of("tank")).await.expect("a stream"));
+    let mut answers = pools.check_pool(of("tank")).await.expect("a stream").into_inner();
+    let mut last = None;
+    while let Some(answer) = answers.message().await.expect("an answer") {
+        assert!(!matches!(last, Some(What::Report(_))), "the report is the last");
+        if let Some(What::Progress(progress)) = &answer.what {
+            assert!(progress.volumes_done <= progress.volumes, "{progress:?}");
+        }
+        last = answer.what;
+    }
+    let Some(What::Report(report)) = last else {
+        panic!("{last:?}")
+    };
+    assert!(report.pages > 0 && report.findings.is_empty(), "{report:?}");
+    engine.stop();
+}
+
+#[tokio::test]
 async fn long_lists_come_in_pages() {
     let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
     let engine = EngineProcess::start(&["--pool", &file.uri()]);

@@ -3,6 +3,7 @@
 mod devices;
 mod local;
 mod pools;
+mod print;
 mod progress;
 
 use std::io::{self, Write};

@@ -6,11 +6,12 @@
 mod accept;
 mod devices;
 mod fields;
+mod look;
 mod meter;
 mod pools;
+mod progress;
 pub(crate) mod qos;
 mod replicas;
-mod scrub;
 mod service;
 mod status;
 mod volumes;

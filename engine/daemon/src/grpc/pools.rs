@@ -8,17 +8,14 @@ use pollux_api::engine::v1::pools_server;
 use pollux_device::ByteSize;
 use pollux_pool::layout::superblock::DeviceState;
 use pollux_pool::layout::volume::VolumeKind;
-use pollux_pool::{CheckReport, DeviceStatus, Pool, ScrubOptions};
+use pollux_pool::{DeviceStatus, Pool, ScrubOptions};
 use tokio::task::JoinError;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{devices, fields, scrub, status};
+use super::{devices, fields, look, status};
 use crate::pools::{NewDevice, NewPool, OpenPool, Pools, PoolsError};
 use crate::settings::PoolSettings;
-
-/// Things that a check tells one by one.
-const FINDINGS_MAX: usize = 100;
 
 /// Bytes of a journal, at most: longer ones only make imports long.
 const JOURNAL_BYTES_MAX: u64 = 1 << 40;
@@ -106,13 +103,14 @@ fn count(pool: &Rc<Pool>) -> api::Pool {
         stopped: pool.stopped().map(|error| error.to_string()),
         checkpoints: counters.checkpoints,
         checksum_mismatches: counters.checksum_mismatches,
-        last_scrub: scrub::last(pool),
+        last_scrub: look::last(pool),
         ..api::Pool::default()
     }
 }
 
 #[tonic::async_trait]
 impl pools_server::Pools for PoolsService {
+    type CheckPoolStream = ReceiverStream<Result<api::CheckPoolResponse, Status>>;
     type ScrubPoolStream = ReceiverStream<Result<api::ScrubPoolResponse, Status>>;
     type ReplacePoolDeviceStream = ReceiverStream<devices::Answer>;
     type RemovePoolDeviceStream = ReceiverStream<devices::Answer>;
@@ -201,16 +199,11 @@ impl pools_server::Pools for PoolsService {
     async fn check_pool(
         &self,
         request: Request<api::CheckPoolRequest>,
-    ) -> Result<Response<api::CheckPoolResponse>, Status> {
+    ) -> Result<Response<Self::CheckPoolStream>, Status> {
         let name = fields::name("name", request.into_inner().name)?;
-        let report = self.pools.check(&name).await.map_err(failed)?;
-        let findings = findings(&report);
-        Ok(Response::new(api::CheckPoolResponse {
-            pages: report.pages,
-            extents: report.extents,
-            findings_count: findings.len() as u64,
-            findings: findings.into_iter().take(FINDINGS_MAX).collect(),
-        }))
+        // What there is not, or is in use, is told before the stream begins.
+        self.pools.check_unused(&name).await.map_err(failed)?;
+        Ok(Response::new(look::check(self.pools.clone(), name)))
     }
 
     async fn scrub_pool(
@@ -231,8 +224,7 @@ impl pools_server::Pools for PoolsService {
             bytes_per_second: request.bytes_per_second.unwrap_or(0),
             begin_anew: request.begin_anew,
         };
-        let stream = scrub::stream(self.pools.clone(), name, options);
-        Ok(Response::new(stream))
+        Ok(Response::new(look::scrub(self.pools.clone(), name, options)))
     }
 
     async fn grow_pool(
@@ -309,25 +301,6 @@ fn new_device(uri: String, overwrite: bool) -> Result<NewDevice, Status> {
     let mut uris = fields::devices("device", vec![uri])?;
     let uri = uris.pop().unwrap_or_default();
     Ok(NewDevice { uri, overwrite })
-}
-
-/// What a check found, a line each.
-fn findings(report: &CheckReport) -> Vec<String> {
-    let misplaced = report.misplaced.iter().map(|found| {
-        let (device, extent) = (found.extent.device(), found.extent.number());
-        format!(
-            "extent {extent} of device {device}: blocks {:#06x} are reached, and {:#06x} are marked as used",
-            found.reached, found.marked
-        )
-    });
-    let twice = report.claimed_twice.iter().map(|extent| {
-        let (device, extent) = (extent.device(), extent.number());
-        format!("extent {extent} of device {device} is claimed by two")
-    });
-    let miscounted = report.miscounted.iter().map(|(volume, counted, kept)| {
-        format!("volume {volume} has {counted} extents of its own, and says {kept}")
-    });
-    misplaced.chain(twice).chain(miscounted).collect()
 }
 
 /// The status of an error.

@@ -298,19 +298,35 @@ impl Pools {
         done.map_err(|source| PoolsError::of_pool(name, source))
     }
 
-    /// Walks all metadata of a pool that is not in use.
+    /// Refuses a pool that is in use.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolsError::InUse`], [`PoolsError::NotOpen`].
+    pub async fn check_unused(&self, name: &str) -> Result<(), PoolsError> {
+        self.refuse_in_use(&self.get(name)?).await
+    }
+
+    /// Walks all metadata of a pool that is not in use, by `check`.
     ///
     /// # Errors
     ///
     /// [`PoolsError::InUse`] and those of the pool.
-    pub async fn check(&self, name: &str) -> Result<CheckReport, PoolsError> {
+    pub(crate) async fn check<F>(
+        &self,
+        name: &str,
+        check: impl FnOnce(Rc<Pool>) -> F + Send + 'static,
+    ) -> Result<CheckReport, PoolsError>
+    where
+        F: Future<Output = Result<CheckReport, PoolError>> + 'static,
+    {
         let _one_at_a_time = self.changes.lock().await;
         let pool = self.get(name)?;
         self.refuse_in_use(&pool).await?;
-        let check = |pool: Rc<Pool>| async move {
+        let check = move |pool: Rc<Pool>| async move {
             // What goes on giving back space in the background would be told as wrong.
             pool.reclaim().await?;
-            pool.check().await
+            check(pool).await
         };
         self.with(name, check).await
     }

@@ -52,6 +52,43 @@ fn a_volume_keeps_what_is_written_over_an_export() {
 }
 
 #[test]
+fn a_check_tells_how_far_it_is() {
+    let bench = Bench::new(9, 1);
+    bench.run(|drives| async move {
+        let create = CreateOptions::default();
+        let pool = Pool::create("tank", drives.attach().await, &create, options());
+        let pool = pool.await.unwrap();
+        pool.create_volume("a", &VolumeOptions::new(1 << 20))
+            .await
+            .unwrap();
+        let volume = pool.open_volume("a").unwrap();
+        for leaf in 0..100 {
+            // Each in a page of the map of its own.
+            volume
+                .write(leaf * 512, Buffer::from_heap(4096), false)
+                .await
+                .unwrap();
+        }
+        pool.snapshot("a", "s", 0).await.unwrap();
+        let mut told = Vec::new();
+        let report = pool.check_and_tell(&mut |progress| told.push(progress)).await;
+        let report = report.unwrap();
+        assert!(report.is_sound(), "{report:?}");
+        let told: Vec<_> = told
+            .iter()
+            .map(|progress| (progress.volumes_done, progress.volumes, progress.pages))
+            .collect();
+        assert_eq!(told.first().map(|first| (first.0, first.1)), Some((0, 2)));
+        assert_eq!(told.last(), Some(&(2, 2, report.pages)));
+        assert!(told.is_sorted() && report.pages > 100, "{told:?}");
+        assert!(
+            told.iter().any(|(done, _, pages)| *done == 0 && *pages == 64),
+            "{told:?}"
+        );
+    });
+}
+
+#[test]
 fn writes_that_nobody_flushes_go_on_when_the_journal_is_full() {
     let bench = Bench::new(5, 1);
     bench.run(|drives| async move {
