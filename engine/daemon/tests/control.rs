@@ -5,6 +5,7 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 
 use common::{EngineProcess, PATIENCE, answer, errors};
+use pollux_api::engine::v1::PoolSpaceLevel;
 use pollux_api::engine::v1::engine_client::EngineClient;
 use pollux_api::engine::v1::event::What;
 use pollux_api::engine::v1::{
@@ -306,6 +307,38 @@ async fn events_tell_what_happens_in_order() {
     assert!(matches!(next(&mut events).await, What::Draining(_)));
     assert!(matches!(events.message().await, Ok(None)));
     assert_eq!(engine.wait().code(), Some(0));
+}
+
+#[tokio::test]
+async fn events_tell_of_pools() {
+    let file = common::pool::PoolFile::new(64 << 20);
+    let engine = EngineProcess::start(&[]);
+    let mut client = connect(&engine).await;
+    let request = WatchEventsRequest {};
+    let mut events = client.watch_events(request).await.expect("a stream").into_inner();
+    assert!(matches!(next(&mut events).await, What::Started(_)));
+    let control = engine.control();
+    let ask = |arguments: &[&str]| common::pool::succeed(&[arguments, &["--grpc", &control]].concat());
+    ask(&["pool", "create", "tank", &file.uri()]);
+    assert!(matches!(next(&mut events).await, What::PoolOpened(opened) if opened.pool == "tank"));
+    // A tenth is left, and then all of it again.
+    ask(&["volume", "create", "tank/a", "55MiB", "--thick"]);
+    let What::PoolSpaceChanged(low) = next(&mut events).await else {
+        panic!("it fills")
+    };
+    assert_eq!(low.level(), PoolSpaceLevel::Low, "{low:?}");
+    assert!(
+        low.free_bytes < 10 << 20 && low.total_bytes == 64 << 20,
+        "{low:?}"
+    );
+    ask(&["volume", "delete", "tank/a", "--wait"]);
+    let What::PoolSpaceChanged(plenty) = next(&mut events).await else {
+        panic!("it has space again")
+    };
+    assert_eq!(plenty.level(), PoolSpaceLevel::Plenty, "{plenty:?}");
+    ask(&["pool", "export", "tank"]);
+    assert!(matches!(next(&mut events).await, What::PoolClosed(closed) if closed.pool == "tank"));
+    engine.stop();
 }
 
 #[tokio::test]

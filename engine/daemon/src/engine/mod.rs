@@ -145,6 +145,11 @@ impl Engine {
         self.parts.reactors.first().ok_or(ChangeError::NoReactor)
     }
 
+    /// Tells everyone who watches.
+    pub(crate) fn publish(&self, what: api::event::What) {
+        self.events.publish(what);
+    }
+
     /// What it is and where it listens.
     pub fn info(&self) -> api::GetInfoResponse {
         let state = if self.is_draining() {

@@ -12,6 +12,7 @@ mod error;
 mod inspect;
 mod look;
 mod opener;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -33,6 +34,7 @@ pub use error::PoolsError;
 pub(crate) use error::is_in_use;
 pub(crate) use opener::names;
 pub use opener::{PoolOpener, SCHEME};
+pub(crate) use watch::watch;
 
 /// A pool that is open.
 #[derive(Clone)]
@@ -56,6 +58,8 @@ pub struct Pools {
     open: Mutex<BTreeMap<String, OpenPool>>,
     changes: tokio::sync::Mutex<Changes>,
     meters: Meters,
+    /// The pool that is being closed.
+    leaving: Mutex<Option<OpenPool>>,
 }
 
 /// A pool that is to be made.
@@ -107,6 +111,7 @@ impl Pools {
             open: Mutex::default(),
             changes: tokio::sync::Mutex::default(),
             meters: Meters::default(),
+            leaving: Mutex::default(),
         })
     }
 
@@ -368,6 +373,13 @@ impl Pools {
     /// Closes a pool that is not in use.
     async fn take(&self, name: &str) -> Result<OpenPool, PoolsError> {
         let pool = self.get(name)?;
+        *self.leaving() = Some(pool.clone());
+        let taken = self.take_unused(name, pool).await;
+        *self.leaving() = None;
+        taken
+    }
+
+    async fn take_unused(&self, name: &str, pool: OpenPool) -> Result<OpenPool, PoolsError> {
         // First, so that no volume of it can be opened from now on.
         self.open().remove(name);
         if let Err(error) = self.refuse_in_use(&pool).await {
@@ -376,6 +388,18 @@ impl Pools {
         }
         close(&pool).await?;
         Ok(pool)
+    }
+
+    /// The pools that are open, one that may be closed soon among them.
+    fn all_and_leaving(&self) -> Vec<OpenPool> {
+        // In this order: else one that leaves in between is in neither.
+        let mut pools = self.all();
+        pools.extend(self.leaving().clone());
+        pools
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, Option<OpenPool>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses a pool whose volumes are in use, after waiting a moment for users that are leaving.

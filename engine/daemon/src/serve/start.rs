@@ -134,6 +134,7 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         drop(pools.close().await);
         return Err(error);
     }
+    crate::pools::watch(&pools, &engine).await;
     let control = match (control, &settings.grpc.listen) {
         (Some(listener), Some(address)) => {
             let failed = |source| StartError::Grpc {
