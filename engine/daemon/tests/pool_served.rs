@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::content::{BLOCK_BYTES, content, read, read_all, write};
 use common::host::{Host, block_on};
-use common::pool::{PoolFile, json, succeeded};
+use common::pool::{PoolFile, json, refused, succeeded};
 use common::{EngineProcess, answer, cores, errors, run};
 use pollux_api::engine::v1::GetStatisticsRequest;
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
@@ -250,6 +250,42 @@ fn a_pool_that_is_full_says_so_and_heals() {
     drop(host);
     engine.stop();
     file.check();
+}
+
+#[test]
+fn a_device_goes_on_leaving_when_the_pool_is_opened_again() {
+    let files = [PoolFile::new(POOL_BYTES), PoolFile::new(POOL_BYTES)];
+    let [first, second] = files.each_ref().map(PoolFile::uri);
+    let both = format!("{first},{second}");
+    let on = |devices: &str, arguments: &[&str]| run(&[arguments, &["--pool", devices]].concat());
+    succeeded(&run(&["pool", "create", "tank", &first, &second]));
+    succeeded(&on(&both, &["volume", "create", "tank/db", "64MiB"]));
+    let serve = || {
+        let mut engine = EngineProcess::start(&["--pool", &both, "pool://tank/db"]);
+        let host = Host::connect(engine.listener(), IMPATIENT).expect("it connects");
+        (engine, host)
+    };
+    let (engine, host) = serve();
+    write_all(&host, 7);
+    drop(host);
+    engine.stop();
+    // Nothing of it can be read but for labels and journal.
+    let broken = format!(
+        "faulty:///uring://{}?inner.block=4096&read.error=media-read;blocks=1056-65500",
+        files[0].path().display()
+    );
+    let failed = on(&format!("{broken},{second}"), &["pool", "remove", "tank", "0"]);
+    refused(&failed);
+    let shown = json(&succeeded(&on(&both, &["pool", "show", "tank", "-o", "json"])));
+    assert_eq!(shown["members"].as_array().map(Vec::len), Some(2), "{shown}");
+
+    let (mut engine, host) = serve();
+    engine.wait_for("a device was removed");
+    assert_eq!(versions(&host), vec![7; BLOCKS as usize]);
+    drop(host);
+    engine.stop();
+    let checked = succeeded(&on(&second, &["pool", "check", "tank"]));
+    assert!(checked.contains("is sound"), "{checked}");
 }
 
 async fn read_one(device: &Rc<dyn BlockDevice>, block: u64) -> u64 {

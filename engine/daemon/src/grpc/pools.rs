@@ -151,7 +151,12 @@ impl pools_server::Pools for PoolsService {
             ..PoolSettings::new(fields::devices("devices", request.devices)?)
         };
         let pools = self.pools.clone();
-        let imported = tokio::spawn(async move { pools.import(&settings).await }).await;
+        let imported = tokio::spawn(async move {
+            let pool = pools.import(&settings).await?;
+            pools.go_on_draining(&pool).await;
+            Ok(pool)
+        });
+        let imported = imported.await;
         let pool = describe(&finished(imported)?).await?;
         Ok(Response::new(api::ImportPoolResponse { pool: Some(pool) }))
     }

@@ -136,10 +136,22 @@ impl Pools {
         call_off: bool,
         waiting: Waiting,
     ) -> Result<(), PoolsError> {
+        // Which may be this one.
+        self.drains.end(name).await;
+        if !call_off {
+            return self.drain(name, number, waiting).await;
+        }
+        let cancel = move |pool: Rc<Pool>| async move { pool.cancel_drain(number).await };
+        self.with(name, cancel).await
+    }
+
+    /// Has a device give what it has to the others, and leave.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolsError`].
+    pub(super) async fn drain(&self, name: &str, number: u8, waiting: Waiting) -> Result<(), PoolsError> {
         let removed = self.with(name, move |pool: Rc<Pool>| async move {
-            if call_off {
-                return pool.cancel_drain(number).await;
-            }
             let Waiting { mut tell, unwanted } = waiting;
             let mut told = |progress: pollux_pool::DrainProgress| {
                 let _ = tell.try_send(HowFar {

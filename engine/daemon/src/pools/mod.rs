@@ -8,6 +8,7 @@
 //! - A pool that is exported is taken out of the list first: nobody finds it any more.
 
 mod devices;
+mod drains;
 mod error;
 mod inspect;
 mod look;
@@ -60,6 +61,9 @@ pub struct Pools {
     meters: Meters,
     /// The pool that is being closed.
     leaving: Mutex<Option<OpenPool>>,
+    drains: drains::Drains,
+    /// They are those of an engine, and not of one command.
+    keeps_open: bool,
 }
 
 /// A pool that is to be made.
@@ -105,6 +109,15 @@ struct Changes {
 impl Pools {
     /// No pools yet. Their devices are opened by `registry`, which should know no pools.
     pub fn new(registry: Registry, reactors: Vec<ReactorHandle>) -> Arc<Self> {
+        Self::build(registry, reactors, false)
+    }
+
+    /// The same for an engine, which keeps pools open: what was interrupted in them goes on.
+    pub fn of_engine(registry: Registry, reactors: Vec<ReactorHandle>) -> Arc<Self> {
+        Self::build(registry, reactors, true)
+    }
+
+    fn build(registry: Registry, reactors: Vec<ReactorHandle>, keeps_open: bool) -> Arc<Self> {
         Arc::new(Self {
             registry,
             reactors,
@@ -112,6 +125,8 @@ impl Pools {
             changes: tokio::sync::Mutex::default(),
             meters: Meters::default(),
             leaving: Mutex::default(),
+            drains: drains::Drains::default(),
+            keeps_open,
         })
     }
 
@@ -386,6 +401,7 @@ impl Pools {
             self.open().insert(name.to_owned(), pool);
             return Err(error);
         }
+        self.drains.end(name).await;
         close(&pool).await?;
         Ok(pool)
     }
@@ -426,6 +442,7 @@ impl Pools {
         let pools = std::mem::take(&mut *self.open());
         let mut outcome = Ok(());
         for pool in pools.values() {
+            self.drains.end(pool.shared.name()).await;
             if let Err(error) = close(pool).await {
                 tracing::error!(%error, "a pool is left as after a crash");
                 outcome = outcome.and(Err(error));

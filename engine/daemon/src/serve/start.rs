@@ -108,7 +108,7 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     let exports = Exports::new();
     listeners.start_nbd(&settings.nbd, &exports, &handles).await?;
     let mut registry = devices::registry();
-    let pools = Pools::new(registry.clone(), handles.clone());
+    let pools = Pools::of_engine(registry.clone(), handles.clone());
     PoolOpener::register(pools.clone(), &mut registry);
     let replicas = Replicas::new(
         registry.clone(),
@@ -179,13 +179,14 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
 /// Opens the pools and replicas, and serves what is to be served from the start on.
 async fn open(
     settings: &Settings,
-    pools: &Pools,
+    pools: &Arc<Pools>,
     replicas: &Replicas,
     engine: &Arc<Engine>,
 ) -> Result<(), StartError> {
     for pool in &settings.pools {
         let pool = pools.import(pool).await?;
         replicas.open_in_pool(pool.shared.name()).await?;
+        pools.go_on_draining(&pool).await;
     }
     for replica in &settings.replicas {
         let uri = DeviceUri::parse(&replica.uri).map_err(OpenError::from);
