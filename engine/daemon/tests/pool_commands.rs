@@ -222,12 +222,81 @@ fn a_pool_that_is_imported_read_only_is_not_written() {
     // Nor is a file made, as one that is opened with a size would be.
     let other = file.path().with_extension("other");
     let new = format!("uring://{}?size=64MiB&block=4096", other.display());
-    contains(&refused(&run(&["pool", "import", &new, "--read-only"])), &["readonly"]);
+    contains(
+        &refused(&run(&["pool", "import", &new, "--read-only"])),
+        &["readonly"],
+    );
     assert!(!other.exists());
 
     let shown = json(&succeed(&["pool", "import", &uri, "-o", "json"]));
     assert_eq!(shown["read_only"], false);
     assert!(before != content());
+}
+
+/// The names of the pools of an engine, and how many devices each has.
+fn pools_of(engine: &EngineProcess) -> Vec<(String, usize)> {
+    let list = json(&succeed(&[
+        "pool",
+        "list",
+        "--grpc",
+        &engine.control(),
+        "-o",
+        "json",
+    ]));
+    let pools = list.as_array().expect("a list");
+    let describe = |pool: &serde_json::Value| {
+        let devices = pool["devices"].as_array().map_or(0, Vec::len);
+        (pool["name"].as_str().expect("a name").to_owned(), devices)
+    };
+    pools.iter().map(describe).collect()
+}
+
+#[test]
+fn an_engine_with_a_state_file_opens_pools_as_they_were() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let uri = |name: &str| {
+        let path = directory.path().join(name);
+        format!("uring://{}?block=4096&size=64MiB", path.display())
+    };
+    let state = directory.path().join("state.json").display().to_string();
+    let named = uri("named");
+    succeed(&["pool", "create", "named", &named]);
+    let start = || EngineProcess::start(&["--pool", &named, "--state-file", &state]);
+    let pool = |name: &str, devices: usize| (name.to_owned(), devices);
+
+    let engine = start();
+    let control = engine.control();
+    let at = ["--grpc", control.as_str()];
+    let ask = |arguments: &[&str], at: &[&str]| succeed(&[arguments, at].concat());
+    ask(&["pool", "create", "made", &uri("a")], &at);
+    ask(&["pool", "create", "gone", &uri("b")], &at);
+    ask(&["pool", "add", "named", &uri("c")], &at);
+    ask(&["pool", "add", "made", &uri("d")], &at);
+    ask(&["pool", "export", "gone"], &at);
+    engine.stop();
+
+    // After an end in good order, and after a kill.
+    let engine = start();
+    assert_eq!(pools_of(&engine), [pool("made", 2), pool("named", 2)]);
+    engine.kill();
+    let engine = start();
+    assert_eq!(pools_of(&engine), [pool("made", 2), pool("named", 2)]);
+    let control = engine.control();
+    let at = ["--grpc", control.as_str()];
+    ask(&["pool", "remove", "named", "1"], &at);
+    ask(&["pool", "destroy", "made"], &at);
+    engine.stop();
+    // One that cannot be opened is no reason not to start.
+    let engine = start();
+    assert_eq!(pools_of(&engine), [pool("named", 1)]);
+    let control = engine.control();
+    ask(&["pool", "import", &uri("b")], &["--grpc", control.as_str()]);
+    engine.stop();
+    std::fs::remove_file(directory.path().join("b")).expect("it was there");
+    start().stop();
+    std::fs::write(&state, "nothing").expect("written");
+    let error = start_error(&["--grpc", "127.0.0.1:0", "--state-file", &state], 1);
+    contains(&error, &["state.json", "move it away"]);
 }
 
 #[test]

@@ -91,6 +91,11 @@ pub struct ServeArguments {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 
+    /// Keep here what is to be known after a restart: pools that calls made or opened, and the devices of
+    /// pools that calls changed [default: it is forgotten].
+    #[arg(long, value_name = "FILE")]
+    pub state_file: Option<PathBuf>,
+
     /// One reactor pinned to each of these cores, as 0,2-5 [default: one reactor, not pinned].
     #[arg(long, value_name = "LIST")]
     pub cores: Option<CoreList>,
@@ -155,6 +160,9 @@ impl ServeArguments {
             Some(path) => Settings::from_file(path)?,
             None => Settings::default(),
         };
+        if self.state_file.is_some() {
+            settings.state_file.clone_from(&self.state_file);
+        }
         let reactors = &mut settings.reactors;
         replace(&mut reactors.cores, &self.cores);
         replace(&mut reactors.idle, &self.idle);

@@ -136,7 +136,12 @@ impl pools_server::Pools for PoolsService {
         };
         let pools = self.pools.clone();
         // On a task of its own: a caller that hangs up must not leave a change half done.
-        let created = tokio::spawn(async move { pools.create(&new).await }).await;
+        let created = tokio::spawn(async move {
+            let pool = pools.create(&new).await?;
+            pools.remember(pool.shared.name()).await;
+            Ok(pool)
+        });
+        let created = created.await;
         let pool = describe(&finished(created)?).await?;
         Ok(Response::new(api::CreatePoolResponse { pool: Some(pool) }))
     }
@@ -153,6 +158,7 @@ impl pools_server::Pools for PoolsService {
         let pools = self.pools.clone();
         let imported = tokio::spawn(async move {
             let pool = pools.import(&settings).await?;
+            pools.remember(pool.shared.name()).await;
             pools.go_on_draining(&pool).await;
             Ok(pool)
         });

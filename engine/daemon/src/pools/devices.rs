@@ -194,24 +194,34 @@ impl Pools {
         });
         let asked = asked.await?;
         let (ids, fresh) = asked.map_err(|source| PoolsError::of_pool(name, source))?;
+        self.keep_devices(name, &ids, fresh.into_iter().zip(new));
+        let is_named = self.get(name).is_ok_and(|pool| !pool.named.is_empty());
+        if is_named || self.memory.has(name).await {
+            self.remember(name).await;
+        }
+        Ok(())
+    }
+
+    fn keep_devices(
+        &self,
+        name: &str,
+        ids: &[Uuid],
+        fresh: impl Iterator<Item = (Uuid, (DeviceUri, Arc<dyn Device>))>,
+    ) {
         let mut open = self.open();
         let Some(pool) = open.get_mut(name) else {
             // It was closed meanwhile.
-            return Ok(());
+            return;
         };
         let known = pool
             .ids
             .iter()
             .copied()
             .zip(pool.uris.iter().cloned().zip(pool.devices.iter().cloned()));
-        let all: Vec<_> = known
-            .chain(fresh.into_iter().zip(new))
-            .filter(|(id, _)| ids.contains(id))
-            .collect();
+        let all: Vec<_> = known.chain(fresh).filter(|(id, _)| ids.contains(id)).collect();
         pool.ids = all.iter().map(|(id, _)| *id).collect();
         pool.uris = all.iter().map(|(_, (uri, _))| uri.clone()).collect();
         pool.devices = all.into_iter().map(|(_, (_, device))| device).collect();
-        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ mod drains;
 mod error;
 mod inspect;
 mod look;
+mod memory;
 mod opener;
 mod watch;
 
@@ -33,6 +34,8 @@ pub use devices::NewDevice;
 pub(crate) use devices::{HowFar, Waiting};
 pub use error::PoolsError;
 pub(crate) use error::is_in_use;
+use memory::Remembered;
+pub use memory::{Memory, MemoryError};
 pub(crate) use opener::names;
 pub use opener::{PoolOpener, SCHEME};
 pub(crate) use watch::watch;
@@ -45,6 +48,8 @@ pub struct OpenPool {
     /// Its devices, as they were given.
     pub uris: Arc<[DeviceUri]>,
     devices: Arc<[Arc<dyn Device>]>,
+    /// As the settings name them; none if they do not name it.
+    named: Arc<[String]>,
     /// What their labels call them, in the same order.
     ids: Arc<[Uuid]>,
     /// What opening it found; nothing for one that was made here.
@@ -62,6 +67,7 @@ pub struct Pools {
     /// The pool that is being closed.
     leaving: Mutex<Option<OpenPool>>,
     drains: drains::Drains,
+    memory: Memory,
     /// They are those of an engine, and not of one command.
     keeps_open: bool,
 }
@@ -109,15 +115,21 @@ struct Changes {
 impl Pools {
     /// No pools yet. Their devices are opened by `registry`, which should know no pools.
     pub fn new(registry: Registry, reactors: Vec<ReactorHandle>) -> Arc<Self> {
-        Self::build(registry, reactors, false)
+        Self::build(registry, reactors, Memory::default(), false)
     }
 
-    /// The same for an engine, which keeps pools open: what was interrupted in them goes on.
-    pub fn of_engine(registry: Registry, reactors: Vec<ReactorHandle>) -> Arc<Self> {
-        Self::build(registry, reactors, true)
+    /// The same for an engine, which keeps pools open: what calls make of them is remembered, and what was
+    /// interrupted in them goes on.
+    pub fn of_engine(registry: Registry, reactors: Vec<ReactorHandle>, memory: Memory) -> Arc<Self> {
+        Self::build(registry, reactors, memory, true)
     }
 
-    fn build(registry: Registry, reactors: Vec<ReactorHandle>, keeps_open: bool) -> Arc<Self> {
+    fn build(
+        registry: Registry,
+        reactors: Vec<ReactorHandle>,
+        memory: Memory,
+        keeps_open: bool,
+    ) -> Arc<Self> {
         Arc::new(Self {
             registry,
             reactors,
@@ -126,6 +138,7 @@ impl Pools {
             meters: Meters::default(),
             leaving: Mutex::default(),
             drains: drains::Drains::default(),
+            memory,
             keeps_open,
         })
     }
@@ -182,6 +195,71 @@ impl Pools {
         };
         let devices = Devices { uris, read_only };
         self.begin(&mut changes, devices, act).await
+    }
+
+    /// Opens a pool of the settings, on the devices that it has by now if calls have changed them.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolsError`].
+    pub async fn import_named(&self, settings: &PoolSettings) -> Result<OpenPool, PoolsError> {
+        let pool = match self.memory.devices_of(settings).await {
+            None => self.import(settings).await?,
+            Some(devices) => {
+                let now = PoolSettings {
+                    devices,
+                    ..settings.clone()
+                };
+                let pool = self.import(&now).await?;
+                tracing::warn!(
+                    pool = pool.shared.name(),
+                    "devices of the pool came or went by calls: the settings should name those that it has"
+                );
+                pool
+            }
+        };
+        if let Some(open) = self.open().get_mut(pool.shared.name()) {
+            open.named = settings.devices.clone().into();
+        }
+        let name = pool.shared.name();
+        if self.memory.has(name).await {
+            // They may name it since a call had opened it.
+            self.remember(name).await;
+        }
+        Ok(pool)
+    }
+
+    /// Opens the pools that calls had made or opened. One that cannot be opened is told, and remembered.
+    pub async fn import_remembered(&self) -> Vec<OpenPool> {
+        let mut opened = Vec::new();
+        for settings in self.memory.unnamed().await {
+            match self.import(&settings).await {
+                Ok(pool) => opened.push(pool),
+                Err(error) => tracing::error!(%error, "a pool that was open before cannot be opened"),
+            }
+        }
+        opened
+    }
+
+    /// Remembers a pool that a call has made, opened or changed, to be opened so again after a restart
+    /// until it is exported or destroyed.
+    pub async fn remember(&self, name: &str) {
+        let Ok(pool) = self.get(name) else { return };
+        let remembered = Remembered {
+            name: name.to_owned(),
+            named: pool.named.to_vec(),
+            devices: pool.uris.iter().map(|uri| uri.reveal().to_owned()).collect(),
+            read_only: pool.report.read_only && pool.report.unknown_features == 0,
+        };
+        if let Err(error) = self.memory.keep(remembered).await {
+            tracing::error!(pool = name, %error, "after a restart the pool is not opened as it is now");
+        }
+    }
+
+    async fn forget(&self, name: &str) {
+        if let Err(error) = self.memory.forget(name).await {
+            tracing::error!(pool = name, %error, "after a restart the pool is opened again");
+        }
     }
 
     /// Makes a pool and opens it. One of this name that is open on these devices already is returned.
@@ -272,6 +350,7 @@ impl Pools {
             shared,
             uris: uris.into(),
             devices: devices.into(),
+            named: Arc::default(),
             ids: ids.into(),
             report: report.into(),
         };
@@ -360,6 +439,7 @@ impl Pools {
     pub async fn export(&self, name: &str) -> Result<(), PoolsError> {
         let _one_at_a_time = self.changes.lock().await;
         self.take(name).await?;
+        self.forget(name).await;
         Ok(())
     }
 
@@ -374,6 +454,7 @@ impl Pools {
             return Err(PoolsError::of_pool(name, PoolError::ReadOnly));
         }
         let pool = self.take(name).await?;
+        self.forget(name).await;
         let devices = pool.devices.to_vec();
         let wiped = pool.shared.owner().call(move || async move {
             Pool::destroy(attach(devices).await?).await?;

@@ -9,7 +9,7 @@ use pollux_reactor::net::Address;
 use crate::cluster::JoinError;
 use crate::engine::ChangeError;
 use crate::logging::LogError;
-use crate::pools::PoolsError;
+use crate::pools::{MemoryError, PoolsError};
 use crate::replicas::ReplicasError;
 use crate::settings::{ControlAddress, SettingsError};
 
@@ -19,6 +19,9 @@ pub enum StartError {
     /// The settings are wrong.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// What the engine remembers cannot be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// The log cannot be set up.
     #[error(transparent)]
     Log(#[from] LogError),

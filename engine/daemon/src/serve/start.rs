@@ -17,7 +17,7 @@ use crate::devices;
 use crate::engine::{ChangeError, Engine, Parts};
 use crate::grpc::{ControlListener, ControlServer};
 use crate::patience::while_in_use;
-use crate::pools::{PoolOpener, Pools};
+use crate::pools::{Memory, PoolOpener, Pools};
 use crate::replicas::{Replicas, ReplicasError};
 use crate::settings::{QosSettings, Settings};
 use crate::telemetry::{Looking, TelemetryServer};
@@ -108,7 +108,11 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     let exports = Exports::new();
     listeners.start_nbd(&settings.nbd, &exports, &handles).await?;
     let mut registry = devices::registry();
-    let pools = Pools::of_engine(registry.clone(), handles.clone());
+    let memory = match &settings.state_file {
+        Some(path) => Memory::open(path)?,
+        None => Memory::default(),
+    };
+    let pools = Pools::of_engine(registry.clone(), handles.clone(), memory);
     PoolOpener::register(pools.clone(), &mut registry);
     let replicas = Replicas::new(
         registry.clone(),
@@ -184,8 +188,16 @@ async fn open(
     engine: &Arc<Engine>,
 ) -> Result<(), StartError> {
     for pool in &settings.pools {
-        let pool = pools.import(pool).await?;
+        let pool = pools.import_named(pool).await?;
         replicas.open_in_pool(pool.shared.name()).await?;
+    }
+    for pool in pools.import_remembered().await {
+        let name = pool.shared.name();
+        if let Err(error) = replicas.open_in_pool(name).await {
+            tracing::error!(pool = name, %error, "replicas in it are not opened");
+        }
+    }
+    for pool in pools.all() {
         pools.go_on_draining(&pool).await;
     }
     for replica in &settings.replicas {

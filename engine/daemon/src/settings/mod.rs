@@ -53,6 +53,10 @@ pub const SPIN_US_MAX: u64 = 1_000_000;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
+    /// Where the engine keeps what it is to know after a restart: the pools that calls made or opened, and
+    /// the devices of pools that calls changed. Default: none, and it is forgotten.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_file: Option<PathBuf>,
     /// The threads that move the data.
     pub reactors: ReactorSettings,
     /// NVMe over TCP.

@@ -206,6 +206,11 @@ impl DeviceUri {
         Ok(uri)
     }
 
+    /// The whole text, with its secrets: for what is kept where only its owner can read it.
+    pub fn reveal(&self) -> &str {
+        self.url.as_str()
+    }
+
     /// The same with one parameter more, unless it is given.
     #[must_use]
     pub fn or_parameter(&self, name: &str, value: &str) -> Self {
