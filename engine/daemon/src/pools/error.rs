@@ -75,7 +75,10 @@ pub enum PoolsError {
         source: Box<PoolError>,
     },
     /// A pool that is open is to be opened otherwise.
-    #[error("the pool {name:?} is open here, and {}: export it first", if *.read_only { "read-only" } else { "not read-only" })]
+    #[error(
+        "the pool {name:?} is open here, {}read-only: export it first",
+        if *.read_only { "" } else { "not " }
+    )]
     OpenOtherwise {
         /// Its name.
         name: String,

@@ -34,7 +34,7 @@ pub enum MemoryError {
     },
     /// The file is no state file.
     #[error(
-        "the state file {path} cannot be understood ({reason}): move it away, and import pools again that calls had made",
+        "the state file {path} makes no sense ({reason}): move it away, and import again what calls had made",
         path = .path.display()
     )]
     Content {
