@@ -579,6 +579,16 @@ impl Cluster {
         Host(child.expect("it can be started"))
     }
 
+    /// Writes to a volume, and waits until all of its replicas are in sync. Whoever was killed is missed only
+    /// when something is written, and until then the volume counts as healthy.
+    pub async fn until_whole(&self, volume: &str, state: &str) {
+        let published = self.publish(volume, HOST, false).await;
+        let host = self.host(&published, state, 1);
+        let written = tokio::task::spawn_blocking(|| host.finished());
+        written.await.expect("it ends");
+        self.until_healthy(volume).await;
+    }
+
     /// What everybody has logged: for tests that fail.
     pub fn tell_logs(&self) {
         for name in ["control.log", "n1/log", "n2/log", "n3/log", "n4/log"] {

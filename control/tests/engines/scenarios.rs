@@ -147,7 +147,7 @@ async fn commands_of_leaders_of_before_are_refused(cluster: &Cluster) {
 }
 
 async fn io_goes_on_without_a_control_plane(cluster: &Cluster) {
-    cluster.until_healthy("v").await;
+    cluster.until_whole("v", "state").await;
     let published = cluster.publish("v", HOST, false).await;
     cluster.kill_control();
     let told = cluster.host(&published, "state", 2);

@@ -182,7 +182,7 @@ async fn engines_of_strangers_stay_out(cluster: &Cluster) {
     cluster.give("n2", &engine(authority, 1), authority);
     cluster.restart("n2");
     until_online(cluster).await;
-    cluster.until_healthy("trusted").await;
+    cluster.until_whole("trusted", "trusted").await;
 }
 
 /// A control plane whose certificates are of no use hears no engine; what is served goes on.
