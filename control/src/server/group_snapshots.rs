@@ -14,7 +14,7 @@ use crate::security::Action;
 use crate::store::Condition;
 
 use super::errors::CallError;
-use super::records::{ChangeStream, Managed, require_name};
+use super::records::{ChangeStream, Managed};
 use super::snapshots::Copied;
 use super::{Services, answer, change_message};
 
@@ -22,11 +22,6 @@ use super::{Services, answer, change_message};
 impl Managed for GroupSnapshot {
     fn sanitize(&mut self) {
         self.status = None;
-    }
-
-    fn set(&mut self, _update: &Self, _path: &str) -> bool {
-        // It is what it was asked to be.
-        false
     }
 
     async fn refer(
@@ -132,9 +127,7 @@ impl GroupSnapshots for Services {
         request: Request<GetGroupSnapshotRequest>,
     ) -> Result<Response<GroupSnapshot>, Status> {
         self.permit(&request, Action::Read)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        answer!(self.find(&name).await?)
+        answer!(self.named(&request.into_inner().name).await?)
     }
 
     async fn list_group_snapshots(
@@ -155,12 +148,9 @@ impl GroupSnapshots for Services {
         request: Request<DeleteGroupSnapshotRequest>,
     ) -> Result<Response<DeleteGroupSnapshotResponse>, Status> {
         self.permit(&request, Action::Provision)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        match self.mark_deleted::<GroupSnapshot>(&name).await {
-            Ok(_) | Err(CallError::NotFound { .. }) => answer!(DeleteGroupSnapshotResponse {}),
-            Err(error) => Err(error.into()),
-        }
+        self.mark_gone::<GroupSnapshot>(&request.into_inner().name)
+            .await?;
+        answer!(DeleteGroupSnapshotResponse {})
     }
 
     async fn watch_group_snapshots(

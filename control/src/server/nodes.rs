@@ -15,7 +15,7 @@ use crate::security::Action;
 use crate::store::Condition;
 
 use super::errors::CallError;
-use super::records::{ChangeStream, Managed, require_name};
+use super::records::{ChangeStream, Managed};
 use super::{Services, answer, change_message};
 
 #[tonic::async_trait]
@@ -43,14 +43,6 @@ impl Managed for Node {
             _ => return false,
         }
         true
-    }
-
-    async fn refer(
-        &mut self,
-        _before: Option<&Self>,
-        _services: &Services,
-    ) -> Result<Vec<Condition>, CallError> {
-        Ok(Vec::new())
     }
 
     async fn require_unused(&self, services: &Services) -> Result<(), CallError> {
@@ -133,9 +125,7 @@ impl Nodes for Services {
 
     async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
         self.permit(&request, Action::Read)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        answer!(self.find(&name).await?)
+        answer!(self.named(&request.into_inner().name).await?)
     }
 
     async fn list_nodes(
@@ -162,9 +152,7 @@ impl Nodes for Services {
         request: Request<DeleteNodeRequest>,
     ) -> Result<Response<DeleteNodeResponse>, Status> {
         self.permit(&request, Action::Operate)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        self.delete::<Node>(&name).await?;
+        self.delete::<Node>(&request.into_inner().name).await?;
         answer!(DeleteNodeResponse {})
     }
 
@@ -189,9 +177,7 @@ impl Pools for Services {
 
     async fn get_pool(&self, request: Request<GetPoolRequest>) -> Result<Response<Pool>, Status> {
         self.permit(&request, Action::Read)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        answer!(self.find(&name).await?)
+        answer!(self.named(&request.into_inner().name).await?)
     }
 
     async fn list_pools(
@@ -218,9 +204,7 @@ impl Pools for Services {
         request: Request<DeletePoolRequest>,
     ) -> Result<Response<DeletePoolResponse>, Status> {
         self.permit(&request, Action::Operate)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        self.mark_deleted::<Pool>(&name).await?;
+        self.mark_deleted::<Pool>(&request.into_inner().name).await?;
         answer!(DeletePoolResponse {})
     }
 

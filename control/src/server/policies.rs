@@ -15,7 +15,6 @@ use tonic::{Request, Response, Status};
 use crate::model::{Kind, Record};
 use crate::plan::preview;
 use crate::security::Action;
-use crate::store::Condition;
 
 use super::errors::CallError;
 use super::records::{ChangeStream, Managed, masked, require_name};
@@ -32,14 +31,6 @@ impl Managed for Template {
             _ => return false,
         }
         true
-    }
-
-    async fn refer(
-        &mut self,
-        _before: Option<&Self>,
-        _services: &Services,
-    ) -> Result<Vec<Condition>, CallError> {
-        Ok(Vec::new())
     }
 
     async fn require_unused(&self, services: &Services) -> Result<(), CallError> {
@@ -61,14 +52,6 @@ impl Managed for Group {
             _ => return false,
         }
         true
-    }
-
-    async fn refer(
-        &mut self,
-        _before: Option<&Self>,
-        _services: &Services,
-    ) -> Result<Vec<Condition>, CallError> {
-        Ok(Vec::new())
     }
 
     async fn require_unused(&self, services: &Services) -> Result<(), CallError> {
@@ -113,9 +96,7 @@ impl Templates for Services {
 
     async fn get_template(&self, request: Request<GetTemplateRequest>) -> Result<Response<Template>, Status> {
         self.permit(&request, Action::Read)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        answer!(self.find(&name).await?)
+        answer!(self.named(&request.into_inner().name).await?)
     }
 
     async fn list_templates(
@@ -148,9 +129,7 @@ impl Templates for Services {
         request: Request<DeleteTemplateRequest>,
     ) -> Result<Response<DeleteTemplateResponse>, Status> {
         self.permit(&request, Action::Operate)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        self.delete::<Template>(&name).await?;
+        self.delete::<Template>(&request.into_inner().name).await?;
         answer!(DeleteTemplateResponse {})
     }
 
@@ -193,9 +172,7 @@ impl Groups for Services {
 
     async fn get_group(&self, request: Request<GetGroupRequest>) -> Result<Response<Group>, Status> {
         self.permit(&request, Action::Read)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        answer!(self.find(&name).await?)
+        answer!(self.named(&request.into_inner().name).await?)
     }
 
     async fn list_groups(
@@ -222,9 +199,7 @@ impl Groups for Services {
         request: Request<DeleteGroupRequest>,
     ) -> Result<Response<DeleteGroupResponse>, Status> {
         self.permit(&request, Action::Operate)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        self.delete::<Group>(&name).await?;
+        self.delete::<Group>(&request.into_inner().name).await?;
         answer!(DeleteGroupResponse {})
     }
 

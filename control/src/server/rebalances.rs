@@ -22,11 +22,6 @@ impl Managed for Rebalance {
         self.status = None;
     }
 
-    fn set(&mut self, _update: &Self, _path: &str) -> bool {
-        // What was planned is what was asked for.
-        false
-    }
-
     async fn refer(
         &mut self,
         before: Option<&Self>,
@@ -38,10 +33,6 @@ impl Managed for Rebalance {
             self.status = Some(propose(&world, services.limits(), &spec));
         }
         Ok(Vec::new())
-    }
-
-    async fn require_unused(&self, _services: &Services) -> Result<(), CallError> {
-        Ok(())
     }
 }
 
@@ -60,9 +51,7 @@ impl Rebalances for Services {
         request: Request<GetRebalanceRequest>,
     ) -> Result<Response<Rebalance>, Status> {
         self.permit(&request, Action::Read)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        answer!(self.find(&name).await?)
+        answer!(self.named(&request.into_inner().name).await?)
     }
 
     async fn list_rebalances(
@@ -116,9 +105,7 @@ impl Rebalances for Services {
         request: Request<DeleteRebalanceRequest>,
     ) -> Result<Response<DeleteRebalanceResponse>, Status> {
         self.permit(&request, Action::Operate)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        self.delete::<Rebalance>(&name).await?;
+        self.delete::<Rebalance>(&request.into_inner().name).await?;
         answer!(DeleteRebalanceResponse {})
     }
 }

@@ -47,22 +47,35 @@ pub trait Managed: Validate {
     /// Removes what users cannot set, and sets what a new record has.
     fn sanitize(&mut self);
 
-    /// Takes a field of another record. Says whether it is one that can be changed.
-    fn set(&mut self, update: &Self, path: &str) -> bool;
+    /// Takes a field of another record. Says whether it is one that can be changed: nothing but labels, if
+    /// the kind does not say otherwise.
+    fn set(&mut self, _update: &Self, _path: &str) -> bool {
+        false
+    }
 
     /// Looks at the records that this one names, completes a new one, and returns the conditions that those
     /// stay as they are. `before` is what it was, unless it is new.
     async fn refer(
         &mut self,
-        before: Option<&Self>,
-        services: &Services,
-    ) -> Result<Vec<Condition>, CallError>;
+        _before: Option<&Self>,
+        _services: &Services,
+    ) -> Result<Vec<Condition>, CallError> {
+        Ok(Vec::new())
+    }
 
     /// Refuses if something still needs it.
-    async fn require_unused(&self, services: &Services) -> Result<(), CallError>;
+    async fn require_unused(&self, _services: &Services) -> Result<(), CallError> {
+        Ok(())
+    }
 }
 
 impl Services {
+    /// The record that a call names.
+    pub async fn named<R: Record>(&self, name: &str) -> Result<R, CallError> {
+        require_name(name)?;
+        self.find(name).await
+    }
+
     /// A record that has to be there.
     pub async fn find<R: Record>(&self, name: &str) -> Result<R, CallError> {
         match self.parts.store.get(&R::KIND.key(name)).await? {
@@ -237,6 +250,7 @@ impl Services {
 
     /// Marks a record as to be deleted, for the planner to do the rest.
     pub async fn mark_deleted<R: Managed>(&self, name: &str) -> Result<R, CallError> {
+        require_name(name)?;
         for _ in 0..ATTEMPTS_MAX {
             let present = self.find::<R>(name).await?;
             if present.is_deleting() {
@@ -260,12 +274,21 @@ impl Services {
         Err(contended::<R>(name))
     }
 
+    /// The same, also of what is not there.
+    pub async fn mark_gone<R: Managed>(&self, name: &str) -> Result<(), CallError> {
+        match self.mark_deleted::<R>(name).await {
+            Ok(_) | Err(CallError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Deletes a record that nothing else names.
     ///
     /// It is marked first. From then on nothing new can name it: who looks at it is refused, and who looked
     /// before has the condition that it is as it was. So what is looked for after the mark is all there can
     /// be. If there is something the mark is taken off again; the planner does so for a caller that died.
     pub async fn delete<R: Managed>(&self, name: &str) -> Result<(), CallError> {
+        require_name(name)?;
         let mut is_marked_here = false;
         for _ in 0..ATTEMPTS_MAX {
             let mut record = match self.find::<R>(name).await {

@@ -22,11 +22,6 @@ impl Managed for Snapshot {
         self.status = None;
     }
 
-    fn set(&mut self, _update: &Self, _path: &str) -> bool {
-        // Nothing but its labels can be changed.
-        false
-    }
-
     async fn refer(
         &mut self,
         before: Option<&Self>,
@@ -109,9 +104,7 @@ impl Snapshots for Services {
 
     async fn get_snapshot(&self, request: Request<GetSnapshotRequest>) -> Result<Response<Snapshot>, Status> {
         self.permit(&request, Action::Read)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        answer!(self.find(&name).await?)
+        answer!(self.named(&request.into_inner().name).await?)
     }
 
     async fn list_snapshots(
@@ -140,12 +133,8 @@ impl Snapshots for Services {
         request: Request<DeleteSnapshotRequest>,
     ) -> Result<Response<DeleteSnapshotResponse>, Status> {
         self.permit(&request, Action::Provision)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        match self.mark_deleted::<Snapshot>(&name).await {
-            Ok(_) | Err(CallError::NotFound { .. }) => answer!(DeleteSnapshotResponse {}),
-            Err(error) => Err(error.into()),
-        }
+        self.mark_gone::<Snapshot>(&request.into_inner().name).await?;
+        answer!(DeleteSnapshotResponse {})
     }
 
     async fn watch_snapshots(

@@ -254,9 +254,7 @@ impl Volumes for Services {
 
     async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Result<Response<Volume>, Status> {
         self.permit(&request, Action::Read)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        answer!(self.find(&name).await?)
+        answer!(self.named(&request.into_inner().name).await?)
     }
 
     async fn list_volumes(
@@ -283,12 +281,8 @@ impl Volumes for Services {
         request: Request<DeleteVolumeRequest>,
     ) -> Result<Response<DeleteVolumeResponse>, Status> {
         self.permit(&request, Action::Provision)?;
-        let name = request.into_inner().name;
-        require_name(&name)?;
-        match self.mark_deleted::<Volume>(&name).await {
-            Ok(_) | Err(CallError::NotFound { .. }) => answer!(DeleteVolumeResponse {}),
-            Err(error) => Err(error.into()),
-        }
+        self.mark_gone::<Volume>(&request.into_inner().name).await?;
+        answer!(DeleteVolumeResponse {})
     }
 
     async fn publish_volume(
