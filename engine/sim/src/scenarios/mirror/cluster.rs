@@ -161,7 +161,11 @@ impl Cluster {
         let options = MirrorOptions {
             lease: random.duration(millis(100)..=millis(1500)),
             request_timeout: random.duration(millis(200)..=millis(2000)),
-            promise_timeout: random.duration(millis(300)..=millis(3000)),
+            // Often shorter than the lease: then it is the lease that an old target is waited for.
+            promise_timeout: match random.chance(0.4) {
+                true => random.duration(millis(60)..=millis(400)),
+                false => random.duration(millis(300)..=millis(3000)),
+            },
             store_timeout: millis(400),
             retry_pause: millis(5),
             rejoin_pause: random.duration(millis(10)..=millis(500)),
@@ -304,11 +308,12 @@ impl Cluster {
             calm: self.shared.calm.clone(),
         });
         let target = Target {
+            lease: (self.shared.parts.lease)(self.targets.get(), self.shared.options.lease),
             shared: self.shared.clone(),
             store: (self.shared.parts.store)(store),
             ports: self.ports(node),
             generation: self.shared.generation.get(),
-            leaves_when_told: random.chance(0.5),
+            leaves_when_told: random.chance(0.3),
             control: self.world.control(),
             reactor: node.reactor,
             random: self.world.random("target", self.targets.get()),

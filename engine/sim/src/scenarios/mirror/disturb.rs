@@ -19,7 +19,7 @@ impl Cluster {
         random.shuffle(&mut others);
         others.truncate(random.within(1..=3) as usize);
         let one = [node.machine];
-        match random.below(23) {
+        match random.below(24) {
             0 => self.world.partition(&one, &others),
             1 => self.world.partition_one_way(&one, &others),
             2 => self.world.partition_one_way(&others, &one),
@@ -62,6 +62,7 @@ impl Cluster {
             }
             13 | 14 => self.start_target(random),
             15..=17 => self.take_over_unheard(random),
+            18 => self.cut_power_after_a_calm(random),
             _ => self.mend(random),
         }
     }
@@ -91,6 +92,23 @@ impl Cluster {
         }
         let span = random.duration(Duration::from_millis(500)..=Duration::from_secs(4));
         self.world.run_for(span);
+    }
+
+    /// All is well for a while, in which clients write and flush; then the power of all machines is cut.
+    fn cut_power_after_a_calm(&self, random: &mut Random) {
+        self.world.heal();
+        for node in &self.nodes {
+            node.drive.set_faults(Faults::default());
+            if !self.world.is_up(node.machine) {
+                self.restart(node);
+            }
+        }
+        self.start_target(random);
+        self.world
+            .run_for(random.duration(Duration::from_millis(300)..=Duration::from_secs(2)));
+        self.nodes.iter().for_each(|node| self.crash(node, Crash::Power));
+        self.nodes.iter().for_each(|node| self.restart(node));
+        self.start_target(random);
     }
 
     fn mend(&self, random: &mut Random) {

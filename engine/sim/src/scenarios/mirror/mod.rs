@@ -31,6 +31,8 @@ pub struct Parts {
     pub port: Wrap<dyn ReplicaPort>,
     /// What targets keep the record in.
     pub store: Wrap<dyn MembershipStore>,
+    /// How long an answer of its replicas allows a target to read, by its number and what it should be.
+    pub lease: Rc<dyn Fn(u64, Duration) -> Duration>,
 }
 
 /// Makes something of something else of the same kind.
@@ -41,6 +43,7 @@ impl Default for Parts {
         Self {
             port: Rc::new(|port| port),
             store: Rc::new(|store| store),
+            lease: Rc::new(|_, lease| lease),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pollux_device::IoError;
 use pollux_reactor::sleep;
 use pollux_volume::membership::MembershipStore;
-use pollux_volume::mirror::{Mirror, OpenError, StopReason};
+use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, StopReason};
 use pollux_volume::replica::ReplicaPort;
 use uuid::Uuid;
 
@@ -18,12 +18,18 @@ use crate::{Control, SimReactor};
 /// Blocks that many clients use.
 const HOT_BLOCKS: u64 = 4;
 
+/// Blocks at the end of the volume that some clients write all the time, one at a time, and others read: of
+/// several targets at once, if there are.
+const WATCHED_BLOCKS: u64 = 4;
+
 /// A target of the volume, and its clients.
 pub(super) struct Target {
     pub(super) shared: Shared,
     pub(super) store: Rc<dyn MembershipStore>,
     pub(super) ports: Vec<(Uuid, Rc<dyn ReplicaPort>)>,
     pub(super) generation: u64,
+    /// What it takes the lease for.
+    pub(super) lease: Duration,
     /// It stops when another one is wanted, before that finds a way to tell.
     pub(super) leaves_when_told: bool,
     pub(super) control: Control,
@@ -34,12 +40,11 @@ pub(super) struct Target {
 impl Target {
     pub(super) async fn run(mut self) {
         while self.generation == self.shared.generation.get() {
-            let opening = Mirror::open(
-                self.shared.options.clone(),
-                self.store.clone(),
-                VOLUME,
-                &self.ports,
-            );
+            let options = MirrorOptions {
+                lease: self.lease,
+                ..self.shared.options.clone()
+            };
+            let opening = Mirror::open(options, self.store.clone(), VOLUME, &self.ports);
             match opening.await {
                 Ok(mirror) => {
                     if self.serve(mirror).await == Some(StopReason::Superseded) {
@@ -107,8 +112,11 @@ impl Target {
                 .borrow_mut()
                 .push(self.control.spawn(self.reactor, client));
         }
-        if self.random.chance(0.5) {
+        if self.random.chance(0.7) {
             self.watch(&mirror);
+        }
+        for _ in 0..self.random.within(0..=3) {
+            self.touch(&mirror);
         }
         loop {
             sleep(Duration::from_millis(20)).await;
@@ -132,20 +140,37 @@ impl Target {
         let watcher = async move {
             loop {
                 sleep(random.duration(Duration::ZERO..=Duration::from_millis(30))).await;
-                if shared.calm.get() {
+                let block = match random.chance(0.3) {
+                    true => random.below(HOT_BLOCKS),
+                    false => watched(&mut random),
+                };
+                if shared.calm.get() || shared.has_ended(checked.read(block, 1).await) {
                     return;
-                }
-                match checked.read(random.below(HOT_BLOCKS), 1).await {
-                    Err(CheckError::Io(error)) if is_end(error) => return,
-                    Ok(()) | Err(CheckError::Io(_)) => {}
-                    Err(wrong) => {
-                        shared.wrong.borrow_mut().get_or_insert(wrong.to_string());
-                        return;
-                    }
                 }
             }
         };
         let task = self.control.spawn(self.reactor, watcher);
+        self.shared.clients.borrow_mut().push(task);
+    }
+
+    /// Writes what others watch, one block at a time: what a target cannot write any more keeps nobody from
+    /// reading the other ones.
+    fn touch(&mut self, mirror: &Mirror) {
+        let checked = CheckedDevice::remote(mirror.device(), self.shared.oracle.clone());
+        let mut random = self.control.random("touch", self.random.u64());
+        let shared = self.shared.clone();
+        let writer = async move {
+            // Too many writes of a block at a time are nothing to learn from.
+            for _ in 0..200 {
+                let pause = random.duration(Duration::ZERO..=Duration::from_millis(40));
+                sleep(pause).await;
+                let written = checked.write(watched(&mut random), 1, false).await;
+                if shared.calm.get() || shared.has_ended(written) {
+                    return;
+                }
+            }
+        };
+        let task = self.control.spawn(self.reactor, writer);
         self.shared.clients.borrow_mut().push(task);
     }
 
@@ -187,6 +212,24 @@ impl Target {
         // Nothing may be changed any more by those who compare the replicas.
         std::future::pending().await
     }
+}
+
+impl Shared {
+    /// Whether a client has nothing more to do after this. What is wrong is told.
+    fn has_ended(&self, result: Result<(), CheckError>) -> bool {
+        match result {
+            Ok(()) => false,
+            Err(CheckError::Io(error)) => is_end(error),
+            Err(wrong) => {
+                self.wrong.borrow_mut().get_or_insert(wrong.to_string());
+                true
+            }
+        }
+    }
+}
+
+fn watched(random: &mut Random) -> u64 {
+    BLOCKS - 1 - random.below(WATCHED_BLOCKS)
 }
 
 /// The target is of no more use to its clients.
