@@ -143,7 +143,13 @@ fn a_target_that_does_not_wait_for_the_lease_of_another_one_is_found() {
 fn targets_that_read_on_without_answers_are_found() {
     // Every other one takes a lease for longer than those that wait for it.
     let parts = || Parts {
-        lease: Rc::new(|number, lease| if number % 2 == 0 { lease } else { Duration::from_secs(3600) }),
+        lease: Rc::new(|number, lease| {
+            if number % 2 == 0 {
+                lease
+            } else {
+                Duration::from_secs(3600)
+            }
+        }),
         ..Parts::default()
     };
     assert!(is_found_within(LEASE_SEEDS, parts));
