@@ -6,6 +6,7 @@ mod connection;
 mod output;
 mod rebalance;
 mod redact;
+mod replicas;
 mod resource;
 mod run;
 mod size;
@@ -271,6 +272,8 @@ enum VolumeVerb {
     List(ListArguments),
     /// Tell all about one.
     Get(NameArguments),
+    /// Tell where its copies are, whether they are slow, and what they still miss.
+    Replicas(NameArguments),
     /// Make one.
     Create {
         #[command(flatten)]

@@ -19,7 +19,7 @@ use super::resource::{Changed, Listed, Named, all};
 use super::{
     Cli, Command, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments,
     PoolVerb, SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, rebalance,
-    support, tokens, top, up, wait,
+    replicas, support, tokens, top, up, wait,
 };
 
 /// The pause before it is asked again whether a target has confirmed something.
@@ -266,6 +266,9 @@ impl<W: Write> Session<'_, W> {
         match verb {
             VolumeVerb::List(arguments) => self.list::<Volume>(arguments).await,
             VolumeVerb::Get(one) => self.get::<Volume>(&one.name).await,
+            VolumeVerb::Replicas(one) => {
+                replicas::run(&self.channel, &one.name, self.output, self.into).await
+            }
             VolumeVerb::Create {
                 volume,
                 wait: waiting,
