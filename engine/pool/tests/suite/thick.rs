@@ -127,6 +127,46 @@ fn every_write_finds_space_beside_snapshots_deletions_and_imports() {
 }
 
 #[test]
+fn pages_of_thin_volumes_leave_what_is_set_aside() {
+    let bench = Bench::of_sizes(5, &sizes(1));
+    bench.run(|drives| async move {
+        let pool = make(&drives).await;
+        pool.create_volume("thin", &VolumeOptions::new(1 << 20))
+            .await
+            .unwrap();
+        let thin = pool.open_volume("thin").unwrap();
+        // A slot in each of some leaves of the map.
+        let first_of = |leaf: u64| leaf * 31 * 16;
+        for leaf in 0..20 {
+            thin.write(first_of(leaf), data(7, 16), false).await.unwrap();
+        }
+        let slots = pool.space().free_bytes / SLOT - 8;
+        pool.create_volume("thick", &thick(slots)).await.unwrap();
+        // What snapshots hold is deallocated block by block, which takes pages and no extents.
+        let mut refused = false;
+        'rounds: for round in 0..16 {
+            match pool.snapshot("thin", &format!("s{round}"), 0).await {
+                Ok(_) => {}
+                Err(PoolError::NoSpace) => refused = true,
+                Err(error) => panic!("{error}"),
+            }
+            for leaf in 0..20 {
+                match thin.deallocate(first_of(leaf) + round, 1).await {
+                    Ok(()) => {}
+                    Err(IoError::CapacityExceeded) => refused = true,
+                    Err(error) => panic!("{error}"),
+                }
+                if refused {
+                    break 'rounds;
+                }
+            }
+        }
+        assert!(refused, "there was room for all of it");
+        assert_eq!(fill(&pool, "thick").await, slots);
+    });
+}
+
+#[test]
 fn what_would_promise_space_that_there_is_not_is_refused() {
     let bench = Bench::of_sizes(2, &sizes(1));
     bench.run(|drives| async move {
@@ -242,14 +282,14 @@ fn pools_say_so_in_their_labels_as_long_as_they_have_thick_volumes() {
 #[test]
 fn slots_are_counted_beside_writes_once_a_snapshot_is_gone() {
     for seed in 0..20 {
-        let bench = Bench::of_sizes(seed, &[40 << 20]);
+        let bench = Bench::of_sizes(seed, &[64 << 20]);
         bench.run(|drives| async move {
             let pool = make(&drives).await;
-            // Of four leaves.
-            let slots = 124;
+            // Of more leaves than are counted in one go.
+            let slots = 20 * 31;
             pool.create_volume("thick", &thick(slots)).await.unwrap();
             let volume = pool.open_volume("thick").unwrap();
-            for _ in 0..60 {
+            for _ in 0..200 {
                 volume
                     .write(crate::history::below(slots) * 16, data(1, 1), false)
                     .await
