@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::install::Install;
 
 /// Functions that are used.
-const FUNCTIONS: [&str; 64] = [
+const FUNCTIONS: [&str; 60] = [
     "pollux_spdk_log_to",
     "spdk_dma_free",
     "spdk_dma_zmalloc",
@@ -59,10 +59,6 @@ const FUNCTIONS: [&str; 64] = [
     "spdk_nvme_ns_get_optimal_io_boundary",
     "spdk_nvme_ns_get_sector_size",
     "spdk_nvme_ns_is_active",
-    "spdk_nvme_poll_group_add",
-    "spdk_nvme_poll_group_create",
-    "spdk_nvme_poll_group_destroy",
-    "spdk_nvme_poll_group_process_completions",
     "spdk_nvme_qpair_add_cmd_error_injection",
     "spdk_nvme_qpair_is_connected",
     "spdk_nvme_qpair_process_completions",

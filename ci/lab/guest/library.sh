@@ -88,6 +88,61 @@ random_file() { dd if=/dev/urandom of="$1" bs=1M count="$2" 2> /dev/null; }
 # drop_caches: what is read from here on comes from the device.
 drop_caches() { echo 3 > /proc/sys/vm/drop_caches; }
 
+# to_host: sends what is for 127.0.0.1 to the host, where engines listen.
+to_host() {
+    ip link set lo up
+    # It is gone already after a scenario that did the same.
+    ip address del 127.0.0.1/8 dev lo 2> /dev/null || true
+}
+
+# csi_start OPTION...: starts the CSI node service, and calls its process $driver and its node $node.
+csi_start() {
+    pollux-csi node --node guest --endpoint unix:///tmp/csi.sock --records /tmp/records "$@" > /tmp/driver 2>&1 &
+    driver=$!
+    until_true 30 grep -q "answers at" /tmp/driver
+    node="$(csi info | sed -n 's/^node //p')"
+}
+
+# csi COMMAND...: calls the node service.
+csi() { pollux-csi call --endpoint unix:///tmp/csi.sock "$@"; }
+
+# csi_publish VOLUME ARGUMENT...: has the controller service publish a volume to this node, and prints what
+# the node service is to be told of it, as its arguments.
+csi_publish() {
+    local id="$1"
+    shift
+    ask csi publish --volume "$id" --node "$node" "$@" | sed 's/^/--context /'
+}
+
+# csi_unstage VOLUME STAGING: has nothing of a volume on this node any more.
+csi_unstage() {
+    csi unstage --volume "$1" --staging "$2"
+    ask csi unpublish --volume "$1" --node "$node"
+}
+
+# csi_end: the node service ends, with nothing left here or on the host.
+csi_end() {
+    csi_is_empty
+    kill -TERM "$driver"
+    wait "$driver" || fail "the driver left with an error"
+}
+
+csi_is_empty() {
+    expect "$(ls /sys/class/nvme | wc -l)" 0 "paths"
+    expect "$(grep -c ' /mnt/' /proc/mounts)" 0 "mounts"
+    expect "$(ls /tmp/records | wc -l)" 0 "records"
+    expect "$(ask csi list)" "" "volumes"
+}
+
+# now: seconds since the guest booted.
+now() { cut -d ' ' -f 1 /proc/uptime; }
+
+# seconds_since TIME
+seconds_since() { awk -v began="$1" '{ printf "%.1f", $1 - began }' /proc/uptime; }
+
+# mib_of DIRECTORY: the size of the file system.
+mib_of() { df -m "$1" | awk 'NR == 2 { print $2 }'; }
+
 # clean_up: leaves nothing of a scenario behind, as far as there is anything.
 clean_up() {
     cd /

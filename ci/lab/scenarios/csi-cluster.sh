@@ -19,25 +19,9 @@
 # kernel may say: failed to connect queue
 # kernel may say: long keepalive RTT
 
-ip link set lo up
-# What is for 127.0.0.1 goes to the host. The address is gone already after a scenario that did the same.
-ip address del 127.0.0.1/8 dev lo 2> /dev/null || true
+to_host
 ask cluster start 3 > /dev/null
-pollux-csi node --node guest --endpoint unix:///tmp/csi.sock --records /tmp/records \
-    --reconnect-delay 1 --fast-io-fail 2 --keep-alive 2 > /tmp/driver 2>&1 &
-driver=$!
-until_true 30 grep -q "answers at" /tmp/driver
-csi() { pollux-csi call --endpoint unix:///tmp/csi.sock "$@"; }
-node="$(csi info | sed -n 's/^node //p')"
-# seconds_since TIME
-seconds_since() { awk -v began="$1" '{ printf "%.1f", $1 - began }' /proc/uptime; }
-now() { cut -d ' ' -f 1 /proc/uptime; }
-# published ID ARGUMENT...: what the node service is told of a volume, as its arguments.
-published() {
-    local id="$1"
-    shift
-    ask csi publish --volume "$id" --node "$node" "$@" | sed 's/^/--context /'
-}
+csi_start --reconnect-delay 1 --fast-io-fail 2 --keep-alive 2
 # target_of VOLUME: the engine that serves it.
 target_of() { ask pollux volume get "$1" -o json | sed -n 's/^ *"target_node": "\(.*\)".*/\1/p'; }
 state_of() { ask pollux volume get "$1" -o json | sed -n 's/^ *"state": "VOLUME_STATE_\(.*\)".*/\1/p'; }
@@ -49,7 +33,7 @@ paths_are() { [ "$(cat /sys/class/nvme/nvme*/state 2> /dev/null | grep -c live)"
 # A volume with a file system.
 ask csi create --name data --bytes $((512 << 20)) --parameter replicas=3 --parameter minInSync=2
 began="$(now)"
-context="$(published data)"
+context="$(csi_publish data)"
 csi stage --volume data --staging /mnt/staging --fs ext4 $context
 csi publish --volume data --staging /mnt/staging --fs ext4 --target /mnt/pod
 tell "mounted $(seconds_since "$began") s after ControllerPublish was called, with mkfs.ext4"
@@ -92,7 +76,7 @@ check_data /mnt/pod
 # It grows meanwhile, on the copies that are left, and while it is mounted.
 ask csi expand --volume data --bytes $((640 << 20))
 csi expand --volume data --target /mnt/pod --bytes $((640 << 20))
-[ "$(df -m /mnt/pod | awk 'NR == 2 { print $2 }')" -gt 560 ] || fail "it has not grown"
+[ "$(mib_of /mnt/pod)" -gt 560 ] || fail "it has not grown"
 ask cluster restart "$target"
 until_true 90 is_healthy data
 until_true 60 paths_are 3
@@ -100,30 +84,28 @@ check_data /mnt/pod
 
 # Another volume begins as the snapshot, beside the first one.
 ask csi create --name restored --bytes $((640 << 20)) --parameter replicas=3 --from-snapshot before
-csi stage --volume restored --staging /mnt/staging-restored --fs ext4 $(published restored)
+csi stage --volume restored --staging /mnt/staging-restored --fs ext4 $(csi_publish restored)
 csi publish --volume restored --staging /mnt/staging-restored --fs ext4 --target /mnt/restored
 (cd /mnt/restored && sha256sum -c /tmp/sums-of-snapshot > /dev/null)
-[ "$(df -m /mnt/restored | awk 'NR == 2 { print $2 }')" -gt 560 ] || fail "the copy is not as large as asked"
+[ "$(mib_of /mnt/restored)" -gt 560 ] || fail "the copy is not as large as asked"
 csi unpublish --volume restored --target /mnt/restored
-csi unstage --volume restored --staging /mnt/staging-restored
-ask csi unpublish --volume restored --node "$node"
+csi_unstage restored /mnt/staging-restored
 ask csi delete --volume restored
 
 # After all of it the file system is sound, and what was written is there.
 csi unpublish --volume data --target /mnt/pod
 csi unstage --volume data --staging /mnt/staging
-csi stage --volume data --staging /mnt/staging --fs ext4 $(published data)
+csi stage --volume data --staging /mnt/staging --fs ext4 $(csi_publish data)
 csi publish --volume data --staging /mnt/staging --fs ext4 --target /mnt/pod
 check_data /mnt/pod
 csi unpublish --volume data --target /mnt/pod
-csi unstage --volume data --staging /mnt/staging
-ask csi unpublish --volume data --node "$node"
+csi_unstage data /mnt/staging
 ask csi delete-snapshot --snapshot before
 ask csi delete --volume data
 
 # A block device, and what is told of its snapshots.
 ask csi create --name raw --bytes $((64 << 20)) --parameter replicas=2 --block
-csi stage --volume raw --staging /mnt/staging --block $(published raw --block)
+csi stage --volume raw --staging /mnt/staging --block $(csi_publish raw --block)
 csi publish --volume raw --staging /mnt/staging --block --target /mnt/block/dev
 [ -b /mnt/block/dev ] || fail "it is no block device"
 random_file /tmp/data 4
@@ -136,15 +118,9 @@ expect "$(ask csi blocks --snapshot two --since one)" "$((100 * 4096)) $((3 * 40
 drop_caches
 dd if=/mnt/block/dev bs=1M skip=8 count=4 2> /dev/null | cmp - /tmp/data
 csi unpublish --volume raw --target /mnt/block/dev
-csi unstage --volume raw --staging /mnt/staging
-ask csi unpublish --volume raw --node "$node"
+csi_unstage raw /mnt/staging
 ask csi delete-snapshot --snapshot one
 ask csi delete-snapshot --snapshot two
 ask csi delete --volume raw
 
-expect "$(ls /sys/class/nvme | wc -l)" 0 "paths"
-expect "$(grep -c ' /mnt/' /proc/mounts)" 0 "mounts"
-expect "$(ls /tmp/records | wc -l)" 0 "records"
-expect "$(ask csi list)" "" "volumes"
-kill -TERM "$driver"
-wait "$driver" || fail "the driver left with an error"
+csi_end

@@ -9,52 +9,35 @@
 # kernel may say: I/O fail on reconnect controller
 # kernel may say: long keepalive RTT
 
-ip link set lo up
-# What is for 127.0.0.1 goes to the host. The address is gone already after a scenario that did the same.
-ip address del 127.0.0.1/8 dev lo 2> /dev/null || true
+to_host
 ask cluster start 3 > /dev/null
-pollux-csi node --node guest --endpoint unix:///tmp/csi.sock --records /tmp/records \
-    --reconnect-delay 1 --fast-io-fail 2 --keep-alive 2 > /tmp/driver 2>&1 &
-driver=$!
-until_true 30 grep -q "answers at" /tmp/driver
-csi() { pollux-csi call --endpoint unix:///tmp/csi.sock "$@"; }
-node="$(csi info | sed -n 's/^node //p')"
-# seconds_since TIME
-seconds_since() { awk -v began="$1" '{ printf "%.1f", $1 - began }' /proc/uptime; }
-now() { cut -d ' ' -f 1 /proc/uptime; }
-# published ID ARGUMENT...: what the node service is told of a volume, as its arguments.
-published() {
-    local id="$1"
-    shift
-    ask csi publish --volume "$id" --node "$node" "$@" | sed 's/^/--context /'
-}
+csi_start --reconnect-delay 1 --fast-io-fail 2 --keep-alive 2
 # XFS and Btrfs: made, filled, grown while they are mounted, and there again.
 for kind in xfs btrfs; do
     ask csi create --name "$kind" --bytes $((320 << 20)) --parameter replicas=2
-    context="$(published "$kind")"
+    context="$(csi_publish "$kind")"
     csi stage --volume "$kind" --staging /mnt/staging --fs "$kind" $context
     csi publish --volume "$kind" --staging /mnt/staging --fs "$kind" --target /mnt/pod
     random_file /mnt/pod/data 8
     sum="$(sha256sum < /mnt/pod/data)"
-    before="$(df -m /mnt/pod | awk 'NR == 2 { print $2 }')"
+    before="$(mib_of /mnt/pod)"
     ask csi expand --volume "$kind" --bytes $((448 << 20))
     csi expand --volume "$kind" --target /mnt/pod --bytes $((448 << 20))
-    [ "$(df -m /mnt/pod | awk 'NR == 2 { print $2 }')" -gt $((before + 100)) ] || fail "$kind has not grown"
+    [ "$(mib_of /mnt/pod)" -gt $((before + 100)) ] || fail "$kind has not grown"
     csi unpublish --volume "$kind" --target /mnt/pod
     csi unstage --volume "$kind" --staging /mnt/staging
     csi stage --volume "$kind" --staging /mnt/staging $context
     csi publish --volume "$kind" --staging /mnt/staging --target /mnt/pod
     expect "$(sha256sum < /mnt/pod/data)" "$sum" "what was written to $kind"
     csi unpublish --volume "$kind" --target /mnt/pod
-    csi unstage --volume "$kind" --staging /mnt/staging
-    ask csi unpublish --volume "$kind" --node "$node"
+    csi_unstage "$kind" /mnt/staging
     ask csi delete --volume "$kind"
 done
 
 # How long it takes until a new volume is mounted.
 ask csi create --name data --bytes $((512 << 20)) --parameter replicas=3
 began="$(now)"
-context="$(published data)"
+context="$(csi_publish data)"
 tell "ControllerPublish took $(seconds_since "$began") s"
 staged="$(now)"
 csi stage --volume data --staging /mnt/staging --fs ext4 $context
@@ -63,8 +46,7 @@ tell "NodeStage and NodePublish took $(seconds_since "$staged") s, over three pa
 tell "mounted $(seconds_since "$began") s after ControllerPublish was called"
 host="$(cat /sys/class/nvme/nvme*/hostid | head -n 1)"
 csi unpublish --volume data --target /mnt/pod
-csi unstage --volume data --staging /mnt/staging
-ask csi unpublish --volume data --node "$node"
+csi_unstage data /mnt/staging
 ask csi delete --volume data
 
 # What the kernel and mkfs.ext4 take by themselves.
@@ -87,9 +69,4 @@ umount /mnt/bare
 nvme disconnect -n "$(value_of subsystemNqn)" > /dev/null
 ask csi unpublish --volume bare --node "$node"
 ask csi delete --volume bare
-expect "$(ls /sys/class/nvme | wc -l)" 0 "paths"
-expect "$(grep -c ' /mnt/' /proc/mounts)" 0 "mounts"
-expect "$(ls /tmp/records | wc -l)" 0 "records"
-expect "$(ask csi list)" "" "volumes"
-kill -TERM "$driver"
-wait "$driver" || fail "the driver left with an error"
+csi_end

@@ -29,11 +29,7 @@ pollux-engine serve --config /tmp/engine.toml --cores 0 --grpc unix:/tmp/engine.
 engine=$!
 until_true 60 grep -q '"message":"serving"' /tmp/engine || { cat /tmp/engine >&2; fail "no engine"; }
 
-pollux-csi node --node guest --endpoint unix:///tmp/csi.sock --records /tmp/records --topology zone=z1 \
-    > /tmp/driver 2>&1 &
-driver=$!
-until_true 30 grep -q "answers at" /tmp/driver
-csi() { pollux-csi call --endpoint unix:///tmp/csi.sock "$@"; }
+csi_start --topology zone=z1
 # refused CODE CALL...: the call fails with this code.
 refused() {
     local code="$1"
@@ -48,11 +44,11 @@ context() {
 csi info | grep -qx 'node nqn.2026-11.io.pollux:node:default:guest'
 
 # Twice at once, and once more: one connection by each path, one file system.
-began="$(cut -d ' ' -f 1 /proc/uptime)"
+began="$(now)"
 csi stage --volume files --staging /mnt/staging --fs ext4 $(context "$files") &
 csi stage --volume files --staging /mnt/staging --fs ext4 $(context "$files")
 wait $!
-tell "staged after $(awk -v began="$began" '{ printf "%.1f", $1 - began }' /proc/uptime) s, with mkfs.ext4"
+tell "staged after $(seconds_since "$began") s, with mkfs.ext4"
 csi stage --volume files --staging /mnt/staging --fs ext4 $(context "$files")
 expect "$(ls -d /sys/class/nvme/nvme* | wc -l)" 2 "paths"
 expect "$(grep -c ' /mnt/staging ' /proc/mounts)" 1 "mounts"
@@ -69,7 +65,7 @@ refused FailedPrecondition unstage --volume files --staging /mnt/staging
 # It grows while it is mounted.
 pollux-engine namespace --grpc unix:/tmp/engine.sock resize 1 128MiB
 csi expand --volume files --target /mnt/pod --bytes $((128 << 20))
-[ "$(df -m /mnt/pod | awk 'NR == 2 { print $2 }')" -gt 100 ] || fail "it has not grown"
+[ "$(mib_of /mnt/pod)" -gt 100 ] || fail "it has not grown"
 
 # A file that is open keeps it where it is; a failed unpublish is no success.
 exec 9> /mnt/pod/open
@@ -83,9 +79,7 @@ csi unpublish --volume files --target /mnt/reader
 # The driver is killed; the next one undoes what it did.
 kill -KILL "$driver"
 wait "$driver" || true
-pollux-csi node --node guest --endpoint unix:///tmp/csi.sock --records /tmp/records > /tmp/driver 2>&1 &
-driver=$!
-until_true 30 grep -q "answers at" /tmp/driver
+csi_start
 csi unstage --volume files --staging /mnt/staging
 csi unstage --volume files --staging /mnt/staging
 expect "$(ls /sys/class/nvme | wc -l)" 0 "paths"

@@ -408,7 +408,6 @@ impl Queue {
         let size = QueueSize {
             entries: queue_entries(depth),
             requests: depth * SPLITS_PER_REQUEST + SPLITS_MAX,
-            is_remote: !self.shared().options.transport.is_pcie(),
         };
         let id = self.namespace().id;
         match QueuePair::connect(controller, id, size, &self.commands) {

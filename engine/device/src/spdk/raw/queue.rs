@@ -1,6 +1,5 @@
 //! An I/O queue pair: it belongs to the thread that made it, for life.
 
-use std::cell::Cell;
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -123,54 +122,6 @@ pub(in super::super) struct QueueSize {
     pub(in super::super) entries: u32,
     /// Commands that SPDK may split requests into, under way at a time.
     pub(in super::super) requests: u32,
-    /// The controller is remote: SPDK asks the kernel first whether anything has come.
-    pub(in super::super) is_remote: bool,
-}
-
-/// A poll group of one queue pair. By itself SPDK reads from the socket of a queue pair whenever that is
-/// polled, in the way of what is just arriving; in a group it asks for events first.
-struct PollGroup {
-    group: NonNull<sys::spdk_nvme_poll_group>,
-    /// The queue pair is lost. SPDK has its address.
-    is_lost: Box<Cell<bool>>,
-}
-
-impl PollGroup {
-    fn new() -> Result<Self, Errno> {
-        let is_lost = Box::new(Cell::new(false));
-        let context = std::ptr::from_ref(&*is_lost).cast_mut().cast();
-        // SAFETY: the context stays where it is until the group is destroyed; there are no functions to
-        // compute checksums with.
-        let group = unsafe { sys::spdk_nvme_poll_group_create(context, std::ptr::null_mut()) };
-        let group = NonNull::new(group).ok_or(Errno(libc::ENOMEM))?;
-        Ok(Self { group, is_lost })
-    }
-
-    #[inline]
-    fn poll(&self) -> Result<i32, Errno> {
-        // SAFETY: the group lives while `self` does, on its thread, and so does the context of the callback.
-        let code =
-            unsafe { sys::spdk_nvme_poll_group_process_completions(self.group.as_ptr(), 0, Some(note_loss)) };
-        if self.is_lost.get() {
-            return Err(Errno(libc::ENXIO));
-        }
-        check(i32::try_from(code).unwrap_or(-libc::EIO))
-    }
-}
-
-impl Drop for PollGroup {
-    fn drop(&mut self) {
-        // SAFETY: the queue pair is freed first, and the group once.
-        if let Err(error) = check(unsafe { sys::spdk_nvme_poll_group_destroy(self.group.as_ptr()) }) {
-            tracing::error!(%error, "a poll group could not be destroyed");
-        }
-    }
-}
-
-/// The queue pair of a group is lost.
-unsafe extern "C" fn note_loss(_: *mut sys::spdk_nvme_qpair, context: *mut c_void) {
-    // SAFETY: the context is the flag of the group that is being polled.
-    unsafe { &*context.cast::<Cell<bool>>() }.set(true);
 }
 
 /// An I/O queue pair to one namespace.
@@ -179,7 +130,6 @@ pub(in super::super) struct QueuePair {
     namespace: NonNull<sys::spdk_nvme_ns>,
     block_bytes: u32,
     protection: Protection,
-    group: Option<PollGroup>,
     /// What the contexts of commands under way point into.
     commands: Rc<Commands>,
     /// Keeps the controller attached.
@@ -204,7 +154,6 @@ impl QueuePair {
         let namespace = controller
             .active_namespace(namespace_id)
             .ok_or(Errno(libc::ENODEV))?;
-        let group = size.is_remote.then(PollGroup::new).transpose()?;
         let options_bytes = size_of::<sys::spdk_nvme_io_qpair_opts>();
         // SAFETY: all zeros is a value of these options; SPDK fills in what their size leaves room for.
         let mut options: sys::spdk_nvme_io_qpair_opts = unsafe { std::mem::zeroed() };
@@ -234,15 +183,10 @@ impl QueuePair {
             namespace,
             block_bytes,
             protection,
-            group,
             commands: Rc::clone(commands),
             controller: Arc::clone(controller),
             local: PhantomData,
         };
-        if let Some(group) = &made.group {
-            // SAFETY: both were just made, on this thread; the pair leaves the group when it is freed.
-            check(unsafe { sys::spdk_nvme_poll_group_add(group.group.as_ptr(), made.pair.as_ptr()) })?;
-        }
         // SAFETY: the pair was just made for this controller, on this thread.
         check(unsafe { sys::spdk_nvme_ctrlr_connect_io_qpair(controller.as_ptr(), made.pair.as_ptr()) })?;
         Ok(made)
@@ -267,9 +211,6 @@ impl QueuePair {
     /// The queue has lost its controller.
     #[inline]
     pub(in super::super) fn poll(&self) -> Result<i32, Errno> {
-        if let Some(group) = &self.group {
-            return group.poll();
-        }
         // SAFETY: as in `is_connected`; the contexts of commands under way are in the table that `self`
         // keeps, no entry of which is borrowed now.
         check(unsafe { sys::spdk_nvme_qpair_process_completions(self.pair.as_ptr(), 0) })
@@ -373,7 +314,7 @@ impl Drop for QueuePair {
         // Every command under way is finished by this call, and the drive is done with its memory: the
         // submission queue is deleted first, or the controller is disabled or gone.
         // SAFETY: the pair is freed once, on its thread, and not inside one of its callbacks, which hold
-        // none. The group that it leaves, and the table of commands, are dropped after this.
+        // none. The table of commands is dropped after this.
         let code = unsafe { sys::spdk_nvme_ctrlr_free_io_qpair(self.pair.as_ptr()) };
         if let Err(error) = check(code) {
             tracing::error!(%error, "a queue pair could not be freed");

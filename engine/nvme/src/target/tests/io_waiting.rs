@@ -123,18 +123,33 @@ fn a_flush_of_all_flushes_the_rest_when_one_fails() {
     assert_eq!(drives.map(|drive| drive.counters().flushes), [1, 1, 1]);
 }
 
+impl Fixture {
+    /// Aborts a command of the first I/O queue. Returns 0 if it was aborted, 1 if it goes on.
+    fn abort(&self, admin: &TestQueue, command_id: u16) -> u32 {
+        let abort = crate::wire::command::Abort {
+            queue_id: 1,
+            command_id,
+        };
+        self.run(admin, plain(abort.to_entry(1))).entry.result_low()
+    }
+
+    /// Begins with a command, and drops it as a connection does that is lost.
+    fn abandon(&self, io: &TestQueue, command: Command) {
+        let queue = io.queue.clone();
+        self.world.block_on(io.reactor, async move {
+            let mut execution = queue.submit(command);
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(std::pin::Pin::new(&mut execution).poll(&mut context).is_pending());
+            drop(execution);
+        });
+    }
+}
+
 #[test]
 fn a_command_that_waits_can_be_aborted_and_one_at_the_device_cannot() {
     let (fixture, drive) = Fixture::with_drive();
     let (admin, io) = fixture.both();
-    let abort = |command_id| {
-        let entry = crate::wire::command::Abort {
-            queue_id: 1,
-            command_id,
-        }
-        .to_entry(1);
-        fixture.run(&admin, plain(entry)).entry.result_low()
-    };
+    let abort = |command_id| fixture.abort(&admin, command_id);
     drive.change_faults(|faults| faults.shortage_probability = 1.0);
     let waiting = fixture.start(&io, write(0, 1, 1));
     fixture.run_for(Duration::from_millis(500));
@@ -157,13 +172,7 @@ fn a_reset_waits_for_abandoned_writes() {
     let drive = fixture.add_drive("disk0", Fixture::slow(BLOCK as u32));
     let (admin, io) = fixture.both();
     drive.change_faults(|faults| faults.stuck = true);
-    let (queue, reactor) = (io.queue.clone(), io.reactor);
-    fixture.world.block_on(reactor, async move {
-        let mut execution = queue.submit(write(0, 8, 1));
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(std::pin::Pin::new(&mut execution).poll(&mut context).is_pending());
-        drop(execution);
-    });
+    fixture.abandon(&io, write(0, 8, 1));
     io.close(&fixture);
     fixture.set_cc(&admin, 0);
     fixture.run_for(Duration::from_secs(1));
@@ -258,14 +267,7 @@ impl Fixture {
 fn what_the_device_holds_can_be_aborted_until_it_begins() {
     let (fixture, drive, is_open) = Fixture::with_gatekeeper();
     let (admin, io) = fixture.both();
-    let abort = |command_id| {
-        let entry = crate::wire::command::Abort {
-            queue_id: 1,
-            command_id,
-        }
-        .to_entry(1);
-        fixture.run(&admin, plain(entry)).entry.result_low()
-    };
+    let abort = |command_id| fixture.abort(&admin, command_id);
     let zeroes = || plain(block_entry(IoOpcode::WriteZeroes, 0, 1));
     for make in [|| write(0, 1, 1), || read(0, 1), zeroes] {
         is_open.store(false, Ordering::Relaxed);
@@ -297,13 +299,7 @@ fn what_the_device_holds_can_be_aborted_until_it_begins() {
 fn what_the_device_holds_is_taken_back_with_its_connection() {
     let (fixture, drive, is_open) = Fixture::with_gatekeeper();
     let (admin, io) = fixture.both();
-    let (queue, reactor) = (io.queue.clone(), io.reactor);
-    fixture.world.block_on(reactor, async move {
-        let mut execution = queue.submit(write(0, 8, 1));
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        assert!(std::pin::Pin::new(&mut execution).poll(&mut context).is_pending());
-        drop(execution);
-    });
+    fixture.abandon(&io, write(0, 8, 1));
     io.close(&fixture);
     fixture.set_cc(&admin, 0);
     fixture.run_for(Duration::from_millis(100));
