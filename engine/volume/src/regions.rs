@@ -147,6 +147,20 @@ impl RegionMap {
         }
     }
 
+    /// Holds all intents that there are, each as by a write; they are told. [`RegionMap::end_write`] lets go
+    /// of one.
+    pub(crate) fn hold_intents(&mut self) -> Vec<u64> {
+        for activity in self.active.values_mut() {
+            activity.in_flight += 1;
+        }
+        self.intents()
+    }
+
+    /// The moment that it is.
+    pub(crate) fn now(&self) -> Stamp {
+        self.stamp
+    }
+
     pub(crate) fn is_established(&self, region: u64) -> bool {
         self.mark(region) & ESTABLISHED != 0
     }

@@ -10,6 +10,7 @@
 //! | a rebuild reaches another volume at a reused address | `a_rebuild_that_reaches_...` |
 //! | a replica is faulted because memory was short | `a_replica_is_not_faulted_...` |
 //! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_...` |
+//! | what is read after a takeover is another value later | `what_is_read_after_...`, `what_hosts_lost_...` |
 //! | a tie-breaker lets a stale drive back | `no_tie_breaker_lets_a_stale_drive_back` |
 //!
 //! What each of them comes down to for one request is in `mirror.rs`.
@@ -24,8 +25,8 @@ use std::time::Duration;
 use common::{BLOCKS, Cluster, REGION, VOLUME, blocks, data};
 use pollux_device::{BlockDevice, BlockDeviceExt, Device, IoError, Request, ZeroOptions};
 use pollux_sim::{Fault, Faults, Operation, PowerLoss};
-use pollux_volume::membership::{ReplicaState, SlotNumber};
-use pollux_volume::mirror::{Mirror, OpenError, StopReason};
+use pollux_volume::membership::{MembershipStore, ReplicaState, SlotNumber};
+use pollux_volume::mirror::{Mirror, OpenError, SnapshotError, StopReason, WindDownError};
 use uuid::Uuid;
 
 fn write(cluster: &Cluster, mirror: &Mirror, block: u64, byte: u8) {
@@ -385,6 +386,98 @@ fn a_write_that_reached_one_replica_only_is_on_all_or_none_after_a_takeover() {
         cluster.world.run_for(Duration::from_secs(60));
         assert_reads(&cluster, &mirror, 9, first);
     }
+}
+
+/// An old target ends while it writes in all regions but the last three; the last of these writes is on the
+/// local replica only. Reads of the other one hang from then on.
+fn die_while_writing(seed: u64) -> Cluster {
+    let cluster = Cluster::new(seed, 2);
+    let mirror = cluster.open();
+    for region in 0..BLOCKS / REGION - 3 {
+        write(&cluster, &mirror, region * REGION, 1);
+    }
+    let last = BLOCKS - 4 * REGION;
+    cluster.drives[1].fail_nth(Operation::Write, 1, Fault::Delay(Duration::from_secs(1)));
+    let device = mirror.device();
+    let hanging = cluster.world.spawn(cluster.reactor, async move {
+        device.write(last, data(2), false).await
+    });
+    cluster.world.run_for(Duration::from_millis(100));
+    assert!(!hanging.is_ended());
+    drop(mirror);
+    cluster.paths[1].reads_hang.set(true);
+    cluster
+}
+
+#[test]
+fn what_is_read_after_a_takeover_is_on_all_replicas_before_it_is_told() {
+    let cluster = die_while_writing(36);
+    let mirror = Rc::new(cluster.open());
+    let start = |block: u64| {
+        let device = mirror.device();
+        let read = async move { device.read(block, data(0)).await.unwrap()[0] };
+        cluster.world.spawn(cluster.reactor, read)
+    };
+    // More regions are in doubt than are looked at in a time.
+    let doubtful: Vec<_> = (0..BLOCKS / REGION - 3)
+        .map(|region| start(region * REGION))
+        .collect();
+    let (last, calm) = (start(BLOCKS - 4 * REGION), start(BLOCKS - 1));
+    cluster.world.run_for(Duration::from_millis(500));
+    assert!(calm.is_ended(), "nothing was written there");
+    assert!(!doubtful.iter().any(|read| read.is_ended()) && !last.is_ended());
+    // Nor is a snapshot cut, nor a replica brought back.
+    let holder = mirror.clone();
+    let held = cluster.world.block_on(cluster.reactor, async move {
+        holder.hold(Duration::from_millis(100)).await.map(drop)
+    });
+    assert_eq!(held, Err(SnapshotError::Expired));
+    cluster.paths[1].reads_hang.set(false);
+    let found = cluster.world.finish(&last);
+    cluster.world.run_for(Duration::from_secs(5));
+    cluster.assert_identical(&[0, 1]);
+    assert!(doubtful.iter().all(|read| read.is_ended()));
+    // The one that it was read from goes.
+    cluster.paths[0].cut.set(true);
+    assert_reads(&cluster, &mirror, BLOCKS - 4 * REGION, found);
+}
+
+#[test]
+fn what_is_in_doubt_when_a_target_ends_is_in_doubt_for_the_next_one() {
+    let cluster = die_while_writing(37);
+    let mirror = cluster.open();
+    // Long enough for intents of regions in which nothing goes on to be retired.
+    cluster.world.run_for(Duration::from_secs(2));
+    let ended = cluster.world.block_on(cluster.reactor, async move {
+        let ended = mirror.wind_down().await;
+        drop(mirror);
+        ended
+    });
+    assert_eq!(ended, Err(WindDownError::Busy));
+    cluster.paths[1].reads_hang.set(false);
+    let mirror = cluster.open();
+    cluster.world.run_for(Duration::from_secs(5));
+    cluster.assert_identical(&[0, 1]);
+    drop(mirror);
+}
+
+/// A host that was started since may have lost what only a flush would have kept: what is in doubt is written
+/// anew before the volume is served, so that a flush reaches it.
+#[test]
+fn what_hosts_lost_is_made_good_before_the_volume_is_served() {
+    let cluster = die_while_writing(38);
+    cluster.start_host(1);
+    let (ports, options) = (cluster.ports(), cluster.options.clone());
+    let store: Rc<dyn MembershipStore> = Rc::new(cluster.store.clone());
+    let opening = cluster.world.spawn(cluster.reactor, async move {
+        let mirror = Mirror::open(options, store, VOLUME, &ports).await.unwrap();
+        mirror.close();
+    });
+    cluster.world.run_for(Duration::from_secs(1));
+    assert!(!opening.is_ended());
+    cluster.paths[1].reads_hang.set(false);
+    cluster.world.finish(&opening);
+    cluster.assert_identical(&[0, 1]);
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl replicas_server::Replicas for ReplicasService {
                     .map(ToString::to_string)
                     .collect(),
                 instance: given.instance,
-                previous_epoch: given.previous.map(|epoch| epoch.0),
+                settled_epoch: given.settled.map(|epoch| epoch.0),
                 flush_failures: given.flush_failures,
                 quiet_us: u64::try_from(given.quiet.as_micros()).unwrap_or(u64::MAX),
             }),

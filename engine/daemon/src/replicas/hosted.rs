@@ -48,7 +48,7 @@ pub struct Given {
     /// See `Granted`.
     pub instance: u64,
     /// See `Granted`.
-    pub previous: Option<Epoch>,
+    pub settled: Option<Epoch>,
     /// See `Granted`.
     pub flush_failures: u64,
     /// See `Granted`.
@@ -112,7 +112,7 @@ impl Hosted {
             device,
             subsystem,
             instance: granted.instance,
-            previous: granted.previous,
+            settled: granted.settled,
             flush_failures: granted.flush_failures,
             quiet: granted.quiet,
         })

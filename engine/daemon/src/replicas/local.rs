@@ -42,7 +42,7 @@ impl ReplicaPort for LocalReplica {
             let Given {
                 device,
                 instance,
-                previous,
+                settled,
                 flush_failures,
                 quiet,
                 ..
@@ -51,7 +51,7 @@ impl ReplicaPort for LocalReplica {
             Ok(Granted {
                 session,
                 instance,
-                previous,
+                settled,
                 flush_failures,
                 quiet,
             })

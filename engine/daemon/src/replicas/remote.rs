@@ -146,7 +146,7 @@ impl RemoteReplica {
                 .connect(&granted.subsystem_nqn, NAMESPACE_ID, &granted.listeners)
                 .await?,
             instance: granted.instance,
-            previous: granted.previous_epoch.map(Epoch),
+            settled: granted.settled_epoch.map(Epoch),
             flush_failures: granted.flush_failures,
             quiet: Duration::from_micros(granted.quiet_us),
         }))

@@ -23,8 +23,8 @@ pub(super) struct Connection {
     pub(super) session: Rc<dyn BlockDevice>,
     pub(super) area: Area,
     pub(super) instance: u64,
-    /// The newest epoch that this life of the host had granted before.
-    pub(super) previous: Option<Epoch>,
+    /// The newest epoch of which a flush was done in this life of the host, when it promised.
+    pub(super) settled: Option<Epoch>,
     /// Flushes that had failed in this life of the host.
     pub(super) flush_failures: u64,
     /// How long the older sessions had been silent when this one was granted.
@@ -135,7 +135,7 @@ impl Connection {
                 session: granted.session,
                 area,
                 instance: granted.instance,
-                previous: granted.previous,
+                settled: granted.settled,
                 flush_failures: granted.flush_failures,
                 quiet: granted.quiet,
                 is_local: port.is_local(),
@@ -154,8 +154,8 @@ impl Connection {
     }
 
     /// Whether its host has lived since the time of an older target, and has lost nothing from its cache.
-    pub(super) fn has_kept_all_since(&self, epoch: Epoch) -> bool {
-        self.previous == Some(epoch) && self.flush_failures == 0
+    pub(super) fn has_kept_all_since(&self, epoch: Option<Epoch>) -> bool {
+        epoch.is_some() && self.settled == epoch && self.flush_failures == 0
     }
 
     /// Whether this is the same life of the host, in which nothing was lost from the cache meanwhile.

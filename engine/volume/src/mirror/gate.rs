@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::IoError;
-use pollux_reactor::{Instant, Reactor, Signal, sleep};
+use pollux_reactor::{Instant, Reactor, Signal, sleep, timeout};
 
 use super::connection::clock;
 use super::snapshot::SnapshotError;
@@ -116,6 +116,11 @@ impl Mirror {
     /// did not end in time, or the target stopped.
     pub async fn hold(&self, limit: Duration) -> Result<Hold, SnapshotError> {
         let core = self.core.clone();
+        core.check_serving()?;
+        // What is the same everywhere can be cut, and while that is waited for nothing needs to be held.
+        if timeout(limit, core.all_settled()).await.is_err() {
+            return Err(SnapshotError::Expired);
+        }
         core.check_serving()?;
         if core.gate.hold.get().is_some() {
             return Err(SnapshotError::Busy);

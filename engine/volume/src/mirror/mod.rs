@@ -7,6 +7,7 @@
 //! - A read is answered only when, after the data was read, the lease had not run out.
 
 mod connection;
+mod doubts;
 mod follow;
 mod gate;
 mod give;
@@ -39,6 +40,7 @@ use crate::membership::{Epoch, Membership, MembershipStore, REPLICAS_MAX, SlotNu
 use crate::regions::RegionMap;
 use crate::replica::ReplicaPort;
 use connection::{Connection, clock};
+use doubts::Doubts;
 use gate::Gate;
 pub use gate::Hold;
 pub use grow::GrowError;
@@ -124,6 +126,7 @@ pub(crate) struct Core {
     /// Blocks of the volume in a region.
     region_blocks: u64,
     locks: RangeLocks,
+    doubts: Doubts,
     members: RefCell<Members>,
     regions: RefCell<RegionMap>,
     connections: RefCell<[Option<Rc<Connection>>; REPLICAS_MAX]>,
@@ -185,6 +188,7 @@ impl Core {
         self.map_written.wake();
         self.sending.wake();
         self.gate.wake();
+        self.doubts.wake();
     }
 
     fn stop(&self, reason: StopReason) {

@@ -1,21 +1,22 @@
 //! Opening a volume: a new epoch, promises, one truth, and then service.
 
 use std::cell::{Cell, RefCell};
+use std::cmp::Reverse;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::{Gather, Geometry, IoError, Reply, Request};
+use pollux_device::{Geometry, IoError};
 use pollux_reactor::{Instant, Reactor, Signal, Task, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
-use super::connection::{ConnectError, Connection, Verdict, clock, is_session_lost};
+use super::connection::{ConnectError, Connection, clock};
+use super::doubts::{Doubts, Trust};
 use super::gate::Gate;
 use super::keeper::{self, WithReplica, join};
 use super::priority::Priority;
-use super::read::memory;
 use super::slow;
 use super::{Core, Mirror, MirrorCounters, MirrorOptions, map_writer, resync, snapshot};
-use crate::locks::{Mode, RangeLocks};
+use crate::locks::RangeLocks;
 use crate::members::Members;
 use crate::membership::{
     Epoch, Membership, MembershipStore, REPLICAS_MAX, ReplicaState, SlotNumber, SlotSet, StoreError,
@@ -29,12 +30,6 @@ const SWAPS_MAX: u32 = 100;
 
 /// The epoch of a volume that was never opened.
 const FIRST_EPOCH: Epoch = Epoch(1);
-
-/// Bytes that are compared at a time.
-const CHUNK_BYTES: u64 = 128 << 10;
-
-/// Regions that are made the same side by side.
-const REGIONS_AT_ONCE: usize = 8;
 
 /// Why a volume was not opened. Nothing is lost by trying again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -108,7 +103,8 @@ impl Mirror {
         let reactor = Reactor::current();
         mirror._tasks.push(reactor.spawn(keeper::keep(core.clone())));
         mirror._tasks.push(reactor.spawn(map_writer::write(core.clone())));
-        core.make_identical(old_epoch).await?;
+        let settling = core.begin_service().await?;
+        mirror._tasks.extend(settling);
         mirror
             ._tasks
             .push(reactor.spawn(map_writer::retire(core.clone())));
@@ -268,6 +264,7 @@ impl Opening {
             geometry: Cell::new(geometry),
             region_blocks,
             locks: RangeLocks::default(),
+            doubts: Doubts::default(),
             members: RefCell::new(Members::new(record, slots)),
             regions: RefCell::new(RegionMap::new(map)),
             connections: RefCell::new(connections),
@@ -349,43 +346,44 @@ fn geometry(record: &Membership, promised: &[Promised]) -> Geometry {
 }
 
 impl Core {
-    /// Makes every region with an intent the same on all of the set, and ends the intents. The copy of the
-    /// record and the whole region map are on all replicas then.
-    async fn make_identical(self: &Rc<Self>, old_epoch: Epoch) -> Result<(), OpenError> {
+    /// Puts the copy of the record and the whole region map on all replicas, and has what an old target left
+    /// different made the same. Where all hosts of replicas have kept what they were given, the volume is
+    /// served meanwhile; else a flush has to reach what is written anew, and that comes first.
+    async fn begin_service(self: &Rc<Self>) -> Result<Vec<Task<()>>, OpenError> {
         let (record, live) = {
             let members = self.members.borrow();
             (members.record().clone(), members.live())
         };
         self.copy_record(&record, live).await;
-        let sources = self.sources(old_epoch);
-        let intents = self.regions.borrow().intents();
+        let trust = self.trust();
+        let regions = self.regions.borrow().intents().len();
         tracing::info!(
-            volume = %record.volume, epoch = record.epoch.0, in_sync = live.len(), regions = intents.len(),
+            volume = %record.volume, epoch = record.epoch.0, in_sync = live.len(), regions,
+            is_served = trust.in_all,
             "opening"
         );
-        let mut same = Vec::with_capacity(intents.len());
-        let left = Rc::new(RefCell::new(intents.into_iter()));
-        let workers: Vec<Task<Result<Vec<u64>, OpenError>>> = (0..REGIONS_AT_ONCE)
-            .map(|_| {
-                let (core, left, sources) = (self.clone(), left.clone(), sources.clone());
-                Reactor::current().spawn(async move {
-                    let mut same = Vec::new();
-                    loop {
-                        let next = left.borrow_mut().next();
-                        let Some(region) = next else { return Ok(same) };
-                        if core.make_region_identical(region, &sources, old_epoch).await? {
-                            same.push(region);
-                        }
-                    }
+        self.doubt();
+        let is_served = trust.in_all;
+        let workers = self.settle(&Rc::new(trust));
+        if !is_served {
+            self.changed
+                .until(|| {
+                    let is_over = self.has_no_doubts() || self.members.borrow().is_lost();
+                    (is_over || self.stopped().is_some()).then_some(())
                 })
-            })
-            .collect();
-        // One that fails ends the others: they are dropped with it.
-        for worker in workers {
-            same.extend(worker.await?);
+                .await;
+            self.check_serving()?;
+            if !self.has_no_doubts() {
+                // With nobody left, the volume is to be opened anew.
+                return Err(OpenError::NoReplica);
+            }
         }
+        // From this on hosts of replicas can tell that they have kept all since this epoch.
         self.flush().await?;
-        let stamp = self.regions.borrow_mut().settle(&same);
+        let stamp = match is_served {
+            true => self.regions.borrow().now(),
+            false => self.regions.borrow_mut().retire_all(),
+        };
         self.map_changed.wake();
         self.map_written
             .until(|| {
@@ -394,146 +392,28 @@ impl Core {
             })
             .await;
         self.check_serving()?;
-        Ok(())
+        Ok(workers)
     }
 
-    /// Whom to copy from, best first: those whose host has lived since the old target's time have lost
-    /// nothing from their caches.
-    fn sources(&self, old_epoch: Epoch) -> Vec<SlotNumber> {
+    /// Who has lost nothing from caches: whoever was flushed for the newest target that served, and has lived
+    /// since. A target flushes all of the set before it serves, so that nobody who is in the set and has lived
+    /// can lack the epoch of the last one that did.
+    fn trust(&self) -> Trust {
         let mut sources: Vec<SlotNumber> = self.members.borrow().readable().iter().collect();
+        let settled = |slot: SlotNumber| self.connection(slot).and_then(|found| found.settled);
+        let newest = sources.iter().filter_map(|&slot| settled(slot)).max();
         sources.sort_by_key(|&slot| {
-            let connection = self.connection(slot);
-            let lived = connection
-                .as_ref()
-                .is_some_and(|found| found.previous == Some(old_epoch));
-            let local = connection.is_some_and(|found| found.is_local);
-            (!lived, !local, slot)
+            let is_local = self.connection(slot).is_some_and(|found| found.is_local);
+            (Reverse(settled(slot)), !is_local, slot)
         });
-        sources
-    }
-
-    /// Whether the region is the same on all now. It is not when nobody can read it: then it stays as it is,
-    /// with its intent.
-    async fn make_region_identical(
-        &self,
-        region: u64,
-        sources: &[SlotNumber],
-        old_epoch: Epoch,
-    ) -> Result<bool, OpenError> {
-        let start = region * self.region_blocks;
-        let end = (start + self.region_blocks).min(self.geometry.get().blocks);
-        let block_bytes = u64::from(self.geometry.get().block_bytes);
-        let chunk_blocks = (CHUNK_BYTES / block_bytes)
-            .min(u64::from(self.geometry.get().transfer_blocks_max))
-            .max(1);
-        let mut all_same = true;
-        let mut at = start;
-        while at < end {
-            let blocks = chunk_blocks.min(end - at);
-            let _lock = self.locks.lock(at..at + blocks, Mode::Exclusive).await;
-            all_same &= self.make_chunk_identical(at, blocks, sources, old_epoch).await?;
-            at += blocks;
-        }
-        Ok(all_same)
-    }
-
-    async fn make_chunk_identical(
-        &self,
-        block: u64,
-        blocks: u64,
-        sources: &[SlotNumber],
-        old_epoch: Epoch,
-    ) -> Result<bool, OpenError> {
-        let bytes = (blocks * u64::from(self.geometry.get().block_bytes)) as usize;
-        let mut left = sources.iter();
-        let (source, data) = loop {
-            let Some(&slot) = left.next() else {
-                return Ok(false);
-            };
-            if let Some(data) = self.read_from(slot, block, bytes).await? {
-                break (slot, data);
-            }
-        };
-        for &slot in sources {
-            // A drive may show what it has in its cache and will never flush, after a flush that failed in an
-            // earlier life of its host. Only what is written anew is sure to be flushed.
+        let has_kept_all = |&slot: &SlotNumber| {
             let connection = self.connection(slot);
-            let is_trusted = connection.is_some_and(|found| found.has_kept_all_since(old_epoch));
-            let same = match slot == source {
-                true => true,
-                false => {
-                    let found = self.read_from(slot, block, bytes).await?;
-                    found.is_some_and(|found| found[..] == data[..])
-                }
-            };
-            if !(same && is_trusted) {
-                self.write_to(slot, block, data.clone().into()).await?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Reads from one replica; `None` when it cannot, or is out.
-    async fn read_from(
-        &self,
-        slot: SlotNumber,
-        block: u64,
-        bytes: usize,
-    ) -> Result<Option<pollux_hugepages::Slice>, OpenError> {
-        loop {
-            self.check_serving()?;
-            if !self.members.borrow().readable().contains(slot) {
-                if self.members.borrow().is_lost() {
-                    // With nobody left, the volume is to be opened anew.
-                    return Err(OpenError::NoReplica);
-                }
-                return Ok(None);
-            }
-            let Some(connection) = self.connection(slot) else {
-                return Ok(None);
-            };
-            let into = memory(bytes);
-            let result = connection
-                .send(Request::Read { block, into }, self.options.request_timeout)
-                .await;
-            match result.and_then(Reply::into_slice) {
-                Ok(data) if data.len() == bytes => return Ok(Some(data)),
-                Ok(_) => return Ok(None),
-                Err(IoError::ResourceShortage | IoError::NotReady) => sleep(self.options.retry_pause).await,
-                Err(error) if is_session_lost(error) || error == IoError::Fenced => {
-                    self.judge(slot, &connection, error);
-                }
-                Err(_) => return Ok(None),
-            }
-        }
-    }
-
-    /// Writes to one replica, unless it is out. One that cannot is out then.
-    async fn write_to(&self, slot: SlotNumber, block: u64, data: Gather) -> Result<(), OpenError> {
-        loop {
-            self.check_serving()?;
-            let Some(connection) = self.connection(slot) else {
-                return Ok(());
-            };
-            if !self.members.borrow().readable().contains(slot) {
-                return Ok(());
-            }
-            let write = Request::Write {
-                block,
-                from: data.clone(),
-                force_unit_access: false,
-            };
-            match connection.send(write, self.options.request_timeout).await {
-                Ok(_) => return Ok(()),
-                Err(error) => match self.judge(slot, &connection, error) {
-                    Verdict::Again => sleep(self.options.retry_pause).await,
-                    Verdict::Changed => {}
-                    Verdict::NoSpace => {
-                        self.fail(slot);
-                    }
-                    Verdict::Final(error) => return Err(error.into()),
-                },
-            }
+            connection.is_some_and(|found| found.has_kept_all_since(newest))
+        };
+        Trust {
+            in_all: sources.iter().all(has_kept_all),
+            sources,
+            newest,
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Reads: from the local replica, from another when that one fails, and what was bad is written anew.
 
+use std::rc::Rc;
+
 use pollux_device::{Gather, IoError, Reply, Request};
 use pollux_hugepages::{Buffer, Slice};
-use pollux_reactor::{buffers, sleep};
+use pollux_reactor::{Unabandoned, buffers, sleep};
 
 use super::Core;
 use super::connection::is_session_lost;
@@ -25,13 +27,14 @@ struct Found {
 
 impl Core {
     /// Reads blocks.
-    pub(super) async fn read(&self, block: u64, into: Buffer) -> Result<Buffer, IoError> {
+    pub(super) async fn read(self: &Rc<Self>, block: u64, into: Buffer) -> Result<Buffer, IoError> {
         let bytes = into.len();
         let blocks = self
             .geometry
             .get()
             .blocks_of(bytes)
             .ok_or(IoError::InvalidField)?;
+        self.settled(block, blocks).await?;
         let found = {
             let _lock = self.locks.lock(block..block + blocks, Mode::Shared).await;
             let found = self.read_any(block, Some(into), bytes).await?;
@@ -39,7 +42,10 @@ impl Core {
             found
         };
         if !found.bad.is_empty() {
-            self.repair(block, blocks, found.bad).await;
+            // Whoever reads may go away; what was begun on a replica has to be ended before anything else is
+            // written there.
+            let (core, bad) = (self.clone(), found.bad);
+            Unabandoned::new(async move { core.repair(block, blocks, bad).await }).await;
         }
         match found.data.try_into_buffer() {
             Ok(buffer) => Ok(buffer),
@@ -53,7 +59,7 @@ impl Core {
     }
 
     /// Compares blocks with data.
-    pub(super) async fn compare(&self, block: u64, with: &Gather) -> Result<(), IoError> {
+    pub(super) async fn compare(self: &Rc<Self>, block: u64, with: &Gather) -> Result<(), IoError> {
         let data = self.read(block, memory(with.len_bytes())).await?;
         let mut at = 0;
         for piece in with.pieces() {

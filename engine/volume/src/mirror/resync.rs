@@ -29,6 +29,8 @@ pub(super) struct Interrupted;
 
 /// Brings back one replica after the other; runs as long as the target.
 pub(super) async fn bring_back(core: Rc<Core>) {
+    // What is copied from one replica of the set has to be the same on the others.
+    core.all_settled().await;
     loop {
         core.changed
             .until(|| {
@@ -357,6 +359,8 @@ impl Core {
             .await;
         if self.members.borrow().record().in_sync().contains(slot) {
             self.mapped.set(None);
+            // Snapshots may have been deleted since it was swept, when it was not of the set yet.
+            self.want_sweep();
             return Ok(());
         }
         Err(Interrupted)

@@ -76,6 +76,7 @@ impl Core {
         wanted: Option<pollux_hugepages::Slice>,
     ) -> Result<(), IoError> {
         let _passage = self.pass_gate().await?;
+        self.settled(block, blocks).await?;
         let _lock = self.locks.lock(block..block + blocks, Mode::Exclusive).await;
         let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
         let now = self.read_locked(block, bytes).await?;

@@ -43,6 +43,8 @@ struct Inner {
     /// The number of the newest promise; the session with this number is the one that is served.
     grant: Cell<u64>,
     granted: Cell<Option<Epoch>>,
+    /// The newest epoch of which a flush was done.
+    settled: Cell<Option<Epoch>>,
     /// The number of the newest promise that was answered.
     served: Cell<u64>,
     /// Requests at the device.
@@ -81,6 +83,7 @@ impl ReplicaHost {
             durable: Cell::new(promised),
             grant: Cell::new(0),
             granted: Cell::new(None),
+            settled: Cell::new(None),
             served: Cell::new(0),
             in_flight: Cell::new(0),
             flush_failures: Cell::new(0),
@@ -180,7 +183,7 @@ impl Inner {
             self.durable.set(epoch);
             overtaken()?;
         }
-        let previous = self.granted.replace(Some(epoch));
+        self.granted.set(Some(epoch));
         self.served.set(grant);
         self.heard_at.set(clock());
         let session = Session {
@@ -193,7 +196,7 @@ impl Inner {
             flush_failures: session.flush_failures,
             session: Rc::new(session),
             instance: self.instance,
-            previous,
+            settled: self.settled.get(),
             quiet,
         })
     }
@@ -251,15 +254,19 @@ impl Inner {
         }
     }
 
-    /// What a flush of a session means, at which so many had failed when it began.
-    fn judge_flush(&self, result: Result<Reply, IoError>, failures_before: u64) -> Result<Reply, IoError> {
+    /// What a flush of a session means.
+    fn judge_flush(&self, result: Result<Reply, IoError>, flush: Flush) -> Result<Reply, IoError> {
         match result {
-            Ok(_) if self.flush_failures.get() != failures_before => Err(IoError::MediaWrite),
+            Ok(_) if self.flush_failures.get() != flush.failures_before => Err(IoError::MediaWrite),
+            Ok(reply) => {
+                self.settled.set(self.settled.get().max(Some(flush.epoch)));
+                Ok(reply)
+            }
             Err(error) if !matches!(error, IoError::ResourceShortage | IoError::NotReady) => {
                 self.flush_failures.set(self.flush_failures.get() + 1);
                 Err(error)
             }
-            result => result,
+            Err(error) => Err(error),
         }
     }
 
@@ -269,6 +276,14 @@ impl Inner {
             self.changed.wake();
         }
     }
+}
+
+/// A flush of a session.
+#[derive(Debug, Clone, Copy)]
+struct Flush {
+    epoch: Epoch,
+    /// Flushes that had failed when the session began.
+    failures_before: u64,
 }
 
 /// The device, for the target that was promised its epoch.
@@ -316,10 +331,13 @@ impl BlockDevice for Session {
         }
         // Read now: later than when it was sent, whatever the turn of the reactor began with.
         self.inner.heard_at.set(clock());
-        let flush = matches!(request, Request::Flush).then_some(self.flush_failures);
+        let flush = matches!(request, Request::Flush).then_some(Flush {
+            epoch: self.epoch,
+            failures_before: self.flush_failures,
+        });
         match self.inner.device.submit(request).try_take() {
             Ok(result) => Completion::ready(match flush {
-                Some(failures) => self.inner.judge_flush(result, failures),
+                Some(flush) => self.inner.judge_flush(result, flush),
                 None => result,
             }),
             Err(completion) => {
@@ -344,8 +362,7 @@ impl BlockDevice for Session {
 /// A request at the device. It is counted until the device is done with it, whether or not anybody waits.
 struct UnderWay {
     completion: Option<Completion>,
-    /// It is a flush, of a session that began after so many had failed.
-    flush: Option<u64>,
+    flush: Option<Flush>,
     inner: Rc<Inner>,
 }
 
@@ -360,7 +377,7 @@ impl Future for UnderWay {
         self.completion = None;
         self.inner.ended();
         Poll::Ready(match self.flush {
-            Some(failures) => self.inner.judge_flush(result, failures),
+            Some(flush) => self.inner.judge_flush(result, flush),
             None => result,
         })
     }
@@ -376,8 +393,8 @@ impl Drop for UnderWay {
             let rest = async move {
                 let result = completion.await;
                 // Whoever wanted to know has gone, but for those who count the flushes that failed.
-                if let Some(failures) = flush {
-                    drop(inner.judge_flush(result, failures));
+                if let Some(flush) = flush {
+                    drop(inner.judge_flush(result, flush));
                 }
                 inner.ended();
             };

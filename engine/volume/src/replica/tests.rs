@@ -78,7 +78,9 @@ fn a_second_promise_of_an_epoch_ends_the_first_session() {
         let second = host.promise(Epoch(3)).await.unwrap();
         assert_eq!(first.session.flush().await, Err(IoError::Gone));
         assert_eq!(second.session.flush().await, Ok(()));
-        assert_eq!((first.previous, second.previous), (None, Some(Epoch(3))));
+        assert_eq!((first.settled, second.settled), (None, None));
+        let third = host.promise(Epoch(4)).await.unwrap();
+        assert_eq!(third.settled, Some(Epoch(3)), "its flush was done, and no other");
         assert_eq!(first.instance, second.instance);
     });
 }
@@ -149,7 +151,7 @@ fn a_promise_survives_a_power_loss_and_the_host_has_another_instance() {
         assert_eq!(refused, Err(PromiseError::Superseded(Epoch(7))));
         let granted = host.promise(Epoch(7)).await.unwrap();
         assert_ne!(granted.instance, before);
-        assert_eq!(granted.previous, None);
+        assert_eq!(granted.settled, None);
     });
 }
 

@@ -9,6 +9,7 @@ use pollux_device::{BlockDevice, Completion, Device, Geometry, IoError, Request}
 use pollux_hugepages::Buffer;
 use pollux_pool::shared::SharedPool;
 use pollux_pool::{CreateOptions, Pool, PoolOptions, VolumeOptions};
+use pollux_reactor::sleep;
 use pollux_sim::{SimDrive, SimDriveOptions, SimReactor, World};
 use pollux_volume::membership::{
     Epoch, Membership, MembershipStore, MemoryStore, REPLICAS_MAX, ReplicaEntry, ReplicaState, StoreError,
@@ -41,6 +42,8 @@ pub struct Path {
     pub cut: Rc<Cell<bool>>,
     /// Commands, and nothing else, get no answer.
     pub commands_fail: Rc<Cell<bool>>,
+    /// Reads of data get no answer until it is false again.
+    pub reads_hang: Rc<Cell<bool>>,
     pub is_local: bool,
 }
 
@@ -59,7 +62,7 @@ impl ReplicaPort for Path {
             let granted = host.promise(epoch).await?;
             let session: Rc<dyn BlockDevice> = Rc::new(Cuttable {
                 device: granted.session.clone(),
-                cut: path.cut.clone(),
+                path: path.clone(),
             });
             Ok(Granted { session, ..granted })
         })
@@ -82,8 +85,7 @@ impl ReplicaPort for Path {
         Box::pin(async move {
             let host = path.host().ok_or(CommandError::Unreachable)?;
             let device = host.open_snapshot(epoch, cut).await?;
-            let cut = path.cut;
-            Ok(Rc::new(Cuttable { device, cut }) as Rc<dyn BlockDevice>)
+            Ok(Rc::new(Cuttable { device, path }) as Rc<dyn BlockDevice>)
         })
     }
 
@@ -94,7 +96,7 @@ impl ReplicaPort for Path {
 
 struct Cuttable {
     device: Rc<dyn BlockDevice>,
-    cut: Rc<Cell<bool>>,
+    path: Path,
 }
 
 impl BlockDevice for Cuttable {
@@ -103,13 +105,22 @@ impl BlockDevice for Cuttable {
     }
 
     fn submit(&self, request: Request) -> Completion {
-        if self.cut.get() {
+        let path = self.path.clone();
+        if path.cut.get() {
             return Completion::failed(IoError::PathDown);
         }
-        let (completion, cut) = (self.device.submit(request), self.cut.clone());
+        let is_data = matches!(&request, Request::Read { block, .. } if *block >= DATA_START);
+        let completion = self.device.submit(request);
         Completion::from_future(async move {
             let result = completion.await;
-            if cut.get() { Err(IoError::PathDown) } else { result }
+            while is_data && path.reads_hang.get() && !path.cut.get() {
+                sleep(Duration::from_millis(1)).await;
+            }
+            if path.cut.get() {
+                Err(IoError::PathDown)
+            } else {
+                result
+            }
         })
     }
 }
@@ -242,6 +253,7 @@ impl Cluster {
                 host: Rc::default(),
                 cut: Rc::default(),
                 commands_fail: Rc::default(),
+                reads_hang: Rc::default(),
                 is_local: index == 0,
             })
             .collect();

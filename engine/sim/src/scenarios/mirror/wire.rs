@@ -225,7 +225,7 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
         match promised {
             Ok(granted) => {
                 answer.first = granted.instance;
-                answer.second = granted.previous.map_or(0, |epoch| epoch.0);
+                answer.second = granted.settled.map_or(0, |epoch| epoch.0);
                 let quiet_us = u64::try_from(granted.quiet.as_micros()).unwrap_or(u64::MAX);
                 answer.data = [granted.flush_failures, quiet_us].map(u64::to_le_bytes).concat();
                 *session.borrow_mut() = Some(granted.session);
@@ -533,7 +533,7 @@ impl ReplicaPort for RemotePort {
                 OK => Ok(Granted {
                     session: Rc::new(session),
                     instance: answer.first,
-                    previous: (answer.second > 0).then_some(Epoch(answer.second)),
+                    settled: (answer.second > 0).then_some(Epoch(answer.second)),
                     flush_failures: answer
                         .data
                         .first_chunk()
