@@ -395,9 +395,9 @@ impl Core {
         Ok(workers)
     }
 
-    /// Who has lost nothing from caches: whoever was flushed for the newest target that served, and has lived
-    /// since. A target flushes all of the set before it serves, so that nobody who is in the set and has lived
-    /// can lack the epoch of the last one that did.
+    /// Who has lost nothing from caches: whoever was flushed for the newest target that served, and has
+    /// lived since. A target flushes all of the set before it serves, so that nobody who is in the set and
+    /// has lived can lack the epoch of the last one that did.
     fn trust(&self) -> Trust {
         let mut sources: Vec<SlotNumber> = self.members.borrow().readable().iter().collect();
         let settled = |slot: SlotNumber| self.connection(slot).and_then(|found| found.settled);

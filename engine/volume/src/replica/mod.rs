@@ -30,8 +30,8 @@ pub struct Granted {
     pub session: Rc<dyn BlockDevice>,
     /// Which life of the host this is. While it stays the same, nothing was lost from the cache of the drive.
     pub instance: u64,
-    /// The newest epoch whose target has had a flush done in this life of the host. A target flushes all of the
-    /// set before it serves anything, once they are the same or are known to have kept all.
+    /// The newest epoch whose target has had a flush done in this life of the host. A target flushes all of
+    /// the set before it serves anything, once they are the same or are known to have kept all.
     pub settled: Option<Epoch>,
     /// Flushes that failed in this life of the host: drives may forget what they could not flush, and a later
     /// flush then succeeds without it.
