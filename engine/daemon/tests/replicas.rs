@@ -226,7 +226,7 @@ fn of_two_targets_the_newer_is_served() {
         }
         assert_eq!(session.flush().await, Ok(()));
         OLD.set(Some(session));
-        (granted.instance, granted.previous, granted.flush_failures)
+        (granted.instance, granted.settled, granted.flush_failures)
     });
     let first = first.expect("it promises");
     assert_eq!((first.1, first.2), (None, 0));
@@ -250,7 +250,7 @@ fn of_two_targets_the_newer_is_served() {
         assert_eq!(read(&session, DATA + 3).await, Ok(100));
         // What is the host's own to write is not for targets.
         assert_eq!(write(&session, 2, 1).await, Err(IoError::ReadOnly));
-        (granted.instance, granted.previous)
+        (granted.instance, granted.settled)
     });
     assert_eq!(second, Ok((first.0, Some(Epoch(5)))));
     let refused = threads.promised(&old, 5, |_| async {});
@@ -265,7 +265,7 @@ fn of_two_targets_the_newer_is_served() {
     assert_eq!(refused, Err(PromiseError::Superseded(Epoch(6))));
     let third = threads.promised(&new, 6, |granted| async move {
         assert_eq!(read(&granted.session, DATA + 3).await, Ok(100));
-        (granted.instance, granted.previous)
+        (granted.instance, granted.settled)
     });
     let third = third.expect("the same epoch may be promised again");
     assert_ne!(third.0, first.0);
@@ -293,8 +293,9 @@ fn a_session_that_is_lost_is_lost_and_a_new_one_is_had_by_a_promise() {
     let outcome = threads.promised(&port.clone(), 1, move |granted| async move {
         let session = granted.session;
         write(&session, DATA + 1, 1).await.expect("it writes");
+        assert_eq!(session.flush().await, Ok(()));
         let again = port.promise(Epoch(1)).await.expect("again");
-        assert_eq!(again.previous, Some(Epoch(1)));
+        assert_eq!(again.settled, Some(Epoch(1)));
         // The same epoch supersedes nobody: the session is gone, and no newer target is behind it.
         let lost = write(&session, DATA + 1, 2).await.expect_err("it is gone");
         assert!(matches!(lost, IoError::PathDown | IoError::Gone), "{lost}");
