@@ -480,6 +480,33 @@ fn what_hosts_lost_is_made_good_before_the_volume_is_served() {
     cluster.assert_identical(&[0, 1]);
 }
 
+/// What cannot be made good keeps the volume from being opened, and whoever opens it hears why.
+#[test]
+fn what_cannot_be_made_good_is_told_to_whoever_opens_the_volume() {
+    let mut refused = 0;
+    for number in 1..=8 {
+        let cluster = Cluster::new(39, 1);
+        let mirror = cluster.open();
+        write(&cluster, &mirror, 9, 7);
+        drop(mirror);
+        cluster.start_host(0);
+        cluster.drives[0].fail_nth(Operation::Write, number, Fault::Error(IoError::MediaWrite));
+        let (ports, options) = (cluster.ports(), cluster.options.clone());
+        let store: Rc<dyn MembershipStore> = Rc::new(cluster.store.clone());
+        let opening = cluster.world.spawn(cluster.reactor, async move {
+            Mirror::open(options, store, VOLUME, &ports).await.map(drop)
+        });
+        cluster.world.run_for(Duration::from_secs(10));
+        assert!(opening.is_ended(), "write {number}");
+        let opened = cluster.world.finish(&opening);
+        refused += usize::from(opened == Err(OpenError::Io(IoError::MediaWrite)));
+        // What has not failed yet may fail now.
+        let mirror = cluster.try_open().unwrap_or_else(|_| cluster.open());
+        assert_reads(&cluster, &mirror, 9, 7);
+    }
+    assert!(refused > 0, "no write of what was in doubt failed");
+}
+
 #[test]
 fn a_late_request_of_an_old_session_does_not_land_after_the_resync() {
     let cluster = Cluster::new(30, 2);

@@ -10,7 +10,7 @@
 //! - The intent of a region stays while a chunk of it is in doubt, or could not be made the same.
 //! - A chunk is made the same by a task of the target, not by whoever waits for it: what is begun is ended.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
@@ -24,9 +24,6 @@ use super::open::OpenError;
 use super::read::memory;
 use crate::locks::Mode;
 use crate::membership::{Epoch, SlotNumber};
-
-/// Bytes that are compared at a time.
-const CHUNK_BYTES: u64 = 128 << 10;
 
 /// Tasks that make chunks the same side by side.
 const WORKERS: usize = 8;
@@ -48,8 +45,6 @@ pub(super) struct Trust {
 /// See the module. Chunks are numbered through the volume: those of a region follow those of the one before.
 #[derive(Debug, Default)]
 pub(super) struct Doubts {
-    /// There are some.
-    is_any: Cell<bool>,
     chunks: RefCell<BTreeSet<u64>>,
     /// Those of them that nobody has begun with.
     left: RefCell<BTreeSet<u64>>,
@@ -57,6 +52,8 @@ pub(super) struct Doubts {
     wanted: RefCell<VecDeque<u64>>,
     /// Regions with a chunk that nobody can read: they stay as they are.
     unreadable: RefCell<BTreeSet<u64>>,
+    /// Why the volume cannot be served: what has to be made good before that could not be.
+    failure: RefCell<Option<OpenError>>,
     changed: Signal,
 }
 
@@ -91,11 +88,7 @@ impl Doubts {
 impl Core {
     /// Blocks of a chunk, and chunks of a region.
     fn chunks(&self) -> (u64, u64) {
-        let geometry = self.geometry.get();
-        let blocks = CHUNK_BYTES / u64::from(geometry.block_bytes);
-        let blocks = blocks
-            .min(geometry.transfer_blocks_max.into())
-            .clamp(1, self.region_blocks);
+        let blocks = self.chunk_blocks().min(self.region_blocks);
         (blocks, self.region_blocks.div_ceil(blocks))
     }
 
@@ -112,14 +105,26 @@ impl Core {
             .iter()
             .flat_map(|region| region * per_region..(region + 1) * per_region)
             .collect();
-        self.doubts.is_any.set(!chunks.is_empty());
         self.doubts.left.borrow_mut().clone_from(&chunks);
         *self.doubts.chunks.borrow_mut() = chunks;
     }
 
     /// Whether nothing is in doubt any more.
     pub(super) fn has_no_doubts(&self) -> bool {
-        !self.doubts.is_any.get()
+        self.doubts.chunks.borrow().is_empty()
+    }
+
+    /// Waits until all that has to be made good before the volume is served is.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] if some of it cannot be.
+    pub(super) async fn all_made_good(&self) -> Result<(), OpenError> {
+        let failed = || self.doubts.failure.borrow().is_some();
+        let is_over = || (self.has_no_doubts() || failed() || self.stopped().is_some()).then_some(());
+        self.doubts.changed.until(is_over).await;
+        self.check_serving()?;
+        self.doubts.failure.borrow_mut().take().map_or(Ok(()), Err)
     }
 
     /// Waits until nothing is in doubt any more, or the target has stopped.
@@ -161,7 +166,6 @@ impl Core {
     }
 
     async fn settle_chunks(&self, trust: &Trust, takes_any: bool) {
-        let (_, per_region) = self.chunks();
         loop {
             let next = || {
                 let is_over = self.has_no_doubts() || self.stopped().is_some();
@@ -176,22 +180,26 @@ impl Core {
                     Ok(is_same) => break is_same,
                     Err(_) if self.stopped().is_some() => return,
                     // Nobody is there: until one of them is back, nothing is served.
-                    Err(_) => sleep(self.options.retry_pause).await,
+                    Err(_) if trust.in_all => sleep(self.options.retry_pause).await,
+                    Err(error) => {
+                        self.doubts.failure.replace(Some(error));
+                        return self.doubts.wake();
+                    }
                 }
             };
-            self.resolved(chunk, chunk / per_region, is_same);
+            self.resolved(chunk, is_same);
         }
     }
 
     /// A chunk is in doubt no more.
-    fn resolved(&self, chunk: u64, region: u64, is_same: bool) {
+    fn resolved(&self, chunk: u64, is_same: bool) {
         let (_, per_region) = self.chunks();
+        let region = chunk / per_region;
         let doubts = &self.doubts;
         if !is_same {
             doubts.unreadable.borrow_mut().insert(region);
         }
         doubts.chunks.borrow_mut().remove(&chunk);
-        doubts.is_any.set(!doubts.chunks.borrow().is_empty());
         let is_over = doubts.is_settled(&(region * per_region..(region + 1) * per_region));
         if is_over && !doubts.unreadable.borrow().contains(&region) {
             self.regions.borrow_mut().end_write(region);

@@ -13,7 +13,7 @@ use pollux_reactor::timeout;
 use super::Core;
 use super::connection::Connection;
 use super::read::memory;
-use super::resync::{CHUNK_BYTES, Interrupted};
+use super::resync::Interrupted;
 use crate::members::Change;
 use crate::membership::{SlotNumber, SnapshotEntry};
 use crate::replica::{CommandError, ReplicaCommand};
@@ -155,9 +155,7 @@ impl Core {
     ) -> Result<(), Interrupted> {
         let geometry = self.geometry.get();
         let block_bytes = u64::from(geometry.block_bytes);
-        let chunk_blocks = (CHUNK_BYTES / block_bytes)
-            .min(u64::from(geometry.transfer_blocks_max))
-            .max(1);
+        let chunk_blocks = self.chunk_blocks();
         let start = region * self.region_blocks;
         let end = (start + self.region_blocks)
             .min(geometry.blocks)

@@ -52,6 +52,9 @@ pub use snapshot::{Cut, SnapshotError, snapshot_together};
 pub use status::{ReplicaStatus, ResyncProgress};
 pub use wind_down::WindDownError;
 
+/// Bytes that are copied or compared under one lock.
+const CHUNK_BYTES: u64 = 128 << 10;
+
 /// The times of a target.
 #[derive(Debug, Clone)]
 pub struct MirrorOptions {
@@ -242,6 +245,14 @@ impl Core {
         let geometry = self.geometry.get();
         let region_bytes = self.region_blocks.saturating_mul(geometry.block_bytes.into());
         regions.saturating_mul(region_bytes).min(geometry.bytes())
+    }
+
+    /// Blocks that are copied or compared under one lock.
+    fn chunk_blocks(&self) -> u64 {
+        let geometry = self.geometry.get();
+        (CHUNK_BYTES / u64::from(geometry.block_bytes))
+            .min(u64::from(geometry.transfer_blocks_max))
+            .max(1)
     }
 
     fn region_of(&self, block: u64) -> u64 {

@@ -366,17 +366,7 @@ impl Core {
         let is_served = trust.in_all;
         let workers = self.settle(&Rc::new(trust));
         if !is_served {
-            self.changed
-                .until(|| {
-                    let is_over = self.has_no_doubts() || self.members.borrow().is_lost();
-                    (is_over || self.stopped().is_some()).then_some(())
-                })
-                .await;
-            self.check_serving()?;
-            if !self.has_no_doubts() {
-                // With nobody left, the volume is to be opened anew.
-                return Err(OpenError::NoReplica);
-            }
+            self.all_made_good().await?;
         }
         // From this on hosts of replicas can tell that they have kept all since this epoch.
         self.flush().await?;

@@ -14,9 +14,6 @@ use crate::locks::Mode;
 use crate::membership::{Membership, ReplicaState, SlotNumber, SlotSet};
 use crate::replica::{PromiseError, ReplicaCommand};
 
-/// Bytes that are copied under one lock.
-pub(super) const CHUNK_BYTES: u64 = 128 << 10;
-
 /// Regions that are copied before the replica is flushed, and they count.
 const REGIONS_PER_FLUSH: u32 = 64;
 
@@ -232,9 +229,7 @@ impl Core {
 
     async fn copy_region(&self, slot: SlotNumber, region: u64) -> Result<(), Interrupted> {
         let block_bytes = u64::from(self.geometry.get().block_bytes);
-        let chunk_blocks = (CHUNK_BYTES / block_bytes)
-            .min(u64::from(self.geometry.get().transfer_blocks_max))
-            .max(1);
+        let chunk_blocks = self.chunk_blocks();
         let start = region * self.region_blocks;
         let end = (start + self.region_blocks).min(self.geometry.get().blocks);
         let mut at = start;

@@ -6,7 +6,6 @@ use pollux_device::{BlockDeviceExt, IoError, ZeroOptions};
 use uuid::Uuid;
 
 use super::read::memory;
-use super::resync::CHUNK_BYTES;
 use super::snapshot::SnapshotError;
 use super::write::Content;
 use super::{Core, Mirror};
@@ -28,9 +27,7 @@ impl Mirror {
         let source = source.map_err(|_| SnapshotError::Io(IoError::NotReady))?;
         let (snapshot, first_block) = source.ok_or(SnapshotError::NotFound(id))?;
         let geometry = core.geometry.get();
-        let chunk_blocks = (CHUNK_BYTES / u64::from(geometry.block_bytes))
-            .min(u64::from(geometry.transfer_blocks_max))
-            .max(1);
+        let chunk_blocks = core.chunk_blocks();
         let held_blocks = snapshot
             .geometry()
             .blocks
