@@ -23,6 +23,8 @@ mod snapshots;
 mod targets;
 mod volume;
 
+use std::collections::HashSet;
+
 use pollux_api::control::v1::{EngineCommand, Event, Removal, Severity, engine_command};
 
 use crate::model::{Guarded, Kind, Record};
@@ -109,35 +111,49 @@ pub fn plan(world: &World, limits: &Limits) -> Vec<Step> {
 }
 
 /// Sends removals until reports show them done, then forgets them.
+///
+/// What is served goes before what it is served from: a target without its replicas cannot end in good order.
+/// So the replicas of a volume stay while an engine that can be told has yet to end it. One that cannot be
+/// told is not waited for; it has nothing that would be missed.
 fn plan_removals(context: &mut Context<'_>) {
     let world = context.world;
-    // What is served comes before what it is served from, which is in use until then.
-    let is_target = |removal: &Removal| {
+    let is_target = |removal: &&Removal| {
         let command = removal
             .command
             .as_ref()
             .and_then(|command| command.command.as_ref());
         matches!(command, Some(engine_command::Command::RemoveTarget(_)))
     };
-    let targets = world.removals.values().filter(|removal| is_target(removal));
-    let others = world.removals.values().filter(|removal| !is_target(removal));
-    for removal in targets.chain(others) {
-        let Some(command) = removal
-            .command
-            .as_ref()
-            .and_then(|command| command.command.clone())
-        else {
-            context.forget(removal);
-            continue;
-        };
-        if !world.nodes.contains_key(&removal.node) {
-            // With the node, what was on it is forgotten.
-            context.forget(removal);
-        } else if context.is_online(&removal.node) {
-            match context.is_removed(&removal.node, &command) {
-                true => context.forget(removal),
-                false => context.command(&removal.node, command),
-            }
+    let (targets, others): (Vec<&Removal>, Vec<&Removal>) = world.removals.values().partition(is_target);
+    let served: HashSet<&str> = targets
+        .iter()
+        .filter(|removal| context.is_online(&removal.node))
+        .map(|removal| removal.volume_uid.as_str())
+        .collect();
+    for removal in targets {
+        plan_removal(context, removal);
+    }
+    for removal in others {
+        if removal.volume_uid.is_empty() || !served.contains(removal.volume_uid.as_str()) {
+            plan_removal(context, removal);
+        }
+    }
+}
+
+fn plan_removal(context: &mut Context<'_>, removal: &Removal) {
+    let command = removal.command.as_ref();
+    let command = command.and_then(|command| command.command.clone());
+    let Some(command) = command else {
+        context.forget(removal);
+        return;
+    };
+    if !context.world.nodes.contains_key(&removal.node) {
+        // With the node, what was on it is forgotten.
+        context.forget(removal);
+    } else if context.is_online(&removal.node) {
+        match context.is_removed(&removal.node, &command) {
+            true => context.forget(removal),
+            false => context.command(&removal.node, command),
         }
     }
 }

@@ -145,6 +145,7 @@ fn plan_pool_removal(context: &mut Context<'_>, pool: &Pool) {
         metadata: None,
         node: spec.node.clone(),
         command: stored(Command::RemovePool(pool.meta().uid.clone())),
+        volume_uid: String::new(),
     };
     removal.meta_mut().name = format!("{}.pool.{}", spec.node, pool.meta().uid);
     transaction.put_always(&removal);

@@ -42,6 +42,7 @@ impl Draft<'_> {
             metadata: None,
             node: node.to_owned(),
             command: stored(command),
+            volume_uid: self.uid().to_owned(),
         };
         removal.meta_mut().name = format!("{node}.{what}");
         self.removals.push(removal);

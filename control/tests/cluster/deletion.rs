@@ -1,9 +1,12 @@
 //! What is deleted at the very moment at which something comes to name it, and by somebody who dies.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use pollux_api::control::v1::engine_command::Command;
 use pollux_api::control::v1::*;
 use pollux_control::controller::Observations;
+use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use pollux_control::model::{Guarded, Kind, Record};
 use pollux_control::plan::Limits;
 use pollux_control::security::Guard;
@@ -216,6 +219,98 @@ async fn what_an_old_report_does_not_show_is_removed_all_the_same() {
         removals = removals.max(cluster.world().removals.len());
     }
     assert!(removals > 0, "nothing had to be removed");
+    cluster.settle().await;
+    cluster.check_settled();
+}
+
+/// Engines that end no target while they are told not to, and all that they were told to remove.
+#[derive(Debug)]
+struct Stubborn {
+    fleet: Fleet,
+    ends_targets: AtomicBool,
+    told: Mutex<Vec<Command>>,
+}
+
+#[tonic::async_trait]
+impl EngineClient for Stubborn {
+    async fn execute(&self, engine: &EngineAddress, term: u64, command: Command) -> Result<(), EngineError> {
+        if let Command::RemoveTarget(_) | Command::RemoveReplica(_) = command {
+            self.told
+                .lock()
+                .expect("no test panics with it")
+                .push(command.clone());
+        }
+        if matches!(command, Command::RemoveTarget(_)) && !self.ends_targets.load(Ordering::Relaxed) {
+            return Err(EngineError::Refused {
+                node: engine.node.clone(),
+                reason: "hosts still write".to_owned(),
+            });
+        }
+        self.fleet.execute(engine, term, command).await
+    }
+
+    async fn report(&self, engine: &EngineAddress) -> Result<Arc<EngineReport>, EngineError> {
+        self.fleet.report(engine).await
+    }
+}
+
+/// How many commands of each kind were told: to end targets, to remove replicas.
+fn count(engines: &Stubborn) -> (usize, usize) {
+    let told = engines.told.lock().expect("no test panics with it");
+    let targets = told
+        .iter()
+        .filter(|command| matches!(command, Command::RemoveTarget(_)));
+    let targets = targets.count();
+    (targets, told.len() - targets)
+}
+
+/// A cluster with a volume that is about to go, and the node that serves it.
+async fn cluster_with_doomed() -> (Cluster, Arc<Stubborn>, String) {
+    let mut cluster = Cluster::new(&layout(3, 1), Limits::default()).await;
+    put(&cluster.store, &volume("v", 3)).await;
+    cluster.settle().await;
+    let served = cluster.get::<Volume>("v").await.expect("it is there");
+    let node = served.status.expect("it has been planned for").target_node;
+    let engines = Arc::new(Stubborn {
+        fleet: cluster.fleet.clone(),
+        ends_targets: AtomicBool::new(false),
+        told: Mutex::default(),
+    });
+    let store = Arc::new(cluster.store.clone());
+    cluster.restart_with(store, engines.clone()).await;
+    let now_us = cluster.world().now_unix_us;
+    cluster
+        .update::<Volume>("v", |volume| volume.meta_mut().deleted_unix_us = Some(now_us))
+        .await;
+    (cluster, engines, node)
+}
+
+#[tokio::test]
+async fn replicas_stay_until_their_volume_is_served_nowhere() {
+    let (mut cluster, engines, _) = cluster_with_doomed().await;
+    cluster.ticks(5).await;
+    assert!(cluster.get::<Volume>("v").await.is_none(), "its name is free");
+    let (targets, replicas) = count(&engines);
+    assert!(targets > 0, "nobody is told to serve it no more");
+    assert_eq!(replicas, 0, "its target is left without replicas");
+    engines.ends_targets.store(true, Ordering::Relaxed);
+    cluster.settle().await;
+    cluster.check_settled();
+}
+
+#[tokio::test]
+async fn replicas_wait_for_nobody_who_is_dead() {
+    let (mut cluster, engines, node) = cluster_with_doomed().await;
+    cluster.ticks(1).await;
+    cluster.fleet.set_up(&node, false);
+    engines.ends_targets.store(true, Ordering::Relaxed);
+    cluster.settle().await;
+    let left = &cluster.world().removals;
+    assert!(
+        !left.is_empty() && left.values().all(|removal| removal.node == node),
+        "{left:?}"
+    );
+    cluster.fleet.set_up(&node, true);
     cluster.settle().await;
     cluster.check_settled();
 }

@@ -21,6 +21,7 @@ pub mod serve;
 pub mod settings;
 mod table;
 pub mod telemetry;
+mod turns;
 pub mod verify;
 
 use std::error::Error;

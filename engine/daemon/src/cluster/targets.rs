@@ -5,14 +5,15 @@
 //! subsystem and namespace through all changes of role, so that a host sees paths change and nothing else.
 //!
 //! Invariants:
-//! - Volumes are changed one after the other (`changes`); looking at them never waits for that.
+//! - What is done to one volume is done one after the other ([`Turns`]), beside what is done to others: one
+//!   that takes long to end holds up nobody else. Looking at volumes never waits for that.
 //! - Access is optimized only while the mirror that is behind the namespace is open, as far as is known here.
 //!   That nobody is served by a mirror of an older epoch is a matter of the mirror, not of the access state.
 //! - A volume that is served in a later epoch than a command tells of is left alone by it.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ use super::store::ControlStore;
 use super::switch::VolumeSwitch;
 use super::wanted::Wanted;
 use crate::engine::Engine;
+use crate::replicas::REPLICAS_MAX;
+use crate::turns::{Turn, Turns};
 
 /// What the names of subsystems begin with; the UUID of the volume follows. The control plane tells hosts the
 /// same.
@@ -57,6 +60,10 @@ const WIND_DOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long all mirrors together may take to end when the engine stops.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Volumes to which something is done at a time: all that an engine may have replicas of, so that those that
+/// take long to end do not hold up others.
+const TURNS_AT_ONCE: u32 = REPLICAS_MAX as u32;
 
 /// Largest size of a volume.
 const SIZE_BYTES_MAX: u64 = 1 << 56;
@@ -147,6 +154,18 @@ struct Serving {
 }
 
 impl Serving {
+    /// On the reactor of the mirror.
+    fn new(volume: Uuid, mirror: Mirror) -> Self {
+        let record = Arc::new(Mutex::new(mirror.membership()));
+        let device = OwnedDevice::new(format!("mirror/{volume}"), Some(volume), mirror.device());
+        Self {
+            mirror: Owned::new(Rc::new(mirror)),
+            device,
+            settling: Arc::default(),
+            record,
+        }
+    }
+
     fn record(&self) -> Membership {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         record.clone()
@@ -230,18 +249,14 @@ impl Shown {
 pub(super) struct Targets {
     parts: Parts,
     shown: Mutex<BTreeMap<Uuid, Arc<Shown>>>,
-    changes: tokio::sync::Mutex<Changes>,
+    /// Taken by whoever changes a volume, by its UUID.
+    turns: Turns,
+    /// How many times a volume was begun to be opened.
+    openings: AtomicU64,
     /// The cluster has another lease than this engine: its targets would not wait long enough for each other.
     lease_differs: AtomicBool,
     /// Told when a report would say something else.
     changed: Arc<Notify>,
-}
-
-/// What whoever changes volumes has to itself.
-#[derive(Default)]
-struct Changes {
-    openings: u64,
-    closed: bool,
 }
 
 impl Targets {
@@ -250,7 +265,8 @@ impl Targets {
         Arc::new(Self {
             parts,
             shown: Mutex::default(),
-            changes: tokio::sync::Mutex::default(),
+            turns: Turns::new(TURNS_AT_ONCE),
+            openings: AtomicU64::new(0),
             lease_differs: AtomicBool::new(false),
             changed,
         })
@@ -289,10 +305,7 @@ impl Targets {
     pub(super) async fn ensure(self: &Arc<Self>, told: TargetConfig) -> Result<(), ServeError> {
         let volume = uuid(&told.volume_uid)?;
         check(&told)?;
-        let mut changes = self.changes.lock().await;
-        if changes.closed {
-            return Err(ServeError::Stopping);
-        }
+        let turn = self.turn(volume).await.ok_or(ServeError::Stopping)?;
         let found = self.shown().get(&volume).cloned();
         if let Some(found) = &found {
             found.check_epoch(told.epoch)?;
@@ -323,7 +336,7 @@ impl Targets {
             // Somebody else has opened it since.
             Some(_) => {
                 self.step_down(&shown).await;
-                self.begin(&mut changes, &shown);
+                self.begin(&shown);
             }
             None if told.standby => {
                 shown.state().role = Role::Standby;
@@ -332,11 +345,11 @@ impl Targets {
             None => {
                 let is_opening = matches!(shown.state().role, Role::Opening(_));
                 if !is_opening {
-                    self.begin(&mut changes, &shown);
+                    self.begin(&shown);
                 }
             }
         }
-        drop(changes);
+        drop(turn);
         self.changed.notify_one();
         Ok(())
     }
@@ -345,10 +358,10 @@ impl Targets {
     ///
     /// # Errors
     ///
-    /// [`ServeError::Record`].
+    /// [`ServeError::Record`], or [`ServeError::Stopping`].
     pub(super) async fn remove(&self, volume: &str, epoch: u64) -> Result<(), ServeError> {
         let volume = uuid(volume)?;
-        let _one_at_a_time = self.changes.lock().await;
+        let _turn = self.turn(volume).await.ok_or(ServeError::Stopping)?;
         let found = self.shown().get(&volume).cloned();
         if let Some(shown) = found
             && shown.check_epoch(epoch).is_ok()
@@ -362,8 +375,8 @@ impl Targets {
     /// Takes no more changes, and ends all mirrors, side by side: those that cannot end in good order in time
     /// end without. Hosts go to other paths, if there are any.
     pub(super) async fn close(self: &Arc<Self>) {
-        let mut changes = self.changes.lock().await;
-        changes.closed = true;
+        // From here on nobody else changes anything.
+        self.turns.close().await;
         let all: Vec<Arc<Shown>> = self.shown().values().cloned().collect();
         let mut ending = JoinSet::new();
         for shown in all {
@@ -374,6 +387,11 @@ impl Targets {
         if tokio::time::timeout(CLOSE_TIMEOUT, ended).await.is_err() {
             tracing::warn!("some volumes are not closed in good order: the next targets make that good");
         }
+    }
+
+    /// Waits until nobody else does something to a volume; `None` once all are closed.
+    async fn turn(&self, volume: Uuid) -> Option<Turn<'_>> {
+        self.turns.take(&volume.to_string()).await
     }
 
     fn shown(&self) -> MutexGuard<'_, BTreeMap<Uuid, Arc<Shown>>> {
@@ -495,9 +513,8 @@ impl Targets {
     }
 
     /// Begins to open a volume.
-    fn begin(self: &Arc<Self>, changes: &mut Changes, shown: &Arc<Shown>) {
-        changes.openings += 1;
-        let opening = changes.openings;
+    fn begin(self: &Arc<Self>, shown: &Arc<Shown>) {
+        let opening = self.openings.fetch_add(1, Ordering::Relaxed);
         shown.state().role = Role::Opening(opening);
         let (targets, shown) = (self.clone(), shown.clone());
         tokio::spawn(async move { targets.open(shown, opening).await });
@@ -505,8 +522,8 @@ impl Targets {
 
     async fn open(self: Arc<Self>, shown: Arc<Shown>, opening: u64) {
         let opened = self.open_mirror(&shown).await;
-        let changes = self.changes.lock().await;
-        let is_wanted = !changes.closed && matches!(shown.state().role, Role::Opening(now) if now == opening);
+        let turn = self.turn(shown.volume).await;
+        let is_wanted = turn.is_some() && matches!(shown.state().role, Role::Opening(now) if now == opening);
         match opened {
             Ok(serving) if is_wanted => match shown.switch.connect(Some(serving.device.clone())) {
                 Ok(()) => {
@@ -539,7 +556,7 @@ impl Targets {
                 tracing::debug!(volume = %shown.volume, %error, "not open, and not wanted any more")
             }
         }
-        drop(changes);
+        drop(turn);
         self.changed.notify_one();
     }
 
@@ -566,14 +583,7 @@ impl Targets {
         let opened = reactor.call(move || async move {
             let ports = Ports::open(&routes);
             let mirror = Mirror::open(options, Rc::new(store), volume, &ports).await?;
-            let record = Arc::new(Mutex::new(mirror.membership()));
-            let device = OwnedDevice::new(format!("mirror/{volume}"), Some(volume), mirror.device());
-            Ok::<_, OpeningError>(Serving {
-                mirror: Owned::new(Rc::new(mirror)),
-                device,
-                settling: Arc::default(),
-                record,
-            })
+            Ok::<_, OpeningError>(Serving::new(volume, mirror))
         });
         opened.await?
     }
@@ -601,14 +611,17 @@ impl Targets {
                 Ok(reason) => tracing::info!(volume = %shown.volume, ?reason, "the mirror has stopped"),
                 Err(error) => tracing::error!(volume = %shown.volume, %error, "the mirror is lost"),
             }
-            let changes = self.changes.lock().await;
+            // Whoever closes all ends this one too.
+            let Some(turn) = self.turn(shown.volume).await else {
+                return;
+            };
             let is_current = shown
                 .serving()
                 .is_some_and(|current| Arc::ptr_eq(&current.mirror, &serving.mirror));
             if is_current {
                 self.step_down(&shown).await;
             }
-            drop(changes);
+            drop(turn);
             self.changed.notify_one();
         });
     }
@@ -674,3 +687,6 @@ fn check(told: &TargetConfig) -> Result<(), RecordError> {
         false => Err(RecordError::Field("the size")),
     }
 }
+
+#[cfg(test)]
+mod tests;

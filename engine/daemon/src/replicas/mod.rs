@@ -9,7 +9,7 @@
 //!
 //! Invariants:
 //!
-//! - What is done to one replica, or to one device, is done one after the other ([`turns`]); others are
+//! - What is done to one replica, or to one device, is done one after the other ([`Turns`]); others are
 //!   opened, made and removed beside it. Looking one up never waits for that.
 //! - A device is made a replica only while it is blank: what once was a replica is never emptied by being
 //!   made again.
@@ -24,7 +24,6 @@ mod hosted;
 mod local;
 mod open;
 mod remote;
-mod turns;
 pub(crate) mod wire;
 
 use std::collections::BTreeMap;
@@ -49,6 +48,7 @@ use uuid::Uuid;
 
 use crate::patience::{while_in_use, while_users_leave};
 use crate::pools::{self, Pools, PoolsError};
+use crate::turns::{Turn, Turns};
 pub use blocks::{BlocksAsked, BlocksPage, ByteRange};
 pub use calls::Calls;
 pub use clone::ClonedReplica;
@@ -59,10 +59,12 @@ pub use hosted::{Admitted, Given};
 pub use local::LocalReplica;
 use open::Source;
 pub use remote::{RemoteReplica, SessionOptions};
-use turns::{Turn, Turns};
 
 /// Replicas that an engine has at most.
 pub const REPLICAS_MAX: usize = 4096;
+
+/// Replicas to which something is done at a time.
+const TURNS_AT_ONCE: u32 = 64;
 
 /// What the names of volumes of pools that are replicas begin with; the UUID of the replica follows.
 const VOLUME_PREFIX: &str = "replica-";
@@ -152,7 +154,7 @@ impl Replicas {
             listeners,
             open: Mutex::default(),
             removing: Mutex::default(),
-            turns: Turns::default(),
+            turns: Turns::new(TURNS_AT_ONCE),
             opened: AtomicUsize::new(0),
         })
     }

@@ -1,7 +1,7 @@
 //! Turns: what is done to one thing is done one after the other, beside what is done to others.
 //!
 //! Invariants:
-//! - At a time there is one turn for a key, and [`AT_ONCE`] altogether.
+//! - At a time there is one turn for a key, and as many altogether as it was made for.
 //! - A turn that is for two keys has that of a replica first, and then that of its device: nobody waits for
 //!   somebody who waits for them.
 //! - Once it is closed, nothing is under way and nobody gets a turn any more.
@@ -12,29 +12,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedMutexGuard, Semaphore, SemaphorePermit};
 
-/// Turns at a time.
-const AT_ONCE: u32 = 64;
-
 type Keys = BTreeMap<String, Arc<tokio::sync::Mutex<()>>>;
 
 /// See the module.
-pub(super) struct Turns {
+pub(crate) struct Turns {
     keys: Mutex<Keys>,
+    /// Turns at a time.
+    at_once: u32,
     /// Closed when there are no more turns.
     permits: Semaphore,
 }
 
-impl Default for Turns {
-    fn default() -> Self {
-        Self {
-            keys: Mutex::default(),
-            permits: Semaphore::new(AT_ONCE as usize),
-        }
-    }
-}
-
 /// Something is done to the thing of a key as long as this is there.
-pub(super) struct Turn<'a> {
+pub(crate) struct Turn<'a> {
     turns: &'a Turns,
     /// Each with what is given back before the key is looked at.
     keys: Vec<(String, Option<OwnedMutexGuard<()>>)>,
@@ -43,7 +33,7 @@ pub(super) struct Turn<'a> {
 
 impl Turn<'_> {
     /// Waits for one more key.
-    pub(super) async fn also(&mut self, key: &str) {
+    pub(crate) async fn also(&mut self, key: &str) {
         let lock = self.turns.keys().entry(key.to_owned()).or_default().clone();
         // Noted before it is waited for: whoever gives up waiting does not leave it behind.
         self.keys.push((key.to_owned(), None));
@@ -64,8 +54,17 @@ impl Drop for Turn<'_> {
 }
 
 impl Turns {
+    /// Nobody has a turn yet; so many will have one at a time at most, those that wait for theirs included.
+    pub(crate) fn new(at_once: u32) -> Self {
+        Self {
+            keys: Mutex::default(),
+            at_once,
+            permits: Semaphore::new(at_once as usize),
+        }
+    }
+
     /// Waits for the turn of a key; `None` once it is closed.
-    pub(super) async fn take(&self, key: &str) -> Option<Turn<'_>> {
+    pub(crate) async fn take(&self, key: &str) -> Option<Turn<'_>> {
         let mut turn = Turn {
             turns: self,
             keys: Vec::new(),
@@ -76,9 +75,9 @@ impl Turns {
     }
 
     /// Waits for what is under way, and gives no more turns.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         // The semaphore is closed by nobody else.
-        let all = self.permits.acquire_many(AT_ONCE).await;
+        let all = self.permits.acquire_many(self.at_once).await;
         self.permits.close();
         drop(all);
     }
@@ -113,7 +112,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_key_has_one_turn() {
-        let turns = Turns::default();
+        let turns = Turns::new(4);
         let first = turns.take("a").await.expect("it is open");
         assert!(!is_free(&turns, "a").await);
         assert!(is_free(&turns, "b").await);
@@ -125,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn closing_waits_and_refuses() {
-        let turns = Arc::new(Turns::default());
+        let turns = Arc::new(Turns::new(4));
         let first = turns.take("a").await.expect("it is open");
         let closing = tokio::spawn({
             let turns = turns.clone();
