@@ -5,7 +5,7 @@
 //! | a clean shutdown wipes the survivor's map of what was missed | `a_clean_shutdown_...` |
 //! | two of three away for hours, then back | `two_of_three_...` |
 //! | the old target writes on after failover | `an_old_target_...`, `a_late_request_...` |
-//! | a write across regions under resync, a flush, a dependent write | `what_is_written_across_...` |
+//! | a write across regions, under resync, missed in part, or done in part | `what_is_written_across_...` |
 //! | a replica goes in the middle of a rebuild | `a_replica_that_goes_...`, `a_source_...` |
 //! | a rebuild reaches another volume at a reused address | `a_rebuild_that_reaches_...` |
 //! | a replica is faulted because memory was short | `a_replica_is_not_faulted_...` |
@@ -209,6 +209,51 @@ fn what_is_written_across_regions_under_resync_and_flushed_is_on_the_replica_tha
             assert_reads(&cluster, &mirror, border * REGION, 50 + border as u8);
             assert_reads(&cluster, &mirror, border * REGION + 3, 90);
         }
+    }
+}
+
+/// Of a write that goes on into a region in which nothing else is written, both parts count as missed by a
+/// replica that is away.
+#[test]
+fn what_is_written_across_regions_while_a_replica_is_away_is_brought_to_it() {
+    let cluster = Cluster::new(52, 2);
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(true);
+    cluster.with(&mirror, async |device| {
+        let border = 4 * REGION;
+        device.write(border - 1, blocks(7, 2), false).await.unwrap();
+        device.flush().await.unwrap();
+    });
+    cluster.paths[1].cut.set(false);
+    cluster.wait_in_sync(2);
+    cluster.assert_identical(&[0, 1]);
+    drop(mirror);
+}
+
+/// Such a write is done by one replica and hangs at the other one, in its first part or in the second, when
+/// its target ends: both parts are in doubt.
+#[test]
+fn what_is_written_across_regions_on_one_replica_only_is_the_same_after_a_takeover() {
+    for (delayed, number) in [(0, 1), (0, 3), (1, 1), (1, 2), (1, 3)] {
+        let cluster = Cluster::new(53, 2);
+        let mirror = cluster.open();
+        // The first region has its intent, so that writes are data, an intent and data.
+        write(&cluster, &mirror, 4 * REGION - 2, 1);
+        let span = Duration::from_secs(1);
+        cluster.drives[delayed].fail_nth(Operation::Write, number, Fault::Delay(span));
+        let device = mirror.device();
+        let hanging = cluster.world.spawn(cluster.reactor, async move {
+            device.write(4 * REGION - 1, blocks(7, 2), false).await
+        });
+        cluster.world.run_for(Duration::from_millis(100));
+        assert!(!hanging.is_ended());
+        drop(mirror);
+        cluster.drives[delayed].power_loss(PowerLoss::LoseAll);
+        cluster.start_host(delayed);
+        let mirror = cluster.open();
+        cluster.world.run_for(Duration::from_secs(5));
+        cluster.assert_identical(&[0, 1]);
+        drop(mirror);
     }
 }
 
@@ -544,6 +589,26 @@ fn an_old_target_that_reaches_one_replica_writes_nothing_that_stays() {
     cluster.wait_in_sync(2);
     cluster.assert_identical(&[0, 1]);
     assert_reads(&cluster, &new, 10, 0);
+}
+
+/// Nothing keeps the old target from its replicas, and its lease has not run out: it is the sessions that are
+/// not served any more.
+#[test]
+fn an_old_target_that_reaches_all_replicas_neither_writes_nor_reads() {
+    let cluster = Cluster::new(54, 2);
+    let old = cluster.open();
+    write(&cluster, &old, 9, 1);
+    let new = cluster.open();
+    write(&cluster, &new, 11, 2);
+    let device = old.device();
+    let ghosts = cluster.world.block_on(cluster.reactor, async move {
+        let read = device.read(11, data(0)).await.map(drop);
+        (device.write(10, data(66), false).await, read)
+    });
+    assert_eq!(ghosts, (Err(IoError::Fenced), Err(IoError::Fenced)));
+    assert_eq!(old.stopped(), Some(StopReason::Superseded));
+    assert_reads(&cluster, &new, 10, 0);
+    cluster.assert_identical(&[0, 1]);
 }
 
 #[test]
