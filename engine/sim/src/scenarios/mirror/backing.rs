@@ -25,7 +25,7 @@ const POOL_VOLUME_BLOCKS: u64 = 160;
 pub(super) struct Backing {
     drive: Arc<SimDrive>,
     on_pool: bool,
-    replica: Uuid,
+    replica: Rc<Cell<Uuid>>,
     device: Rc<RefCell<Option<Rc<dyn BlockDevice>>>>,
     pub(super) geometry: Rc<Cell<Geometry>>,
 }
@@ -46,12 +46,17 @@ impl Backing {
             geometry: Rc::new(Cell::new(drive.geometry())),
             drive,
             on_pool,
-            replica,
+            replica: Rc::new(Cell::new(replica)),
             device: Rc::default(),
         }
     }
 
-    /// Makes a new drive a replica.
+    /// It is to be another replica, which is made of it next.
+    pub(super) fn rename(&self, replica: Uuid) {
+        self.replica.set(replica);
+    }
+
+    /// Makes a drive a replica.
     pub(super) async fn format(&self, options: &FormatOptions) -> Result<(), String> {
         let told = |error: &dyn std::error::Error| error.to_string();
         if self.on_pool {
@@ -91,7 +96,7 @@ impl Backing {
             .map_err(|error| told(&error))?;
         let device = SharedPool::new(pool).device(NAME).await;
         let device = device.map_err(|error| told(&error))?;
-        let medium = PoolMedium::new(device.clone(), self.replica);
+        let medium = PoolMedium::new(device.clone(), self.replica.get());
         let queue = device.attach().await.map_err(|error| told(&error))?;
         self.geometry.set(queue.geometry());
         Ok((queue, Rc::new(medium)))

@@ -18,10 +18,11 @@ use uuid::Uuid;
 
 use super::Parts;
 use super::backing::Backing;
+use super::replicas::{Plan, Way};
 use super::snapshots::Book;
 use super::store::SimStore;
 use super::target::Target;
-use super::wire::{HostSlot, LocalPort, RemotePort, serve};
+use super::wire::{HostSlot, serve};
 use crate::drive::{Latency, SimDrive, SimDriveOptions};
 use crate::oracle::SharedOracle;
 use crate::random::Random;
@@ -45,7 +46,18 @@ pub(super) struct Node {
     pub(super) reactor: SimReactor,
     pub(super) drive: Arc<SimDrive>,
     pub(super) backing: Backing,
-    host: HostSlot,
+    pub(super) host: HostSlot,
+    /// There is a replica on the drive, which is opened when the engine starts.
+    pub(super) has_replica: Rc<Cell<bool>>,
+    /// What had the replica that was there may still do something.
+    pub(super) is_ending: Rc<Cell<bool>>,
+}
+
+impl Node {
+    /// Whether a replica may be made on the drive.
+    pub(super) fn is_unused(&self) -> bool {
+        !self.has_replica.get() && !self.is_ending.get()
+    }
 }
 
 /// How far the clocks of machines may be off at most: a sixteenth, and a little less.
@@ -69,7 +81,12 @@ pub(super) struct Shared {
     pub(super) settled: Rc<Cell<bool>>,
     pub(super) options: MirrorOptions,
     region_blocks: u64,
-    pub(super) replicas: usize,
+    min_in_sync: u8,
+    /// The replicas as they are to be.
+    pub(super) plan: Rc<Plan>,
+    /// How machines are reached, in the order of the nodes.
+    pub(super) ways: Rc<RefCell<Vec<Way>>>,
+    pub(super) store_machine: MachineId,
     /// What is known of snapshots; `None` where replicas have none.
     pub(super) book: Option<Rc<Book>>,
     /// Changes meant for the machine that serves: the node of the newest target.
@@ -80,8 +97,10 @@ pub(super) struct Cluster {
     pub(super) world: World,
     pub(super) nodes: Vec<Node>,
     pub(super) store_machine: MachineId,
-    records: MemoryStore,
-    shared: Shared,
+    pub(super) records: MemoryStore,
+    pub(super) shared: Shared,
+    /// Replicas come and go.
+    pub(super) is_changing: bool,
     targets: Cell<u64>,
 }
 
@@ -122,24 +141,33 @@ impl Cluster {
         // One more machine than replicas now and then: its targets have no replica of their own.
         let replicas = random.within(1..=4).max(2) as usize;
         let machines = replicas + usize::from(random.chance(0.3));
-        let nodes: Vec<Node> = (0..machines)
-            .map(|index| {
-                let machine = world.add_machine_with("engine", MachineOptions::seeded(random));
-                world.set_clock_drift(
-                    machine,
-                    random.within(0..=2 * drift_ppb) as i32 - drift_ppb as i32,
-                );
-                let options = drive_options(random, drive_block_bytes, on_pools);
-                let drive = world.add_drive(machine, "drive", options);
-                Node {
-                    machine,
-                    reactor: world.add_reactor(machine),
-                    backing: Backing::new(drive.clone(), on_pools, id(index)),
-                    drive,
-                    host: HostSlot::default(),
-                }
-            })
-            .collect();
+        let add_node = |index: usize, random: &mut Random| {
+            let machine = world.add_machine_with("engine", MachineOptions::seeded(random));
+            world.set_clock_drift(
+                machine,
+                random.within(0..=2 * drift_ppb) as i32 - drift_ppb as i32,
+            );
+            let options = drive_options(random, drive_block_bytes, on_pools);
+            let drive = world.add_drive(machine, "drive", options);
+            Node {
+                machine,
+                reactor: world.add_reactor(machine),
+                backing: Backing::new(drive.clone(), on_pools, id(index)),
+                drive,
+                host: HostSlot::default(),
+                has_replica: Rc::new(Cell::new(index < replicas)),
+                is_ending: Rc::default(),
+            }
+        };
+        let mut nodes: Vec<Node> = (0..machines).map(|index| add_node(index, random)).collect();
+        // Machines on which replicas come in some runs.
+        let mut spares = world.random("spares", 0);
+        let is_changing = spares.chance(0.5);
+        if is_changing {
+            for index in machines..machines + spares.within(1..=2) as usize {
+                nodes.push(add_node(index, &mut spares));
+            }
+        }
         let mut entries = [None; REPLICAS_MAX];
         for (index, entry) in entries.iter_mut().enumerate().take(replicas) {
             let state = ReplicaState::InSync;
@@ -155,6 +183,7 @@ impl Cluster {
             replicas: entries,
             snapshots: Vec::new(),
         };
+        let min_in_sync = record.min_in_sync;
         let records = MemoryStore::default();
         records.swap(record).expect("the record is good");
         let millis = Duration::from_millis;
@@ -163,7 +192,7 @@ impl Cluster {
             request_timeout: random.duration(millis(200)..=millis(2000)),
             // Often shorter than the lease: then it is the lease that an old target is waited for.
             promise_timeout: match random.chance(0.4) {
-                true => random.duration(millis(60)..=millis(400)),
+                true => random.duration(millis(150)..=millis(400)),
                 false => random.duration(millis(300)..=millis(3000)),
             },
             store_timeout: millis(400),
@@ -183,6 +212,13 @@ impl Cluster {
                 outs_within: Duration::from_secs(60),
             },
         };
+        let way = |node: &Node| Way {
+            machine: node.machine,
+            address: world.tcp(node.machine, PORT),
+            geometry: node.backing.geometry.clone(),
+            host: node.host.clone(),
+        };
+        let ways: Vec<Way> = nodes.iter().map(way).collect();
         let shared = Shared {
             oracle: SharedOracle::default(),
             parts,
@@ -194,7 +230,10 @@ impl Cluster {
             settled: Rc::default(),
             options,
             region_blocks: 1 << random.within(0..=3),
-            replicas,
+            min_in_sync,
+            plan: Rc::new(Plan::new((0..replicas).map(id))),
+            ways: Rc::new(RefCell::new(ways)),
+            store_machine,
             book: on_pools.then(Rc::default),
             serving: Rc::default(),
         };
@@ -204,47 +243,69 @@ impl Cluster {
             store_machine,
             records,
             shared,
+            is_changing,
             targets: Cell::new(0),
         };
         cluster.format();
         cluster
     }
 
+    pub(super) fn format_options(&self, replica: Uuid) -> FormatOptions {
+        FormatOptions {
+            volume: VOLUME,
+            replica,
+            region_blocks: self.shared.region_blocks,
+        }
+    }
+
+    pub(super) fn min_in_sync(&self) -> usize {
+        usize::from(self.shared.min_in_sync)
+    }
+
     fn format(&self) {
         for (index, node) in self.nodes.iter().enumerate() {
-            let backing = node.backing.clone();
-            let options = FormatOptions {
-                volume: VOLUME,
-                replica: id(index),
-                region_blocks: self.shared.region_blocks,
-            };
-            self.world.block_on(node.reactor, async move {
-                backing
-                    .format(&options)
-                    .await
-                    .expect("a good drive can be formatted");
-            });
-            // What formatted it ends.
-            self.world.run_for(Duration::from_millis(1));
+            if node.has_replica.get() {
+                let (backing, options) = (node.backing.clone(), self.format_options(id(index)));
+                self.world.block_on(node.reactor, async move {
+                    backing
+                        .format(&options)
+                        .await
+                        .expect("a good drive can be formatted");
+                });
+                // What formatted it ends.
+                self.world.run_for(Duration::from_millis(1));
+            }
             self.start_host(node);
         }
     }
 
     /// The engine of a machine, after a start.
     fn start_host(&self, node: &Node) {
-        let (backing, host) = (node.backing.clone(), node.host.clone());
+        node.is_ending.set(false);
+        self.open_host(node);
+        let address = self.world.tcp(node.machine, PORT);
+        drop(self.world.spawn(node.reactor, serve(address, node.host.clone())));
+    }
+
+    /// The engine takes charge of the replica on its drive, if there is one.
+    pub(super) fn open_host(&self, node: &Node) {
+        let (backing, host, has_replica) =
+            (node.backing.clone(), node.host.clone(), node.has_replica.clone());
         *host.borrow_mut() = None;
+        if !has_replica.get() {
+            return;
+        }
         drop(self.world.spawn(node.reactor, async move {
-            loop {
-                if let Ok(opened) = backing.open().await {
+            while has_replica.get() {
+                if let Ok(opened) = backing.open().await
+                    && has_replica.get()
+                {
                     *host.borrow_mut() = Some(opened);
                     return;
                 }
                 sleep(Duration::from_millis(100)).await;
             }
         }));
-        let address = self.world.tcp(node.machine, PORT);
-        drop(self.world.spawn(node.reactor, serve(address, node.host.clone())));
     }
 
     pub(super) fn restart(&self, node: &Node) {
@@ -260,22 +321,6 @@ impl Cluster {
         *node.host.borrow_mut() = None;
         node.backing.close();
         self.world.crash(node.machine, crash);
-    }
-
-    fn ports(&self, from: &Node) -> Vec<(Uuid, Rc<dyn ReplicaPort>)> {
-        let replicas = self.nodes.iter().enumerate().take(self.shared.replicas);
-        replicas
-            .map(|(index, node)| {
-                let port: Rc<dyn ReplicaPort> = match node.machine == from.machine {
-                    true => Rc::new(LocalPort(node.host.clone())),
-                    false => Rc::new(RemotePort {
-                        address: self.world.tcp(node.machine, PORT),
-                        geometry: node.backing.geometry.clone(),
-                    }),
-                };
-                (id(index), (self.shared.parts.port)(port))
-            })
-            .collect()
     }
 
     /// Has some machine that runs be the target. An older one is told, or not.
@@ -311,7 +356,8 @@ impl Cluster {
             lease: (self.shared.parts.lease)(self.targets.get(), self.shared.options.lease),
             shared: self.shared.clone(),
             store: (self.shared.parts.store)(store),
-            ports: self.ports(node),
+            machine: node.machine,
+            followed: 0,
             generation: self.shared.generation.get(),
             leaves_when_told: random.chance(0.3),
             control: self.world.control(),
@@ -345,7 +391,10 @@ impl Cluster {
         self.verdict()?;
         self.start_target(&mut self.world.random("finish", 0));
         let over = || self.shared.settled.get() || self.shared.wrong.borrow().is_some();
-        let settled = self.world.run_until(over, RECOVERY_LIMIT);
+        let settled = match self.is_changing {
+            true => self.settle_plan(over),
+            false => self.world.run_until(over, RECOVERY_LIMIT),
+        };
         self.verdict()?;
         settled.map_err(|limit| {
             let record = self.records.get(VOLUME);
@@ -355,10 +404,28 @@ impl Cluster {
         self.compare_snapshots()
     }
 
+    /// Has the record follow the plan until all is over.
+    fn settle_plan(&self, over: impl Fn() -> bool) -> Result<(), crate::TimeLimit> {
+        let end = self.world.now() + RECOVERY_LIMIT;
+        loop {
+            self.follow_plan();
+            let settled = self.world.run_until(&over, Duration::from_secs(1));
+            if settled.is_ok() || self.world.now() >= end {
+                return settled;
+            }
+        }
+    }
+
+    /// The machines with replicas.
+    fn with_replicas(&self) -> impl Iterator<Item = (usize, &Node)> {
+        let planned = self.shared.plan.replicas().into_iter();
+        planned.filter_map(|replica| Some((replica.node, self.nodes.get(replica.node)?)))
+    }
+
     /// All replicas hold the same. They are asked as their hosts have them, with all that is in caches.
     fn compare(&self) -> Result<(), String> {
         let mut first: Option<Vec<u8>> = None;
-        for (index, node) in self.nodes.iter().enumerate().take(self.shared.replicas) {
+        for (index, node) in self.with_replicas() {
             let device = node.backing.device().ok_or("a replica is not open")?;
             let data = self.world.block_on(node.reactor, read_data(device))?;
             let first = first.get_or_insert_with(|| data.clone());
@@ -384,7 +451,7 @@ impl Cluster {
         };
         let record = self.records.get(VOLUME).map_err(|error| error.to_string())?;
         book.check_record(&record)?;
-        for (index, node) in self.nodes.iter().enumerate().take(self.shared.replicas) {
+        for (index, node) in self.with_replicas() {
             let Some(host) = node.host.borrow().clone() else {
                 return Err("a host is gone".to_owned());
             };
@@ -410,6 +477,17 @@ pub(super) async fn read_data(device: Rc<dyn BlockDevice>) -> Result<Vec<u8>, St
         data.extend_from_slice(&read.map_err(|error| format!("block {block}: {error}"))?);
     }
     Ok(data)
+}
+
+impl Shared {
+    /// What was wrong first is told.
+    pub(super) fn accuse(&self, what: String) {
+        self.wrong.borrow_mut().get_or_insert(what);
+    }
+
+    pub(super) fn wrap_port(&self, port: Rc<dyn ReplicaPort>) -> Rc<dyn ReplicaPort> {
+        (self.parts.port)(port)
+    }
 }
 
 impl Cluster {

@@ -4,12 +4,15 @@
 //! target, and what was flushed survives. At the end, when the faults have stopped: all replicas are in sync
 //! within a limit, and byte by byte the same.
 //!
+//! In half of the runs replicas are added all the while, and others taken out.
+//!
 //! When the power of a machine with a replica was cut, writes that were acknowledged and not flushed may be
 //! gone once the volume is opened anew; not before.
 
 mod backing;
 mod cluster;
 mod disturb;
+mod replicas;
 mod snapshots;
 mod store;
 mod target;
@@ -69,6 +72,7 @@ pub fn exercise_mirror(run: &Run, parts: Parts) -> Result<Finished, String> {
 fn exercise(run: &Run, parts: Parts, on_pools: bool) -> Result<Finished, String> {
     let world = run.world(WorldOptions::default());
     let mut random = world.random("scenario", 0);
+    let mut changes = world.random("changes", 0);
     let cluster = Cluster::new(world, &mut random, parts, on_pools);
     cluster.start_target(&mut random);
     for _ in 0..random.within(5..=25) {
@@ -76,6 +80,9 @@ fn exercise(run: &Run, parts: Parts, on_pools: bool) -> Result<Finished, String>
             .world
             .run_for(random.duration(Duration::ZERO..=Duration::from_millis(1500)));
         cluster.disturb(&mut random);
+        if cluster.is_changing {
+            cluster.change_replicas(&mut changes);
+        }
         cluster.verdict()?;
     }
     cluster.finish()?;

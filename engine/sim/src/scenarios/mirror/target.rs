@@ -7,13 +7,11 @@ use pollux_device::IoError;
 use pollux_reactor::sleep;
 use pollux_volume::membership::MembershipStore;
 use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, StopReason};
-use pollux_volume::replica::ReplicaPort;
-use uuid::Uuid;
 
 use super::cluster::{BLOCKS, Shared, VOLUME};
 use crate::oracle::{CheckError, CheckedDevice, UnderWay, Workload};
 use crate::random::Random;
-use crate::{Control, SimReactor};
+use crate::{Control, MachineId, SimReactor};
 
 /// Blocks that many clients use.
 const HOT_BLOCKS: u64 = 4;
@@ -26,7 +24,9 @@ const WATCHED_BLOCKS: u64 = 4;
 pub(super) struct Target {
     pub(super) shared: Shared,
     pub(super) store: Rc<dyn MembershipStore>,
-    pub(super) ports: Vec<(Uuid, Rc<dyn ReplicaPort>)>,
+    pub(super) machine: MachineId,
+    /// The plan of the replicas that it knows.
+    pub(super) followed: u64,
     pub(super) generation: u64,
     /// What it takes the lease for.
     pub(super) lease: Duration,
@@ -44,7 +44,9 @@ impl Target {
                 lease: self.lease,
                 ..self.shared.options.clone()
             };
-            let opening = Mirror::open(options, self.store.clone(), VOLUME, &self.ports);
+            self.followed = self.shared.plan.version();
+            let ports = self.shared.ports(self.machine);
+            let opening = Mirror::open(options, self.store.clone(), VOLUME, &ports);
             match opening.await {
                 Ok(mirror) => {
                     if self.serve(mirror).await == Some(StopReason::Superseded) {
@@ -121,14 +123,30 @@ impl Target {
         loop {
             sleep(Duration::from_millis(20)).await;
             if let Some(book) = self.shared.book.clone() {
-                book.manage(&mirror, &self.ports, &self.shared.oracle, &mut self.random)
+                let ports = self.shared.ports(self.machine);
+                book.manage(&mirror, &ports, &self.shared.oracle, &mut self.random)
                     .await;
+            }
+            // It hears of another plan some time, and is told what it knows again and again.
+            let is_new = self.shared.plan.version() != self.followed;
+            if self.shared.plan.version() > 0 && self.random.chance(if is_new { 0.2 } else { 0.02 }) {
+                self.follow(&mirror).await;
             }
             let is_wanted = self.generation == self.shared.generation.get();
             if mirror.stopped().is_some() || (!is_wanted && self.leaves_when_told) {
                 return mirror.stopped();
             }
         }
+    }
+
+    /// Tells the target of the replicas as they are planned, unless whoever does so cannot reach it.
+    async fn follow(&mut self, mirror: &Mirror) {
+        if self.control.link(self.shared.store_machine, self.machine).blocked {
+            return;
+        }
+        self.followed = self.shared.plan.version();
+        let (ports, leaving) = (self.shared.ports(self.machine), self.shared.plan.leaving());
+        mirror.follow(&ports, &leaving).await;
     }
 
     /// Reads what others write, until the target stops: it must not be what was there before an acknowledged
@@ -190,9 +208,12 @@ impl Target {
 
     /// All replicas are back, everything is there, and nothing is left to do.
     async fn settle(&mut self, mirror: &Mirror) {
-        while mirror.membership().in_sync().len() < self.shared.replicas {
+        while !self.shared.plan.is_reached(&mirror.membership()) {
             if mirror.stopped().is_some() {
                 return;
+            }
+            if self.shared.plan.version() > 0 {
+                self.follow(mirror).await;
             }
             sleep(Duration::from_millis(10)).await;
         }

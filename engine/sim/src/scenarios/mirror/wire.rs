@@ -218,7 +218,8 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
     };
     if frame.code == PROMISE {
         let host = host.borrow().clone();
-        let promised = match host {
+        let wanted = Uuid::from_slice(&frame.data).unwrap_or_default();
+        let promised = match host.filter(|host| host.label().replica == wanted) {
             Some(host) => host.promise(Epoch(frame.first)).await,
             None => Err(PromiseError::Unreachable),
         };
@@ -493,6 +494,7 @@ impl BlockDevice for RemoteSession {
 /// The way to the replica of another machine.
 #[derive(Clone)]
 pub(super) struct RemotePort {
+    pub(super) replica: Uuid,
     pub(super) address: Address,
     pub(super) geometry: Rc<Cell<Geometry>>,
 }
@@ -526,6 +528,7 @@ impl ReplicaPort for RemotePort {
             let first = Frame {
                 code: PROMISE,
                 first: epoch.0,
+                data: port.replica.as_bytes().to_vec(),
                 ..Frame::default()
             };
             let (session, answer) = port.ask(first).await.ok_or(PromiseError::Unreachable)?;
@@ -585,11 +588,22 @@ impl ReplicaPort for RemotePort {
 
 /// The way to the replica of the target's own machine.
 #[derive(Clone)]
-pub(super) struct LocalPort(pub(super) HostSlot);
+pub(super) struct LocalPort {
+    pub(super) replica: Uuid,
+    pub(super) host: HostSlot,
+}
+
+impl LocalPort {
+    /// The host, if it has the replica.
+    fn host(&self) -> Option<ReplicaHost> {
+        let host = self.host.borrow().clone();
+        host.filter(|host| host.label().replica == self.replica)
+    }
+}
 
 impl ReplicaPort for LocalPort {
     fn promise(&self, epoch: Epoch) -> Promising {
-        let host = self.0.borrow().clone();
+        let host = self.host();
         Box::pin(async move {
             match host {
                 Some(host) => host.promise(epoch).await,
@@ -599,7 +613,7 @@ impl ReplicaPort for LocalPort {
     }
 
     fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
-        let host = self.0.borrow().clone();
+        let host = self.host();
         match host {
             Some(host) => host.command(epoch, command),
             None => Box::pin(ready(Err(CommandError::Unreachable))),
@@ -607,7 +621,7 @@ impl ReplicaPort for LocalPort {
     }
 
     fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
-        let host = self.0.borrow().clone();
+        let host = self.host();
         match host {
             Some(host) => host.open_snapshot(epoch, cut),
             None => Box::pin(ready(Err(CommandError::Unreachable))),
