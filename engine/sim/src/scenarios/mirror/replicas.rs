@@ -1,8 +1,9 @@
-//! Replicas that come and go while the volume is served: what a control plane does with drives and the record.
+//! Replicas that come and go while the volume is served: what a control plane does with drives and the
+//! record.
 //!
-//! One that comes is made on a drive, put into the record as empty, and then targets are told how to reach it.
-//! Of one that goes targets are told that it is to leave the set; once it is not in sync it is taken out of
-//! the record, and its host ends after that.
+//! One that comes is made on a drive, put into the record as empty, and then targets are told how to reach
+//! it. Of one that goes targets are told that it is to leave the set; once it is not in sync it is taken
+//! out of the record, and its host ends after that.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
