@@ -17,6 +17,7 @@ mod model;
 mod pools;
 mod random;
 mod read_only;
+mod remains;
 mod scrub;
 mod shared;
 mod thick;

@@ -326,6 +326,48 @@ fn slots_are_counted_beside_writes_once_a_snapshot_is_gone() {
     }
 }
 
+/// What the deletion of a volume has given back counts once it is free in a durable checkpoint: a crash
+/// before that takes the deletion back, and with it the space.
+#[test]
+fn what_a_deletion_gives_back_is_promised_only_when_no_crash_can_take_it() {
+    let bench = Bench::of_sizes(6, &sizes(1));
+    let left = bench.run(|drives| async move {
+        let pool = make(&drives).await;
+        pool.create_volume("thin", &VolumeOptions::new(1 << 20))
+            .await
+            .unwrap();
+        let written = fill(&pool, "thin").await;
+        pool.delete("thin").await.unwrap();
+        let reclaim = spawn({
+            let pool = pool.clone();
+            async move { pool.reclaim().await }
+        });
+        // In the middle of the deletion: what the first leaf of the map had is being freed.
+        while pool.space().freeing_bytes < 31 * SLOT {
+            yield_now().await;
+        }
+        assert!(pool.space().freeing_bytes < written * SLOT);
+        assert!(pool.space().free_bytes < 10 * SLOT, "{:?}", pool.space());
+        pool.create_volume("thick", &thick(20)).await.unwrap();
+        let images: Vec<_> = drives
+            .0
+            .iter()
+            .map(|drive| {
+                drive.power_loss(PowerLoss::LoseAll);
+                drive.image()
+            })
+            .collect();
+        drop(reclaim);
+        images
+    });
+    bench.run(|_| async move {
+        let drives = left.into_iter().map(|image| image.into_drive("after", 1));
+        // At once, before the deletion goes on.
+        let pool = import(&Drives(drives.collect())).await;
+        assert_eq!(fill(&pool, "thick").await, 20);
+    });
+}
+
 /// Random histories in pools that are nearly full, cut at every write: then thin volumes take what they
 /// can, and thick ones have all they may still need.
 fn check_crashes(seeds: std::ops::Range<u64>) {
