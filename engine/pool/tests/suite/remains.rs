@@ -33,8 +33,8 @@ fn blocks_with(drive: &SimDrive, magic: &[u8; 8], number_at: u64) -> Vec<(u64, u
     found.collect()
 }
 
-/// Where the sequence of a block of the journal is, the one up to which all was durable, and the number of the
-/// checkpoint in a superblock.
+/// Where the sequence of a block of the journal is, the one up to which all was durable, and the number of
+/// the checkpoint in a superblock.
 const SEQUENCE_AT: u64 = 40;
 const DURABLE_AT: u64 = 48;
 const CHECKPOINT_AT: u64 = 32;
@@ -83,8 +83,8 @@ fn a_shared_block_that_rotted_is_not_taken_for_a_newer_one() {
     });
 }
 
-/// A power cut may spoil whatever was being written: here the newest superblock, in all places. The one before
-/// is in other places, and what it leads to is still there.
+/// A power cut may spoil whatever was being written: here the newest superblock, in all places. The one
+/// before is in other places, and what it leads to is still there.
 #[test]
 fn a_superblock_that_is_destroyed_while_it_is_written_leaves_the_one_before() {
     for drives in 1..=2 {
@@ -142,7 +142,10 @@ fn what_a_crash_left_behind_the_end_of_the_journal_is_not_taken_up_later() {
             .unwrap();
         let volume = pool.open_volume("a").unwrap();
         for slot in 0..SLOTS {
-            volume.write(slot * 16, data(1000 + slot, 1), false).await.unwrap();
+            volume
+                .write(slot * 16, data(1000 + slot, 1), false)
+                .await
+                .unwrap();
         }
         volume.flush().await.unwrap();
         drop((volume, pool));
