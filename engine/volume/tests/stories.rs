@@ -7,6 +7,7 @@
 //! | the old target writes on after failover | `an_old_target_...`, `a_late_request_...` |
 //! | a write across regions, under resync, missed in part, or done in part | `what_is_written_across_...` |
 //! | a replica goes in the middle of a rebuild | `a_replica_that_goes_...`, `a_source_...` |
+//! | the last one is lost just as another one joins | `the_last_one_that_is_lost_...` |
 //! | a rebuild reaches another volume at a reused address | `a_rebuild_that_reaches_...` |
 //! | a replica is faulted because memory was short | `a_replica_is_not_faulted_...` |
 //! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_...` |
@@ -305,6 +306,39 @@ fn a_source_that_goes_in_the_middle_of_a_rebuild_does_not_leave_a_half_copied_re
     cluster.wait_in_sync(2);
     cluster.assert_identical(&[0, 1]);
     assert_reads(&cluster, &mirror, 100, 7);
+}
+
+#[test]
+fn the_last_one_that_is_lost_while_another_joins_misses_what_is_being_written() {
+    let cluster = Cluster::new(17, 2);
+    let mirror = cluster.open();
+    cluster.paths[0].cut.set(true);
+    write(&cluster, &mirror, 40, 1);
+    // The other one has everything, and is to join as soon as the store answers.
+    cluster.store.away.set(true);
+    cluster.paths[0].cut.set(false);
+    cluster.world.run_for(Duration::from_secs(2));
+    assert_eq!(cluster.in_sync(), 1);
+    write(&cluster, &mirror, 9, 2);
+    cluster.paths[1].cut.set(true);
+    let device = mirror.device();
+    let written = cluster.world.spawn(cluster.reactor, async move {
+        device.write(9, data(3), false).await.unwrap();
+    });
+    cluster.world.run_for(Duration::from_millis(100));
+    cluster.store.away.set(false);
+    let limit = Duration::from_secs(10);
+    cluster
+        .world
+        .run_until(|| written.is_ended(), limit)
+        .unwrap();
+    // Nothing tells of the write any more but that the one that is away missed it.
+    cluster.world.run_for(cluster.options.retire_interval * 4);
+    cluster.paths[1].cut.set(false);
+    cluster.wait_in_sync(2);
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    cluster.assert_identical(&[0, 1]);
+    assert_eq!(cluster.peek(1, 9)[0], 3);
 }
 
 #[test]

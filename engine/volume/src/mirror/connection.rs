@@ -359,6 +359,9 @@ impl Core {
         match self.fail(slot) {
             Failed::Out | Failed::Ignored => Verdict::Changed,
             Failed::Last if is_session_lost(error) => {
+                // It may be back with all it had. If another one joins before, it is out, and lacks whatever
+                // is being written.
+                self.regions.borrow_mut().fail(slot);
                 self.members.borrow_mut().lose(slot);
                 self.wake();
                 Verdict::Changed
