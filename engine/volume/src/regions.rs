@@ -5,10 +5,13 @@
 //!   to regions that are.
 //! - The missed bits of a replica that takes no writes include every intent: set together, or when it fails.
 //! - An intent is cleared only by [`RegionMap::retire`], a missed bit only by [`RegionMap::commit_copied`].
+//! - `missed` counts the regions of which [`RegionMap::takes_writes`] says no, for each replica.
+//! - A block of the map that a write waits for is in `urgent`, until it is durable as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use crate::membership::{SlotNumber, SlotSet};
+use crate::membership::{REPLICAS_MAX, SlotNumber, SlotSet};
 use crate::metadata::codec::MAP_BLOCK_REGIONS;
 use crate::metadata::{INTENT, missed_bit};
 
@@ -35,21 +38,29 @@ pub(crate) struct Activity {
     is_idle: bool,
 }
 
+/// The bits of the replicas that lack something of a region, and do not take its writes either.
+fn lacking(byte: u8, mark: u8) -> u8 {
+    byte & !mark & !INTENT
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct RegionMap {
     bytes: Vec<u8>,
     /// Bit 0: established. The bits of [`missed_bit`]: copied, or being copied, and not flushed.
     marks: Vec<u8>,
+    missed: [u64; REPLICAS_MAX],
     blocks: Vec<BlockState>,
+    /// Blocks with intents that are not established.
+    urgent: BTreeSet<usize>,
     stamp: Stamp,
     /// The regions with an intent.
     active: BTreeMap<u64, Activity>,
 }
 
 impl RegionMap {
-    /// A map of which nothing is known to be durable.
-    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+    /// A map of which nothing is known to be durable, but blocks without an intent of which that is said.
+    pub(crate) fn new(bytes: Vec<u8>, is_durable: impl Fn(Range<usize>, &[u8]) -> bool) -> Self {
         let blocks = bytes.len().div_ceil(MAP_BLOCK_REGIONS);
         let has_intent = |(region, byte): (usize, &u8)| (byte & INTENT != 0).then_some(region as u64);
         let active = bytes.iter().enumerate().filter_map(has_intent);
@@ -57,10 +68,21 @@ impl RegionMap {
             active: active.map(|region| (region, Activity::default())).collect(),
             marks: vec![0; bytes.len()],
             blocks: vec![BlockState::default(); blocks],
+            missed: [0; REPLICAS_MAX],
+            urgent: BTreeSet::new(),
             stamp: Stamp::default(),
             bytes,
         };
-        map.touch_all();
+        map.count_missed();
+        let stamp = map.touch_all();
+        let mut first = 0;
+        for (block, regions) in map.blocks.iter_mut().zip(map.bytes.chunks(MAP_BLOCK_REGIONS)) {
+            let range = first..first + regions.len();
+            first = range.end;
+            if regions.iter().all(|byte| byte & INTENT == 0) && is_durable(range, regions) {
+                block.durable = stamp;
+            }
+        }
         map
     }
 
@@ -78,6 +100,7 @@ impl RegionMap {
             for block in self.blocks.iter_mut().skip(first / MAP_BLOCK_REGIONS) {
                 block.changed = self.stamp;
             }
+            self.count_missed();
         }
         self.stamp
     }
@@ -114,19 +137,44 @@ impl RegionMap {
     }
 
     fn change(&mut self, region: u64, change: impl FnOnce(u8) -> u8) {
-        let Some(byte) = self.bytes.get_mut(region as usize) else {
-            return;
-        };
-        let before = *byte;
-        *byte = change(before);
-        if *byte != before {
+        let (before, mark) = (self.byte(region), self.mark(region));
+        let byte = change(before);
+        if byte != before {
+            self.put(region, byte, mark);
             self.touch(region);
         }
     }
 
     fn change_mark(&mut self, region: u64, change: impl FnOnce(u8) -> u8) {
-        if let Some(mark) = self.marks.get_mut(region as usize) {
-            *mark = change(*mark);
+        self.put(region, self.byte(region), change(self.mark(region)));
+    }
+
+    fn put(&mut self, region: u64, byte: u8, mark: u8) {
+        let index = region as usize;
+        let (Some(to_byte), Some(to_mark)) = (self.bytes.get_mut(index), self.marks.get_mut(index)) else {
+            return;
+        };
+        let (before, after) = (lacking(*to_byte, *to_mark), lacking(byte, mark));
+        (*to_byte, *to_mark) = (byte, mark);
+        if before == after {
+            return;
+        }
+        for (slot, missed) in SlotNumber::all().zip(&mut self.missed) {
+            let bit = missed_bit(slot);
+            *missed += u64::from(after & bit != 0);
+            *missed -= u64::from(before & bit != 0);
+        }
+    }
+
+    fn count_missed(&mut self) {
+        self.missed = [0; REPLICAS_MAX];
+        for (byte, mark) in self.bytes.iter().zip(&self.marks) {
+            let lacking = lacking(*byte, *mark);
+            if lacking != 0 {
+                for (slot, missed) in SlotNumber::all().zip(&mut self.missed) {
+                    *missed += u64::from(lacking & missed_bit(slot) != 0);
+                }
+            }
         }
     }
 
@@ -134,6 +182,9 @@ impl RegionMap {
     pub(crate) fn begin_write(&mut self, region: u64, absent: SlotSet) {
         let missed = absent.iter().map(missed_bit).fold(0, |bits, bit| bits | bit);
         self.change(region, |byte| byte | INTENT | missed);
+        if !self.is_established(region) {
+            self.urgent.insert(region as usize / MAP_BLOCK_REGIONS);
+        }
         let activity = self.active.entry(region).or_default();
         activity.in_flight += 1;
         activity.writes += 1;
@@ -177,6 +228,7 @@ impl RegionMap {
             self.change(region, |byte| byte | bit);
         }
         self.marks.iter_mut().for_each(|mark| *mark &= !bit);
+        self.count_missed();
     }
 
     /// Nothing of a replica counts.
@@ -184,13 +236,13 @@ impl RegionMap {
         let bit = missed_bit(slot);
         self.bytes.iter_mut().for_each(|byte| *byte |= bit);
         self.marks.iter_mut().for_each(|mark| *mark &= !bit);
+        self.count_missed();
         self.touch_all()
     }
 
     /// Whether a replica under resync has to take the writes of a region.
     pub(crate) fn takes_writes(&self, region: u64, slot: SlotNumber) -> bool {
-        let bit = missed_bit(slot);
-        self.byte(region) & bit == 0 || self.mark(region) & bit != 0
+        lacking(self.byte(region), self.mark(region)) & missed_bit(slot) == 0
     }
 
     /// The next region, from one on, that a replica misses and that nobody copies.
@@ -200,20 +252,12 @@ impl RegionMap {
 
     /// How many regions a replica misses.
     pub(crate) fn missed(&self, slot: SlotNumber) -> u64 {
-        let missed = (0..self.bytes.len() as u64).filter(|&region| !self.takes_writes(region, slot));
-        missed.count() as u64
+        self.missed.get(slot.index()).copied().unwrap_or(0)
     }
 
     /// A region is copied to a replica, which takes its writes from now on.
     pub(crate) fn begin_copy(&mut self, region: u64, slot: SlotNumber) {
         self.change_mark(region, |mark| mark | missed_bit(slot));
-    }
-
-    /// The regions that were copied to a replica up to now.
-    pub(crate) fn copied(&self, slot: SlotNumber) -> Vec<u64> {
-        let bit = missed_bit(slot);
-        let copied = |region: &u64| self.mark(*region) & bit != 0;
-        (0..self.bytes.len() as u64).filter(copied).collect()
     }
 
     /// Regions were copied to a replica and flushed there: it misses them no more.
@@ -262,14 +306,19 @@ impl RegionMap {
         self.stamp
     }
 
-    /// The first block that is not durable as it is now, from one on.
+    /// The next block that is not durable as it is now, from one on.
     pub(crate) fn next_dirty(&self, from: usize) -> Option<usize> {
-        let dirty = |block: &BlockState| block.changed > block.durable;
         let later = self.blocks.iter().enumerate().skip(from);
         later
             .into_iter()
-            .find(|(_, block)| dirty(block))
+            .find(|(_, block)| block.changed > block.durable)
             .map(|(index, _)| index)
+    }
+
+    /// The next block that a write waits for, from one on and then from the start.
+    pub(crate) fn next_urgent(&self, from: usize) -> Option<usize> {
+        let next = self.urgent.range(from..).next();
+        next.or_else(|| self.urgent.first()).copied()
     }
 
     /// What a block is to hold, as of now.
@@ -282,6 +331,9 @@ impl RegionMap {
     pub(crate) fn written(&mut self, block: usize, stamp: Stamp, snapshot: &[u8]) {
         if let Some(state) = self.blocks.get_mut(block) {
             state.durable = state.durable.max(stamp);
+            if state.durable >= state.changed {
+                self.urgent.remove(&block);
+            }
         }
         let first = block * MAP_BLOCK_REGIONS;
         for (region, durable) in (first as u64..).zip(snapshot) {
@@ -306,6 +358,10 @@ mod tests {
 
     const REGIONS: usize = MAP_BLOCK_REGIONS + 5;
 
+    fn empty() -> RegionMap {
+        RegionMap::new(vec![0; REGIONS], |_, _| false)
+    }
+
     fn slot(index: usize) -> SlotNumber {
         SlotNumber::new(index).unwrap()
     }
@@ -319,7 +375,7 @@ mod tests {
 
     #[test]
     fn an_intent_set_again_while_it_is_written_is_established_by_what_was_written() {
-        let mut map = RegionMap::new(vec![0; REGIONS]);
+        let mut map = empty();
         map.begin_write(3, SlotSet::EMPTY);
         let (stamp, snapshot) = map.snapshot(0);
         map.end_write(3);
@@ -340,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_write_after_the_flush_keeps_the_intent() {
-        let mut map = RegionMap::new(vec![0; REGIONS]);
+        let mut map = empty();
         map.begin_write(3, SlotSet::EMPTY);
         map.end_write(3);
         map.idle();
@@ -354,7 +410,7 @@ mod tests {
 
     #[test]
     fn what_was_copied_and_not_flushed_is_missed_when_the_replica_fails() {
-        let mut map = RegionMap::new(vec![0; REGIONS]);
+        let mut map = empty();
         map.miss_all(slot(1));
         map.begin_copy(0, slot(1));
         map.begin_copy(1, slot(1));
@@ -400,7 +456,7 @@ mod tests {
         #[test]
         fn what_is_durable_tells_all_that_may_differ(steps in proptest::collection::vec(step(), 1..120)) {
             let other = slot(1);
-            let mut map = RegionMap::new(vec![0; REGIONS]);
+            let mut map = empty();
             write_all(&mut map);
             let mut durable = vec![0_u8; REGIONS];
             let mut under_way: Vec<u64> = Vec::new();
@@ -410,6 +466,7 @@ mod tests {
             let mut differs = [false; 6];
             let mut snapshot = None;
             let mut idle = Vec::new();
+            let mut copied = Vec::new();
             for step in steps {
                 match step {
                     Step::Begin(region) => {
@@ -426,17 +483,18 @@ mod tests {
                     Step::Fail => if present {
                         present = false;
                         map.fail(other);
+                        copied.clear();
                     },
                     // It takes writes again where it misses nothing.
                     Step::Sync => present = true,
                     Step::Copy => if present && let Some(region) = map.next_missed(0, other) {
                         map.begin_copy(region, other);
+                        copied.push(region);
                     },
                     Step::Commit => if present {
-                        let copied = map.copied(other);
                         map.commit_copied(&copied, other);
-                        for region in copied.iter().filter(|region| **region < 6) {
-                            differs[*region as usize] = false;
+                        for region in copied.drain(..).filter(|region| *region < 6) {
+                            differs[region as usize] = false;
                         }
                     },
                     Step::Idle => idle = map.idle(),
@@ -459,6 +517,8 @@ mod tests {
                         map.written(0, stamp, &bytes);
                     },
                 }
+                let missed = (0..REGIONS as u64).filter(|&region| !map.takes_writes(region, other));
+                prop_assert_eq!(map.missed(other), missed.count() as u64);
                 for (region, _) in differs.iter().enumerate().filter(|(_, differs)| **differs) {
                     prop_assert!(durable[region] != 0, "region {region} is not told");
                 }

@@ -437,3 +437,21 @@ fn an_idle_volume_ends_its_intents_and_a_busy_region_costs_one_write() {
     cluster.world.run_for(Duration::from_secs(60));
     assert_eq!(mirror.counters().map_writes - before, 4);
 }
+
+#[test]
+fn a_target_that_takes_over_writes_the_region_map_only_where_it_may_be_lost() {
+    let cluster = Cluster::new(20, 3);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        device.write(9, data(7), false).await.unwrap();
+    });
+    cluster.world.run_for(Duration::from_secs(5));
+    drop(mirror);
+    let mirror = cluster.open();
+    assert_eq!(mirror.counters().map_writes, 0);
+    // The drive of a host that was started anew may show what it will never flush.
+    drop(mirror);
+    cluster.start_host(1);
+    let mirror = cluster.open();
+    assert_eq!(mirror.counters().map_writes, 3);
+}

@@ -328,10 +328,7 @@ fn the_last_one_that_is_lost_while_another_joins_misses_what_is_being_written() 
     cluster.world.run_for(Duration::from_millis(100));
     cluster.store.away.set(false);
     let limit = Duration::from_secs(10);
-    cluster
-        .world
-        .run_until(|| written.is_ended(), limit)
-        .unwrap();
+    cluster.world.run_until(|| written.is_ended(), limit).unwrap();
     // Nothing tells of the write any more but that the one that is away missed it.
     cluster.world.run_for(cluster.options.retire_interval * 4);
     cluster.paths[1].cut.set(false);

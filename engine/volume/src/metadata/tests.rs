@@ -9,7 +9,7 @@ use pollux_sim::{CutPoints, DriveImage, PowerLoss, Recorder, SimDrive, SimDriveO
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::codec::{Header, Kind, Label};
+use super::codec::{Header, Kind, Label, MAP_BLOCK_REGIONS};
 use super::*;
 use crate::membership::{Epoch, Membership, ReplicaEntry, ReplicaState, SlotSet, SnapshotEntry};
 
@@ -335,4 +335,43 @@ fn a_device_of_another_replica_is_told() {
     drive.power_loss(PowerLoss::LoseAll);
     let label = with_drive(1, drive, async |device| Area::open(device).await.unwrap().label());
     assert_eq!((label.volume, label.replica), (VOLUME, REPLICA));
+}
+
+#[test]
+fn a_map_of_many_blocks_is_read_as_it_was_written_whichever_slots_are_good() {
+    const MAP_BLOCKS: usize = 50;
+    let regions = (MAP_BLOCKS * MAP_BLOCK_REGIONS) as u64;
+    let blocks = AreaLayout::for_data(regions, 1).unwrap().total_blocks();
+    let drive = SimDrive::new("large", SimDriveOptions::new(blocks * 4096, 4096).unwrap(), 1);
+    let format = FormatOptions {
+        region_blocks: 1,
+        ..OPTIONS
+    };
+    let written = with_drive(1, drive.clone(), async move |device| {
+        let area = Area::format(device, &format).await.unwrap();
+        let mut map = vec![0; MAP_BLOCKS * MAP_BLOCK_REGIONS];
+        for (index, regions) in map.chunks_mut(MAP_BLOCK_REGIONS).enumerate() {
+            for write in 0..index % 4 {
+                regions.fill((index + write) as u8);
+                area.write_map_block(index as u64, regions).await.unwrap();
+            }
+        }
+        map
+    });
+    let read = |drive: Arc<SimDrive>| {
+        drive.power_loss(PowerLoss::LoseAll);
+        with_drive(1, drive, async |device| content(device).await).map(|content| content.map)
+    };
+    assert!(read(drive.clone()).as_ref() == Ok(&written));
+    // A slot that cannot be read counts as one that is older, and only that one.
+    let layout = AreaLayout::for_data(regions, 1).unwrap();
+    for index in [0, 15, 16, 33, 49] {
+        let older = (index as u64 % 4 + 1) % 2;
+        drive.make_unreadable(layout.block_of(Kind::Map(index as u64), older), 1);
+    }
+    assert!(read(drive.clone()).as_ref() == Ok(&written));
+    for slot in 0..2 {
+        drive.make_unreadable(layout.block_of(Kind::Map(20), slot), 1);
+    }
+    assert_eq!(read(drive), Err(AreaError::Missing("region map")));
 }

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -247,6 +248,19 @@ impl Opening {
         }
         let regions = record.size_blocks.div_ceil(region_blocks);
         let map = join_maps(&record, &promised, regions as usize);
+        // Of hosts that have lived since it was written, what they show is also what they have.
+        let kept_all = promised
+            .iter()
+            .map(|found| found.connection.settled)
+            .max()
+            .flatten();
+        let is_durable = |range: Range<usize>, bytes: &[u8]| {
+            promised.iter().all(|found| {
+                let is_same = found.map.get(range.clone()) == Some(bytes);
+                is_same && found.connection.has_kept_all_since(kept_all)
+            })
+        };
+        let map = RegionMap::new(map, is_durable);
         let geometry = geometry(&record, &promised);
         let slots = promised.iter().map(|found| found.slot).collect();
         let mut connections = [const { None }; REPLICAS_MAX];
@@ -266,7 +280,7 @@ impl Opening {
             locks: RangeLocks::default(),
             doubts: Doubts::default(),
             members: RefCell::new(Members::new(record, slots)),
-            regions: RefCell::new(RegionMap::new(map)),
+            regions: RefCell::new(map),
             connections: RefCell::new(connections),
             mapped: Cell::new(None),
             gate: Gate::default(),

@@ -15,7 +15,7 @@ use crate::membership::{Membership, ReplicaState, SlotNumber, SlotSet};
 use crate::replica::{PromiseError, ReplicaCommand};
 
 /// Regions that are copied before the replica is flushed, and they count.
-const REGIONS_PER_FLUSH: u32 = 64;
+const REGIONS_PER_FLUSH: usize = 64;
 
 /// For how long regions are copied before that is done, however few there are: who is interrupted again and
 /// again gets to the end all the same.
@@ -191,7 +191,7 @@ impl Core {
 
     async fn copy_missed(&self, slot: SlotNumber) -> Result<(), Interrupted> {
         let mut from = 0;
-        let mut unflushed = 0;
+        let mut unflushed = Vec::new();
         let mut flushed_at = clock();
         loop {
             self.check_syncing(slot)?;
@@ -202,14 +202,14 @@ impl Core {
                 self.regions.borrow_mut().begin_copy(region, slot);
                 self.copy_region(slot, region).await?;
                 from = region + 1;
-                unflushed += 1;
+                unflushed.push(region);
             }
-            let is_due = unflushed >= REGIONS_PER_FLUSH
+            let is_due = unflushed.len() >= REGIONS_PER_FLUSH
                 || next.is_none()
                 || clock().saturating_since(flushed_at) >= FLUSH_INTERVAL;
-            if is_due && unflushed > 0 {
-                unflushed = 0;
-                self.commit(slot).await?;
+            if is_due && !unflushed.is_empty() {
+                self.commit(slot, &unflushed).await?;
+                unflushed.clear();
                 flushed_at = clock();
             }
             if next.is_none() {
@@ -218,11 +218,10 @@ impl Core {
         }
     }
 
-    /// Flushes the replica: what was copied before counts from then on.
-    async fn commit(&self, slot: SlotNumber) -> Result<(), Interrupted> {
-        let copied = self.regions.borrow().copied(slot);
+    /// Flushes the replica: the regions that were copied before count from then on.
+    async fn commit(&self, slot: SlotNumber, copied: &[u64]) -> Result<(), Interrupted> {
         self.to_replica(slot, || Request::Flush).await?;
-        self.regions.borrow_mut().commit_copied(&copied, slot);
+        self.regions.borrow_mut().commit_copied(copied, slot);
         self.map_changed.wake();
         Ok(())
     }

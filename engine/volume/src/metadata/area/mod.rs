@@ -1,24 +1,24 @@
 //! Reading and writing the area of one replica.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
-use std::time::Duration;
+mod blocks;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, IoError, ZeroOptions};
-use pollux_hugepages::{Buffer, Slice};
-use pollux_reactor::{buffers, sleep};
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::rc::Rc;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use pollux_device::{BlockDevice, IoError};
 use uuid::Uuid;
 
+use self::blocks::{Blocks, Durable};
 use super::codec::{self, CodecError, Header, Kind, Label, MAP_BLOCK_REGIONS};
 use super::layout::REGION_BLOCKS;
 use super::{AreaError, AreaLayout, BLOCK_BYTES, Block, LayoutError};
 use crate::membership::{Epoch, Membership};
 
-/// The pause before a device that is short of resources is asked again.
-const SHORTAGE_PAUSE: Duration = Duration::from_millis(5);
-
-/// How often it is asked again: five minutes in all.
-const SHORTAGES_MAX: u32 = 60_000;
+/// Runs of blocks of the region map that are read side by side. The map of 16 TiB is 32 MiB on the device,
+/// and whoever takes a volume over waits for it.
+const MAP_READS: usize = 8;
 
 /// How a device is made a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,20 +42,9 @@ impl FormatOptions {
     }
 }
 
-/// When a write has to be durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Durable {
-    /// When it is done.
-    AtOnce,
-    /// With the next flush.
-    Later,
-}
-
 /// The area of a device, as one of its two writers has it: the host of the replica, or the target.
 pub struct Area {
-    device: Rc<dyn BlockDevice>,
-    /// Blocks of the device in one of 4 KiB.
-    ratio: u64,
+    blocks: Blocks,
     layout: Cell<AreaLayout>,
     label: Cell<Label>,
     label_sequence: Cell<u64>,
@@ -108,23 +97,14 @@ impl Area {
             region_blocks: options.region_blocks,
             map_blocks: layout.map_blocks(),
         };
-        let area = Self::with_label(device, layout, label, 1)?;
-        let options = ZeroOptions {
-            force_unit_access: false,
-            may_deallocate: false,
-        };
-        let first = 2 * area.ratio;
-        let blocks = (layout.area_blocks() - 2) * area.ratio;
-        retried(async || area.device.write_zeroes(first, blocks, options).await).await?;
+        let area = Self::with_label(Blocks::new(device)?, layout, label, 1);
+        area.blocks.clear(2, layout.area_blocks() - 2).await?;
         let promise = |header: &Header| codec::encode_promise(header, Epoch(0));
         area.write_next(Kind::Promise, Durable::Later, promise).await?;
-        for index in 0..layout.used_map_blocks() {
-            let empty = |header: &Header| codec::encode_map(header, index, &[]);
-            area.write_next(Kind::Map(index), Durable::Later, empty).await?;
-        }
-        retried(async || area.device.flush().await).await?;
-        area.write(layout.block_of(Kind::Label, 1), &label.encode(1), Durable::AtOnce)
+        area.write_empty_map(0..layout.used_map_blocks(), Durable::Later)
             .await?;
+        area.blocks.flush().await?;
+        area.write_label(&label, 1).await?;
         Ok(area)
     }
 
@@ -134,28 +114,27 @@ impl Area {
     ///
     /// [`AreaError::Missing`] when the device is no replica, and the others.
     pub async fn open(device: Rc<dyn BlockDevice>) -> Result<Self, AreaError> {
-        let (layout, label, sequence) = Self::find(&device).await?;
-        Ok(Self::with_label(device, layout, label, sequence)?)
+        let blocks = Blocks::new(device)?;
+        let (layout, label, sequence) = Self::find(&blocks).await?;
+        Ok(Self::with_label(blocks, layout, label, sequence))
     }
 
     /// The newest label of a device, if it fits.
-    async fn find(device: &Rc<dyn BlockDevice>) -> Result<(AreaLayout, Label, u64), AreaError> {
-        let blocks = AreaLayout::blocks_of(&device.geometry())?;
-        let ratio = AreaLayout::ratio_of(&device.geometry())?;
-        if blocks < 2 {
-            return Err(LayoutError::TooSmall(blocks).into());
+    async fn find(blocks: &Blocks) -> Result<(AreaLayout, Label, u64), AreaError> {
+        let count = blocks.count();
+        if count < 2 {
+            return Err(LayoutError::TooSmall(count).into());
         }
         let mut newest: Option<(Label, u64)> = None;
         let mut failed = None;
-        for slot in 0..2 {
-            let block = match read(device, ratio, AreaLayout::label_block(slot)).await {
+        for (slot, block) in (0..).zip(blocks.read(AreaLayout::label_block(0), 2).await?) {
+            let block = match block {
                 Ok(block) => block,
                 // As after a power cut while the other one, which is newer or all there was, was good.
-                Err(error @ (IoError::MediaRead | IoError::ChecksumMismatch)) => {
+                Err(error) => {
                     failed = Some(error);
                     continue;
                 }
-                Err(error) => return Err(error.into()),
             };
             match Label::decode(&block) {
                 Ok(found) if found.1 % 2 == slot && newest.is_none_or(|(_, newest)| newest < found.1) => {
@@ -174,7 +153,7 @@ impl Area {
             (None, None) => return Err(AreaError::Missing(Kind::Label.name())),
         };
         let layout = AreaLayout::of(&label);
-        match layout.filter(|layout| layout.total_blocks() <= blocks) {
+        match layout.filter(|layout| layout.total_blocks() <= count) {
             Some(layout) => Ok((layout, label, sequence)),
             None => {
                 let (structure, field) = (Kind::Label.name(), "size");
@@ -190,10 +169,11 @@ impl Area {
     ///
     /// [`AreaError`].
     pub async fn is_blank(device: &Rc<dyn BlockDevice>) -> Result<bool, AreaError> {
-        let ratio = AreaLayout::ratio_of(&device.geometry())?;
-        for sequence in 0..2 {
-            let block = read(device, ratio, AreaLayout::label_block(sequence)).await?;
-            if block.iter().any(|&byte| byte != 0) {
+        let labels = Blocks::new(device.clone())?
+            .read(AreaLayout::label_block(0), 2)
+            .await?;
+        for label in labels {
+            if label?.iter().any(|&byte| byte != 0) {
                 return Ok(false);
             }
         }
@@ -206,29 +186,59 @@ impl Area {
     ///
     /// [`AreaError`]; it may be a replica still then.
     pub async fn wipe(device: Rc<dyn BlockDevice>) -> Result<(), AreaError> {
-        let ratio = AreaLayout::ratio_of(&device.geometry())?;
-        let zeros = memory_with(&[0; BLOCK_BYTES]);
-        for sequence in 0..2 {
-            let block = AreaLayout::label_block(sequence) * ratio;
-            retried(async || device.write(block, zeros.clone(), true).await).await?;
+        let blocks = Blocks::new(device)?;
+        for slot in 0..2 {
+            let zeros = [[0; BLOCK_BYTES]];
+            blocks
+                .write(AreaLayout::label_block(slot), &zeros, Durable::AtOnce)
+                .await?;
         }
         Ok(())
     }
 
-    fn with_label(
-        device: Rc<dyn BlockDevice>,
-        layout: AreaLayout,
-        label: Label,
-        sequence: u64,
-    ) -> Result<Self, LayoutError> {
-        Ok(Self {
-            ratio: AreaLayout::ratio_of(&device.geometry())?,
-            device,
+    fn with_label(blocks: Blocks, layout: AreaLayout, label: Label, sequence: u64) -> Self {
+        Self {
+            blocks,
             layout: Cell::new(layout),
             label: Cell::new(label),
             label_sequence: Cell::new(sequence),
             sequences: RefCell::new(vec![0; 2 + layout.used_map_blocks() as usize]),
-        })
+        }
+    }
+
+    async fn write_label(&self, label: &Label, sequence: u64) -> Result<(), IoError> {
+        let block = AreaLayout::label_block(sequence);
+        self.blocks
+            .write(block, &[label.encode(sequence)], Durable::AtOnce)
+            .await
+    }
+
+    /// Makes blocks of the region map that say nothing, in both slots, whatever was there.
+    async fn write_empty_map(&self, indexes: Range<u64>, durable: Durable) -> Result<(), IoError> {
+        let label = self.label.get();
+        let encode = |index, sequence| {
+            let header = Header {
+                volume: label.volume,
+                replica: label.replica,
+                sequence,
+            };
+            codec::encode_map(&header, index, &[])
+        };
+        let per_run = self.blocks.run_max().div_ceil(2);
+        let mut first = indexes.start;
+        while first < indexes.end {
+            let end = (first + per_run).min(indexes.end);
+            let run: Vec<Block> = (first..end)
+                .flat_map(|index| [encode(index, 2), encode(index, 1)])
+                .collect();
+            let block = self.layout.get().block_of(Kind::Map(first), 0);
+            self.blocks.write(block, &run, durable).await?;
+            for index in first..end {
+                self.know(Kind::Map(index), 2);
+            }
+            first = end;
+        }
+        Ok(())
     }
 
     /// Takes in what a device has that has become larger: the data reaches to its end from then on. To be
@@ -238,9 +248,8 @@ impl Area {
     ///
     /// [`AreaError`]; it is larger or not then, and it may be tried again.
     pub async fn grow(&self) -> Result<(), AreaError> {
-        let blocks = AreaLayout::blocks_of(&self.device.geometry())?;
         let before = self.layout.get();
-        let data_blocks = blocks.saturating_sub(before.area_blocks());
+        let data_blocks = self.blocks.count().saturating_sub(before.area_blocks());
         if data_blocks <= before.data_blocks() {
             return Ok(());
         }
@@ -249,22 +258,14 @@ impl Area {
             .borrow_mut()
             .resize(2 + layout.used_map_blocks() as usize, 0);
         // What an attempt before left is overwritten; nobody reads these until the label says so.
-        for index in before.used_map_blocks()..layout.used_map_blocks() {
-            for _ in 0..2 {
-                self.write_map_block(index, &[]).await?;
-            }
-        }
+        let new = before.used_map_blocks()..layout.used_map_blocks();
+        self.write_empty_map(new, Durable::AtOnce).await?;
         let label = Label {
             data_blocks,
             ..self.label.get()
         };
         let sequence = self.label_sequence.get().saturating_add(1);
-        self.write(
-            AreaLayout::label_block(sequence),
-            &label.encode(sequence),
-            Durable::AtOnce,
-        )
-        .await?;
+        self.write_label(&label, sequence).await?;
         self.label_sequence.set(sequence);
         self.label.set(label);
         self.layout.set(layout);
@@ -278,7 +279,7 @@ impl Area {
     ///
     /// [`AreaError`].
     pub async fn refresh(&self) -> Result<(), AreaError> {
-        let (layout, label, sequence) = Self::find(&self.device).await?;
+        let (layout, label, sequence) = Self::find(&self.blocks).await?;
         let before = self.layout.get();
         if layout.data_blocks() <= before.data_blocks() {
             return Ok(());
@@ -286,9 +287,8 @@ impl Area {
         self.sequences
             .borrow_mut()
             .resize(2 + layout.used_map_blocks() as usize, 0);
-        for index in before.used_map_blocks()..layout.used_map_blocks() {
-            self.newest(Kind::Map(index)).await?;
-        }
+        self.read_map_blocks(before.used_map_blocks()..layout.used_map_blocks())
+            .await?;
         self.label_sequence.set(sequence);
         self.label.set(label);
         self.layout.set(layout);
@@ -359,14 +359,34 @@ impl Area {
     /// [`AreaError`].
     pub async fn read_map(&self) -> Result<Vec<u8>, AreaError> {
         let layout = self.layout.get();
+        let blocks = self.read_map_blocks(0..layout.used_map_blocks()).await?;
         let regions = layout.regions() as usize;
         let mut map = Vec::with_capacity(regions);
-        for index in 0..layout.used_map_blocks() {
-            let block = self.newest(Kind::Map(index)).await?;
+        for block in &blocks {
             let left = (regions - map.len()).min(MAP_BLOCK_REGIONS);
-            map.extend((0..left).map(|region| codec::region_of(&block, region)));
+            map.extend((0..left).map(|region| codec::region_of(block, region)));
         }
         Ok(map)
+    }
+
+    /// Blocks of the region map, as they are now.
+    async fn read_map_blocks(&self, indexes: Range<u64>) -> Result<Vec<Block>, AreaError> {
+        let per_run = self.blocks.run_max().div_ceil(2);
+        let runs = indexes
+            .clone()
+            .step_by(per_run as usize)
+            .map(|first| self.read_map_run(first..(first + per_run).min(indexes.end)));
+        stream::iter(runs).buffered(MAP_READS).try_concat().await
+    }
+
+    async fn read_map_run(&self, indexes: Range<u64>) -> Result<Vec<Block>, AreaError> {
+        let first = self.layout.get().block_of(Kind::Map(indexes.start), 0);
+        let count = 2 * (indexes.end - indexes.start);
+        let slots = self.blocks.read(first, count).await?;
+        indexes
+            .zip(slots.chunks(2))
+            .map(|(index, slots)| self.newest_of(Kind::Map(index), slots))
+            .collect()
     }
 
     /// Makes a block of the region map durable; regions that are left out are zeros. The map has to have been
@@ -392,15 +412,18 @@ impl Area {
 
     /// The newest good content of a structure.
     async fn newest(&self, kind: Kind) -> Result<Block, AreaError> {
-        let mut newest: Option<(u64, Block)> = None;
-        for slot in 0..2 {
-            let block = match read(&self.device, self.ratio, self.layout.get().block_of(kind, slot)).await {
-                Ok(block) => block,
-                // The other slot may be good, and is then at most one write older: as after a power cut.
-                Err(IoError::MediaRead | IoError::ChecksumMismatch) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            match codec::check(&block, kind) {
+        let slots = self.blocks.read(self.layout.get().block_of(kind, 0), 2).await?;
+        self.newest_of(kind, &slots)
+    }
+
+    /// The newest good content of a structure, of what is in its slots.
+    fn newest_of(&self, kind: Kind, slots: &[Result<Block, IoError>]) -> Result<Block, AreaError> {
+        let mut newest: Option<(u64, &Block)> = None;
+        for (slot, block) in (0..).zip(slots) {
+            // If it cannot be read, the other slot may be good, and is then at most one write older: as after
+            // a power cut.
+            let Ok(block) = block else { continue };
+            match codec::check(block, kind) {
                 Ok(header)
                     if header.volume == self.label.get().volume
                         && header.replica == self.label.get().replica
@@ -414,10 +437,15 @@ impl Area {
             }
         }
         let (sequence, block) = newest.ok_or(AreaError::Missing(kind.name()))?;
+        self.know(kind, sequence);
+        Ok(*block)
+    }
+
+    /// Takes note of the newest sequence of a structure.
+    fn know(&self, kind: Kind, sequence: u64) {
         if let Some(known) = self.sequences.borrow_mut().get_mut(Self::sequence_index(kind)) {
             *known = sequence;
         }
-        Ok(block)
     }
 
     async fn write_next(
@@ -434,54 +462,10 @@ impl Area {
             replica: self.label.get().replica,
             sequence: before.saturating_add(1),
         };
-        self.write(
-            self.layout.get().block_of(kind, header.sequence),
-            &encode(&header),
-            durable,
-        )
-        .await?;
+        let block = self.layout.get().block_of(kind, header.sequence);
+        self.blocks.write(block, &[encode(&header)], durable).await?;
         // Only now: one that failed is tried again in the same slot, and the good one stays.
-        if let Some(known) = self.sequences.borrow_mut().get_mut(index) {
-            *known = header.sequence;
-        }
+        self.know(kind, header.sequence);
         Ok(())
     }
-
-    async fn write(&self, block: u64, content: &Block, durable: Durable) -> Result<(), AreaError> {
-        let data = memory_with(content);
-        let at_once = durable == Durable::AtOnce;
-        retried(async || self.device.write(block * self.ratio, data.clone(), at_once).await).await?;
-        Ok(())
-    }
-}
-
-fn memory_with(content: &Block) -> Slice {
-    let mut buffer = memory();
-    buffer.copy_from_slice(content);
-    buffer.freeze()
-}
-
-/// Memory for metadata never waits for those who may be waiting for metadata.
-fn memory() -> Buffer {
-    buffers()
-        .allocate(BLOCK_BYTES)
-        .unwrap_or_else(|| Buffer::from_heap(BLOCK_BYTES))
-}
-
-async fn read(device: &Rc<dyn BlockDevice>, ratio: u64, block: u64) -> Result<Block, IoError> {
-    let data = retried(async || device.read(block * ratio, memory()).await).await?;
-    data.first_chunk::<BLOCK_BYTES>()
-        .copied()
-        .ok_or(IoError::Internal)
-}
-
-/// Short of resources is not broken.
-async fn retried<T>(mut act: impl AsyncFnMut() -> Result<T, IoError>) -> Result<T, IoError> {
-    for _ in 0..SHORTAGES_MAX {
-        match act().await {
-            Err(IoError::ResourceShortage | IoError::NotReady) => sleep(SHORTAGE_PAUSE).await,
-            result => return result,
-        }
-    }
-    Err(IoError::ResourceShortage)
 }
