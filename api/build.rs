@@ -28,6 +28,7 @@ const FILES: &[&str] = &[
     "proto/pollux/control/v1/event.proto",
     "proto/pollux/control/v1/token.proto",
     "proto/pollux/control/v1/rebalance.proto",
+    "proto/pollux/control/v1/recovery.proto",
     "proto/pollux/control/v1/measurement.proto",
     "proto/pollux/control/v1/meter.proto",
     "proto/pollux/control/v1/engine.proto",

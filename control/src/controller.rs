@@ -18,7 +18,9 @@ use tokio::task::JoinSet;
 use crate::engines::{EngineAddress, EngineClient};
 use crate::model::{Kind, Record};
 use crate::plan::{Limits, Step, plan};
-use crate::store::{Leadership, Store, StoreError, Transaction, Watcher, Write};
+use crate::store::{
+    Leadership, Listing, Store, StoreError, TERM_BASE_KEY, Transaction, Watcher, Write, term_base,
+};
 use crate::telemetry::Telemetry;
 use crate::telling::Telling;
 use crate::world::{Observation, World};
@@ -127,6 +129,8 @@ pub struct Parts {
 pub struct Controller {
     parts: Parts,
     leadership: Leadership,
+    /// What is added to the term of the leadership.
+    term_base: u64,
     world: World,
     watcher: Box<dyn Watcher>,
     /// What engines are being told.
@@ -162,9 +166,14 @@ impl Controller {
         let listing = parts.store.list_all("/").await?;
         let world = World::load(&listing, parts.clock.now_unix_us())?;
         let watcher = parts.store.watch("/", listing.revision).await?;
+        let term_base = base_in(&listing)?;
+        let term = term_base.saturating_add(leadership.term);
+        tracing::info!(term, "leads");
+        parts.observations.telemetry.leads(term);
         Ok(Self {
             parts,
             leadership,
+            term_base,
             world,
             watcher,
             telling: Telling::default(),
@@ -275,9 +284,9 @@ impl Controller {
             }
         }
         let mut told = 0;
+        let term = self.term_base.saturating_add(self.leadership.term);
         for (node, commands) in commands {
             if let Some(engine) = self.world.nodes.get(&node).map(address) {
-                let term = self.leadership.term;
                 told += self
                     .telling
                     .tell(&self.parts, engine, term, commands, repeat_after);
@@ -381,7 +390,12 @@ impl Controller {
         changes: Result<Vec<crate::store::Change>, StoreError>,
     ) -> Result<(), StoreError> {
         match changes {
-            Ok(changes) => changes.iter().try_for_each(|change| self.world.apply(change)),
+            Ok(changes) => changes.iter().try_for_each(|change| {
+                if change.key == TERM_BASE_KEY {
+                    self.term_base = term_base(change.value.as_deref())?;
+                }
+                self.world.apply(change)
+            }),
             Err(StoreError::HistoryGone { .. }) => self.reload().await,
             Err(error) => Err(error),
         }
@@ -390,6 +404,7 @@ impl Controller {
     /// Reads all records anew.
     async fn reload(&mut self) -> Result<(), StoreError> {
         let listing = self.parts.store.list_all("/").await?;
+        self.term_base = base_in(&listing)?;
         let mut world = World::load(&listing, self.world.now_unix_us)?;
         world.observing_since_unix_us = self.world.observing_since_unix_us;
         world.failures = std::mem::take(&mut self.world.failures);
@@ -397,6 +412,13 @@ impl Controller {
         self.watcher = self.parts.store.watch("/", listing.revision).await?;
         Ok(())
     }
+}
+
+/// What is added to terms, by all entries.
+fn base_in(listing: &Listing) -> Result<u64, StoreError> {
+    let mut entries = listing.entries.iter();
+    let entry = entries.find(|entry| entry.key == TERM_BASE_KEY);
+    term_base(entry.map(|entry| entry.value.as_slice()))
 }
 
 /// Returns when it is true, or nobody can set it any more.

@@ -380,8 +380,6 @@ async fn lead(parts: Parts, instance: String, mut stopped: watch::Receiver<bool>
     while !*stopped.borrow() {
         let term = async {
             let leadership = parts.store.lead(&instance).await?;
-            tracing::info!(term = leadership.term, "leads");
-            parts.observations.telemetry().leads(leadership.term);
             let controller = Controller::start(parts.clone(), leadership).await?;
             controller.run(stopped.clone()).await
         };

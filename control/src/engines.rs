@@ -8,8 +8,9 @@ use std::time::Duration;
 use pollux_api::control::v1::agent_client::AgentClient;
 use pollux_api::control::v1::meter_client::MeterClient;
 use pollux_api::control::v1::{
-    EngineCommand, EngineMeasurements, EngineReport, ExecuteRequest, GetReportRequest,
-    ListReplicaBlocksRequest, ListReplicaBlocksResponse, MeasureRequest, engine_command::Command,
+    EngineCommand, EngineMeasurements, EngineReport, EngineSurvey, ExecuteRequest, GetReportRequest,
+    ListReplicaBlocksRequest, ListReplicaBlocksResponse, MeasureRequest, SurveyRequest,
+    engine_command::Command,
 };
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
@@ -22,6 +23,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Largest report: about 20,000 replicas.
 const REPORT_BYTES_MAX: usize = 16 << 20;
+
+/// Largest survey: as many replicas, each with a record of all the snapshots that there can be.
+const SURVEY_BYTES_MAX: usize = 128 << 20;
+
+/// How long a survey may take: pools are opened for it.
+const SURVEY_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// An engine, and where it is called.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,6 +110,23 @@ pub trait EngineClient: Send + Sync + fmt::Debug + 'static {
         Err(EngineError::Unreachable {
             node: engine.node.clone(),
             reason: "it tells nothing of snapshots".to_owned(),
+        })
+    }
+
+    /// What is on all pools of an engine, with all that replicas know of their volumes.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Unreachable`], also of one that cannot tell.
+    async fn survey(
+        &self,
+        engine: &EngineAddress,
+        request: SurveyRequest,
+    ) -> Result<EngineSurvey, EngineError> {
+        drop(request);
+        Err(EngineError::Unreachable {
+            node: engine.node.clone(),
+            reason: "it cannot tell what is on its pools".to_owned(),
         })
     }
 }
@@ -228,5 +252,18 @@ impl EngineClient for GrpcEngines {
         let listed = self.client(engine)?.list_replica_blocks(request).await;
         let listed = listed.map(tonic::Response::into_inner);
         listed.map_err(|status| failed(engine, &status))
+    }
+
+    async fn survey(
+        &self,
+        engine: &EngineAddress,
+        request: SurveyRequest,
+    ) -> Result<EngineSurvey, EngineError> {
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(SURVEY_TIMEOUT);
+        let client = AgentClient::new(self.channel(engine)?).max_decoding_message_size(SURVEY_BYTES_MAX);
+        let surveyed = { client }.survey(request).await;
+        let surveyed = surveyed.map(tonic::Response::into_inner);
+        surveyed.map_err(|status| failed(engine, &status))
     }
 }

@@ -11,6 +11,7 @@ pub mod gateway;
 pub mod model;
 pub mod placement;
 pub mod plan;
+pub mod recover;
 pub mod registry;
 pub mod security;
 pub mod server;

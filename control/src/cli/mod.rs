@@ -5,6 +5,7 @@ mod certificates;
 mod connection;
 mod output;
 mod rebalance;
+mod recover;
 mod redact;
 mod replicas;
 mod resource;
@@ -115,6 +116,8 @@ enum Command {
         #[command(subcommand)]
         command: rebalance::RebalanceCommand,
     },
+    /// Put on record what is on engines and not on record, as after the store was lost: look, then commit.
+    Recover(recover::RecoverArguments),
     /// Collect what those need who help into one file, without secrets.
     Support(support::SupportArguments),
     /// Rights to call for those who have no certificate.

@@ -19,7 +19,7 @@ use super::resource::{Changed, Listed, Named, all};
 use super::{
     Cli, Command, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments,
     PoolVerb, SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, rebalance,
-    replicas, support, tokens, top, up, wait,
+    recover, replicas, support, tokens, top, up, wait,
 };
 
 /// The pause before it is asked again whether a target has confirmed something.
@@ -91,6 +91,9 @@ pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandEr
         Command::Top(arguments) => top::run(&session.channel, arguments, session.output, session.into).await,
         Command::Rebalance { command } => {
             rebalance::run(&session.channel, command, session.output, session.into).await
+        }
+        Command::Recover(arguments) => {
+            recover::run(&session.channel, arguments, session.output, session.into).await
         }
         Command::Support(arguments) => support::run(&session.channel, arguments, session.into).await,
         Command::Token { command } => {

@@ -11,6 +11,7 @@ use pollux_api::control::v1::measurements_server::Measurements;
 use pollux_api::control::v1::nodes_server::Nodes;
 use pollux_api::control::v1::pools_server::Pools;
 use pollux_api::control::v1::rebalances_server::Rebalances;
+use pollux_api::control::v1::recoveries_server::Recoveries;
 use pollux_api::control::v1::snapshots_server::Snapshots;
 use pollux_api::control::v1::templates_server::Templates;
 use pollux_api::control::v1::tokens_server::Tokens;
@@ -266,6 +267,9 @@ routes! {
     GET "/v1/rebalances/{name}" Rebalances GetRebalance get_rebalance name "name";
     POST "/v1/rebalances/{name}:commit" Rebalances CommitRebalance commit_rebalance name "name" body *;
     DELETE "/v1/rebalances/{name}" Rebalances DeleteRebalance delete_rebalance name "name";
+
+    POST "/v1/recovery:survey" Recoveries SurveyEngines survey_engines body *;
+    POST "/v1/recovery:commit" Recoveries CommitRecovery commit_recovery body *;
 
     GET "/v1/measurements" Measurements GetMeasurements get_measurements;
 

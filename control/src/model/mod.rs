@@ -21,7 +21,8 @@ use prost::Message;
 use crate::store::{Condition, Entry, StoreError, Transaction, Write};
 
 pub use membership::{
-    SLOTS, SNAPSHOTS_MAX, check_follows, forget_snapshots, free_slot, membership, put_membership,
+    SLOTS, SNAPSHOTS_MAX, check as check_membership, check_follows, forget_snapshots, free_slot, membership,
+    put_membership,
 };
 pub use policy::{EffectivePolicy, REPLICAS_MAX};
 pub use validate::{

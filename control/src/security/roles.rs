@@ -83,7 +83,7 @@ pub enum Action {
     Operate,
     /// What engines tell.
     Report,
-    /// Tokens.
+    /// Tokens, and records that were lost.
     Administer,
 }
 

@@ -1,8 +1,8 @@
 //! The calls of `pollux.control.v1`: who may, whether it makes sense, then one transaction of the store.
 //!
-//! Nothing here tells engines anything; they are asked for measurements, and for blocks of snapshots. A call
-//! that asks for something returns once that is stored; the planner does the rest, and `status` tells how
-//! far it is.
+//! Nothing here tells engines anything; they are asked for measurements, for blocks of snapshots, and for
+//! what is on their pools. A call that asks for something returns once that is stored; the planner does the
+//! rest, and `status` tells how far it is.
 
 mod authenticate;
 mod blocks;
@@ -13,6 +13,7 @@ mod nodes;
 mod policies;
 mod rebalances;
 mod records;
+mod recoveries;
 mod registry;
 mod snapshots;
 mod tokens;
@@ -32,6 +33,7 @@ use pollux_api::control::v1::measurements_server::MeasurementsServer;
 use pollux_api::control::v1::nodes_server::NodesServer;
 use pollux_api::control::v1::pools_server::PoolsServer;
 use pollux_api::control::v1::rebalances_server::RebalancesServer;
+use pollux_api::control::v1::recoveries_server::RecoveriesServer;
 use pollux_api::control::v1::registry_server::RegistryServer;
 use pollux_api::control::v1::snapshots_server::SnapshotsServer;
 use pollux_api::control::v1::templates_server::TemplatesServer;
@@ -145,7 +147,8 @@ impl Services {
             .add_service(service!(RegistryServer))
             .add_service(service!(TokensServer))
             .add_service(service!(MeasurementsServer))
-            .add_service(service!(RebalancesServer));
+            .add_service(service!(RebalancesServer))
+            .add_service(service!(RecoveriesServer));
         let router = routes.into_axum_router();
         let authenticated = from_fn_with_state(self.clone(), authenticate::authenticate);
         let counted = from_fn_with_state(self, telemetry::count_grpc);

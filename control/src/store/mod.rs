@@ -169,7 +169,8 @@ pub trait Watcher: Send + Sync {
 /// The right to decide alone, until it is lost.
 #[derive(Debug)]
 pub struct Leadership {
-    /// Grows with each leader. Engines refuse commands of older terms.
+    /// Grows with each leader: together with what is at [`TERM_BASE_KEY`] it is the term. Engines refuse
+    /// commands of older ones.
     pub term: u64,
     /// Holds as long as no other leads: to be part of each transaction.
     pub condition: Condition,
@@ -230,6 +231,22 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     ///
     /// [`StoreError::Unavailable`].
     async fn lead(&self, instance: &str) -> Result<Leadership, StoreError>;
+}
+
+/// What is added to the revision of the leader's key to make its term, as a decimal number; 0 if it is not
+/// there. A store that takes the place of another one has a larger one: engines obey newer terms only.
+pub const TERM_BASE_KEY: &str = "/term-base";
+
+/// What is added to terms, as an entry has it.
+///
+/// # Errors
+///
+/// [`StoreError::Damaged`].
+pub(crate) fn term_base(value: Option<&[u8]>) -> Result<u64, StoreError> {
+    let Some(value) = value else { return Ok(0) };
+    let text = std::str::from_utf8(value).ok();
+    let base = text.and_then(|text| text.parse().ok());
+    base.ok_or_else(|| StoreError::Damaged(format!("{TERM_BASE_KEY} holds no number")))
 }
 
 /// The key that the leader holds.

@@ -9,6 +9,7 @@ mod manual;
 mod programs;
 mod rebalance;
 mod reconcile;
+mod recover;
 mod scale;
 mod together;
 mod trust;

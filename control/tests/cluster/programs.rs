@@ -7,8 +7,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use pollux_api::control::v1::agent_server::{Agent, AgentServer};
 use pollux_api::control::v1::{
-    EngineReport, ExecuteRequest, ExecuteResponse, GetReportRequest, ListReplicaBlocksRequest,
-    ListReplicaBlocksResponse,
+    EngineReport, EngineSurvey, ExecuteRequest, ExecuteResponse, GetReportRequest, ListReplicaBlocksRequest,
+    ListReplicaBlocksResponse, SurveyRequest,
 };
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use tokio::net::TcpListener;
@@ -49,6 +49,11 @@ impl Agent for AgentOf {
     ) -> Result<Response<ListReplicaBlocksResponse>, Status> {
         let listed = self.0.blocks(&self.1, request.into_inner()).await;
         listed.map(Response::new).map_err(status)
+    }
+
+    async fn survey(&self, request: Request<SurveyRequest>) -> Result<Response<EngineSurvey>, Status> {
+        let surveyed = self.0.survey(&self.1, request.into_inner()).await;
+        surveyed.map(Response::new).map_err(status)
     }
 }
 

@@ -75,7 +75,8 @@ async fn hosts_sizes_and_limits_reach_the_target() {
     let status = volume.status.expect("it has one");
     assert_eq!(status.size_bytes, 20 * GIB);
     let engines = cluster.fleet.lock();
-    let target = &engines.engines[&status.target_node].targets["volume-v"].config;
+    let target =
+        &engines.engines[&status.target_node].targets[&volume.metadata.expect("it has some").uid].config;
     assert_eq!(target.size_bytes, 20 * GIB);
     assert!(target.hosts.iter().any(|host| host.read_only));
     let sizes = engines

@@ -6,13 +6,13 @@ use pollux_api::control::v1::{
 use pollux_control::model::Record;
 use pollux_control::plan::Limits;
 
-use crate::common::{Cluster, SECOND_US, layout, named, put, volume};
+use crate::common::{Cluster, SECOND_US, layout, named, put, uid, volume};
 
 /// One that was asked for, of volumes that are there.
 pub fn together(name: &str, volumes: &[&str]) -> GroupSnapshot {
     let member = |volume: &&str| GroupSnapshotMember {
         volume: (*volume).to_owned(),
-        volume_uid: format!("volume-{volume}"),
+        volume_uid: uid::<Volume>(volume),
         snapshot: format!("{name}.{volume}"),
         size_bytes: 1,
     };
@@ -157,9 +157,8 @@ async fn what_is_held_for_nothing_is_released() {
     cluster.ticks(3).await;
     let engines = cluster.fleet.lock().engines.clone();
     for engine in engines.values() {
-        let mut held = ["volume-a", "volume-b"]
-            .into_iter()
-            .flat_map(|volume| engine.cuts.of(volume));
+        let uids = ["a", "b"].map(uid::<Volume>);
+        let mut held = uids.iter().flat_map(|volume| engine.cuts.of(volume));
         assert!(held.all(|cut| !cut.is_held()), "{:?}", engine.cuts);
     }
     cluster.settle().await;

@@ -313,13 +313,26 @@ impl Cluster {
         is_online(self.channel.clone(), name).await
     }
 
-    async fn register(&self) {
+    /// The control plane loses its records: it is started with none but the nodes.
+    pub async fn lose_store(&self) {
+        self.kill_control();
+        std::fs::remove_file(self.directory.path().join("store")).expect("a file");
+        self.start_control();
+        self.register_nodes().await;
+    }
+
+    /// The device of the pool of an engine.
+    pub fn device(&self, name: &str) -> String {
+        let file = self.directory.path().join(name).join("pool");
+        format!("uring://{}?block=4096", file.display())
+    }
+
+    async fn register_nodes(&self) {
         let nodes = NodesClient::new(self.channel.clone());
         until("the control plane answers", || async {
             nodes.clone().list_nodes(ListNodesRequest::default()).await.ok()
         })
         .await;
-        let pools = PoolsClient::new(self.channel.clone());
         for engine in &self.engines {
             let node = Node {
                 metadata: named(&engine.name),
@@ -331,12 +344,18 @@ impl Cluster {
             };
             let request = CreateNodeRequest { node: Some(node) };
             nodes.clone().create_node(request).await.expect("a node");
-            let file = self.directory.path().join(&engine.name).join("pool");
+        }
+    }
+
+    async fn register(&self) {
+        self.register_nodes().await;
+        let pools = PoolsClient::new(self.channel.clone());
+        for engine in &self.engines {
             let pool = Pool {
                 metadata: named(&format!("{}.pool", engine.name)),
                 spec: Some(PoolSpec {
                     node: engine.name.clone(),
-                    devices: vec![format!("uring://{}?block=4096", file.display())],
+                    devices: vec![self.device(&engine.name)],
                     media: MediaClass::Scratch.into(),
                     ..PoolSpec::default()
                 }),

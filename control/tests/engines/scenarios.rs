@@ -5,7 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use pollux_api::control::v1::engine_command::Command;
-use pollux_api::control::v1::{ReplicaState, TargetConfig, TargetRemoval, VolumePolicy, VolumeState};
+use pollux_api::control::v1::recoveries_client::RecoveriesClient;
+use pollux_api::control::v1::{
+    Certainty, CommitRecoveryRequest, FoundVolume, PoolDevices, RecoverySpec, ReplicaState,
+    SurveyEnginesRequest, TargetConfig, TargetRemoval, VolumePolicy, VolumeState,
+};
 use tonic::Code;
 
 use crate::chaos;
@@ -70,6 +74,7 @@ pub fn run() -> ExitCode {
             snapshots_are_kept_and_cloned,
             snapshots_of_several_are_of_one_instant,
             all_engines_are_killed_at_once,
+            the_store_is_lost,
             nothing_is_left_behind,
         );
     });
@@ -322,6 +327,56 @@ async fn all_engines_are_killed_at_once(cluster: &Cluster) {
         .await
         .expect("it ends");
     cluster.until_healthy("v").await;
+}
+
+/// Two engines run on, and a third one was started since and has no pool open.
+async fn the_store_is_lost(cluster: &Cluster) {
+    cluster.until_whole("v", "state").await;
+    cluster.snapshot("kept", "v").await;
+    let before = cluster.until_healthy("v").await;
+    let nodes = cluster.nodes();
+    let restarted = nodes.iter().find(|node| **node != before.target_node);
+    let restarted = restarted.expect("one of three").clone();
+    cluster.kill_control();
+    cluster.kill(&restarted);
+    cluster.restart(&restarted);
+    cluster.lose_store().await;
+    assert!(cluster.status("v").await.is_none(), "nobody has agreed yet");
+    let mut recoveries = RecoveriesClient::new(cluster.channel.clone());
+    let mut spec = RecoverySpec::default();
+    let survey = async |spec: &RecoverySpec, certainty: Certainty| {
+        until("engines tell what they have", || async {
+            let spec = Some(spec.clone());
+            let request = SurveyEnginesRequest { spec };
+            let survey = recoveries
+                .clone()
+                .survey_engines(request)
+                .await
+                .ok()?
+                .into_inner();
+            let is_so = |volume: &FoundVolume| volume.name == "v" && volume.certainty() == certainty;
+            survey.volumes.iter().any(is_so).then_some(survey)
+        })
+        .await
+    };
+    survey(&spec, Certainty::Missing).await;
+    spec.pools.push(PoolDevices {
+        devices: vec![cluster.device(&restarted)],
+        node: restarted,
+    });
+    let digest = survey(&spec, Certainty::Sure).await.digest;
+    let spec = Some(spec);
+    let request = CommitRecoveryRequest { spec, digest };
+    recoveries
+        .commit_recovery(request)
+        .await
+        .expect("it is as it was");
+    let after = cluster.until_healthy("v").await;
+    assert!(after.epoch > before.epoch + 1, "{after:?} after {before:?}");
+    assert_eq!(after.snapshots, before.snapshots);
+    // What was written before is read back.
+    cluster.until_whole("v", "state").await;
+    cluster.delete_snapshot(&before.snapshots[0].uid).await;
 }
 
 async fn nothing_is_left_behind(cluster: &Cluster) {

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use pollux_api::control::v1::registry_client::RegistryClient;
 use pollux_api::control::v1::{
-    EngineReport, GetMembershipRequest, Membership, PoolHealth, PoolReport, RecordedSnapshot, ReplicaConfig,
-    ReplicaReport, ReplicaState, SwapMembershipRequest, SwapMembershipResponse, TargetConfig,
-    engine_command::Command,
+    EngineReport, EngineSurvey, GetMembershipRequest, Membership, PoolHealth, PoolReport, RecordedSnapshot,
+    ReplicaConfig, ReplicaReport, ReplicaState, SurveyRequest, SurveyedPool, SurveyedReplica,
+    SwapMembershipRequest, SwapMembershipResponse, TargetConfig, engine_command::Command,
 };
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use pollux_control::registry::{RegistryError, get_membership, swap_membership};
@@ -40,7 +40,9 @@ pub struct Replica {
     /// The last write that it took.
     pub written: u64,
     /// It refuses targets of older epochs.
-    promised: u64,
+    pub promised: u64,
+    /// Its copy of the record of who takes part.
+    pub record: Option<Membership>,
     rebuilt_ticks: u32,
 }
 
@@ -389,6 +391,10 @@ impl Engines {
             // The set shrinks in the store first; until then nothing is acknowledged.
             return (Some(next), Vec::new());
         }
+        // It counts once all of the set have a copy.
+        for (_, node, member) in &in_sync {
+            self.replica(node, &member.uid).expect("reached").record = Some(record.clone());
+        }
         if in_sync.len() >= record.min_in_sync as usize && !is_held {
             let written = self.acknowledged.entry(record.volume_uid.clone()).or_default();
             *written += 1;
@@ -542,6 +548,7 @@ impl EngineClient for Fleet {
                         snapshots: BTreeSet::new(),
                         written: 0,
                         promised: 0,
+                        record: None,
                         rebuilt_ticks: 0,
                     })
                     .config
@@ -621,5 +628,33 @@ impl EngineClient for Fleet {
         let report = Arc::new(report);
         found.report = Some(report.clone());
         Ok(report)
+    }
+
+    async fn survey(
+        &self,
+        engine: &EngineAddress,
+        _request: SurveyRequest,
+    ) -> Result<EngineSurvey, EngineError> {
+        let report = self.report(engine).await?;
+        let engines = self.lock();
+        let found = &engines.engines[&engine.node];
+        let pools = report.pools.iter().map(|pool| SurveyedPool {
+            pool: Some(pool.clone()),
+            devices: vec!["malloc:///x".to_owned()],
+        });
+        let replicas = found.replicas.values().map(|replica| SurveyedReplica {
+            config: Some(replica.config.clone()),
+            promised_epoch: replica.promised,
+            record: replica.record.clone(),
+            problem: String::new(),
+        });
+        Ok(EngineSurvey {
+            node: report.node.clone(),
+            term: found.term,
+            pools: pools.collect(),
+            replicas: replicas.collect(),
+            targets: report.targets.clone(),
+            problems: Vec::new(),
+        })
     }
 }

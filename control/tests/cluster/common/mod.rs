@@ -16,6 +16,7 @@ use pollux_control::model::{Guarded, Record};
 use pollux_control::plan::Limits;
 use pollux_control::store::{MemoryStore, Store, Transaction};
 use pollux_control::world::World;
+use uuid::Uuid;
 
 use fleet::Fleet;
 
@@ -75,10 +76,16 @@ pub async fn put<R: Record>(store: &dyn Store, record: &R) {
         .expect("it is new, or as it was read");
 }
 
+/// The UUID of a record of this name.
+pub fn uid<R: Record>(name: &str) -> String {
+    let name = format!("{}-{name}", R::KIND);
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string()
+}
+
 pub fn named<R: Record>(mut record: R, name: &str) -> R {
     let metadata = record.meta_mut();
     metadata.name = name.to_owned();
-    metadata.uid = format!("{}-{name}", R::KIND);
+    metadata.uid = uid::<R>(name);
     record
 }
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use pollux_api::control::v1::agent_server::Agent;
 use pollux_api::control::v1::{
-    BlockRange, EngineReport, ExecuteRequest, ExecuteResponse, GetReportRequest, ListReplicaBlocksRequest,
-    ListReplicaBlocksResponse, PoolConfig, ReplicaConfig, engine_command::Command,
+    BlockRange, EngineReport, EngineSurvey, ExecuteRequest, ExecuteResponse, GetReportRequest,
+    ListReplicaBlocksRequest, ListReplicaBlocksResponse, PoolConfig, ReplicaConfig, SurveyRequest,
+    engine_command::Command,
 };
 use pollux_device::ByteSize;
 use tonic::{Request, Response, Status};
@@ -126,6 +127,17 @@ impl Agent for AgentService {
             ranges: ranges.collect(),
             next_offset_bytes: page.next_offset_bytes,
         }))
+    }
+
+    async fn survey(&self, request: Request<SurveyRequest>) -> Result<Response<EngineSurvey>, Status> {
+        self.guard.require_control(&request)?;
+        let request = request.into_inner();
+        let cluster = self.cluster.clone();
+        // As with commands: a pool must not be left half open.
+        let done = tokio::spawn(async move { cluster.survey(&request).await }).await;
+        let survey = done.map_err(CommandError::from)??;
+        self.cluster.changed.notify_one();
+        Ok(Response::new(survey))
     }
 }
 

@@ -17,6 +17,7 @@ mod record;
 mod registry;
 mod report;
 mod store;
+mod survey;
 mod switch;
 mod targets;
 mod term;

@@ -3,8 +3,11 @@
 use std::rc::Rc;
 
 use pollux_api::control::v1::{EngineReport, PoolHealth, PoolReport, ReplicaConfig, ReplicaReport};
+use pollux_device::DeviceUri;
 use pollux_pool::{Pool, Space};
 use pollux_reactor::net::Address;
+use pollux_volume::metadata::BLOCK_BYTES;
+use pollux_volume::metadata::codec::Label;
 
 use super::Cluster;
 use crate::pools::{OpenPool, SCHEME, names};
@@ -47,25 +50,27 @@ impl Cluster {
     fn describe_replicas(&self) -> Vec<ReplicaReport> {
         let all = self.parts.replicas.all().into_iter();
         let in_pools = all.filter_map(|(uri, label)| {
-            let (pool, _) = names(&uri).ok().filter(|_| uri.scheme() == SCHEME)?;
-            Some(ReplicaReport {
-                config: Some(ReplicaConfig {
-                    uid: label.replica.to_string(),
-                    volume_uid: label.volume.to_string(),
-                    pool_uid: pool,
-                    size_bytes: label
-                        .data_blocks
-                        .saturating_mul(pollux_volume::metadata::BLOCK_BYTES as u64),
-                    ..ReplicaConfig::default()
-                }),
-            })
+            let config = Some(replica_config(&uri, &label)?);
+            Some(ReplicaReport { config })
         });
         in_pools.collect()
     }
 }
 
+/// A replica, if it is in a pool.
+pub(super) fn replica_config(uri: &DeviceUri, label: &Label) -> Option<ReplicaConfig> {
+    let (pool, _) = names(uri).ok().filter(|_| uri.scheme() == SCHEME)?;
+    Some(ReplicaConfig {
+        uid: label.replica.to_string(),
+        volume_uid: label.volume.to_string(),
+        pool_uid: pool,
+        size_bytes: label.data_blocks.saturating_mul(BLOCK_BYTES as u64),
+        ..ReplicaConfig::default()
+    })
+}
+
 /// A pool, as its owner tells of it. Its name is the UUID that the control plane gave it.
-async fn describe_pool(pool: &OpenPool) -> PoolReport {
+pub(super) async fn describe_pool(pool: &OpenPool) -> PoolReport {
     let looked = pool.shared.call(look).await;
     let (health, message, space) = match looked {
         Ok((space, None)) => (PoolHealth::Good, String::new(), Some(space)),

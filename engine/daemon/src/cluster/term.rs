@@ -64,6 +64,11 @@ impl Term {
         })
     }
 
+    /// The newest that was seen; 0 if there was none.
+    pub(super) async fn newest(&self) -> u64 {
+        *self.newest.lock().await
+    }
+
     /// Takes a command of a term, if no later one was seen. Once it is taken, the term is durable.
     ///
     /// # Errors

@@ -16,7 +16,8 @@ use std::time::Duration;
 use pollux_nvme::target::{Hosts, NamespaceConfig, Subsystem, SubsystemConfig, Target, TargetError};
 use pollux_pool::shared::OwnedDevice;
 use pollux_reactor::random_u64;
-use pollux_volume::membership::Epoch;
+use pollux_volume::membership::{Epoch, Membership};
+use pollux_volume::metadata::AreaError;
 use pollux_volume::replica::{
     CommandError, PromiseError, ReplicaAnswer, ReplicaCommand, ReplicaHost, ReplicaPort,
 };
@@ -84,6 +85,11 @@ impl Hosted {
 
     pub(super) fn promised(&self) -> Epoch {
         self.host.promised()
+    }
+
+    /// The copy of the record of who takes part; nothing if no target ever gave it one.
+    pub(super) async fn record(&self) -> Result<Option<Membership>, AreaError> {
+        self.host.record().await
     }
 
     /// Promises an epoch, and has the session served to who is admitted, and to nobody else any more.

@@ -40,7 +40,7 @@ use pollux_pool::shared::{Owned, OwnedDevice};
 use pollux_pool::{Pool, PoolError, VolumeOptions};
 use pollux_reactor::ReactorHandle;
 use pollux_reactor::net::Address;
-use pollux_volume::membership::Epoch;
+use pollux_volume::membership::{Epoch, Membership};
 use pollux_volume::metadata::codec::Label;
 use pollux_volume::metadata::{AreaLayout, BLOCK_BYTES, FormatOptions, REGION_BLOCKS};
 use pollux_volume::replica::{CommandError, PoolMedium, PromiseError, ReplicaAnswer, ReplicaCommand};
@@ -110,6 +110,19 @@ impl ReplicaInfo {
     pub fn data_bytes(&self) -> u64 {
         self.label.data_blocks.saturating_mul(BLOCK_BYTES as u64)
     }
+}
+
+/// A replica, and what it knows of its volume.
+#[derive(Debug)]
+pub struct SurveyedReplica {
+    /// Its device.
+    pub uri: DeviceUri,
+    /// Which, and of which volume.
+    pub label: Label,
+    /// The newest epoch that it promised.
+    pub promised: Epoch,
+    /// Its copy of the record of who takes part, if a target ever gave it one; or why that cannot be read.
+    pub record: Result<Option<Membership>, String>,
 }
 
 /// A replica that is open.
@@ -409,6 +422,29 @@ impl Replicas {
             described.push(replica.describe().await?);
         }
         Ok(described)
+    }
+
+    /// The replicas that are open, with what they know of their volumes.
+    pub async fn survey(&self) -> Vec<SurveyedReplica> {
+        let all: Vec<Replica> = self.open_replicas().values().cloned().collect();
+        let mut surveyed = Vec::with_capacity(all.len());
+        for replica in all {
+            let asked = replica.hosted.call(|hosted| async move {
+                let record = hosted.record().await.map_err(|error| error.to_string());
+                (hosted.promised(), record)
+            });
+            let (promised, record) = match asked.await {
+                Ok(answered) => answered,
+                Err(error) => (Epoch(0), Err(error.to_string())),
+            };
+            surveyed.push(SurveyedReplica {
+                uri: replica.uri,
+                label: replica.label,
+                promised,
+                record,
+            });
+        }
+        surveyed
     }
 
     /// Asks a replica for a promise; from any executor. Whoever is served by an older one is so no more.

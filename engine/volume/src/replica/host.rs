@@ -22,7 +22,7 @@ use super::{
     CommandError, Commanding, Granted, OpeningSnapshot, PromiseError, Promising, ReplicaAnswer,
     ReplicaCommand, ReplicaMedium, ReplicaPort,
 };
-use crate::membership::Epoch;
+use crate::membership::{Epoch, Membership};
 use crate::metadata::codec::Label;
 use crate::metadata::{Area, AreaError, AreaLayout, BLOCK_BYTES};
 
@@ -102,6 +102,15 @@ impl ReplicaHost {
     /// The newest epoch that was promised.
     pub fn promised(&self) -> Epoch {
         self.0.promised.get()
+    }
+
+    /// The copy of the record of who takes part, as a target left it last; `None` if there never was one.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`].
+    pub async fn record(&self) -> Result<Option<Membership>, AreaError> {
+        self.0.area.read_record().await
     }
 
     /// See [`ReplicaPort::promise`].
