@@ -1,0 +1,426 @@
+//! The store is lost: what is put on record again, and what is not.
+
+use std::sync::Arc;
+
+use pollux_api::control::v1::recoveries_server::Recoveries;
+use pollux_api::control::v1::*;
+use pollux_control::engines::{EngineAddress, EngineClient};
+use pollux_control::model::Record;
+use pollux_control::plan::Limits;
+use pollux_control::recover::{Answers, examine, records};
+use pollux_control::security::Guard;
+use pollux_control::server::{ServiceParts, Services};
+use pollux_control::store::{MemoryStore, Store, restore, write_backup};
+use pollux_control::world::World;
+use tonic::Request;
+
+use crate::common::{Cluster, SECOND_US, layout, put, snapshot, volume};
+
+/// Three nodes and a volume with a snapshot, written to.
+async fn cluster() -> Cluster {
+    let mut cluster = Cluster::new(&layout(3, 1), Limits::default()).await;
+    put(&cluster.store, &volume("v", 3)).await;
+    cluster.settle().await;
+    let made = cluster.get::<Volume>("v").await.expect("it is there");
+    put(&cluster.store, &snapshot("s", &made)).await;
+    cluster.settle().await;
+    cluster.check_settled();
+    cluster
+}
+
+fn status(cluster: &Cluster) -> VolumeStatus {
+    let volume = cluster.world().volumes.values().next().expect("one volume");
+    volume.status.clone().expect("it has been planned for")
+}
+
+fn replicas(cluster: &Cluster, state: ReplicaState) -> Vec<Replica> {
+    let mut replicas = status(cluster).replicas;
+    replicas.retain(|replica| replica.state() == state);
+    replicas
+}
+
+/// The store is lost: there is a new one, that knows the nodes and nothing else.
+async fn lose_store(cluster: &mut Cluster) {
+    let store = MemoryStore::default();
+    for node in cluster.world().nodes.values() {
+        let mut node = node.clone();
+        node.status = None;
+        node.metadata.get_or_insert_default().revision = 0;
+        put(&store, &node).await;
+    }
+    cluster.store = store;
+    cluster.restart().await;
+    cluster.ticks(3).await;
+}
+
+fn services(cluster: &Cluster) -> Services {
+    Services::new(ServiceParts {
+        store: Arc::new(cluster.store.clone()),
+        observations: cluster.observations.clone(),
+        engines: Arc::new(cluster.fleet.clone()),
+        clock: Arc::new(cluster.clock.clone()),
+        limits: Limits::default(),
+        guard: Guard::Local,
+    })
+}
+
+fn accepting(survey: &Survey) -> RecoverySpec {
+    RecoverySpec {
+        accept_missing: survey.volumes.iter().map(|volume| volume.uid.clone()).collect(),
+        ..RecoverySpec::default()
+    }
+}
+
+async fn survey(cluster: &Cluster, spec: &RecoverySpec) -> Survey {
+    let spec = Some(spec.clone());
+    let services = services(cluster);
+    let answer = services.survey_engines(Request::new(SurveyEnginesRequest { spec }));
+    answer.await.expect("it answers").into_inner()
+}
+
+async fn commit(cluster: &Cluster, spec: &RecoverySpec) -> Survey {
+    let digest = survey(cluster, spec).await.digest;
+    let spec = Some(spec.clone());
+    let services = services(cluster);
+    let answer = services.commit_recovery(Request::new(CommitRecoveryRequest { spec, digest }));
+    answer.await.expect("it is as it was looked at").into_inner()
+}
+
+fn only(survey: &Survey) -> &FoundVolume {
+    assert_eq!(survey.volumes.len(), 1, "{survey:?}");
+    &survey.volumes[0]
+}
+
+#[tokio::test]
+async fn what_is_on_engines_comes_back() {
+    let mut cluster = cluster().await;
+    let before = cluster.get::<Volume>("v").await.expect("it is there");
+    let old = before.status.clone().expect("it has been planned for");
+    lose_store(&mut cluster).await;
+    assert!(cluster.world().volumes.is_empty() && cluster.world().pools.is_empty());
+    let spec = RecoverySpec::default();
+    let found = survey(&cluster, &spec).await;
+    assert_eq!(found.pools.len(), 3);
+    assert_eq!(only(&found).certainty(), Certainty::Sure, "{found:?}");
+    assert_eq!(only(&found).name, "v", "engines know its name still");
+    assert!(cluster.world().volumes.is_empty(), "nobody has agreed yet");
+
+    let wrong = CommitRecoveryRequest {
+        spec: Some(spec.clone()),
+        digest: "another".to_owned(),
+    };
+    let services = services(&cluster);
+    let refused = services.commit_recovery(Request::new(wrong)).await;
+    assert_eq!(
+        refused.expect_err("it was not looked at").code(),
+        tonic::Code::InvalidArgument
+    );
+
+    commit(&cluster, &spec).await;
+    cluster.settle().await;
+    cluster.check_settled();
+    let after = cluster.get::<Volume>("v").await.expect("it is on record again");
+    let status = after.status.clone().expect("it has been planned for");
+    assert_eq!(after.meta().uid, before.meta().uid);
+    assert!(
+        status.epoch > old.epoch + 1,
+        "{} after {}",
+        status.epoch,
+        old.epoch
+    );
+    assert_eq!(status.snapshots, old.snapshots);
+    let taken: Vec<&Snapshot> = cluster.world().snapshots.values().collect();
+    assert_eq!(taken.len(), 1);
+    assert_eq!(taken[0].meta().uid, old.snapshots[0].uid);
+    assert_eq!(
+        survey(&cluster, &spec).await.volumes,
+        Vec::new(),
+        "nothing is left"
+    );
+}
+
+#[tokio::test]
+async fn who_may_know_better_has_to_be_asked() {
+    let mut cluster = cluster().await;
+    // One misses writes, and then those that have them are away.
+    let stale = status(&cluster).target_node;
+    cluster.fleet.set_up(&stale, false);
+    cluster.ticks(20).await;
+    let better: Vec<String> = replicas(&cluster, ReplicaState::InSync)
+        .into_iter()
+        .map(|replica| replica.node)
+        .collect();
+    assert_eq!(better.len(), 2, "{:?}", status(&cluster));
+    for node in &better {
+        cluster.fleet.set_up(node, false);
+    }
+    cluster.fleet.set_up(&stale, true);
+    lose_store(&mut cluster).await;
+    let spec = RecoverySpec::default();
+    let found = commit(&cluster, &spec).await;
+    assert_eq!(only(&found).certainty(), Certainty::Missing, "{found:?}");
+    cluster.ticks(3).await;
+    assert!(cluster.world().volumes.is_empty(), "an old set is served");
+
+    // One of them is enough to know that the first one is stale, and not to know that no other one has more.
+    cluster.fleet.set_up(&better[0], true);
+    let found = commit(&cluster, &spec).await;
+    assert_eq!(only(&found).certainty(), Certainty::Missing, "{found:?}");
+    let found = survey(&cluster, &accepting(&found)).await;
+    assert_eq!(only(&found).certainty(), Certainty::Accepted, "{found:?}");
+
+    // With all of them it is certain.
+    cluster.fleet.set_up(&better[1], true);
+    let found = commit(&cluster, &spec).await;
+    assert_eq!(only(&found).certainty(), Certainty::Sure, "{found:?}");
+    cluster.settle().await;
+    cluster.check_settled();
+}
+
+#[tokio::test]
+async fn what_was_accepted_is_served_without_who_is_missing() {
+    let mut cluster = cluster().await;
+    cluster.fleet.set_up("n2-0", false);
+    lose_store(&mut cluster).await;
+    let found = survey(&cluster, &RecoverySpec::default()).await;
+    assert_eq!(only(&found).certainty(), Certainty::Missing, "{found:?}");
+    let spec = accepting(&found);
+    commit(&cluster, &spec).await;
+    cluster.ticks(20).await;
+    cluster.check();
+    let state = status(&cluster).state();
+    assert_eq!(state, VolumeState::Degraded, "{:?}", status(&cluster));
+    let missing = found.volumes[0]
+        .replicas
+        .iter()
+        .find(|replica| replica.node.is_empty());
+    let missing = missing.expect("one is not found").uid.clone();
+
+    // It is back, with what it had: that is left alone, and counts for nothing.
+    cluster.fleet.set_up("n2-0", true);
+    commit(&cluster, &RecoverySpec::default()).await;
+    cluster.clock.advance(400 * SECOND_US);
+    cluster.settle().await;
+    cluster.check();
+    assert_eq!(status(&cluster).state(), VolumeState::Healthy);
+    assert!(
+        status(&cluster)
+            .replicas
+            .iter()
+            .all(|replica| replica.uid != missing)
+    );
+    let engines = cluster.fleet.lock();
+    assert!(
+        engines.engines["n2-0"].replicas.contains_key(&missing),
+        "it was removed"
+    );
+}
+
+/// What all engines answer.
+async fn answers(cluster: &Cluster) -> Answers {
+    let mut answers = Answers::new();
+    for node in cluster.world().nodes.keys() {
+        let engine = EngineAddress {
+            node: node.clone(),
+            address: String::new(),
+        };
+        let survey = cluster.fleet.survey(&engine, SurveyRequest::default()).await;
+        answers.insert(node.clone(), survey.map_err(|error| error.to_string()));
+    }
+    answers
+}
+
+fn first(answers: &mut Answers) -> &mut EngineSurvey {
+    let first = answers.values_mut().next().expect("a node");
+    first.as_mut().expect("it answers")
+}
+
+#[tokio::test]
+async fn what_cannot_be_true_is_not_put_on_record() {
+    type Damage = fn(&mut Answers);
+    let damages: [(Damage, Certainty); 8] = [
+        (
+            |answers| {
+                let record = first(answers).replicas[0].record.as_mut().expect("a copy");
+                record.min_in_sync += 1;
+            },
+            Certainty::Contradictory,
+        ),
+        (
+            |answers| {
+                let again = first(answers).replicas[0].clone();
+                let last = answers.values_mut().last().expect("a node").as_mut();
+                last.expect("it answers").replicas.push(again);
+            },
+            Certainty::Contradictory,
+        ),
+        (
+            |answers| {
+                let config = first(answers).replicas[0].config.as_mut().expect("a config");
+                config.size_bytes -= 4096;
+            },
+            Certainty::Contradictory,
+        ),
+        (
+            |answers| {
+                let record = first(answers).replicas[0].record.as_mut().expect("a copy");
+                record.version += 1;
+                record.members.clear();
+            },
+            Certainty::Contradictory,
+        ),
+        (
+            |answers| first(answers).replicas[0].record = None,
+            Certainty::Missing,
+        ),
+        (
+            |answers| {
+                for answer in answers.values_mut() {
+                    let answer = answer.as_mut().expect("it answers");
+                    answer.replicas[0].record = None;
+                }
+            },
+            Certainty::Unused,
+        ),
+        (
+            |answers| {
+                for answer in answers.values_mut().flat_map(|answer| answer.as_mut()) {
+                    for target in &mut answer.targets {
+                        target.version += 5;
+                    }
+                }
+            },
+            Certainty::Missing,
+        ),
+        (
+            // All pools but those of the first node are copies of it.
+            |answers| {
+                let pool = first(answers).pools[0].pool.clone();
+                for answer in answers.values_mut().flat_map(|answer| answer.as_mut()) {
+                    answer.pools[0].pool.clone_from(&pool);
+                }
+            },
+            Certainty::NoneInSync,
+        ),
+    ];
+    let mut cluster = cluster().await;
+    cluster.ticks(1).await;
+    let world = World {
+        nodes: cluster.world().nodes.clone(),
+        now_unix_us: 1,
+        ..World::default()
+    };
+    let good = answers(&cluster).await;
+    let spec = RecoverySpec::default();
+    let survey = examine(&world, &good, &spec);
+    assert_eq!(only(&survey).certainty(), Certainty::Sure, "{survey:?}");
+    assert_eq!(records(&world, &survey).len(), 4, "three pools and a volume");
+    for (number, (damage, certainty)) in damages.into_iter().enumerate() {
+        let mut damaged = good.clone();
+        damage(&mut damaged);
+        let survey = examine(&world, &damaged, &spec);
+        assert_eq!(
+            only(&survey).certainty(),
+            certainty,
+            "damage {number}: {survey:?}"
+        );
+        let touched = records(&world, &survey);
+        let mut keys = touched.iter().flat_map(|transaction| &transaction.writes);
+        assert!(
+            keys.all(|write| !write.key().starts_with("/volume/")),
+            "damage {number}"
+        );
+    }
+}
+
+/// Whoever commits may die after any transaction.
+#[tokio::test]
+async fn a_recovery_that_was_cut_off_is_ended_by_another() {
+    for done in 0..4 {
+        let mut cluster = cluster().await;
+        lose_store(&mut cluster).await;
+        let spec = RecoverySpec::default();
+        let found = examine(cluster.world(), &answers(&cluster).await, &spec);
+        for transaction in records(cluster.world(), &found).into_iter().take(done) {
+            cluster.store.commit(transaction).await.expect("it is new");
+        }
+        cluster.ticks(2).await;
+        commit(&cluster, &spec).await;
+        cluster.settle().await;
+        cluster.check_settled();
+    }
+}
+
+/// What is being deleted is not brought back.
+#[tokio::test]
+async fn what_is_to_be_removed_stays_so() {
+    let mut cluster = cluster().await;
+    let now_us = cluster.world().now_unix_us;
+    cluster
+        .update::<Snapshot>("s", |snapshot| snapshot.meta_mut().deleted_unix_us = Some(now_us))
+        .await;
+    cluster.settle().await;
+    cluster.fleet.set_up("n0-0", false);
+    cluster
+        .update::<Volume>("v", |volume| volume.meta_mut().deleted_unix_us = Some(now_us))
+        .await;
+    cluster.ticks(20).await;
+    assert!(!cluster.world().removals.is_empty());
+    cluster.fleet.set_up("n0-0", true);
+    let found = survey(&cluster, &RecoverySpec::default()).await;
+    assert_eq!(found.volumes, Vec::new());
+    cluster.settle().await;
+    cluster.check_settled();
+}
+
+/// An old backup is restored: nobody hears its control plane before it knows what came after.
+#[tokio::test]
+async fn an_old_backup_is_brought_up_to_date() {
+    let mut cluster = cluster().await;
+    let backup = write_backup(&cluster.store).await.expect("the store answers");
+    let old = status(&cluster);
+    // Another target, a snapshot less and one more, and a volume of which the backup has nothing.
+    cluster.fleet.set_up(&old.target_node, false);
+    cluster.ticks(20).await;
+    cluster.fleet.set_up(&old.target_node, true);
+    cluster.settle().await;
+    let now_us = cluster.world().now_unix_us;
+    let made = cluster.get::<Volume>("v").await.expect("it is there");
+    put(&cluster.store, &snapshot("t", &made)).await;
+    cluster
+        .update::<Snapshot>("s", |snapshot| snapshot.meta_mut().deleted_unix_us = Some(now_us))
+        .await;
+    put(&cluster.store, &volume("w", 2)).await;
+    cluster.settle().await;
+    cluster.check_settled();
+    let newest = status(&cluster);
+    assert!(newest.epoch > old.epoch);
+
+    cluster.store = MemoryStore::default();
+    restore(&cluster.store, &backup).await.expect("it is empty");
+    cluster.restart().await;
+    cluster.ticks(5).await;
+    cluster.check();
+    let spec = RecoverySpec::default();
+    let found = commit(&cluster, &spec).await;
+    let told: Vec<_> = found
+        .volumes
+        .iter()
+        .map(|volume| (volume.name.as_str(), volume.certainty(), volume.outdated))
+        .collect();
+    assert!(told.contains(&("v", Certainty::Sure, true)), "{told:?}");
+    assert!(told.contains(&("w", Certainty::Sure, false)), "{told:?}");
+    cluster.settle().await;
+    cluster.check_settled();
+    let after = cluster.get::<Volume>("v").await.expect("it is there").status;
+    assert!(after.expect("it has been planned for").epoch > newest.epoch);
+    let snapshots: Vec<&str> = cluster
+        .world()
+        .snapshots
+        .values()
+        .map(|snapshot| snapshot.meta().uid.as_str())
+        .collect();
+    assert_eq!(snapshots, [newest.snapshots[0].uid.as_str()]);
+    let found = survey(&cluster, &spec).await;
+    assert_eq!(found.volumes, Vec::new(), "nothing is left");
+}
