@@ -17,6 +17,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
 use crate::controller::{Controller, Observations, Parts, SystemClock};
 use crate::engines::GrpcEngines;
+use crate::placement::PlacementLimits;
 use crate::plan::Limits;
 use crate::security::Guard;
 use crate::server::{Listening, ServiceParts, Services};
@@ -97,6 +98,17 @@ struct ServeArguments {
     /// Replicas that are made anew at a time altogether.
     #[arg(long, value_name = "N", default_value_t = 128)]
     rebuilds: u32,
+
+    /// So much of a pool's capacity the sizes of its replicas may add up to, 100 or more: space is only taken
+    /// when it is written.
+    #[arg(long, value_name = "PERCENT", default_value_t = 200,
+        value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    overcommit: u32,
+
+    /// A pool of which so much is used takes no more replicas.
+    #[arg(long, value_name = "PERCENT", default_value_t = 85,
+        value_parser = clap::value_parser!(u32).range(1..=100))]
+    fill: u32,
 }
 
 #[derive(Debug, Args)]
@@ -325,6 +337,10 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
         replace_after_us: arguments.replace_after.saturating_mul(1_000_000),
         rebuilds_per_node_max: arguments.rebuilds_per_node.max(1),
         rebuilds_max: arguments.rebuilds.max(1),
+        placement: PlacementLimits {
+            overcommit_percent: arguments.overcommit,
+            fill_percent_max: arguments.fill,
+        },
         ..Limits::default()
     };
     let parts = Parts {

@@ -68,6 +68,9 @@ pub enum CommandError {
         /// What went wrong.
         reason: String,
     },
+    /// Whoever read the answer has read enough, as `head` does.
+    #[error("nobody reads the answer any more")]
+    Unread,
     /// The answer cannot be printed.
     #[error("cannot print the answer: {0}")]
     Print(String),
@@ -100,7 +103,10 @@ impl From<Status> for CommandError {
 
 impl From<io::Error> for CommandError {
     fn from(error: io::Error) -> Self {
-        Self::Print(error.to_string())
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Self::Unread,
+            _ => Self::Print(error.to_string()),
+        }
     }
 }
 

@@ -432,7 +432,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Err(error) => Err(error.into()),
     };
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) | Err(CommandError::Unread) => ExitCode::SUCCESS,
         Err(error) => {
             let (red, plain) = match io::stderr().is_terminal() {
                 true => ("\x1b[1;31m", "\x1b[0m"),

@@ -20,6 +20,7 @@ use super::children::Program;
 use super::{LocalCluster, PAUSE, UpArguments, failed, metadata};
 use crate::cli::connection::{Channel, CommandError};
 use crate::cli::size::Size;
+use crate::placement::PlacementLimits;
 
 /// The volume.
 const VOLUME: &str = "demo";
@@ -89,6 +90,7 @@ pub(in crate::cli) async fn demo(
         engines: 3,
         size: Size(POOL_BYTES),
         unreachable_after: 3,
+        overcommit: PlacementLimits::default().overcommit_percent,
     };
     let began = Instant::now();
     let cluster = LocalCluster::start(&up, "127.0.0.1:0").await?;

@@ -57,6 +57,11 @@ pub(in crate::cli) struct UpArguments {
     /// Seconds without a report after which an engine counts as unreachable, and its targets move.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     unreachable_after: u64,
+
+    /// So much of a pool's capacity the sizes of its replicas may add up to: space is only taken when it is
+    /// written.
+    #[arg(long, value_name = "PERCENT", default_value_t = 200)]
+    overcommit: u32,
 }
 
 /// Where everything listens: the same for as long as the directory is there.
@@ -168,6 +173,8 @@ impl LocalCluster {
                 http_beside(layout.control).to_string(),
                 "--unreachable-after".to_owned(),
                 arguments.unreachable_after.to_string(),
+                "--overcommit".to_owned(),
+                arguments.overcommit.to_string(),
             ],
             &store.join("log"),
         )?;

@@ -14,10 +14,10 @@ use crate::membership::{SlotNumber, SlotSet};
 use crate::metadata::AreaError;
 
 /// Blocks of the map that are written side by side: that of 16 TiB has 4,166.
-const BLOCKS_AT_ONCE: usize = 8;
+const BLOCKS_AT_ONCE: usize = 32;
 
 /// Those of them at most that are chosen since somebody waits for them: the others have their turn, too.
-const URGENT_AT_ONCE: usize = 4;
+const URGENT_AT_ONCE: usize = 24;
 
 /// Writes what changed, one round after the other; runs as long as the target.
 pub(super) async fn write(core: Rc<Core>) {
