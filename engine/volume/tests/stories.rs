@@ -8,6 +8,7 @@
 //! | a write across regions, under resync, missed in part, or done in part | `what_is_written_across_...` |
 //! | a replica goes in the middle of a rebuild | `a_replica_that_goes_...`, `a_source_...` |
 //! | the last one is lost just as another one joins | `the_last_one_that_is_lost_...` |
+//! | a write fails where it counts, and not where it is copied to | `a_write_that_fails_...` |
 //! | a rebuild reaches another volume at a reused address | `a_rebuild_that_reaches_...` |
 //! | a replica is faulted because memory was short | `a_replica_is_not_faulted_...` |
 //! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_...` |
@@ -336,6 +337,29 @@ fn the_last_one_that_is_lost_while_another_joins_misses_what_is_being_written() 
     cluster.with(&mirror, async |device| device.flush().await.unwrap());
     cluster.assert_identical(&[0, 1]);
     assert_eq!(cluster.peek(1, 9)[0], 3);
+}
+
+#[test]
+fn a_write_that_fails_on_the_source_of_a_rebuild_is_not_kept_by_its_copy() {
+    let mut cluster = Cluster::new(18, 2);
+    // A region takes 0.3 s.
+    cluster.options.resync_bytes_per_second = Some(100_000);
+    let mirror = cluster.open();
+    cluster.paths[0].cut.set(true);
+    for region in 0..BLOCKS / REGION {
+        write(&cluster, &mirror, region * REGION, 1);
+    }
+    cluster.paths[0].cut.set(false);
+    let is_copied = || cluster.peek(0, 2 * REGION)[0] == 1;
+    let limit = Duration::from_secs(10);
+    cluster.world.run_until(is_copied, limit).unwrap();
+    write(&cluster, &mirror, 1, 2);
+    cluster.drives[1].fail_nth(Operation::Write, 1, Fault::Error(IoError::MediaWrite));
+    let result = cluster.with(&mirror, async |device| device.write(1, data(3), false).await);
+    assert_eq!(result, Err(IoError::MediaWrite));
+    cluster.wait_in_sync(2);
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    cluster.assert_identical(&[0, 1]);
 }
 
 #[test]

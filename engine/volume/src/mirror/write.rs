@@ -181,7 +181,7 @@ impl Core {
                     Verdict::Again => again = true,
                     Verdict::NoSpace => full = Some(slot),
                     Verdict::Changed => {}
-                    Verdict::Final(error) => return Err(error),
+                    Verdict::Final(error) => return Err(self.undone(error)),
                 }
             }
             if let Some(slot) = full
@@ -193,6 +193,16 @@ impl Core {
                 sleep(self.options.retry_pause).await;
             }
         }
+    }
+
+    /// The last replica of the set did not do a change, and hosts are told. One under resync may have done
+    /// it, and would have something else then: it begins anew.
+    fn undone(&self, error: IoError) -> IoError {
+        let syncing = self.members.borrow().syncing();
+        if let Some(slot) = syncing {
+            self.fail(slot);
+        }
+        error
     }
 
     /// A replica has no room for a write: what it has there is put on the others, which have room. Whether
@@ -221,7 +231,7 @@ impl Core {
                     Err(error) => match self.judge(source, &connection, error) {
                         Verdict::Again | Verdict::NoSpace => sleep(self.options.retry_pause).await,
                         Verdict::Changed => return Ok(false),
-                        Verdict::Final(error) => return Err(error),
+                        Verdict::Final(error) => return Err(self.undone(error)),
                     },
                 }
                 continue;
@@ -256,7 +266,7 @@ impl Core {
                         }
                     }
                     Verdict::Changed => {}
-                    Verdict::Final(error) => return Err(error),
+                    Verdict::Final(error) => return Err(self.undone(error)),
                 }
             }
             if again {
