@@ -128,11 +128,21 @@ impl Telling {
             }
         }
         let count = begun.len();
-        // Volumes are held while these are told: they wait for nothing else.
-        let (cuts, others): (Vec<_>, Vec<_>) = begun
-            .into_iter()
-            .partition(|(_, command)| matches!(command, Command::CutTargets(_)));
-        for begun in [cuts, others].into_iter().filter(|begun| !begun.is_empty()) {
+        // Volumes are held while cuts are told: they wait for nothing else. Nor does what somebody waits for
+        // wait for what is removed, which may be in use for a while.
+        let (mut cuts, mut removals, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        for (subject, command) in begun {
+            let alike = match command {
+                Command::CutTargets(_) => &mut cuts,
+                Command::RemovePool(_) | Command::RemoveReplica(_) | Command::RemoveTarget(_) => {
+                    &mut removals
+                }
+                Command::EnsurePool(_) | Command::EnsureReplica(_) | Command::EnsureTarget(_) => &mut others,
+            };
+            alike.push((subject, command));
+        }
+        let all = [cuts, others, removals].into_iter();
+        for begun in all.filter(|begun| !begun.is_empty()) {
             let (parts, permits, engine) = (parts.clone(), self.permits.clone(), engine.clone());
             self.tasks.spawn(async move {
                 // The semaphore is never closed.

@@ -1,6 +1,5 @@
 //! What is deleted at the very moment at which something comes to name it, and by somebody who dies.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use pollux_api::control::v1::engine_command::Command;
@@ -223,12 +222,26 @@ async fn what_an_old_report_does_not_show_is_removed_all_the_same() {
     cluster.check_settled();
 }
 
-/// Engines that end no target while they are told not to, and all that they were told to remove.
+/// What becomes of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Done,
+    Refused,
+    Never,
+}
+
+/// Engines that do not do everything that they are told, and all that they were told to remove.
 #[derive(Debug)]
 struct Stubborn {
     fleet: Fleet,
-    ends_targets: AtomicBool,
+    answer: Mutex<fn(&Command) -> Answer>,
     told: Mutex<Vec<Command>>,
+}
+
+impl Stubborn {
+    fn set(&self, answer: fn(&Command) -> Answer) {
+        *self.answer.lock().expect("no test panics with it") = answer;
+    }
 }
 
 #[tonic::async_trait]
@@ -240,13 +253,15 @@ impl EngineClient for Stubborn {
                 .expect("no test panics with it")
                 .push(command.clone());
         }
-        if matches!(command, Command::RemoveTarget(_)) && !self.ends_targets.load(Ordering::Relaxed) {
-            return Err(EngineError::Refused {
+        let answer = *self.answer.lock().expect("no test panics with it");
+        match answer(&command) {
+            Answer::Done => self.fleet.execute(engine, term, command).await,
+            Answer::Refused => Err(EngineError::Refused {
                 node: engine.node.clone(),
-                reason: "hosts still write".to_owned(),
-            });
+                reason: "it is in use".to_owned(),
+            }),
+            Answer::Never => std::future::pending().await,
         }
-        self.fleet.execute(engine, term, command).await
     }
 
     async fn report(&self, engine: &EngineAddress) -> Result<Arc<EngineReport>, EngineError> {
@@ -265,7 +280,7 @@ fn count(engines: &Stubborn) -> (usize, usize) {
 }
 
 /// A cluster with a volume that is about to go, and the node that serves it.
-async fn cluster_with_doomed() -> (Cluster, Arc<Stubborn>, String) {
+async fn cluster_with_doomed(answer: fn(&Command) -> Answer) -> (Cluster, Arc<Stubborn>, String) {
     let mut cluster = Cluster::new(&layout(3, 1), Limits::default()).await;
     put(&cluster.store, &volume("v", 3)).await;
     cluster.settle().await;
@@ -273,7 +288,7 @@ async fn cluster_with_doomed() -> (Cluster, Arc<Stubborn>, String) {
     let node = served.status.expect("it has been planned for").target_node;
     let engines = Arc::new(Stubborn {
         fleet: cluster.fleet.clone(),
-        ends_targets: AtomicBool::new(false),
+        answer: Mutex::new(answer),
         told: Mutex::default(),
     });
     let store = Arc::new(cluster.store.clone());
@@ -285,25 +300,32 @@ async fn cluster_with_doomed() -> (Cluster, Arc<Stubborn>, String) {
     (cluster, engines, node)
 }
 
+fn ends_no_target(command: &Command) -> Answer {
+    match command {
+        Command::RemoveTarget(_) => Answer::Refused,
+        _ => Answer::Done,
+    }
+}
+
 #[tokio::test]
 async fn replicas_stay_until_their_volume_is_served_nowhere() {
-    let (mut cluster, engines, _) = cluster_with_doomed().await;
+    let (mut cluster, engines, _) = cluster_with_doomed(ends_no_target).await;
     cluster.ticks(5).await;
     assert!(cluster.get::<Volume>("v").await.is_none(), "its name is free");
     let (targets, replicas) = count(&engines);
     assert!(targets > 0, "nobody is told to serve it no more");
     assert_eq!(replicas, 0, "its target is left without replicas");
-    engines.ends_targets.store(true, Ordering::Relaxed);
+    engines.set(|_| Answer::Done);
     cluster.settle().await;
     cluster.check_settled();
 }
 
 #[tokio::test]
 async fn replicas_wait_for_nobody_who_is_dead() {
-    let (mut cluster, engines, node) = cluster_with_doomed().await;
+    let (mut cluster, engines, node) = cluster_with_doomed(ends_no_target).await;
     cluster.ticks(1).await;
     cluster.fleet.set_up(&node, false);
-    engines.ends_targets.store(true, Ordering::Relaxed);
+    engines.set(|_| Answer::Done);
     cluster.settle().await;
     let left = &cluster.world().removals;
     assert!(
@@ -313,4 +335,30 @@ async fn replicas_wait_for_nobody_who_is_dead() {
     cluster.fleet.set_up(&node, true);
     cluster.settle().await;
     cluster.check_settled();
+}
+
+#[tokio::test]
+async fn what_is_made_does_not_wait_for_what_is_removed() {
+    // Replicas are to be removed and made, and neither is done yet.
+    let neither = |command: &Command| match command {
+        Command::RemoveReplica(_) | Command::EnsureReplica(_) => Answer::Refused,
+        _ => Answer::Done,
+    };
+    let (mut cluster, engines, _) = cluster_with_doomed(neither).await;
+    put(&cluster.store, &volume("w", 3)).await;
+    cluster.ticks(5).await;
+    let (_, replicas) = count(&engines);
+    assert!(replicas > 0, "nothing is to be removed");
+    // Whoever leads next tells engines both at once.
+    engines.set(|command| match command {
+        Command::RemoveReplica(_) => Answer::Never,
+        _ => Answer::Done,
+    });
+    let store = Arc::new(cluster.store.clone());
+    cluster.restart_with(store, engines.clone()).await;
+    cluster.clock.advance(700 * SECOND_US);
+    cluster.ticks(6).await;
+    let made = cluster.get::<Volume>("w").await.expect("it is there");
+    let status = made.status.expect("it has been planned for");
+    assert_eq!(status.state(), VolumeState::Healthy, "{status:?}");
 }

@@ -455,6 +455,26 @@ fn a_volume_whose_replica_cannot_grow_stays_what_it_is() {
     write(&cluster, &mirror, 9, 1);
 }
 
+/// Who removes a volume removes its replicas next, which must not be in use any more.
+#[test]
+fn a_volume_that_was_closed_lets_go_of_its_replicas_at_once() {
+    let cluster = Cluster::new(15, 2);
+    let users = || -> Vec<usize> {
+        let paths = cluster.paths.iter();
+        paths.map(|path| std::rc::Rc::strong_count(&path.cut)).collect()
+    };
+    let before = users();
+    let mirror = cluster.open();
+    write(&cluster, &mirror, 1, 7);
+    cluster.world.block_on(cluster.reactor, async move {
+        mirror.wind_down().await.unwrap();
+        drop(mirror);
+    });
+    // Whatever was under way ends; no time that matters goes by.
+    cluster.world.run_for(Duration::from_millis(1));
+    assert_eq!(users(), before);
+}
+
 #[test]
 fn a_volume_that_was_closed_opens_with_nothing_to_compare() {
     let cluster = Cluster::new(14, 2);

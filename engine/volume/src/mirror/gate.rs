@@ -134,10 +134,14 @@ impl Mirror {
             number,
             ends_at: Instant::from_nanos(clock().as_nanos().saturating_add(nanoseconds)),
         };
-        // Whoever asked may be gone when the time is over, and the clients wait.
+        // Whoever asked may be gone when the time is over, and the clients wait. If there is nobody at all
+        // any more, replicas are let go of at once.
+        let waiting = Rc::downgrade(&core);
         let expiry = async move {
             sleep(limit).await;
-            core.gate.release(number);
+            if let Some(core) = waiting.upgrade() {
+                core.gate.release(number);
+            }
         };
         Reactor::current().spawn(expiry).detach();
         let drained = || (hold.core.gate.under_way.get() == 0).then_some(());
