@@ -98,7 +98,9 @@ impl Area {
             map_blocks: layout.map_blocks(),
         };
         let area = Self::with_label(Blocks::new(device)?, layout, label, 1);
-        area.blocks.clear(2, layout.area_blocks() - 2).await?;
+        // The map that is not used yet is written when the replica grows.
+        let first_of_map = layout.block_of(Kind::Map(0), 0);
+        area.blocks.clear(2, first_of_map - 2).await?;
         let promise = |header: &Header| codec::encode_promise(header, Epoch(0));
         area.write_next(Kind::Promise, Durable::Later, promise).await?;
         area.write_empty_map(0..layout.used_map_blocks(), Durable::Later)
