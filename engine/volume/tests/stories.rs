@@ -12,7 +12,8 @@
 //! | a rebuild reaches another volume at a reused address | `a_rebuild_that_reaches_...` |
 //! | a replica is faulted because memory was short | `a_replica_is_not_faulted_...` |
 //! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_...` |
-//! | what is read after a takeover is another value later | `what_is_read_after_...`, `what_hosts_lost_...` |
+//! | what is read after a takeover is another value later | `what_is_read_after_...`, `what_was_undone_...`, |
+//! |  | `what_hosts_lost_...` |
 //! | a tie-breaker lets a stale drive back | `no_tie_breaker_lets_a_stale_drive_back` |
 //!
 //! What each of them comes down to for one request is in `mirror.rs`.
@@ -540,6 +541,33 @@ fn what_is_read_after_a_takeover_is_on_all_replicas_before_it_is_told() {
     // The one that it was read from goes.
     cluster.paths[0].cut.set(true);
     assert_reads(&cluster, &mirror, BLOCKS - 4 * REGION, found);
+}
+
+#[test]
+fn what_was_undone_at_a_takeover_and_told_stays_undone_after_a_power_cut() {
+    let cluster = Cluster::new(38, 2);
+    let mirror = cluster.open();
+    write(&cluster, &mirror, 9, 1);
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    // The last write of the old target reaches the medium of one replica, and nobody is told of it.
+    cluster.store.away.set(true);
+    cluster.paths[0].cut.set(true);
+    let device = mirror.device();
+    let last = async move { device.write(9, data(2), true).await };
+    let last = cluster.world.spawn(cluster.reactor, last);
+    cluster.world.run_for(Duration::from_millis(100));
+    assert!(!last.is_ended() && cluster.peek(1, 9)[0] == 2);
+    drop(mirror);
+    cluster.store.away.set(false);
+    cluster.paths[0].cut.set(false);
+    let mirror = cluster.open();
+    assert_reads(&cluster, &mirror, 9, 1);
+    drop(mirror);
+    power_cycle(&cluster);
+    // The one that the old content was taken from is gone.
+    cluster.paths[0].cut.set(true);
+    let mirror = cluster.open();
+    assert_reads(&cluster, &mirror, 9, 1);
 }
 
 #[test]

@@ -187,7 +187,10 @@ fn the_largest_volume_has_regions_of_the_usual_size() {
     assert!(layout.regions() >= blocks / REGION_BLOCKS);
     // A volume of 20 TiB can become as large as that without being copied.
     let small = AreaLayout::for_data((20 << 40) / BLOCK_BYTES as u64, REGION_BLOCKS).unwrap();
-    assert_eq!(small.with_data(blocks).map(|grown| grown.data_blocks()), Ok(blocks));
+    assert_eq!(
+        small.with_data(blocks).map(|grown| grown.data_blocks()),
+        Ok(blocks)
+    );
     assert!(layout.area_blocks() < blocks / 100_000 && small.area_blocks() < small.data_blocks() / 5_000);
 }
 

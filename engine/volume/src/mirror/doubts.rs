@@ -8,6 +8,8 @@
 //! - Nothing of a chunk in doubt is read for a host; nor is a snapshot cut, or a replica brought back, while
 //!   any chunk is in doubt. What is written is the same on all replicas at once: that waits for nothing.
 //! - The intent of a region stays while a chunk of it is in doubt, or could not be made the same.
+//! - What was made the same while hosts are served is so on the media: a power cut does not bring back what
+//!   hosts were told is not there.
 //! - A chunk is made the same by a task of the target, not by whoever waits for it: what is begun is ended.
 
 use std::cell::RefCell;
@@ -250,7 +252,11 @@ impl Core {
                 }
             };
             if !(same && is_trusted) {
-                self.write_to(slot, block, data.clone().into()).await?;
+                // What is told to hosts from now on is not undone by a power cut: what this undoes may be on
+                // the medium already. Without hosts a flush comes before anything is told.
+                let force_unit_access = trust.in_all;
+                self.write_to(slot, block, data.clone().into(), force_unit_access)
+                    .await?;
             }
         }
         Ok(true)
@@ -292,7 +298,13 @@ impl Core {
     }
 
     /// Writes to one replica, unless it is out. One that cannot is out then.
-    async fn write_to(&self, slot: SlotNumber, block: u64, data: Gather) -> Result<(), OpenError> {
+    async fn write_to(
+        &self,
+        slot: SlotNumber,
+        block: u64,
+        data: Gather,
+        force_unit_access: bool,
+    ) -> Result<(), OpenError> {
         loop {
             self.check_serving()?;
             let Some(connection) = self.connection(slot) else {
@@ -304,7 +316,7 @@ impl Core {
             let write = Request::Write {
                 block,
                 from: data.clone(),
-                force_unit_access: false,
+                force_unit_access,
             };
             match connection.send(write, self.options.request_timeout).await {
                 Ok(_) => return Ok(()),
