@@ -12,8 +12,8 @@
 //! | a rebuild reaches another volume at a reused address | `a_rebuild_that_reaches_...` |
 //! | a replica is faulted because memory was short | `a_replica_is_not_faulted_...` |
 //! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_...` |
-//! | what is read after a takeover is another value later | `what_is_read_after_...`, `what_was_undone_...`, |
-//! |  | `what_hosts_lost_...` |
+//! | what is read after a takeover is another value later | `what_is_read_after_...`, `what_hosts_lost_...` |
+//! | what a takeover undid is back after a power cut | `what_was_undone_...` |
 //! | a tie-breaker lets a stale drive back | `no_tie_breaker_lets_a_stale_drive_back` |
 //!
 //! What each of them comes down to for one request is in `mirror.rs`.

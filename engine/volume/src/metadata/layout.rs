@@ -20,7 +20,8 @@ const GROWTH: u64 = 16;
 /// Blocks of 4 KiB in a region, unless somebody wants something else: 1 MiB.
 pub const REGION_BLOCKS: u64 = 256;
 
-/// Regions that a replica can have: 512 TiB of 1 MiB. The map takes two bytes of memory for each that there is.
+/// Regions that a replica can have: 512 TiB of 1 MiB. The map takes two bytes of memory for each that there
+/// is.
 pub const REGIONS_MAX: u64 = 1 << 29;
 
 /// Why a device cannot have a reserved area.
