@@ -28,7 +28,7 @@ use std::time::Duration;
 use common::{BLOCKS, Cluster, REGION, VOLUME, blocks, data};
 use pollux_device::{BlockDevice, BlockDeviceExt, Device, IoError, Request, ZeroOptions};
 use pollux_sim::{Fault, Faults, Operation, PowerLoss};
-use pollux_volume::membership::{MembershipStore, ReplicaState, SlotNumber};
+use pollux_volume::membership::{Epoch, MembershipStore, ReplicaState, SlotNumber};
 use pollux_volume::mirror::{Mirror, OpenError, SnapshotError, StopReason, WindDownError};
 use uuid::Uuid;
 
@@ -574,6 +574,9 @@ fn what_was_undone_at_a_takeover_and_told_stays_undone_after_a_power_cut() {
 fn what_is_in_doubt_when_a_target_ends_is_in_doubt_for_the_next_one() {
     let cluster = die_while_writing(37);
     let mirror = cluster.open();
+    // The write that hung got to the second replica, and is taken from it again.
+    let last = (common::DATA_START + BLOCKS - 4 * REGION) * common::BLOCK as u64;
+    cluster.drives[1].poke(last, &data(1));
     // Long enough for intents of regions in which nothing goes on to be retired.
     cluster.world.run_for(Duration::from_secs(2));
     let ended = cluster.world.block_on(cluster.reactor, async move {
@@ -770,4 +773,22 @@ fn a_flush_that_failed_unheard_is_not_made_good_by_the_next_one() {
     cluster.paths[0].cut.set(false);
     assert_eq!(cluster.world.finish(&flush), Err(IoError::Gone));
     assert_eq!(mirror.stopped(), Some(StopReason::CacheLost));
+}
+
+/// Whoever asks again in the same session may not have heard of the failure, and hears of it now.
+#[test]
+fn a_flush_that_failed_is_not_made_good_by_the_next_one_of_its_session() {
+    let cluster = Cluster::new(55, 1);
+    let (_, port) = cluster.ports().remove(0);
+    cluster.drives[0].fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
+    let results = cluster.world.block_on(cluster.reactor, async move {
+        let session = port.promise(Epoch(5)).await.unwrap().session;
+        let first = session.flush().await;
+        // The drive says that all is well now.
+        let second = session.flush().await;
+        let next = port.promise(Epoch(6)).await.unwrap();
+        (first, second, next.flush_failures, next.session.flush().await)
+    });
+    let failed = Err(IoError::MediaWrite);
+    assert_eq!(results, (failed, failed, 1, Ok(())));
 }
