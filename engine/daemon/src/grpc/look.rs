@@ -98,7 +98,8 @@ fn describe(pool: &Pool, report: &ScrubReport) -> api::ScrubReport {
             .collect(),
         pages: report.pages,
         repaired_pages: report.repaired_pages,
-        lost_pages: report.lost_pages,
+        // Of a read-only pool none is written again.
+        lost_pages: report.lost_pages + report.unrepaired_pages,
     }
 }
 

@@ -114,6 +114,7 @@ impl Journal {
         let sealed = buffer.freeze();
         let copies = self.state.borrow().copies.clone();
         let mut result = Err(IoError::Gone);
+        let mut lost = Vec::new();
         for (number, copy) in copies.iter().enumerate() {
             match self.write_copy(copy, batch.first, &sealed).await {
                 Ok(()) => result = Ok(()),
@@ -121,13 +122,21 @@ impl Journal {
                     let pool = self.identity.pool;
                     tracing::error!(%pool, number, %error, "a copy of the journal is lost");
                     self.state.borrow_mut().drop_copy(copy);
+                    lost.push(copy.device.clone());
                     if result.is_err() {
                         result = Err(error);
                     }
                 }
             }
         }
-        result
+        result?;
+        let gives_up = self.gives_up.borrow().clone();
+        for device in lost {
+            if let Some(gives_up) = &gives_up {
+                gives_up(device).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn write_copy(&self, copy: &JournalCopy, first: u64, sealed: &Slice) -> Result<(), IoError> {

@@ -12,6 +12,7 @@
 //! - Before a block is written, every device with a volatile cache was flushed after the last record of the
 //!   block was appended: records are appended when their data is written, so none is durable before its data.
 //! - A block says that those before it are durable only when they are on every copy that is in use.
+//! - Nothing is durable on fewer copies than before until whoever was named for it was told, and is done.
 //! - A commit goes on when nobody waits for it any more.
 
 mod commit;
@@ -22,7 +23,8 @@ mod tests;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
@@ -70,6 +72,9 @@ pub struct JournalCopy {
     pub ring: Ring,
 }
 
+/// Sees to what has to be durable before a copy of the journal may be given up: the one on this device.
+pub(crate) type GivesUp = Rc<dyn Fn(PoolDevice) -> Pin<Box<dyn Future<Output = Result<(), IoError>>>>>;
+
 /// What a record is appended for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AppendFor {
@@ -103,6 +108,7 @@ pub struct Journal {
     /// Where a sequence is in the ring follows from where one of them is.
     origin: RingPosition,
     ring_blocks: u64,
+    gives_up: RefCell<Option<GivesUp>>,
     state: RefCell<State>,
 }
 
@@ -149,6 +155,7 @@ impl Journal {
             identity,
             origin: start,
             ring_blocks,
+            gives_up: RefCell::default(),
             state: RefCell::new(State {
                 copies,
                 data_devices,
@@ -166,6 +173,16 @@ impl Journal {
                 waiting: Vec::new(),
             }),
         })
+    }
+
+    /// Names who is to be told of a copy that is given up, before anything is durable without it.
+    pub(crate) fn set_gives_up(&self, gives_up: GivesUp) {
+        *self.gives_up.borrow_mut() = Some(gives_up);
+    }
+
+    /// Blocks of the ring.
+    pub fn ring_blocks(&self) -> u64 {
+        self.ring_blocks
     }
 
     /// The copies that are in use.

@@ -2,7 +2,7 @@
 //!
 //! Two slots in each of the four label areas of each device: checkpoint `n` goes to slot `n % 2`, so that a
 //! power cut while it is written leaves checkpoint `n - 1` everywhere. The newest that is valid in any copy
-//! is right.
+//! is right: that of the highest checkpoint, and of the highest revision of it.
 //!
 //! | byte | field |
 //! | --- | --- |
@@ -14,6 +14,9 @@
 //! | 48 | generation, u64: the highest birth in this checkpoint |
 //! | 56, 64 | first block of the journal to replay: sequence, u64, and place in the ring, u64 |
 //! | 72 | the next volume or snapshot, u64 |
+//! | 80 | devices whose copy of the journal counts, a bit for each number, u32; 0 if nothing is known of that |
+//! | 84 | revision, u32: raised when the superblock of a checkpoint is written again |
+//! | 88 | blocks of the ring of the journal, u64; 0 if nothing is known of that |
 //! | 96 | table of volumes: page pointer |
 //! | 512 | the last [scrub](super::scrub), 512 bytes |
 //! | 1024 | 32 devices of 80 bytes: id, extents u64 (16), state u32 (24), pointer to its allocation (32) |
@@ -80,6 +83,13 @@ pub struct Superblock {
     pub journal_position: u64,
     /// The next volume or snapshot.
     pub next_volume: u64,
+    /// The devices whose copies of the journal have all blocks from its first one on, a bit for each number.
+    /// 0 if nothing is known of that: programs did not always tell.
+    pub journal_copies: u32,
+    /// Blocks of the ring of the journal; 0 if nothing is known of that.
+    pub journal_blocks: u64,
+    /// How often the superblock of this checkpoint was written again.
+    pub revision: u32,
     /// The table of volumes.
     pub volumes: Option<PagePointer>,
     /// How far a scrub has come, or what the last one found.
@@ -94,6 +104,11 @@ impl Superblock {
         1 + checkpoint % 2
     }
 
+    /// Whether it was written after another one of the pool.
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        (self.checkpoint, self.revision) > (other.checkpoint, other.revision)
+    }
+
     /// The bytes on the device.
     pub fn encode(&self) -> Block {
         let mut block = start_block(MAGIC);
@@ -105,6 +120,9 @@ impl Superblock {
         put_u64(&mut block, 56, self.journal_sequence);
         put_u64(&mut block, 64, self.journal_position);
         put_u64(&mut block, 72, self.next_volume);
+        put_u32(&mut block, 80, self.journal_copies);
+        put_u32(&mut block, 84, self.revision);
+        put_u64(&mut block, 88, self.journal_blocks);
         PagePointer::put(self.volumes.as_ref(), &mut block, 96);
         self.scrub.put(&mut block, SCRUB_AT);
         for (number, device) in self.devices.iter().enumerate() {
@@ -149,6 +167,9 @@ impl Superblock {
             journal_sequence: u64_at(block, 56),
             journal_position: u64_at(block, 64),
             next_volume: u64_at(block, 72),
+            journal_copies: u32_at(block, 80),
+            revision: u32_at(block, 84),
+            journal_blocks: u64_at(block, 88),
             volumes: PagePointer::get(block, 96, STRUCTURE)?,
             scrub: ScrubRecord::get(block, SCRUB_AT, STRUCTURE)?,
             devices,

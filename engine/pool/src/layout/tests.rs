@@ -98,6 +98,9 @@ fn superblock() -> Superblock {
         journal_sequence: 77,
         journal_position: 13,
         next_volume: 4,
+        journal_copies: 0b11,
+        journal_blocks: 2048,
+        revision: 1,
         volumes: Some(pointer(2)),
         scrub: ScrubRecord::default(),
         devices: [
@@ -338,7 +341,14 @@ fn every_flipped_bit_is_found() {
 #[test]
 fn the_bytes_of_format_1_do_not_change() {
     let pages = PAGES.map(|(kind, level)| *page(kind, level).bytes());
-    let blocks = [label().encode().unwrap(), superblock().encode(), journal_block()];
+    // As it was before superblocks said which copies of the journal count.
+    let silent = Superblock {
+        journal_copies: 0,
+        journal_blocks: 0,
+        revision: 0,
+        ..superblock()
+    };
+    let blocks = [label().encode().unwrap(), silent.encode(), journal_block()];
     let found: Vec<u32> = blocks
         .iter()
         .chain(&pages)
@@ -354,6 +364,9 @@ fn the_bytes_of_format_1_do_not_change() {
         0xb50d_2f89,
     ];
     assert_eq!(found, frozen, "{found:#x?}");
+    let superblock = superblock().encode();
+    assert_eq!(&superblock[80..96], b"\x03\0\0\0\x01\0\0\0\0\x08\0\0\0\0\0\0");
+    assert_eq!(crc32c(&superblock[..4092]), 0x3d3c_fb0d);
     let label = label().encode().unwrap();
     assert_eq!(&label[..16], b"PLXLABEL\x01\0\0\0\0\0\0\0");
     assert_eq!(&label[16..32], POOL.as_bytes());

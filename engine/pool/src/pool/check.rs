@@ -262,6 +262,10 @@ impl Pool {
             let Some(space) = state.space.device(number) else {
                 continue;
             };
+            if self.is_absent(number) {
+                // Its label would say where its journal is.
+                continue;
+            }
             let fixed = self.fixed_extents(number);
             for at in 0..space.extents() {
                 let extent = ExtentId::new(number, at);

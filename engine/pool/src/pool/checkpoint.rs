@@ -18,6 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use pollux_device::{Gather, IoError};
 use pollux_hugepages::Slice;
 
+use super::counted::SuperblockHold;
 use super::error::of_tree;
 use super::{ALLOCATION_SHAPE, Pool, PoolError, State, VOLUMES_SHAPE};
 use crate::cache::{SealedPage, Unsealed};
@@ -157,7 +158,7 @@ impl Pool {
             }
         }
         let closed = closed.ok_or(PoolError::Device(IoError::ResourceShortage))?;
-        let (superblock, pages) = self.write(&closed).await?;
+        let (superblock, pages, hold) = self.write(&closed).await?;
         {
             let mut state = self.state.borrow_mut();
             state.counters.checkpoints += 1;
@@ -166,6 +167,7 @@ impl Pool {
             self.journal.release(closed.cut.sequence, superblock.checkpoint);
             state.superblock = superblock;
         }
+        drop(hold);
         // Whatever a failed checkpoint had closed never gets here: it stays away for ever.
         while self.state.borrow_mut().space.free_closed(FREED_IN_A_STEP) {
             pollux_reactor::yield_now().await;
@@ -225,6 +227,10 @@ impl Pool {
             journal_sequence: cut.sequence,
             journal_position: cut.place,
             next_volume: state.table.next_id(),
+            // Others may be given up until it is written.
+            journal_copies: self.counted_copies(),
+            journal_blocks: self.journal.ring_blocks(),
+            revision: 0,
             volumes: state.volumes,
             devices: state.members.clone(),
             scrub: state.scrub.clone(),
@@ -242,8 +248,9 @@ impl Pool {
         }))
     }
 
-    /// Writes everything; the superblock as it was written, and how many pages there were.
-    async fn write(self: &Rc<Self>, closed: &Closed) -> Result<(Superblock, u64), PoolError> {
+    /// Writes everything; the superblock as it was written, how many pages there were, and what keeps others
+    /// from writing the superblock before this one again.
+    async fn write(self: &Rc<Self>, closed: &Closed) -> Result<(Superblock, u64, SuperblockHold), PoolError> {
         let pages = self.write_pages().await?;
         let mut superblock = self.state.borrow_mut().complete(&closed.superblock);
         for intent in &closed.intents {
@@ -255,9 +262,11 @@ impl Pool {
         for areas in self.label_areas() {
             areas.device.flush().await?;
         }
+        let hold = self.hold_superblock().await;
+        superblock.journal_copies &= self.counted_copies();
         self.without_failed_successor(&mut superblock);
         self.write_superblock(&superblock).await?;
-        Ok((superblock, pages))
+        Ok((superblock, pages, hold))
     }
 
     /// Seals the pages that were closed, and writes them; how many.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use arrayvec::ArrayVec;
-use pollux_device::BlockDevice;
+use pollux_device::{BlockDevice, IoError};
 use pollux_reactor::random_u64;
 use uuid::Uuid;
 
@@ -212,6 +212,10 @@ impl Pool {
             journal_sequence: 0,
             journal_position: 0,
             next_volume: 1,
+            // The first checkpoint says.
+            journal_copies: 0,
+            journal_blocks: 0,
+            revision: 0,
             volumes: None,
             scrub: Default::default(),
             devices: entries.collect(),
@@ -254,6 +258,12 @@ impl Pool {
         };
         let journal = Journal::new(identity, copies, journal_start, superblock.checkpoint);
         journal.set_data_devices(devices.iter().flatten().cloned().collect());
+        let numbered = (0u32..).zip(&superblock.devices);
+        let absent = numbered.filter(|(number, entry)| {
+            let device = devices.get(*number as usize).and_then(Option::as_ref);
+            entry.state != DeviceState::Absent && device.is_none()
+        });
+        let absent = absent.fold(0, |bits, (number, _)| bits | 1 << number);
         let allocation = (0..).zip(&superblock.devices);
         let allocation = allocation.map(|(number, device)| (number, device.allocation));
         let state = State {
@@ -286,7 +296,7 @@ impl Pool {
             trimmed: Default::default(),
             stopped: None,
         };
-        Rc::new(Self {
+        let pool = Rc::new(Self {
             uuid,
             name,
             options,
@@ -303,10 +313,25 @@ impl Pool {
             scrubbing: Default::default(),
             closed: Default::default(),
             read_only,
+            absent,
+            superblock_held: Default::default(),
+            superblock_free: Default::default(),
+            uncounted: Default::default(),
             sealed: Default::default(),
             opened: pollux_reactor::now(),
             drained: Default::default(),
-        })
+        });
+        let weak = Rc::downgrade(&pool);
+        pool.journal.set_gives_up(Rc::new(move |device| {
+            let pool = weak.upgrade();
+            Box::pin(async move {
+                match pool {
+                    Some(pool) => pool.copy_lost(device).await,
+                    None => Err(IoError::Gone),
+                }
+            })
+        }));
+        pool
     }
 }
 

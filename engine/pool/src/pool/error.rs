@@ -87,6 +87,17 @@ pub enum PoolError {
         /// Its id.
         id: uuid::Uuid,
     },
+    /// A device is missing, and none is there whose copy of the journal is sure to have everything.
+    #[error(
+        "device {number} ({id}) of the pool is missing, and no other one is sure to have all of the journal: \
+         give all its devices"
+    )]
+    JournalMissing {
+        /// Its number in the pool.
+        number: usize,
+        /// Its id.
+        id: uuid::Uuid,
+    },
     /// A device that has been replaced or removed, or whose addition was cut short.
     #[error(
         "device {device} ({id}) is no part of the pool: it was removed, replaced, or never wholly added; \

@@ -8,7 +8,8 @@
 //! 5. A checkpoint with a new incarnation makes it durable, before anything is served. Until its superblock
 //!    is written nothing that the old one needs is changed, so that a power cut in between begins anew.
 //!
-//! Read-only, it ends after the third: what the replay changed is in memory alone, and pages that it made
+//! Read-only, devices may be missing if one is there whose copy of the journal counts: what is on the others
+//! cannot be read, and all else is as it was when the pool was left. It ends after the third: what the replay changed is in memory alone, and pages that it made
 //! have places that nobody writes to. Every device is behind one that lets no write through.
 
 use std::rc::Rc;
@@ -18,7 +19,8 @@ use futures_util::stream::FuturesUnordered;
 use pollux_device::BlockDevice;
 use pollux_reactor::random_u64;
 
-use super::create::{check_device, journal_copies, reserve_extents};
+use super::counted::found_copies;
+use super::create::{check_device, reserve_extents};
 use super::labels::{self, Areas, extents_of};
 use super::{ALLOCATION_SHAPE, Parts, Pool, PoolError, PoolOptions, VOLUMES_SHAPE};
 use crate::allocator::DeviceSpace;
@@ -59,6 +61,8 @@ pub struct ImportReport {
     pub newer_blocks: u64,
     /// Blocks of those regions that cannot be read.
     pub unreadable: Vec<LostBlock>,
+    /// Devices that are missing, by number: what is on them cannot be read.
+    pub missing: Vec<u8>,
     /// Nothing was written, and nothing can be.
     pub read_only: bool,
     /// Read-only-compatible features that this program does not know: they are why, if there are any.
@@ -94,6 +98,14 @@ impl Found {
             }
         }
         Ok(())
+    }
+
+    /// The numbers of devices that are missing.
+    fn missing(&self) -> Vec<u8> {
+        let members = (0u8..).zip(self.superblock.devices.iter().zip(&self.devices));
+        let missing =
+            members.filter(|(_, (entry, device))| entry.state != DeviceState::Absent && device.is_none());
+        missing.map(|(number, _)| number).collect()
     }
 
     /// Devices that miss the newest superblock: the power was cut while it was written.
@@ -132,7 +144,7 @@ impl Pool {
         devices: Vec<Rc<dyn BlockDevice>>,
         options: PoolOptions,
     ) -> Result<(Rc<Self>, ImportReport), PoolError> {
-        let found = find(devices.clone()).await?;
+        let found = find(devices.clone(), false).await?;
         match found.unknown_features {
             0 => Self::import_found(found, options, false).await,
             _ => Self::import_read_only(devices, options).await,
@@ -140,7 +152,7 @@ impl Pool {
     }
 
     /// The same without a write to any device, now or later: what a crash left in the journal is done again
-    /// in memory only. Changes are refused with [`PoolError::ReadOnly`], writes to volumes with
+    /// in memory only. Devices may be missing, see [`ImportReport::missing`]. Changes are refused with [`PoolError::ReadOnly`], writes to volumes with
     /// [`IoError::ReadOnly`](pollux_device::IoError::ReadOnly).
     ///
     /// # Errors
@@ -153,7 +165,7 @@ impl Pool {
         let protected = devices
             .into_iter()
             .map(|device| Rc::new(Protected(device)) as Rc<dyn BlockDevice>);
-        let found = find(protected.collect()).await?;
+        let found = find(protected.collect(), true).await?;
         Self::import_found(found, options, true).await
     }
 
@@ -169,16 +181,17 @@ impl Pool {
             pool: found.label.pool,
             incarnation: found.superblock.incarnation,
         };
-        let copies = journal_copies(&found.devices, &found.labels);
+        let copies = found_copies(&found.devices, &found.labels, &found.superblock);
         let start = RingPosition {
             sequence: found.superblock.journal_sequence,
             place: found.superblock.journal_position,
         };
-        let mut scanner = Scanner::new(identity, copies.clone(), start);
+        let mut scanner = Scanner::new(identity, copies.counted, start);
         let mut records: Vec<Record> = Vec::new();
         let mut report = ImportReport {
             was_exported: found.superblock.exported,
             read_only,
+            missing: found.missing(),
             unknown_features: found.unknown_features,
             ..ImportReport::default()
         };
@@ -196,6 +209,8 @@ impl Pool {
         report.records = records.len() as u64;
         let superblock = Superblock {
             incarnation: new_incarnation(found.superblock.incarnation),
+            // It is on no device, and so not to be written again.
+            journal_copies: 0,
             ..found.superblock.clone()
         };
         let entries = load_entries(&found).await?;
@@ -206,7 +221,7 @@ impl Pool {
             options,
             devices: found.devices,
             labels: found.labels,
-            copies,
+            copies: copies.all,
             superblock,
             space,
             journal_start: scanner.position(),
@@ -223,6 +238,9 @@ impl Pool {
             }
         }
         pool.replay(&records, &mut report).await?;
+        for number in &report.missing {
+            tracing::warn!(pool = %pool.name, device = number, "a device is missing: what is on it cannot be read");
+        }
         if read_only {
             return Ok((pool, report));
         }
@@ -315,8 +333,9 @@ fn new_incarnation(last: u64) -> u64 {
     }
 }
 
-/// Reads the labels and superblocks, and judges them.
-async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
+/// Reads the labels and superblocks, and judges them. With `may_miss` devices may be missing as long as there is
+/// a copy of the journal that counts.
+async fn find(devices: Vec<Rc<dyn BlockDevice>>, may_miss: bool) -> Result<Found, PoolError> {
     if devices.is_empty() || devices.len() > DEVICES_MAX {
         return Err(PoolError::DeviceCount { found: devices.len() });
     }
@@ -398,9 +417,16 @@ async fn find(devices: Vec<Rc<dyn BlockDevice>>) -> Result<Found, PoolError> {
         checkpoints[number] = known.member_at;
         by_number[number] = Some(label);
     }
+    let has_journal = !found_copies(&devices, &by_number, &superblock).counted.is_empty();
     for (number, (entry, device)) in superblock.devices.iter().zip(&devices).enumerate() {
-        if entry.state != DeviceState::Absent && device.is_none() {
-            return Err(PoolError::Missing { number, id: entry.id });
+        if entry.state == DeviceState::Absent || device.is_some() {
+            continue;
+        }
+        let id = entry.id;
+        match may_miss && superblock.journal_copies != 0 {
+            true if has_journal => {}
+            true => return Err(PoolError::JournalMissing { number, id }),
+            false => return Err(PoolError::Missing { number, id }),
         }
     }
     let label = newest.ok_or(PoolError::DeviceCount { found: 0 })?;
@@ -444,10 +470,7 @@ async fn newest_superblock(given: &[(PoolDevice, Label)]) -> Result<(Superblock,
                         left_with: checkpoint,
                     },
                 });
-                if found
-                    .as_ref()
-                    .is_none_or(|found| superblock.checkpoint > found.checkpoint)
-                {
+                if found.as_ref().is_none_or(|found| superblock.is_newer_than(found)) {
                     found = Some(superblock);
                 }
             }

@@ -67,10 +67,7 @@ pub(super) async fn read_superblock(
             };
             match superblock {
                 Ok(superblock) if superblock.pool == pool => {
-                    if found
-                        .as_ref()
-                        .is_none_or(|found| superblock.checkpoint > found.checkpoint)
-                    {
+                    if found.as_ref().is_none_or(|found| superblock.is_newer_than(found)) {
                         found = Some(superblock);
                     }
                 }
@@ -137,6 +134,27 @@ pub(super) async fn write_superblock(devices: &[Areas], superblock: &Superblock)
     let content = Slice::copy_from(&superblock.encode());
     let writes = devices.iter().map(|areas| areas.write(slot, content.clone()));
     join_all(writes).await.into_iter().collect()
+}
+
+/// Writes a superblock in the place of an earlier revision of it, durably, in one label area of a device after
+/// the other: a power cut spoils one at most.
+///
+/// # Errors
+///
+/// No copy could be written.
+pub(super) async fn rewrite_superblock(areas: &Areas, superblock: &Superblock) -> Result<(), IoError> {
+    let slot = Superblock::slot_block(superblock.checkpoint);
+    let content = Slice::copy_from(&superblock.encode());
+    let mut result = Err(IoError::Gone);
+    for area in &areas.blocks {
+        let from = Gather::from(content.clone());
+        match areas.device.write(area + slot, from, true).await {
+            Ok(()) => result = Ok(()),
+            Err(error) if result.is_err() => result = Err(error),
+            Err(_) => {}
+        }
+    }
+    result
 }
 
 /// Wipes the superblocks in label areas, given their first blocks, durably.

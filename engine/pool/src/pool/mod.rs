@@ -11,6 +11,7 @@
 
 mod check;
 mod checkpoint;
+mod counted;
 mod create;
 mod devices;
 mod error;
@@ -177,6 +178,14 @@ pub struct Pool {
     closed: Cell<bool>,
     /// Nothing is written to any device.
     read_only: bool,
+    /// Devices that are not there, a bit for each number.
+    absent: u32,
+    /// Somebody writes a superblock.
+    superblock_held: Cell<bool>,
+    /// Fired when nobody does any more.
+    superblock_free: Signal,
+    /// Devices whose copies of the journal are not to count, a bit for each number.
+    uncounted: Cell<u32>,
     /// The last checkpoint was begun, or made: no other one may follow.
     sealed: Cell<bool>,
     /// When it was opened.
@@ -424,7 +433,7 @@ impl Pool {
     pub(crate) fn device(&self, number: u8) -> Result<PoolDevice, IoError> {
         let devices = self.devices.borrow();
         let device = devices.get(usize::from(number)).and_then(Option::as_ref);
-        device.cloned().ok_or(IoError::Gone)
+        device.cloned().ok_or_else(|| self.no_device(number))
     }
 
     /// Gives a device to a function, by its number.
@@ -436,7 +445,20 @@ impl Pool {
     ) -> Result<T, IoError> {
         let devices = self.devices.borrow();
         let device = devices.get(usize::from(number)).and_then(Option::as_ref);
-        device.map(act).ok_or(IoError::Gone)
+        device.map(act).ok_or_else(|| self.no_device(number))
+    }
+
+    /// What is on a device that is not there cannot be read.
+    fn no_device(&self, number: u8) -> IoError {
+        match self.is_absent(number) {
+            true => IoError::MediaRead,
+            false => IoError::Gone,
+        }
+    }
+
+    /// Whether a device is missing, of a pool that was opened without it.
+    pub(crate) fn is_absent(&self, number: u8) -> bool {
+        self.absent.checked_shr(number.into()).unwrap_or(0) & 1 == 1
     }
 
     /// Whether nothing stands against changes.

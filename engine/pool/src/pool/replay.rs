@@ -128,9 +128,13 @@ impl Pool {
                     continue;
                 }
                 for block in (0..EXTENT_BLOCKS as u8).filter(|block| fragment.mask >> block & 1 == 1) {
-                    let device = self.device(fragment.extent.device())?;
+                    let device = self.device(fragment.extent.device());
                     let place = fragment.extent.number() * EXTENT_BLOCKS as u64 + u64::from(block);
-                    let Ok(bytes) = device.read(place, 1).await else {
+                    let read = match device {
+                        Ok(device) => device.read(place, 1).await,
+                        Err(error) => Err(error),
+                    };
+                    let Ok(bytes) = read else {
                         let block = index * EXTENT_BLOCKS as u64 + u64::from(block);
                         report.unreadable.push(LostBlock { volume, block });
                         continue;

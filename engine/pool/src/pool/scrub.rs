@@ -4,6 +4,9 @@
 //! How far it is becomes durable with each checkpoint, and so does what it found: one that was interrupted
 //! goes on where it was, after a restart too, and the last one is remembered.
 //!
+//! Of a read-only pool all is looked at, nothing is repaired, and nothing is remembered. What is on a device that
+//! is missing is not looked at.
+//!
 //! Volumes go on meanwhile. A slot is looked at with its blocks locked; a page that looks bad is looked at
 //! again while no checkpoint runs, since its place may have been given to another page by then.
 
@@ -55,7 +58,7 @@ pub struct ScrubProgress {
 pub struct ScrubReport {
     /// Blocks of data that were read and compared with their checksums.
     pub blocks: u64,
-    /// Blocks without a checksum, which were not read.
+    /// Blocks that were not read: those without a checksum, and those on a device that is missing.
     pub unchecked_blocks: u64,
     /// Blocks that do not match their checksum or cannot be read, the first of them.
     pub bad_blocks: Vec<LostBlock>,
@@ -65,6 +68,8 @@ pub struct ScrubReport {
     pub pages: u64,
     /// Copies of pages that were bad and are written again.
     pub repaired_pages: u64,
+    /// Copies of pages that are bad and were left so, as the pool is read-only.
+    pub unrepaired_pages: u64,
     /// Pages without a good copy, or whose bad copy could not be written.
     pub lost_pages: u64,
 }
@@ -136,6 +141,7 @@ impl From<&ScrubRecord> for ScrubReport {
             bad_block_count: record.bad_block_count,
             pages: record.pages,
             repaired_pages: record.repaired_pages,
+            unrepaired_pages: 0,
             lost_pages: record.lost_pages,
         }
     }
@@ -162,15 +168,14 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`PoolError::ReadOnly`] as it could repair and remember nothing, [`PoolError::Busy`] if one is under
-    /// way, [`PoolError::Page`] if a page without a good copy leads to something that is not in memory, and
+    /// [`PoolError::Busy`] if one is under way, [`PoolError::Page`] if a page without a good copy leads to something that is not in memory, and
     /// [`PoolError::Closed`].
     pub async fn scrub(
         self: &Rc<Self>,
         options: ScrubOptions,
         tell: &mut dyn FnMut(ScrubProgress),
     ) -> Result<ScrubReport, PoolError> {
-        self.check_changes()?;
+        self.check_open()?;
         if self.scrubbing.replace(true) {
             return Err(PoolError::Busy {
                 name: self.name.clone(),
@@ -183,7 +188,9 @@ impl Pool {
             (ids.collect(), state.scrub.clone())
         };
         let place = match before.state {
-            ScrubState::UnderWay { volume, slot } if !options.begin_anew => Some((volume, slot)),
+            ScrubState::UnderWay { volume, slot } if !options.begin_anew && !self.read_only => {
+                Some((volume, slot))
+            }
             ScrubState::UnderWay { .. } | ScrubState::Never | ScrubState::Ended { .. } => None,
         };
         let (at_volume, at_slot) = place.unwrap_or_default();
@@ -211,6 +218,9 @@ impl Pool {
             scrub.progress.volumes_done += 1;
             (scrub.tell)(scrub.progress);
         }
+        if self.read_only {
+            return Ok(scrub.report);
+        }
         let ended = ScrubState::Ended {
             seconds: self.now_seconds(),
         };
@@ -227,6 +237,9 @@ impl Pool {
         volume: u64,
         slot: u64,
     ) -> Result<(), PoolError> {
+        if self.read_only {
+            return Ok(());
+        }
         self.state.borrow_mut().scrub = scrub.record(ScrubState::UnderWay { volume, slot });
         if now() - scrub.kept >= KEPT_EVERY {
             self.checkpoint().await?;
@@ -322,7 +335,7 @@ impl Pool {
             .iter()
             .filter(|fragment| fragment.birth > born_after)
         {
-            if !checksums {
+            if !checksums || self.is_absent(fragment.extent.device()) {
                 scrub.report.unchecked_blocks += u64::from(fragment.mask.count_ones());
                 continue;
             }
@@ -390,6 +403,13 @@ impl Pool {
             if bad.is_empty() {
                 continue;
             }
+            if self.read_only {
+                match self.any_page(&pointer, &identity).await {
+                    Ok(_) => scrub.report.unrepaired_pages += bad.len() as u64,
+                    Err(_) => scrub.report.lost_pages += 1,
+                }
+                continue;
+            }
             let hold = self.hold_checkpoints().await;
             let is_there = self.with_pages(path).await?.contains(&(pointer, identity));
             if is_there {
@@ -405,7 +425,8 @@ impl Pool {
         let mut bad = Vec::new();
         for copy in [pointer.first, pointer.second] {
             let read = load_copy(self.uuid, &devices, copy, pointer.crc, identity).await;
-            if read.is_err() {
+            // What is on a device that is missing may be good.
+            if read.is_err() && !self.is_absent(copy.extent().device()) {
                 bad.push(copy);
             }
         }

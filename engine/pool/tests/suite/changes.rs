@@ -10,6 +10,7 @@ use pollux_sim::{CrashState, CutPoints, PowerLoss, Recorder};
 
 use crate::common::{Bench, DRIVE_BYTES, Drives, options};
 use crate::history::{Change, Changed, Recorded, go_on_changing, model_at, verify_imported, verify_pool};
+use crate::missing::{look, without_one};
 use crate::model::PoolModel;
 
 const LOSSES: [PowerLoss; 4] = [
@@ -240,6 +241,22 @@ fn check_one_of_two(
     opened.to_vec()
 }
 
+/// Whatever is missing, what can be opened of the rest is as it was promised. How often it could be.
+fn check_without_one(bench: &Bench, recorded: &Recorded, state: &CrashState, context: &str) -> u64 {
+    let mut opened = 0;
+    for (missing, drives) in without_one(state).enumerate() {
+        let single = Drives(drives.0.iter().take(1).cloned().collect());
+        for drives in [drives, single] {
+            let looked = look(bench, drives, model_at(recorded, state.position));
+            if let Ok(Err(error)) = &looked {
+                panic!("{context}, cut at {}, without {missing}: {error}", state.position);
+            }
+            opened += u64::from(looked.is_ok());
+        }
+    }
+    opened
+}
+
 fn check_state(bench: &Bench, recorded: &Recorded, state: CrashState, context: &str) {
     let context = format!("{context}, cut at {}, {:?}", state.position, state.loss);
     let model = model_at(recorded, state.position);
@@ -268,7 +285,7 @@ pub fn check_plan(setup: &Setup, steps: u64, plans: Vec<(u64, Plan)>) -> u64 {
         assert_eq!(change.result, Ok(()), "{context}");
     }
     let replaced = replaced.as_ref();
-    let mut opened = [0, 0];
+    let (mut opened, mut opened_in_part) = ([0, 0], 0);
     let first = changed.first().map_or(0, |change| change.start);
     let mut states = 0;
     let losses = [
@@ -285,9 +302,16 @@ pub fn check_plan(setup: &Setup, steps: u64, plans: Vec<(u64, Plan)>) -> u64 {
                 let which = check_one_of_two(&bench, setup.members, *replaced, &state);
                 (0..2).for_each(|at| opened[at] += u64::from(which[at]));
             }
+            if state.position % 12 == 0 {
+                opened_in_part += check_without_one(&bench, &recorded, &state, &context);
+            }
             check_state(&bench, &recorded, state, &context);
         }
     }
+    assert!(
+        setup.members == 1 || opened_in_part > 0,
+        "{context}: {opened_in_part}"
+    );
     assert!(
         replaced.is_none() || !opened.contains(&0),
         "{context}: {opened:?}"

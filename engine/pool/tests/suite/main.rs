@@ -13,6 +13,7 @@ mod full;
 mod generations;
 mod history;
 mod input;
+mod missing;
 mod model;
 mod pools;
 mod random;

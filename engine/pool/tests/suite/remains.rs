@@ -1,13 +1,17 @@
 //! What a power cut leaves on drives beside what counts, and what must not be made of it: blocks that were
-//! being written and are destroyed, blocks of the journal behind its end, and old data that rots meanwhile.
+//! being written and are destroyed, blocks of the journal behind its end, and old data that rots meanwhile. And
+//! what a read finds that was overtaken by others.
 
 use crate::common::{Bench, Drives, options};
 use crate::history::{BLOCK, contents, data, value_of, values_of};
-use pollux_device::{BlockDeviceExt, IoError};
+use pollux_device::{BlockDevice, BlockDeviceExt, Completion, Geometry, IoError, Request};
 use pollux_hugepages::Buffer;
 use pollux_pool::{CreateOptions, Pool, VolumeOptions};
+use pollux_reactor::{sleep, spawn, yield_now};
 use pollux_sim::{PowerLoss, SimDrive};
+use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 async fn make(drives: &Drives) -> Rc<Pool> {
     let devices = drives.attach().await;
@@ -180,5 +184,78 @@ fn what_a_crash_left_behind_the_end_of_the_journal_is_not_taken_up_later() {
                 .all(|(block, value)| value == expected(block))
         );
         assert!(pool.check().await.unwrap().is_sound());
+    });
+}
+
+/// A device of which one read waits until it may go on.
+struct Waiting {
+    device: Rc<dyn BlockDevice>,
+    /// The next read is the one.
+    is_armed: Rc<Cell<bool>>,
+    may_go_on: Rc<Cell<bool>>,
+}
+
+impl BlockDevice for Waiting {
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    fn submit(&self, request: Request) -> Completion {
+        if !matches!(request, Request::Read { .. }) || !self.is_armed.replace(false) {
+            return self.device.submit(request);
+        }
+        let (device, may_go_on) = (self.device.clone(), self.may_go_on.clone());
+        Completion::from_future(async move {
+            while !may_go_on.get() {
+                sleep(Duration::from_micros(10)).await;
+            }
+            device.submit(request).await
+        })
+    }
+}
+
+/// Where a slow read of a volume without checksums looks, other data has come meanwhile: it is read again.
+#[test]
+fn a_slow_read_sees_nothing_of_what_has_come_in_its_place() {
+    let bench = Bench::of_sizes(4, &[64 * 65536]);
+    bench.run(|drives| async move {
+        let (is_armed, may_go_on) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let device = Waiting {
+            device: drives.attach().await.remove(0),
+            is_armed: is_armed.clone(),
+            may_go_on: may_go_on.clone(),
+        };
+        let create = CreateOptions::default();
+        let pool = Pool::create("tank", vec![Rc::new(device)], &create, options())
+            .await
+            .unwrap();
+        let unchecked = VolumeOptions {
+            checksums: false,
+            ..VolumeOptions::new(16)
+        };
+        pool.create_volume("a", &unchecked).await.unwrap();
+        pool.create_volume("b", &VolumeOptions::new(1000)).await.unwrap();
+        let (one, other) = (pool.open_volume("a").unwrap(), pool.open_volume("b").unwrap());
+        one.write(0, data(1, 16), true).await.unwrap();
+        is_armed.set(true);
+        let reading = spawn({
+            let one = one.clone();
+            async move { one.read(3, Buffer::from_heap(BLOCK)).await }
+        });
+        while is_armed.get() {
+            yield_now().await;
+        }
+        one.deallocate(0, 16).await.unwrap();
+        for _ in 0..2 {
+            pool.checkpoint().await.unwrap();
+        }
+        let mut slots = 0;
+        while other.write(slots * 16, data(2, 16), false).await.is_ok() {
+            slots += 1;
+        }
+        assert!(slots > 10, "{slots}");
+        may_go_on.set(true);
+        let found = reading.await.unwrap();
+        assert_eq!(value_of(&found), Ok(0));
     });
 }

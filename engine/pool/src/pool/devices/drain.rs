@@ -210,6 +210,7 @@ impl Pool {
     async fn let_go(self: &Rc<Self>, number: u8) -> Result<(), PoolError> {
         let device = self.device(number)?;
         let at = usize::from(number);
+        self.give_up_journal(number).await?;
         // One that is being written has this device, and what is used of it.
         let no_checkpoint = self.hold_checkpoints().await;
         self.with_pages(|state| {

@@ -34,7 +34,7 @@ impl Pool {
         });
         for status in open {
             if self
-                .add_journal(status.number, extents, elsewhere, &device)
+                .add_journal(status.number, extents, elsewhere, leaving)
                 .await?
             {
                 return Ok(());
@@ -46,13 +46,45 @@ impl Pool {
         Ok(())
     }
 
+    /// The copy of the journal on a device is used no more, if there is another one. The device says so first.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::NoRoomForJournal`] if there is no other one.
+    pub(super) async fn give_up_journal(self: &Rc<Self>, number: u8) -> Result<(), PoolError> {
+        let device = self.device(number)?;
+        if !self
+            .journal
+            .copies()
+            .iter()
+            .any(|copy| copy.device.is_same(&device))
+        {
+            return Ok(());
+        }
+        // Superblocks that are written from now on do not name it.
+        let before = self.uncounted.get();
+        self.uncounted.set(before | 1 << number);
+        let discounted = self.discount_copy(number).await;
+        self.uncounted.set(before);
+        discounted?;
+        let copies = self.journal.copies();
+        if copies.iter().all(|copy| copy.device.is_same(&device)) {
+            let extents = copies
+                .first()
+                .map_or(0, |copy| copy.ring.blocks / EXTENT_BLOCKS as u64);
+            return Err(PoolError::NoRoomForJournal { extents });
+        }
+        self.journal.remove_copy(&device);
+        Ok(())
+    }
+
     /// Makes a copy of the journal on a device, if it has room for it. Whether it has.
     async fn add_journal(
         self: &Rc<Self>,
         number: u8,
         extents: u64,
         elsewhere: usize,
-        leaving: &crate::device::PoolDevice,
+        leaving: u8,
     ) -> Result<bool, PoolError> {
         let known = self.labels.borrow().get(usize::from(number)).cloned().flatten();
         let known = known.ok_or(PoolError::NoDevice { number })?;
@@ -88,7 +120,7 @@ impl Pool {
         }
         if elsewhere + 1 == COPIES_MAX {
             // The other one has everything.
-            self.journal.remove_copy(leaving);
+            self.give_up_journal(leaving).await?;
         }
         let device = self.device(number)?;
         if let Some(ring) = label.journal_ring() {

@@ -119,7 +119,7 @@ impl Pool {
             .collect()
     }
 
-    fn label_areas_of(&self, number: u8) -> Option<Areas> {
+    pub(super) fn label_areas_of(&self, number: u8) -> Option<Areas> {
         let state = self.state.borrow();
         let extents = state.space.device(number)?.extents();
         if let Some(areas) = self.successor_areas(number, extents) {

@@ -3,6 +3,7 @@
 //! 1. The new device gets its label, of a device that no superblock knows, and its old superblocks are wiped.
 //! 2. At a moment without writes a [`Mirror`] begins: all writes go to both devices from then on.
 //! 3. What is used of the old device is copied, range by range.
+//!    The old one says that its copy of the journal counts no more, see [`counted`](super::super::counted).
 //! 4. A checkpoint whose superblock names the new device in place of the old one. It goes to the other
 //!    devices first, then to the old one, which so learns that it has left, and to the new one last: from no
 //!    set of devices can the pool be opened both with the old one and with the new one. A power cut between
@@ -60,6 +61,7 @@ impl Drop for Replacing {
             self.old.set_mirror(None);
             *self.pool.successor.borrow_mut() = None;
         }
+        self.pool.uncounted.set(0);
     }
 }
 
@@ -220,6 +222,9 @@ impl Pool {
         if let Some(error) = successor.mirror.failed() {
             return Err(error.into());
         }
+        // The old one must not seem to be whole where it does not learn that it has left.
+        self.uncounted.set(1 << successor.number);
+        self.discount_copy(successor.number).await?;
         if let Some(entry) = self.state.borrow_mut().members.get_mut(at) {
             entry.id = successor.id;
         }
