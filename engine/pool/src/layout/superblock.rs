@@ -14,7 +14,7 @@
 //! | 48 | generation, u64: the highest birth in this checkpoint |
 //! | 56, 64 | first block of the journal to replay: sequence, u64, and place in the ring, u64 |
 //! | 72 | the next volume or snapshot, u64 |
-//! | 80 | devices whose copy of the journal counts, a bit for each number, u32; 0 if nothing is known of that |
+//! | 80 | devices whose copy of the journal counts, a bit for each number, u32; 0 if that is not known |
 //! | 84 | revision, u32: raised when the superblock of a checkpoint is written again |
 //! | 88 | blocks of the ring of the journal, u64; 0 if nothing is known of that |
 //! | 96 | table of volumes: page pointer |

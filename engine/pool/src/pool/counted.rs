@@ -1,13 +1,13 @@
 //! Which copies of the journal count: those that hold all that was ever durable.
 //!
 //! A copy that misses a block is given up, and the pool goes on with the other one. From then on its device
-//! knows an older pool. That shows as long as the other device is there too; where it is not, the superblock of
-//! the device itself has to tell. So:
+//! knows an older pool. That shows as long as the other device is there too; where it is not, the
+//! superblock of the device itself has to tell. So:
 //!
 //! - A superblock names the devices whose copies have all blocks from where its journal begins.
-//! - Before anything is durable on the other copy alone, the superblock of a device whose copy is given up says
-//!   so, durably. It is written again in its place, one label area after the other, with a higher revision.
-//!   If that fails nothing becomes durable any more.
+//! - Before anything is durable on the other copy alone, the superblock of a device whose copy is given up
+//!   says so, durably. It is written again in its place, one label area after the other, with a higher
+//!   revision. If that fails nothing becomes durable any more.
 //! - The same goes for a device that leaves, or is replaced, before any superblock is without it.
 //! - A superblock is written again only while no checkpoint writes one, and the other way round.
 
@@ -65,8 +65,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// No place of the superblock could be written, or the pool has stopped: the device may still say that its
-    /// copy counts.
+    /// No place of the superblock could be written, or the pool has stopped: the device may still say that
+    /// its copy counts.
     pub(super) async fn discount_copy(self: &Rc<Self>, number: u8) -> Result<(), IoError> {
         let _hold = self.hold_superblock().await;
         // After a checkpoint that failed there may be a newer one on some devices.

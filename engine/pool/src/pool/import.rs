@@ -8,9 +8,10 @@
 //! 5. A checkpoint with a new incarnation makes it durable, before anything is served. Until its superblock
 //!    is written nothing that the old one needs is changed, so that a power cut in between begins anew.
 //!
-//! Read-only, devices may be missing if one is there whose copy of the journal counts: what is on the others
-//! cannot be read, and all else is as it was when the pool was left. It ends after the third: what the replay changed is in memory alone, and pages that it made
-//! have places that nobody writes to. Every device is behind one that lets no write through.
+//! Read-only, devices may be missing if one is there whose copy of the journal counts: what is on the
+//! others cannot be read, and all else is as it was when the pool was left. It ends after the third: what
+//! the replay changed is in memory alone, and pages that it made have places that nobody writes to. Every
+//! device is behind one that lets no write through.
 
 use std::rc::Rc;
 
@@ -152,7 +153,8 @@ impl Pool {
     }
 
     /// The same without a write to any device, now or later: what a crash left in the journal is done again
-    /// in memory only. Devices may be missing, see [`ImportReport::missing`]. Changes are refused with [`PoolError::ReadOnly`], writes to volumes with
+    /// in memory only. Devices may be missing, see [`ImportReport::missing`]. Changes are refused with
+    /// [`PoolError::ReadOnly`], writes to volumes with
     /// [`IoError::ReadOnly`](pollux_device::IoError::ReadOnly).
     ///
     /// # Errors
@@ -239,7 +241,8 @@ impl Pool {
         }
         pool.replay(&records, &mut report).await?;
         for number in &report.missing {
-            tracing::warn!(pool = %pool.name, device = number, "a device is missing: what is on it cannot be read");
+            let pool = &pool.name;
+            tracing::warn!(%pool, device = number, "a device is missing: what is on it cannot be read");
         }
         if read_only {
             return Ok((pool, report));
@@ -333,8 +336,8 @@ fn new_incarnation(last: u64) -> u64 {
     }
 }
 
-/// Reads the labels and superblocks, and judges them. With `may_miss` devices may be missing as long as there is
-/// a copy of the journal that counts.
+/// Reads the labels and superblocks, and judges them. With `may_miss` devices may be missing as long as
+/// there is a copy of the journal that counts.
 async fn find(devices: Vec<Rc<dyn BlockDevice>>, may_miss: bool) -> Result<Found, PoolError> {
     if devices.is_empty() || devices.len() > DEVICES_MAX {
         return Err(PoolError::DeviceCount { found: devices.len() });

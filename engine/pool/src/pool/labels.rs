@@ -136,8 +136,8 @@ pub(super) async fn write_superblock(devices: &[Areas], superblock: &Superblock)
     join_all(writes).await.into_iter().collect()
 }
 
-/// Writes a superblock in the place of an earlier revision of it, durably, in one label area of a device after
-/// the other: a power cut spoils one at most.
+/// Writes a superblock in the place of an earlier revision of it, durably, in one label area of a device
+/// after the other: a power cut spoils one at most.
 ///
 /// # Errors
 ///

@@ -4,8 +4,8 @@
 //! How far it is becomes durable with each checkpoint, and so does what it found: one that was interrupted
 //! goes on where it was, after a restart too, and the last one is remembered.
 //!
-//! Of a read-only pool all is looked at, nothing is repaired, and nothing is remembered. What is on a device that
-//! is missing is not looked at.
+//! Of a read-only pool all is looked at, nothing is repaired, and nothing is remembered. What is on a
+//! device that is missing is not looked at.
 //!
 //! Volumes go on meanwhile. A slot is looked at with its blocks locked; a page that looks bad is looked at
 //! again while no checkpoint runs, since its place may have been given to another page by then.
@@ -168,8 +168,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`PoolError::Busy`] if one is under way, [`PoolError::Page`] if a page without a good copy leads to something that is not in memory, and
-    /// [`PoolError::Closed`].
+    /// [`PoolError::Busy`] if one is under way, [`PoolError::Page`] if a page without a good copy leads to
+    /// something that is not in memory, and [`PoolError::Closed`].
     pub async fn scrub(
         self: &Rc<Self>,
         options: ScrubOptions,

@@ -1,6 +1,6 @@
-//! Pools of which devices are missing, imported read-only: what is on the others is what was acknowledged, the
-//! rest is an error, and a device that knows an older pool only is not opened. After power cuts, after copies
-//! of the journal were given up, and once devices have left or were replaced.
+//! Pools of which devices are missing, imported read-only: what is on the others is what was acknowledged,
+//! the rest is an error, and a device that knows an older pool only is not opened. After power cuts, after
+//! copies of the journal were given up, and once devices have left or were replaced.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

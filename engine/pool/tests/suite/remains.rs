@@ -1,6 +1,6 @@
 //! What a power cut leaves on drives beside what counts, and what must not be made of it: blocks that were
-//! being written and are destroyed, blocks of the journal behind its end, and old data that rots meanwhile. And
-//! what a read finds that was overtaken by others.
+//! being written and are destroyed, blocks of the journal behind its end, and old data that rots meanwhile.
+//! And what a read finds that was overtaken by others.
 
 use crate::common::{Bench, Drives, options};
 use crate::history::{BLOCK, contents, data, value_of, values_of};

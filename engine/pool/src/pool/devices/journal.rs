@@ -46,7 +46,8 @@ impl Pool {
         Ok(())
     }
 
-    /// The copy of the journal on a device is used no more, if there is another one. The device says so first.
+    /// The copy of the journal on a device is used no more, if there is another one. The device says so
+    /// first.
     ///
     /// # Errors
     ///
