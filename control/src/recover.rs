@@ -519,6 +519,7 @@ fn volume_records(
             state: member.state,
             slot: member.slot,
             leaving: false,
+            given_up_unix_us: None,
         })
     });
     let wanted = u32::try_from(record.members.len()).unwrap_or(REPLICAS_MAX);

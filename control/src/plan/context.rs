@@ -1,6 +1,6 @@
 //! What the parts of a plan share: look-ups in the world, the budget of rebuilds, and the steps so far.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use pollux_api::control::v1::{
     NodeState, Pool, PoolHealth, PoolReport, PoolState, Removal, ReplicaReport, ReplicaState, Severity,
@@ -32,6 +32,8 @@ pub(super) struct Context<'a> {
     replicas: HashMap<&'a str, &'a ReplicaReport>,
     /// Pools that online engines tell of, by UUID.
     pools: HashMap<&'a str, &'a PoolReport>,
+    /// Replicas that targets of online engines have given up, by UUID.
+    given_up: HashSet<&'a str>,
     /// Targets that online engines tell of, by volume.
     targets: HashMap<&'a str, Vec<(&'a str, &'a TargetConfig)>>,
     /// What can be expected of replicas as far as their pool and its node go, by pool.
@@ -97,6 +99,7 @@ impl<'a> Context<'a> {
             budget: Budget::default(),
             moves: Moves::default(),
             replicas: HashMap::new(),
+            given_up: HashSet::new(),
             pools: HashMap::new(),
             targets: HashMap::new(),
             places: HashMap::new(),
@@ -142,6 +145,8 @@ impl<'a> Context<'a> {
                     self.replicas.insert(&config.uid, replica);
                 }
             }
+            self.given_up
+                .extend(observation.report.given_up.iter().map(String::as_str));
             for target in &observation.report.targets {
                 let targets = self.targets.entry(target.volume_uid.as_str()).or_default();
                 targets.push((node.as_str(), target));
@@ -272,6 +277,11 @@ impl<'a> Context<'a> {
     /// A replica as an online engine tells of it.
     pub(super) fn replica(&self, uid: &str) -> Option<&'a ReplicaReport> {
         self.replicas.get(uid).copied()
+    }
+
+    /// Whether the target of a replica has given it up.
+    pub(super) fn is_given_up(&self, uid: &str) -> bool {
+        self.given_up.contains(uid)
     }
 
     /// A pool as an online engine tells of it.

@@ -6,6 +6,7 @@ use crate::model::Record;
 use crate::placement::{PlacementRequest, SiteId, decide, explain, misplaced};
 
 use super::context::Context;
+use super::targets;
 use super::volume::Draft;
 
 /// What can be expected of a replica.
@@ -44,9 +45,43 @@ pub(super) fn fitness(context: &Context<'_>, replica: &Replica) -> Fitness {
     }
     let was_made = replica.state() != ReplicaState::Assigned;
     let is_missing = place.tells && (was_made || place.has_failed) && context.replica(&replica.uid).is_none();
-    match is_missing {
-        true => Fitness::Gone,
-        false => place.fitness,
+    // Nobody brings it back where it is.
+    let since = replica.given_up_unix_us;
+    let is_given_up = since.is_some_and(|since| {
+        context.world.now_unix_us >= since.saturating_add(context.limits.replace_after_us)
+    });
+    match (is_missing, is_given_up) {
+        (true, _) => Fitness::Gone,
+        (false, true) => Fitness::Leaving,
+        (false, false) => place.fitness,
+    }
+}
+
+/// Notes which replicas their target has given up as slow, and since when. What is not known stays as it was.
+fn note_given_up(context: &Context<'_>, draft: &mut Draft<'_>) {
+    if !targets::serves(context, draft.uid(), &draft.status) {
+        return;
+    }
+    let now_unix_us = context.world.now_unix_us;
+    let seconds = context.limits.replace_after_us / 1_000_000;
+    for replica in &mut draft.status.replicas {
+        let (pool, node) = (&replica.pool, &replica.node);
+        match (context.is_given_up(&replica.uid), replica.given_up_unix_us) {
+            (true, None) => {
+                replica.given_up_unix_us = Some(now_unix_us);
+                let text = format!(
+                    "its replica in pool {pool} on node {node} was given up, as far slower than the others \
+                     again and again: in {seconds} s it is replaced by one in another pool; look at the drive"
+                );
+                draft.events.push((Severity::Warning, text));
+            }
+            (false, Some(_)) => {
+                replica.given_up_unix_us = None;
+                let text = format!("its replica in pool {pool} on node {node} is brought back");
+                draft.events.push((Severity::Info, text));
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
     }
 }
 
@@ -152,6 +187,7 @@ pub(super) fn repair(context: &mut Context<'_>, draft: &mut Draft<'_>) {
             replica.state = ReplicaState::Rebuilding.into();
         }
     }
+    note_given_up(context, draft);
     let wanted = usize::try_from(draft.policy.replicas).unwrap_or(1);
     let census = Census::take(context, draft);
     drop_lost(context, draft, &census, wanted);

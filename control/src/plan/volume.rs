@@ -87,6 +87,7 @@ impl Draft<'_> {
             state: ReplicaState::Assigned.into(),
             slot,
             leaving: false,
+            given_up_unix_us: None,
         });
     }
 

@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use crate::common::fleet::TIB;
 use crate::common::{Cluster, GIB, SECOND_US, layout, named, put, snapshot, volume};
 use pollux_api::control::v1::{
-    Domain, Group, GroupSpec, HostAccess, Node, NodeState, PlacementPolicy, Pool, PoolHealth, Snapshot,
-    SnapshotSchedule, SnapshotState, SpreadRule, Template, TemplateSpec, Volume, VolumePolicy, VolumeState,
+    Domain, Event, Group, GroupSpec, HostAccess, Node, NodeState, PlacementPolicy, Pool, PoolHealth,
+    Snapshot, SnapshotSchedule, SnapshotState, SpreadRule, Template, TemplateSpec, Volume, VolumePolicy,
+    VolumeState,
 };
-use pollux_control::model::Record;
+use pollux_control::model::{Kind, Record};
 use pollux_control::plan::Limits;
+use pollux_control::store::Store;
 
 fn limits() -> Limits {
     Limits {
@@ -442,4 +444,55 @@ async fn what_fits_nowhere_waits_and_says_why() {
         .await;
     cluster.settle().await;
     cluster.check_settled();
+}
+
+/// A replica that its target has given up as slow is waited for as one that is lost, and then replaced, in
+/// another pool.
+#[tokio::test]
+async fn a_slow_replica_is_replaced_elsewhere() {
+    let mut cluster = Cluster::new(&layout(4, 1), Limits::default()).await;
+    put(&cluster.store, &volume("v", 3)).await;
+    cluster.settle().await;
+    let before = volume_now(&cluster, "v").await.status.expect("it has one");
+    let slow = before
+        .replicas
+        .iter()
+        .find(|replica| replica.node != before.target_node);
+    let slow = slow.expect("one of three").clone();
+    cluster.fleet.give_up(&before.target_node, &slow.uid, true);
+    cluster.ticks(5).await;
+    // Taken back in time it stays.
+    cluster.fleet.give_up(&before.target_node, &slow.uid, false);
+    cluster.clock.advance(400 * SECOND_US);
+    cluster.settle().await;
+    cluster.check_settled();
+    let status = volume_now(&cluster, "v").await.status.expect("it has one");
+    assert_eq!(status.replicas, before.replicas);
+
+    cluster.fleet.give_up(&before.target_node, &slow.uid, true);
+    cluster.ticks(5).await;
+    let status = volume_now(&cluster, "v").await.status.expect("it has one");
+    assert_eq!(status.replicas.len(), 3, "it is waited for");
+    assert_eq!(status.state(), VolumeState::Degraded);
+    cluster.clock.advance(400 * SECOND_US);
+    cluster.settle().await;
+    cluster.check_settled();
+    let status = volume_now(&cluster, "v").await.status.expect("it has one");
+    assert!(
+        status.replicas.iter().all(|replica| replica.pool != slow.pool),
+        "{status:?}"
+    );
+    let events = cluster
+        .store
+        .list_all(&Kind::Event.prefix())
+        .await
+        .expect("the store answers");
+    let told = events
+        .entries
+        .iter()
+        .map(|entry| Event::read(entry).expect("an event"));
+    let told = told
+        .filter(|event| event.message.contains("was given up"))
+        .count();
+    assert_eq!(told, 2, "it is told each time, and once");
 }

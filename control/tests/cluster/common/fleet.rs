@@ -103,6 +103,8 @@ pub struct Engine {
     pub targets: BTreeMap<String, Target>,
     /// What it remembers of snapshots of several volumes.
     pub cuts: Cuts,
+    /// Replicas that its targets have given up as slow.
+    pub given_up: BTreeSet<String>,
     /// Pools in which no replica can be made.
     pub refusing: bool,
     report: Option<Arc<EngineReport>>,
@@ -176,6 +178,17 @@ impl Fleet {
 
     pub fn lock(&self) -> MutexGuard<'_, Engines> {
         self.0.lock().expect("no test panics with it")
+    }
+
+    /// A target gives a replica up as slow, or takes it back.
+    pub fn give_up(&self, node: &str, replica: &str, is_given_up: bool) {
+        let mut engines = self.lock();
+        let engine = engines.engines.get_mut(node).expect("a node");
+        match is_given_up {
+            true => engine.given_up.insert(replica.to_owned()),
+            false => engine.given_up.remove(replica),
+        };
+        engine.report = None;
     }
 
     /// An engine dies, or comes back with what is on its drives.
@@ -362,6 +375,8 @@ impl Engines {
             let mut told = config.replicas.iter();
             told.any(|replica| replica.uid == uid && replica.leaving)
         };
+        let given_up = self.engines[own].given_up.clone();
+        let is_slow = |uid: &str| given_up.contains(uid);
         let mut reached = Vec::new();
         let mut all_reached = true;
         for (at, member) in record.members.iter().enumerate() {
@@ -448,7 +463,7 @@ impl Engines {
         for (at, node, member) in &reached {
             let leaves = is_leaving(&member.uid);
             match member.state() {
-                ReplicaState::InSync if leaves && staying > 1 => {
+                ReplicaState::InSync if (leaves || is_slow(&member.uid)) && staying > 1 => {
                     staying -= 1;
                     next.members[*at].set_state(ReplicaState::Stale);
                 }
@@ -458,7 +473,7 @@ impl Engines {
                         recorded.owed_to |= 1 << member.slot;
                     }
                 }
-                ReplicaState::Stale if !leaves => {
+                ReplicaState::Stale if !leaves && !is_slow(&member.uid) => {
                     let found = self.replica(node, &member.uid).expect("reached");
                     found.rebuilt_ticks += 1;
                     if found.rebuilt_ticks >= REBUILD_TICKS {
@@ -624,6 +639,7 @@ impl EngineClient for Fleet {
                 .collect(),
             targets: found.targets.values().map(Target::report).collect(),
             cuts: found.cuts.report(),
+            given_up: found.given_up.iter().cloned().collect(),
         };
         let report = Arc::new(report);
         found.report = Some(report.clone());

@@ -30,6 +30,7 @@ impl Cluster {
             replicas: self.describe_replicas(),
             targets: self.targets.report(),
             cuts: self.cuts.report(),
+            given_up: self.targets.given_up(),
         }
     }
 

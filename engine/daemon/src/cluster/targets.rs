@@ -25,7 +25,7 @@ use pollux_nvme::wire::log::AnaState;
 use pollux_pool::shared::{Owned, OwnedDevice};
 use pollux_reactor::{ReactorHandle, RemoteCallError, timeout};
 use pollux_volume::membership::Membership;
-use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError};
+use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, Pace};
 use pollux_volume::qos::{Limits, Qos, Rate, Throttle};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -64,6 +64,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Volumes to which something is done at a time: all that an engine may have replicas of, so that those that
 /// take long to end do not hold up others.
 const TURNS_AT_ONCE: u32 = REPLICAS_MAX as u32;
+
+/// How often a mirror is asked whom it has given up.
+const PACE_PERIOD: Duration = Duration::from_secs(10);
 
 /// Largest size of a volume.
 const SIZE_BYTES_MAX: u64 = 1 << 56;
@@ -151,6 +154,8 @@ struct Serving {
     settling: Arc<AtomicBool>,
     /// As the mirror told last.
     record: Arc<Mutex<Membership>>,
+    /// The replicas that the mirror has given up, as it told last.
+    given_up: Arc<Mutex<Vec<Uuid>>>,
 }
 
 impl Serving {
@@ -163,6 +168,7 @@ impl Serving {
             device,
             settling: Arc::default(),
             record,
+            given_up: Arc::default(),
         }
     }
 
@@ -288,6 +294,18 @@ impl Targets {
     /// All volumes, as they are told to the control plane.
     pub(super) fn report(&self) -> Vec<TargetConfig> {
         self.shown().values().map(|shown| shown.report()).collect()
+    }
+
+    /// The replicas that mirrors here have given up as slow.
+    pub(super) fn given_up(&self) -> Vec<String> {
+        let shown: Vec<_> = self.shown().values().cloned().collect();
+        let serving = shown.iter().filter_map(|shown| shown.serving());
+        let mut all = Vec::new();
+        for serving in serving {
+            let given_up = serving.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(given_up.iter().map(Uuid::to_string));
+        }
+        all
     }
 
     /// The mirror of a volume that is served here.
@@ -593,6 +611,7 @@ impl Targets {
         tokio::spawn(async move {
             let (record, changed) = (serving.record.clone(), self.changed.clone());
             let (device, switch) = (serving.device.clone(), shown.switch.clone());
+            let given_up = serving.given_up.clone();
             let watched = serving.mirror.call(move |mirror| async move {
                 loop {
                     let newest = mirror.membership();
@@ -600,11 +619,16 @@ impl Targets {
                     device.resized(newest.size_blocks);
                     switch.resize(newest.size_bytes());
                     *record.lock().unwrap_or_else(PoisonError::into_inner) = newest;
+                    let all = mirror.replicas().into_iter();
+                    let slow = all.filter(|replica| replica.pace == Pace::GivenUp);
+                    let slow = slow.map(|replica| replica.id).collect();
+                    *given_up.lock().unwrap_or_else(PoisonError::into_inner) = slow;
                     changed.notify_one();
                     if let Some(reason) = mirror.stopped() {
                         return reason;
                     }
-                    mirror.changed_since(version).await;
+                    // Who is given up is no part of the record.
+                    let _ = timeout(PACE_PERIOD, mirror.changed_since(version)).await;
                 }
             });
             match watched.await {
