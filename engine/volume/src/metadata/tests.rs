@@ -353,7 +353,7 @@ fn a_device_of_another_replica_is_told() {
 
 #[test]
 fn a_map_of_many_blocks_is_read_as_it_was_written_whichever_slots_are_good() {
-    const MAP_BLOCKS: usize = 50;
+    const MAP_BLOCKS: usize = 600;
     let regions = (MAP_BLOCKS * MAP_BLOCK_REGIONS) as u64;
     let blocks = AreaLayout::for_data(regions, 1).unwrap().total_blocks();
     let drive = SimDrive::new("large", SimDriveOptions::new(blocks * 4096, 4096).unwrap(), 1);
@@ -379,7 +379,7 @@ fn a_map_of_many_blocks_is_read_as_it_was_written_whichever_slots_are_good() {
     assert!(read(drive.clone()).as_ref() == Ok(&written));
     // A slot that cannot be read counts as one that is older, and only that one.
     let layout = AreaLayout::for_data(regions, 1).unwrap();
-    for index in [0, 15, 16, 33, 49] {
+    for index in [0, 15, 16, 33, 511, 512, 599] {
         let older = (index as u64 % 4 + 1) % 2;
         drive.make_unreadable(layout.block_of(Kind::Map(index as u64), older), 1);
     }

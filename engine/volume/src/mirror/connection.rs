@@ -130,8 +130,7 @@ impl Connection {
             let first_block = area.layout().area_blocks() * ratio;
             // Also to know which slot of each structure is to be written next.
             let has_record = area.read_record().await?.is_some();
-            let map = area.read_map().await?;
-            let connection = Self {
+            Ok(Self {
                 session: granted.session,
                 area,
                 instance: granted.instance,
@@ -144,12 +143,17 @@ impl Connection {
                 confirmed_at: Cell::new(started),
                 is_ended: Cell::new(false),
                 ending: Signal::default(),
-            };
-            Ok((connection, map))
+            })
         };
-        match timeout(wait_max, establishing).await {
-            Ok(result) => result,
-            Err(_) => Err(PromiseError::Unreachable.into()),
+        let silent = |_| ConnectError::from(PromiseError::Unreachable);
+        let connection = timeout(wait_max, establishing).await.map_err(silent)??;
+        // The map of a large volume is long: it is waited for as long as it goes on.
+        let mut map = Vec::new();
+        loop {
+            let reading = connection.area.read_map_part(&mut map);
+            if !timeout(wait_max, reading).await.map_err(silent)?? {
+                return Ok((connection, map));
+            }
         }
     }
 

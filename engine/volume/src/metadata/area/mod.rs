@@ -20,6 +20,9 @@ use crate::membership::{Epoch, Membership};
 /// and whoever takes a volume over waits for it.
 const MAP_READS: usize = 8;
 
+/// Blocks of the region map, in both slots, of one part of it.
+const MAP_PART_BLOCKS: u64 = 512;
+
 /// How a device is made a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FormatOptions {
@@ -360,15 +363,27 @@ impl Area {
     ///
     /// [`AreaError`].
     pub async fn read_map(&self) -> Result<Vec<u8>, AreaError> {
+        let mut map = Vec::new();
+        while self.read_map_part(&mut map).await? {}
+        Ok(map)
+    }
+
+    /// Reads what comes next in the region map, up to 4 MiB of the device, and adds it to what was read
+    /// before: for those who wait for as long as it goes on. Whether there is more.
+    ///
+    /// # Errors
+    ///
+    /// [`AreaError`].
+    pub async fn read_map_part(&self, map: &mut Vec<u8>) -> Result<bool, AreaError> {
         let layout = self.layout.get();
-        let blocks = self.read_map_blocks(0..layout.used_map_blocks()).await?;
         let regions = layout.regions() as usize;
-        let mut map = Vec::with_capacity(regions);
-        for block in &blocks {
-            let left = (regions - map.len()).min(MAP_BLOCK_REGIONS);
+        let first = (map.len() / MAP_BLOCK_REGIONS) as u64;
+        let end = (first + MAP_PART_BLOCKS).min(layout.used_map_blocks());
+        for block in &self.read_map_blocks(first..end).await? {
+            let left = regions.saturating_sub(map.len()).min(MAP_BLOCK_REGIONS);
             map.extend((0..left).map(|region| codec::region_of(block, region)));
         }
-        Ok(map)
+        Ok(map.len() < regions)
     }
 
     /// Blocks of the region map, as they are now.
