@@ -318,6 +318,13 @@ fn find_surplus<'a>(draft: &mut Draft<'_>, census: &'a Census, wanted: usize, le
         if !is_dropped || (is_in_sync && usable <= least) {
             continue;
         }
+        if draft.has_alone(replica) {
+            draft.status.message = format!(
+                "its replica in pool {} stays: it alone has a snapshot, which has to be deleted first",
+                replica.pool
+            );
+            continue;
+        }
         if is_in_sync {
             usable -= 1;
             if *fitness == Fitness::Good {

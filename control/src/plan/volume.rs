@@ -48,6 +48,14 @@ impl Draft<'_> {
         self.removals.push(removal);
     }
 
+    /// Whether there is a snapshot that no other replica has: one that was being brought back when it was cut
+    /// does not get it.
+    pub(super) fn has_alone(&self, replica: &Replica) -> bool {
+        let bit = 1_u32 << replica.slot.min(SLOTS);
+        let mut snapshots = self.status.snapshots.iter();
+        snapshots.any(|snapshot| snapshot.held_by == bit)
+    }
+
     /// Takes a replica off the record, and has it removed, with the path to the volume beside it.
     pub(super) fn drop_replica(&mut self, replica: &Replica, why: &str) {
         self.status.replicas.retain(|other| other.uid != replica.uid);

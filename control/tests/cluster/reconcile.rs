@@ -496,3 +496,39 @@ async fn a_slow_replica_is_replaced_elsewhere() {
         .count();
     assert_eq!(told, 2, "it is told each time, and once");
 }
+
+#[tokio::test]
+async fn a_replica_that_alone_has_a_snapshot_is_the_one_that_stays() {
+    let mut cluster = cluster().await;
+    let made = volume("a", 2);
+    put(&cluster.store, &made).await;
+    cluster.settle().await;
+    put(&cluster.store, &snapshot("s", &made)).await;
+    cluster.settle().await;
+    let status = volume_now(&cluster, "a").await.status.unwrap();
+    let beside = status
+        .replicas
+        .iter()
+        .find(|replica| replica.node != status.target_node);
+    let holder = beside.unwrap().clone();
+    // As it is when the other one was being brought back while the snapshot was cut.
+    cluster
+        .update::<Volume>("a", |volume| {
+            let status = volume.status.as_mut().unwrap();
+            status.snapshots[0].held_by = 1 << holder.slot;
+            status.version += 1;
+        })
+        .await;
+    cluster
+        .update::<Volume>("a", |volume| {
+            let policy = volume.spec.as_mut().unwrap().policy.as_mut().unwrap();
+            policy.replicas = Some(1);
+        })
+        .await;
+    cluster.settle().await;
+    let status = volume_now(&cluster, "a").await.status.unwrap();
+    let left: Vec<_> = status.replicas.iter().map(|replica| &replica.uid).collect();
+    assert_eq!(left, [&holder.uid]);
+    assert_eq!(status.snapshots.len(), 1, "the snapshot is still there");
+    cluster.check_settled();
+}

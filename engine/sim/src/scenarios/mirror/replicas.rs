@@ -246,8 +246,13 @@ impl Cluster {
                     self.swap(next);
                 }
                 (Some(slot), true) if !record.in_sync().contains(slot) => {
-                    if self.swap(record.next().without_replica(slot)) {
-                        self.retire(planned);
+                    let next = record.next().without_replica(slot);
+                    // One that alone has a snapshot stays, as it does for a control plane: the others may
+                    // have been brought back while the snapshot was cut.
+                    match next.snapshots.len() < record.snapshots.len() {
+                        true => self.plan_leaving(planned.id, false),
+                        false if self.swap(next) => self.retire(planned),
+                        false => {}
                     }
                 }
                 (None, true) => self.retire(planned),
