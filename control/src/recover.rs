@@ -24,15 +24,12 @@ use prost::Message;
 use uuid::Uuid;
 
 use crate::model::{
-    Checker, Guarded, HOSTS_MAX, REPLICAS_MAX, Record, check_membership, check_name, forget_snapshots,
-    host_nqn,
+    Checker, Guarded, HOSTS_MAX, REPLICAS_MAX, Record, VOLUME_UNIT_BYTES, check_membership, check_name,
+    forget_snapshots, host_nqn,
 };
 use crate::plan::add_event;
 use crate::store::Transaction;
 use crate::world::World;
-
-/// Sizes of volumes are whole multiples of this.
-const GRAIN_BYTES: u64 = 1 << 20;
 
 /// What engines answered, by node; or why one did not.
 pub type Answers = BTreeMap<String, Result<EngineSurvey, String>>;
@@ -575,7 +572,7 @@ fn volume_records(
         let spec = volume.spec.get_or_insert_default();
         spec.size_bytes = spec
             .size_bytes
-            .max(record.size_bytes.next_multiple_of(GRAIN_BYTES));
+            .max(record.size_bytes.next_multiple_of(VOLUME_UNIT_BYTES));
         volume.status = Some(status);
         transaction.put(&volume);
         return Some((volume, transaction));
@@ -588,7 +585,7 @@ fn volume_records(
     let mut volume = Volume {
         metadata: None,
         spec: Some(VolumeSpec {
-            size_bytes: record.size_bytes.next_multiple_of(GRAIN_BYTES),
+            size_bytes: record.size_bytes.next_multiple_of(VOLUME_UNIT_BYTES),
             policy: Some(VolumePolicy {
                 replicas: Some(wanted),
                 min_in_sync: Some(status.min_in_sync),

@@ -29,7 +29,7 @@ pub use validate::{
     Checker, FieldError, Validate, host_nqn, label_map, name as check_name, node_address, token_spec,
     volume_size,
 };
-pub(crate) use validate::{GROUP_SNAPSHOT_VOLUMES_MAX, HOSTS_MAX, NAME_CHARACTERS_MAX};
+pub(crate) use validate::{GROUP_SNAPSHOT_VOLUMES_MAX, HOSTS_MAX, NAME_CHARACTERS_MAX, VOLUME_UNIT_BYTES};
 
 /// Kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

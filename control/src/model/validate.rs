@@ -38,8 +38,9 @@ pub(crate) const HOSTS_MAX: usize = 64;
 /// Most volumes of which snapshots are taken at one instant: all are told of in one transaction.
 pub(crate) const GROUP_SNAPSHOT_VOLUMES_MAX: usize = 50;
 
-/// Sizes of volumes, in bytes.
-const VOLUME_UNIT_BYTES: u64 = 1 << 20;
+/// Sizes of volumes are whole multiples of this.
+pub(crate) const VOLUME_UNIT_BYTES: u64 = 1 << 20;
+/// The largest volume.
 const VOLUME_BYTES_MAX: u64 = 256 << 40;
 
 /// The time between two snapshots of a schedule.

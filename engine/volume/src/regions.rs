@@ -308,11 +308,9 @@ impl RegionMap {
 
     /// The next block that is not durable as it is now, from one on.
     pub(crate) fn next_dirty(&self, from: usize) -> Option<usize> {
-        let later = self.blocks.iter().enumerate().skip(from);
-        later
-            .into_iter()
-            .find(|(_, block)| block.changed > block.durable)
-            .map(|(index, _)| index)
+        let mut later = self.blocks.iter().enumerate().skip(from);
+        let dirty = later.find(|(_, block)| block.changed > block.durable);
+        dirty.map(|(index, _)| index)
     }
 
     /// The next block that a write waits for, from one on and then from the start.
