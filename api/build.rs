@@ -34,6 +34,30 @@ const FILES: &[&str] = &[
     "proto/pollux/control/v1/engine.proto",
 ];
 
+/// Messages that hold secrets.
+const SECRET: [&str; 20] = [
+    ".pollux.control.v1.HostSecrets",
+    ".csi.v1.CreateVolumeRequest",
+    ".csi.v1.DeleteVolumeRequest",
+    ".csi.v1.ControllerPublishVolumeRequest",
+    ".csi.v1.ControllerUnpublishVolumeRequest",
+    ".csi.v1.ValidateVolumeCapabilitiesRequest",
+    ".csi.v1.ControllerModifyVolumeRequest",
+    ".csi.v1.CreateSnapshotRequest",
+    ".csi.v1.DeleteSnapshotRequest",
+    ".csi.v1.ListSnapshotsRequest",
+    ".csi.v1.GetSnapshotRequest",
+    ".csi.v1.ControllerExpandVolumeRequest",
+    ".csi.v1.NodeStageVolumeRequest",
+    ".csi.v1.NodePublishVolumeRequest",
+    ".csi.v1.NodeExpandVolumeRequest",
+    ".csi.v1.CreateVolumeGroupSnapshotRequest",
+    ".csi.v1.DeleteVolumeGroupSnapshotRequest",
+    ".csi.v1.GetVolumeGroupSnapshotRequest",
+    ".csi.v1.GetMetadataAllocatedRequest",
+    ".csi.v1.GetMetadataDeltaRequest",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     for include in INCLUDES {
         println!("cargo::rerun-if-changed={include}");
@@ -56,6 +80,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_well_known_types(true)
         .extern_path(".google.protobuf", "::pbjson_types")
         .btree_map(".pollux.control.v1")
+        // Secrets are not to be seen: `src/secrets.rs`.
+        .skip_debug(SECRET)
         .compile_fds(descriptors)?;
     // Messages of the control plane are read from JSON too: from files, and by the gateway.
     pbjson_build::Builder::new()

@@ -1,10 +1,12 @@
-//! The gRPC interfaces of Pollux: what is generated from the `.proto` files, and nothing else.
+//! The gRPC interfaces of Pollux: what is generated from the `.proto` files, and what secrets in them are.
 //!
 //! Messages can be serialized, so that what is shown as JSON has the names of the `.proto` files. Those of
 //! the control plane can be read from JSON too, in protobuf's own mapping: 64-bit numbers are texts, enums
 //! are names.
 
 #![forbid(unsafe_code)]
+
+pub mod secrets;
 
 /// Interfaces of one engine.
 pub mod engine {

@@ -1,8 +1,10 @@
 //! `pollux-control`: opens the store, answers calls, and plans while it leads.
 
 use std::error::Error;
+use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -267,6 +269,9 @@ pub fn run(cli: &Cli) -> ExitCode {
     }
 }
 
+/// The mode of files that nobody else may read.
+const OWNER_ONLY: u32 = 0o600;
+
 async fn backup(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
     let store = arguments
         .store
@@ -275,8 +280,16 @@ async fn backup(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
     let bytes = write_backup(store.as_ref()).await?;
     // Beside it first, so that a backup that was cut off is none.
     let beside = arguments.file.with_extension("part");
-    std::fs::write(&beside, &bytes)?;
-    std::fs::File::open(&beside)?.sync_all()?;
+    // One that was cut off may have been anybody's to read.
+    let _ = std::fs::remove_file(&beside);
+    // It holds the secrets of hosts.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(OWNER_ONLY)
+        .open(&beside)?;
+    file.write_all(&bytes)?;
+    file.sync_all()?;
     std::fs::rename(&beside, &arguments.file)?;
     writeln!(
         io::stdout(),

@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use pollux_api::control::v1::{
     Certainty, EngineSurvey, FoundPool, FoundReplica, FoundVolume, HostAccess, HostSharing, Membership, Pool,
     PoolSpec, RecoverySpec, Replica, ReplicaState, Severity, Snapshot, SnapshotSpec, SnapshotState,
-    SnapshotStatus, Survey, SurveyedNode, SurveyedReplica, TargetConfig, Volume, VolumePolicy, VolumeSpec,
-    VolumeState, VolumeStatus, engine_command::Command,
+    SnapshotStatus, Survey, SurveyedNode, SurveyedReplica, TargetConfig, TargetHost, Volume, VolumePolicy,
+    VolumeSpec, VolumeState, VolumeStatus, engine_command::Command,
 };
 use prost::Message;
 use uuid::Uuid;
@@ -418,7 +418,7 @@ fn hosts(targets: &[&TargetConfig]) -> Vec<HostAccess> {
         .iter()
         .filter(|target| !target.standby)
         .max_by_key(|target| target.epoch);
-    let mut hosts: BTreeMap<&str, bool> = BTreeMap::new();
+    let mut hosts: BTreeMap<&str, &TargetHost> = BTreeMap::new();
     let told: Vec<&TargetConfig> = match serving {
         Some(target) => vec![*target],
         None => targets.to_vec(),
@@ -427,12 +427,14 @@ fn hosts(targets: &[&TargetConfig]) -> Vec<HostAccess> {
         let mut errors = Vec::new();
         host_nqn(&host.host_nqn, &mut Checker::new("host", &mut errors));
         if errors.is_empty() && hosts.len() < HOSTS_MAX {
-            hosts.insert(&host.host_nqn, host.read_only);
+            hosts.insert(&host.host_nqn, host);
         }
     }
-    let hosts = hosts.into_iter().map(|(nqn, read_only)| HostAccess {
-        host_nqn: nqn.to_owned(),
-        read_only,
+    let hosts = hosts.into_values().map(|host| HostAccess {
+        host_nqn: host.host_nqn.clone(),
+        read_only: host.read_only,
+        // Engines do not tell the secrets: those that have them go on with them.
+        secret_uid: host.secret_uid.clone(),
     });
     hosts.collect()
 }

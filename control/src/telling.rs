@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::controller::{Parts, pull_one};
 use crate::engines::{EngineAddress, EngineError};
+use crate::server::host_secrets;
 
 /// Commands of one kind that an engine is told at a time.
 const COMMANDS_AT_ONCE: usize = 64;
@@ -256,7 +257,12 @@ enum Told {
     Unheard,
 }
 
-async fn tell_one(parts: &Parts, engine: &EngineAddress, term: u64, command: Command) -> Told {
+async fn tell_one(parts: &Parts, engine: &EngineAddress, term: u64, mut command: Command) -> Told {
+    // No plan has secrets, and none are remembered.
+    if let Err(error) = host_secrets::attach(&*parts.store, &mut command).await {
+        tracing::warn!(node = %engine.node, %error, "the secrets of hosts cannot be read");
+        return Told::Refused(None);
+    }
     let pool_uid = match &command {
         Command::EnsureReplica(config) => Some(config.pool_uid.clone()),
         _ => None,

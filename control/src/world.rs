@@ -44,6 +44,8 @@ pub struct World {
     pub rebalances: BTreeMap<String, Rebalance>,
     /// What is to be removed from engines, by name.
     pub removals: BTreeMap<String, Removal>,
+    /// Names of the secrets of hosts that there are. Nothing is planned by the secrets themselves.
+    pub host_secrets: BTreeSet<String>,
     /// Names of events, oldest first.
     pub events: BTreeSet<String>,
     /// What engines told last, by node.
@@ -68,6 +70,15 @@ fn replace<R: Record>(
             records.remove(name);
         }
     }
+    Ok(())
+}
+
+/// There is a record of this name, or there is none any more.
+fn note(names: &mut BTreeSet<String>, name: &str, is_there: bool) -> Result<(), StoreError> {
+    match is_there {
+        true => names.insert(name.to_owned()),
+        false => names.remove(name),
+    };
     Ok(())
 }
 
@@ -119,13 +130,8 @@ impl World {
             // Nothing is planned by them, and nobody is shown them.
             Kind::Token => Ok(()),
             Kind::Rebalance => replace(&mut self.rebalances, key, name, value),
-            Kind::Event => {
-                match value {
-                    Some(_) => self.events.insert(name.to_owned()),
-                    None => self.events.remove(name),
-                };
-                Ok(())
-            }
+            Kind::HostSecrets => note(&mut self.host_secrets, name, value.is_some()),
+            Kind::Event => note(&mut self.events, name, value.is_some()),
         }
     }
 

@@ -22,5 +22,6 @@ pub mod metrics;
 pub mod names;
 pub mod node;
 pub mod parameters;
+pub mod secrets;
 pub mod serve;
 pub mod topology;

@@ -334,6 +334,7 @@ impl Cluster {
             host: Some(HostAccess {
                 host_nqn: HOST.to_owned(),
                 read_only: false,
+                ..HostAccess::default()
             }),
             ..PublishVolumeRequest::default()
         };

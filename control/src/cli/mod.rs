@@ -10,6 +10,7 @@ mod redact;
 mod replicas;
 mod resource;
 mod run;
+mod secrets;
 mod size;
 mod support;
 mod tokens;
@@ -302,6 +303,8 @@ enum VolumeVerb {
         /// Let the host read only.
         #[arg(long)]
         read_only: bool,
+        #[command(flatten)]
+        secrets: secrets::SecretArguments,
         #[command(flatten)]
         wait: WaitArguments,
     },

@@ -297,6 +297,7 @@ impl<W: Write> Session<'_, W> {
                 name,
                 host,
                 read_only,
+                secrets,
                 wait: waiting,
             } => {
                 let request = PublishVolumeRequest {
@@ -304,8 +305,10 @@ impl<W: Write> Session<'_, W> {
                     host: Some(HostAccess {
                         host_nqn: host.clone(),
                         read_only: *read_only,
+                        ..HostAccess::default()
                     }),
                     sharing: HostSharing::Unspecified.into(),
+                    secrets: secrets.read()?,
                 };
                 self.publish(request, waiting.wait.then_some(waiting.timeout))
                     .await

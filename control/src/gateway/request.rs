@@ -141,6 +141,10 @@ pub(super) fn typed<T: DeserializeOwned>(message: Value) -> Result<T, Problem> {
     serde_path_to_error::deserialize(message).map_err(|error| {
         let path = error.path().to_string();
         let field = if path == "." { "body".to_owned() } else { path };
+        // What was given is no part of the answer.
+        if field.contains("secret") {
+            return Problem::field(&field, "cannot be read: it is not of the type that is described");
+        }
         Problem::field(&field, &format!("cannot be read: {}", error.inner()))
     })
 }

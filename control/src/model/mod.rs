@@ -13,8 +13,8 @@ use std::fmt;
 use std::sync::LazyLock;
 
 use pollux_api::control::v1::{
-    Event, Group, GroupSnapshot, Metadata, Node, Pool, Rebalance, Removal, Snapshot, StoredToken, Template,
-    Volume, VolumeSpec,
+    Event, Group, GroupSnapshot, Metadata, Node, Pool, Rebalance, Removal, Snapshot, StoredHostSecrets,
+    StoredToken, Template, Volume, VolumeSpec,
 };
 use prost::Message;
 
@@ -56,11 +56,13 @@ pub enum Kind {
     Rebalance,
     /// What several volumes were at one instant.
     GroupSnapshot,
+    /// What a host of a volume authenticates by.
+    HostSecrets,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Node,
         Self::Pool,
         Self::Volume,
@@ -72,6 +74,7 @@ impl Kind {
         Self::Token,
         Self::Rebalance,
         Self::GroupSnapshot,
+        Self::HostSecrets,
     ];
 
     /// Its name, also in keys.
@@ -88,6 +91,7 @@ impl Kind {
             Self::Token => "token",
             Self::Rebalance => "rebalance",
             Self::GroupSnapshot => "group-snapshot",
+            Self::HostSecrets => "host-secrets",
         }
     }
 
@@ -95,6 +99,7 @@ impl Kind {
     pub fn field(self) -> &'static str {
         match self {
             Self::GroupSnapshot => "group_snapshot",
+            Self::HostSecrets => "host_secrets",
             other => other.name(),
         }
     }
@@ -242,6 +247,8 @@ record!(Rebalance, spec);
 record!(GroupSnapshot, spec);
 record!(Event);
 record!(Removal);
+record!(StoredHostSecrets, HostSecrets, |left: &StoredHostSecrets, right: &StoredHostSecrets| left
+    == right);
 record!(StoredToken, Token, |left: &StoredToken, right: &StoredToken| left
     == right);
 record!(Volume, |left: &Volume, right: &Volume| {

@@ -217,6 +217,7 @@ fn volumes_are_checked() {
     let host = |nqn: &str| HostAccess {
         host_nqn: nqn.to_owned(),
         read_only: false,
+        ..HostAccess::default()
     };
     for nqn in [
         "",

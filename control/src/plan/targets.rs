@@ -168,7 +168,7 @@ fn send_standby(
             .filter(|target| target.standby)
             .map_or(epoch, |target| target.epoch),
         size_bytes: status.size_bytes,
-        hosts: hosts(spec),
+        hosts: hosts(context, spec, reported),
         volume: volume.name().to_owned(),
         standby: true,
         path: replica.slot,
@@ -183,18 +183,31 @@ fn send_standby(
     context.command(&replica.node, command);
 }
 
-fn hosts(spec: &VolumeSpec) -> Vec<TargetHost> {
-    let hosts = spec.hosts.iter();
+/// The hosts that an engine is to admit. Their secrets are added when it is told. Of a host whose secrets are
+/// lost nobody is told who does not have them already.
+fn hosts(context: &Context<'_>, spec: &VolumeSpec, reported: Option<&TargetConfig>) -> Vec<TargetHost> {
+    let hosts = spec.hosts.iter().map(|host| TargetHost {
+        host_nqn: host.host_nqn.clone(),
+        read_only: host.read_only,
+        secret_uid: host.secret_uid.clone(),
+        secrets: None,
+    });
+    let has = |target: &TargetConfig, host: &TargetHost| {
+        let mut known = target.hosts.iter();
+        known.any(|known| known.host_nqn == host.host_nqn && known.secret_uid == host.secret_uid)
+    };
     hosts
-        .map(|host| TargetHost {
-            host_nqn: host.host_nqn.clone(),
-            read_only: host.read_only,
+        .filter(|host| {
+            host.secret_uid.is_empty()
+                || context.world.host_secrets.contains(&host.secret_uid)
+                || reported.is_some_and(|target| has(target, host))
         })
         .collect()
 }
 
 /// What the target of a volume is told.
 fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &VolumeStatus) -> TargetConfig {
+    let reported = reported(context, volume, &status.target_node);
     let policy = context.world.policy(volume);
     let address = |node: &str| {
         let spec = context.world.nodes.get(node).and_then(|node| node.spec.as_ref());
@@ -233,7 +246,7 @@ fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &Vo
             })
             .collect(),
         min_in_sync: status.min_in_sync,
-        hosts: hosts(spec),
+        hosts: hosts(context, spec, reported),
         iops_max: policy.qos.and_then(|qos| qos.iops_max),
         bandwidth_bytes_max: policy.qos.and_then(|qos| qos.bandwidth_bytes_max),
         snapshot_uids,

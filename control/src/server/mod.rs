@@ -8,6 +8,7 @@ mod authenticate;
 mod blocks;
 mod errors;
 mod group_snapshots;
+pub(crate) mod host_secrets;
 mod measurements;
 mod nodes;
 mod policies;

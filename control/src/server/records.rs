@@ -18,7 +18,7 @@ use super::Services;
 use super::errors::CallError;
 
 /// How often a change is tried against others.
-const ATTEMPTS_MAX: usize = 32;
+pub(super) const ATTEMPTS_MAX: usize = 32;
 
 /// Entries of a page, if the caller does not say, and at most.
 const PAGE_SIZE_DEFAULT: usize = 100;
@@ -170,27 +170,25 @@ impl Services {
             let present = self.find::<R>(name).await?;
             let mut changed = present.clone();
             change(&mut changed)?;
-            if let Some(done) = self.replace(&present, changed, Vec::new()).await? {
+            if let Some(done) = self.replace(&present, changed, Transaction::default()).await? {
                 return Ok(done);
             }
         }
         Err(contended::<R>(name))
     }
 
-    /// Puts a record in the place of another. Nothing if somebody was quicker.
-    async fn replace<R: Record>(
+    /// Puts a record in the place of another, and writes what is beside it in the same step. Nothing if
+    /// somebody was quicker.
+    pub(super) async fn replace<R: Record>(
         &self,
         present: &R,
         mut changed: R,
-        conditions: Vec<Condition>,
+        beside: Transaction,
     ) -> Result<Option<R>, CallError> {
         if changed == *present {
             return Ok(Some(changed));
         }
-        let mut transaction = Transaction {
-            conditions,
-            writes: Vec::new(),
-        };
+        let mut transaction = beside;
         transaction.put(&changed);
         match self.parts.store.commit(transaction).await {
             Ok(revision) => {
@@ -240,8 +238,11 @@ impl Services {
                 });
             }
             let mut changed = masked(&present, &update, &paths)?;
-            let conditions = changed.refer(Some(&present), self).await?;
-            if let Some(done) = self.replace(&present, changed, conditions).await? {
+            let beside = Transaction {
+                conditions: changed.refer(Some(&present), self).await?,
+                writes: Vec::new(),
+            };
+            if let Some(done) = self.replace(&present, changed, beside).await? {
                 return Ok(done);
             }
         }
@@ -330,7 +331,7 @@ impl Services {
     ) -> Result<Option<R>, CallError> {
         let mut changed = record.clone();
         changed.meta_mut().deleted_unix_us = deleted_unix_us;
-        self.replace(record, changed, Vec::new()).await
+        self.replace(record, changed, Transaction::default()).await
     }
 
     /// All records of a kind.
@@ -448,7 +449,7 @@ impl Services {
     }
 }
 
-fn contended<R: Record>(name: &str) -> CallError {
+pub(super) fn contended<R: Record>(name: &str) -> CallError {
     CallError::Contended {
         kind: R::KIND,
         name: name.to_owned(),

@@ -12,15 +12,19 @@ use pollux_api::control::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::model::{Checker, HOSTS_MAX, Kind, Record, Validate, host_nqn};
+use crate::model::{Checker, FieldError, HOSTS_MAX, Kind, Record, Validate, host_nqn};
 use crate::plan::explain_volume;
 use crate::security::Action;
 use crate::store::Condition;
 use crate::world::World;
 
 use super::errors::CallError;
+use super::host_secrets;
 use super::records::{ChangeStream, Managed, by_name, require_name};
 use super::{Services, answer, change_message};
+
+/// What is wrong with a field that users cannot set.
+const SET_HERE: &str = "is set by the control plane; leave it empty";
 
 /// What the names of subsystems begin with; one for each volume, so that hosts see only what they may use.
 const SUBSYSTEM_PREFIX: &str = "nqn.2026-11.io.pollux:volume:";
@@ -141,6 +145,11 @@ impl Services {
 
     async fn new_volume_references(&self, volume: &Volume) -> Result<Vec<Condition>, CallError> {
         let spec = volume.spec.clone().unwrap_or_default();
+        let is_secret = |host: &HostAccess| !host.secret_uid.is_empty();
+        if let Some(index) = spec.hosts.iter().position(is_secret) {
+            let field = format!("volume.spec.hosts[{index}].secret_uid");
+            return Err(CallError::field(&field, SET_HERE));
+        }
         let mut conditions = self.volume_references(volume).await?;
         if !spec.source_snapshot.is_empty() {
             let field = "volume.spec.source_snapshot";
@@ -174,9 +183,12 @@ impl Services {
     /// Whether every node that can be asked shows a volume to a host, standbys included, and the target
     /// serves it.
     fn is_published(&self, volume: &Volume, nodes: &BTreeMap<String, Node>, host_nqn: &str) -> bool {
+        let mut hosts = volume.spec.iter().flat_map(|spec| &spec.hosts);
+        let host = hosts.find(|host| host.host_nqn == host_nqn);
+        let secret_uid = host.map_or("", |host| &host.secret_uid);
         let admits = |target: &TargetConfig| {
             let mut hosts = target.hosts.iter();
-            hosts.any(|admitted| admitted.host_nqn == host_nqn)
+            hosts.any(|admitted| admitted.host_nqn == host_nqn && admitted.secret_uid == secret_uid)
         };
         let status = volume.status.clone().unwrap_or_default();
         let standbys = status.replicas.iter().filter(|replica| {
@@ -206,6 +218,12 @@ fn checked_host(host: Option<HostAccess>) -> Result<HostAccess, CallError> {
     let host = host.ok_or_else(|| CallError::field("host", "is missing"))?;
     let mut errors = Vec::new();
     host_nqn(&host.host_nqn, &mut Checker::new("host.host_nqn", &mut errors));
+    if !host.secret_uid.is_empty() {
+        errors.push(FieldError {
+            field: "host.secret_uid".to_owned(),
+            description: SET_HERE.to_owned(),
+        });
+    }
     match errors.is_empty() {
         true => Ok(host),
         false => Err(CallError::Fields(errors)),
@@ -292,9 +310,12 @@ impl Volumes for Services {
         self.permit(&request, Action::Provision)?;
         let request = request.into_inner();
         let sharing = request.sharing();
-        let PublishVolumeRequest { name, host, .. } = request;
+        let PublishVolumeRequest {
+            name, host, secrets, ..
+        } = request;
         require_name(&name)?;
         let host = checked_host(host)?;
+        host_secrets::check(secrets.as_ref())?;
         let admit = |volume: &mut Volume| {
             if volume.is_deleting() {
                 return Err(CallError::Deleting {
@@ -310,7 +331,7 @@ impl Volumes for Services {
             };
             let hosts = &mut spec.hosts;
             match hosts.iter().find(|known| known.host_nqn == host.host_nqn) {
-                Some(known) if known == &host => {}
+                Some(known) if known.read_only == host.read_only => {}
                 Some(_) => {
                     let description = "is not as it was published to that host: unpublish it first";
                     return Err(CallError::field("host.read_only", description));
@@ -325,7 +346,9 @@ impl Volumes for Services {
             }
             Ok(())
         };
-        let volume = self.change::<Volume>(&name, admit).await?;
+        let volume = self
+            .admit(&name, &host.host_nqn, secrets.as_ref(), admit)
+            .await?;
         let status = volume.status.clone().unwrap_or_default();
         let nodes = by_name(self.all::<Node>().await?);
         let ready = self.is_published(&volume, &nodes, &host.host_nqn);
@@ -368,13 +391,7 @@ impl Volumes for Services {
             }
         }
         let is_meant = |host: &str| nqn.as_ref().is_none_or(|nqn| nqn == host);
-        let refuse = |volume: &mut Volume| {
-            let spec = volume.spec.get_or_insert_default();
-            spec.hosts.retain(|host| !is_meant(&host.host_nqn));
-            spec.sharing.retain(|host, _| !is_meant(host));
-            Ok(())
-        };
-        let volume = match self.change::<Volume>(&name, refuse).await {
+        let volume = match self.refuse(&name, is_meant).await {
             Err(CallError::NotFound { .. }) => return answer!(UnpublishVolumeResponse { ready: true }),
             changed => changed?,
         };

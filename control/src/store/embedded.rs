@@ -6,6 +6,7 @@
 //!
 //! Tables: `entries` (key -> revision, value) and `state` (`format`, `revision`).
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
@@ -47,6 +48,9 @@ pub struct EmbeddedStore {
     lost: watch::Sender<bool>,
 }
 
+/// The mode of a file that nobody else may read.
+const OWNER_ONLY: u32 = 0o600;
+
 impl EmbeddedStore {
     /// Opens a file, or makes it.
     ///
@@ -60,6 +64,14 @@ impl EmbeddedStore {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(|error| at(&error))?;
         }
+        // It holds the secrets of hosts.
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(OWNER_ONLY)
+            .open(path)
+            .map_err(|error| at(&error))?;
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
             .create(path)

@@ -217,7 +217,7 @@ async fn wrong_fields_of_every_call_are_named() {
         VolumesClient.publish_volume(PublishVolumeRequest { name: "v".to_owned(), ..Default::default() })
             => "host",
         VolumesClient.publish_volume(PublishVolumeRequest {
-            name: "v".to_owned(), host: Some(HostAccess::default()), sharing: 0
+            name: "v".to_owned(), host: Some(HostAccess::default()), ..Default::default()
         }) => "host.host_nqn",
         VolumesClient.unpublish_volume(UnpublishVolumeRequest { name: bad(), host_nqn: None }) => "name",
         VolumesClient.unpublish_volume(UnpublishVolumeRequest {
@@ -508,8 +508,9 @@ async fn volumes_are_published_and_taken_back() {
         host: Some(HostAccess {
             host_nqn: "nqn.2026-11.x:host".to_owned(),
             read_only: false,
+            ..HostAccess::default()
         }),
-        sharing: HostSharing::Unspecified.into(),
+        ..PublishVolumeRequest::default()
     };
     let published = loop {
         let answer = volumes
@@ -536,6 +537,7 @@ async fn volumes_are_published_and_taken_back() {
         request.host = Some(HostAccess {
             host_nqn: "nqn.2026-11.x:other".to_owned(),
             read_only,
+            ..HostAccess::default()
         });
         request.sharing = sharing.into();
         request

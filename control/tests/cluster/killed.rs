@@ -155,6 +155,7 @@ impl Operation {
                     spec.hosts.push(HostAccess {
                         host_nqn: "nqn.2026-11.x:host".to_owned(),
                         read_only: false,
+                        ..HostAccess::default()
                     });
                 };
                 cluster.update("old", change).await;

@@ -11,5 +11,6 @@ mod rebalance;
 mod reconcile;
 mod recover;
 mod scale;
+mod secrets;
 mod together;
 mod trust;

@@ -68,6 +68,7 @@ async fn hosts_sizes_and_limits_reach_the_target() {
             spec.hosts.push(HostAccess {
                 host_nqn: "nqn.2026-11.x:host".to_owned(),
                 read_only: true,
+                ..HostAccess::default()
             });
         })
         .await;

@@ -1,20 +1,16 @@
 //! The store is lost: what is put on record again, and what is not.
 
-use std::sync::Arc;
-
 use pollux_api::control::v1::recoveries_server::Recoveries;
 use pollux_api::control::v1::*;
 use pollux_control::engines::{EngineAddress, EngineClient};
 use pollux_control::model::Record;
 use pollux_control::plan::Limits;
 use pollux_control::recover::{Answers, examine, records};
-use pollux_control::security::Guard;
-use pollux_control::server::{ServiceParts, Services};
 use pollux_control::store::{MemoryStore, Store, restore, write_backup};
 use pollux_control::world::World;
 use tonic::Request;
 
-use crate::common::{Cluster, SECOND_US, layout, put, snapshot, volume};
+use crate::common::{Cluster, SECOND_US, layout, put, services, snapshot, volume};
 
 /// Three nodes and a volume with a snapshot, written to.
 async fn cluster() -> Cluster {
@@ -51,17 +47,6 @@ async fn lose_store(cluster: &mut Cluster) {
     cluster.store = store;
     cluster.restart().await;
     cluster.ticks(3).await;
-}
-
-fn services(cluster: &Cluster) -> Services {
-    Services::new(ServiceParts {
-        store: Arc::new(cluster.store.clone()),
-        observations: cluster.observations.clone(),
-        engines: Arc::new(cluster.fleet.clone()),
-        clock: Arc::new(cluster.clock.clone()),
-        limits: Limits::default(),
-        guard: Guard::Local,
-    })
 }
 
 fn accepting(survey: &Survey) -> RecoverySpec {

@@ -108,12 +108,25 @@ impl Cluster {
 
     /// Publishes a volume to a host, and waits until all paths are there.
     pub async fn publish(&self, name: &str, host_nqn: &str, read_only: bool) -> PublishVolumeResponse {
+        self.publish_with(name, host_nqn, read_only, None).await
+    }
+
+    /// The same, to a host that has to authenticate.
+    pub async fn publish_with(
+        &self,
+        name: &str,
+        host_nqn: &str,
+        read_only: bool,
+        secrets: Option<HostSecrets>,
+    ) -> PublishVolumeResponse {
         let request = PublishVolumeRequest {
             name: name.to_owned(),
             host: Some(HostAccess {
                 host_nqn: host_nqn.to_owned(),
                 read_only,
+                ..HostAccess::default()
             }),
+            secrets,
             ..PublishVolumeRequest::default()
         };
         until("it is published", || async {

@@ -598,6 +598,13 @@ impl Cluster {
         Host(child.expect("it can be started"))
     }
 
+    /// The file of a text.
+    pub fn file(&self, name: &str, text: &str) -> String {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, text).expect("it can be written");
+        path.display().to_string()
+    }
+
     /// Writes to a volume, and waits until all of its replicas are in sync. Whoever was killed is missed only
     /// when something is written, and until then the volume counts as healthy.
     pub async fn until_whole(&self, volume: &str, state: &str) {
@@ -608,10 +615,16 @@ impl Cluster {
         self.until_healthy(volume).await;
     }
 
-    /// What everybody has logged: for tests that fail.
+    /// What everybody has logged.
+    pub fn logs(&self) -> Vec<(&'static str, String)> {
+        let names = ["control.log", "n1/log", "n2/log", "n3/log", "n4/log"];
+        let read = |name| std::fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
+        names.map(|name| (name, read(name))).to_vec()
+    }
+
+    /// Tells what everybody has logged: for tests that fail.
     pub fn tell_logs(&self) {
-        for name in ["control.log", "n1/log", "n2/log", "n3/log", "n4/log"] {
-            let text = std::fs::read_to_string(self.directory.path().join(name)).unwrap_or_default();
+        for (name, text) in self.logs() {
             let lines: Vec<&str> = text.lines().collect();
             let from = lines.len().saturating_sub(60);
             // There is nobody to tell that nobody can be told.
@@ -627,6 +640,13 @@ impl Host {
     /// Whether it finds no way to the volume, and gives up.
     pub fn fails(&mut self) -> bool {
         !self.0.wait().expect("it ends").success()
+    }
+
+    /// Why it gives up, having found no way to the volume.
+    pub fn failure(self) -> String {
+        let output = self.0.wait_with_output().expect("it ends");
+        assert!(!output.status.success(), "the host finds a way");
+        String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
     /// What it tells; it has found what it wrote.

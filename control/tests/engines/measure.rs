@@ -68,6 +68,7 @@ async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
         host: Some(HostAccess {
             host_nqn: HOST.to_owned(),
             read_only: false,
+            ..HostAccess::default()
         }),
         ..PublishVolumeRequest::default()
     };

@@ -7,7 +7,8 @@ use std::time::Duration;
 use pollux_api::control::v1::engine_command::Command;
 use pollux_api::control::v1::recoveries_client::RecoveriesClient;
 use pollux_api::control::v1::{
-    Certainty, CommitRecoveryRequest, FoundVolume, PoolDevices, RecoverySpec, ReplicaState,
+    Certainty, CommitRecoveryRequest, FoundVolume, HostSecrets, PoolDevices, PublishVolumeResponse,
+    RecoverySpec, ReplicaState,
     SurveyEnginesRequest, TargetConfig, TargetRemoval, VolumePolicy, VolumeState,
 };
 use tonic::Code;
@@ -71,6 +72,7 @@ pub fn run() -> ExitCode {
             commands_of_leaders_of_before_are_refused,
             io_goes_on_without_a_control_plane,
             hosts_are_admitted_as_they_are_listed,
+            hosts_are_admitted_by_their_secrets,
             snapshots_are_kept_and_cloned,
             snapshots_of_several_are_of_one_instant,
             all_engines_are_killed_at_once,
@@ -183,6 +185,85 @@ async fn hosts_are_admitted_as_they_are_listed(cluster: &Cluster) {
     assert!(host.fails(), "a host that is not listed");
     cluster.unpublish("v", None).await;
     cluster.publish("v", HOST, false).await;
+}
+
+/// Secrets as `nvme gen-dhchap-key` makes them, of 32 bytes.
+const SECRETS: [&str; 3] = [
+    "DHHC-1:00:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:",
+    "DHHC-1:01:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:",
+    "DHHC-1:02:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:",
+];
+
+async fn hosts_are_admitted_by_their_secrets(cluster: &Cluster) {
+    cluster.create("k", policy(3, 2)).await;
+    cluster.until_healthy("k").await;
+    let files: Vec<String> = (0..3)
+        .map(|at| cluster.file(&format!("secret-{at}"), SECRETS[at]))
+        .collect();
+    let given = |host: usize| HostSecrets {
+        host: SECRETS[host].to_owned(),
+        controller: SECRETS[2].to_owned(),
+    };
+    let published = cluster.publish_with("k", HOST, false, Some(given(0))).await;
+    let with = |host: usize, controller: usize| {
+        [
+            "--secret-file",
+            &files[host],
+            "--controller-secret-file",
+            &files[controller],
+        ]
+    };
+    // Each path by itself: a standby refuses as the target does.
+    let refused = async |arguments: &[&str], why: &str| {
+        let arguments = [arguments, &["--patience", "1", "--depth", "1"]].concat();
+        let all = cluster.publish("k", HOST, false).await;
+        let hosts = all.paths.iter().map(|path| PublishVolumeResponse {
+            paths: vec![path.clone()],
+            ..all.clone()
+        });
+        let hosts: Vec<_> = hosts
+            .enumerate()
+            .map(|(at, one)| cluster.host_with(&one, &format!("refused-{at}"), 0, &arguments))
+            .collect();
+        for host in hosts {
+            let told = host.failure();
+            assert!(told.contains(why), "{told}");
+        }
+    };
+    const WRONG: &str = "is the secret the same on both sides";
+    refused(&[], "authenticat").await;
+    refused(&with(1, 2), WRONG).await;
+    // The subsystem has to prove who it is, too.
+    refused(&with(0, 1), WRONG).await;
+    let passes = |host: usize, seconds: u64| {
+        let host = with(host, 2);
+        let host = cluster.host_with(&published, "state-of-k", seconds, &host);
+        tokio::task::spawn_blocking(|| host.finished())
+    };
+    passes(0, 1).await.expect("it ends");
+    // Another secret: who is connected goes on, and who comes needs the new one.
+    let running = passes(0, 2);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.publish_with("k", HOST, false, Some(given(1))).await;
+    let told = running.await.expect("it ends");
+    assert_eq!(told["path_changes"].as_u64(), Some(0), "{told}");
+    refused(&with(0, 2), WRONG).await;
+    // The same after a failover, and from an engine that was started again.
+    let target = cluster.until_healthy("k").await.target_node;
+    let running = passes(1, 2);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    cluster.kill(&target);
+    let told = running.await.expect("it ends");
+    assert!(told["path_changes"].as_u64().expect("a number") > 0, "{told}");
+    cluster.restart(&target);
+    cluster.until_healthy("k").await;
+    refused(&with(0, 2), WRONG).await;
+    passes(1, 0).await.expect("it ends");
+    for (name, log) in cluster.logs() {
+        assert!(!log.contains("DHHC-1") && !log.contains("ia6zGodO"), "a secret is in {name}");
+    }
+    cluster.unpublish("k", None).await;
+    cluster.delete("k").await;
 }
 
 async fn snapshots_are_kept_and_cloned(cluster: &Cluster) {

@@ -15,7 +15,7 @@ use pollux_api::csi::v1::{
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::{capability, pair};
+use super::{SecretArguments, capability, pair};
 
 /// A call of the controller service.
 #[derive(Debug, Subcommand)]
@@ -42,6 +42,9 @@ pub enum ControllerCall {
         /// For reading only.
         #[arg(long)]
         read_only: bool,
+        /// By what node and volume authenticate to each other.
+        #[command(flatten)]
+        secrets: SecretArguments,
     },
     /// Let a node use a volume no more.
     Unpublish {
@@ -176,12 +179,14 @@ pub(super) async fn answer(channel: Channel, call: &ControllerCall) -> Result<Ve
             node,
             block,
             read_only,
+            secrets,
         } => {
             let request = ControllerPublishVolumeRequest {
                 volume_id: volume.clone(),
                 node_id: node.clone(),
                 volume_capability: Some(capability(*block, "", &[])),
                 readonly: *read_only,
+                secrets: secrets.read()?,
                 ..ControllerPublishVolumeRequest::default()
             };
             let published = controller.controller_publish_volume(request).await?.into_inner();

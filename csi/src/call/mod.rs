@@ -3,16 +3,20 @@
 mod controller;
 mod node;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use hyper_util::rt::TokioIo;
 use pollux_api::csi::v1::VolumeCapability;
 use pollux_api::csi::v1::volume_capability::access_mode::Mode;
 use pollux_api::csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
 use tokio::net::UnixStream;
+use tonic::Status;
 use tonic::transport::{Endpoint, Uri};
+
+use crate::secrets;
 
 pub use controller::ControllerCall;
 pub use node::NodeCall;
@@ -34,6 +38,36 @@ pub enum Call {
 fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("give KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Secrets, which are in files: arguments can be seen by others.
+#[derive(Debug, Args)]
+pub struct SecretArguments {
+    /// The file of the secret that the node authenticates by, DHHC-1:xx:BASE64:.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// The file of the secret by which the volume authenticates to the node.
+    #[arg(long, value_name = "FILE")]
+    controller_secret_file: Option<PathBuf>,
+}
+
+impl SecretArguments {
+    fn read(&self) -> Result<HashMap<String, String>, Status> {
+        let files = [
+            (secrets::HOST, &self.secret_file),
+            (secrets::CONTROLLER, &self.controller_secret_file),
+        ];
+        let mut read = HashMap::new();
+        for (key, file) in files {
+            if let Some(file) = file {
+                let text = std::fs::read_to_string(file);
+                let text = text
+                    .map_err(|error| Status::invalid_argument(format!("{}: {error}", file.display())))?;
+                read.insert(key.to_owned(), text);
+            }
+        }
+        Ok(read)
+    }
 }
 
 /// One node that writes a file system, of a kind or the usual one, or a block device.

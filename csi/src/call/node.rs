@@ -12,7 +12,7 @@ use pollux_api::csi::v1::{
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::{capability, pair};
+use super::{SecretArguments, capability, pair};
 
 /// A call of the node service.
 #[derive(Debug, Subcommand)]
@@ -27,6 +27,9 @@ pub enum NodeCall {
         /// As the control plane told it: subsystemNqn, namespaceUuid, paths, readOnly.
         #[arg(long = "context", value_name = "KEY=VALUE", value_parser = pair)]
         context: Vec<(String, String)>,
+        /// By what node and volume authenticate to each other.
+        #[command(flatten)]
+        secrets: SecretArguments,
     },
     /// Undo that.
     Unstage {
@@ -115,12 +118,17 @@ pub(super) async fn answer(channel: Channel, call: &NodeCall) -> Result<Vec<Stri
             lines.extend(segments.iter().map(|(key, value)| format!("{key}={value}")));
             Ok(lines)
         }
-        NodeCall::Stage { volume, context } => {
+        NodeCall::Stage {
+            volume,
+            context,
+            secrets,
+        } => {
             let request = NodeStageVolumeRequest {
                 volume_id: volume.volume.clone(),
                 publish_context: HashMap::from_iter(context.iter().cloned()),
                 staging_target_path: volume.staging.clone(),
                 volume_capability: volume.capability(),
+                secrets: secrets.read()?,
                 ..NodeStageVolumeRequest::default()
             };
             node.node_stage_volume(request).await?;

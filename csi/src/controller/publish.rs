@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use pollux_api::control::v1::{
-    HostAccess, HostSharing, PublishVolumeRequest, PublishVolumeResponse, Reason, UnpublishVolumeRequest,
+    HostAccess, HostSecrets, HostSharing, PublishVolumeRequest, PublishVolumeResponse, Reason, UnpublishVolumeRequest,
     Volume,
 };
 use pollux_api::csi::v1::{
@@ -16,6 +16,7 @@ use crate::control::{Waiting, reason};
 use crate::error::CallError;
 use crate::names::Host;
 use crate::node::context;
+use crate::secrets;
 
 use super::ControllerService;
 use super::answer::is_deleting;
@@ -26,6 +27,8 @@ struct Publication {
     host: Host,
     read_only: bool,
     sharing: HostSharing,
+    /// By what the node authenticates, if it is said.
+    secrets: Option<HostSecrets>,
 }
 
 impl Publication {
@@ -82,6 +85,7 @@ impl ControllerService {
             return Err(CallError::missing("node_id"));
         }
         let capability = Capability::read("volume_capability", request.volume_capability.as_ref())?;
+        let secrets = secrets::read(&request.secrets)?;
         let volume = self.control.volume(&id).await?;
         let host = self.control.cluster().host_of_id(&request.node_id);
         let host = host.ok_or_else(|| CallError::NotFound {
@@ -94,6 +98,7 @@ impl ControllerService {
             host,
             read_only,
             sharing: sharing(capability.sharing, read_only),
+            secrets,
         };
         if is_deleting(volume.metadata.as_ref()) {
             return Err(CallError::no_volume(&publication.id));
@@ -117,8 +122,10 @@ impl ControllerService {
                 host: Some(HostAccess {
                     host_nqn: publication.host.nqn.clone(),
                     read_only: publication.read_only,
+                    ..HostAccess::default()
                 }),
                 sharing: publication.sharing.into(),
+                secrets: publication.secrets.clone(),
             };
             let answer = match self.control.volumes().publish_volume(request).await {
                 Ok(answer) => answer.into_inner(),
@@ -138,7 +145,13 @@ impl ControllerService {
             Some(Reason::NotFound) => CallError::no_volume(&publication.id),
             Some(Reason::FieldInvalid) => match self.control.volume(&publication.id).await {
                 // Somebody has published it in the other way meanwhile.
-                Ok(volume) if publication.known(&volume).is_some() => publication.otherwise(),
+                Ok(volume)
+                    if publication
+                        .known(&volume)
+                        .is_some_and(|known| known.read_only != publication.read_only) =>
+                {
+                    publication.otherwise()
+                }
                 _ => status.into(),
             },
             _ => status.into(),

@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use tonic::Code;
+use pollux_api::control::v1::HostSecrets;
 use uuid::Uuid;
 
 use crate::capability::FileSystem;
@@ -110,6 +111,8 @@ pub struct Connection<'a> {
     pub host: &'a names::Host,
     /// Where the target listens.
     pub address: SocketAddr,
+    /// By what host and subsystem authenticate to each other, if they do.
+    pub secrets: Option<&'a HostSecrets>,
     /// How long to wait.
     pub times: PathTimes,
 }
@@ -236,6 +239,13 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     ///
     /// [`HostError`].
     fn controllers(&self, subsystem_nqn: &str) -> Result<Vec<Controller>, HostError>;
+
+    /// The secrets that the kernel connected a path by, if it did by any.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    fn secrets(&self, controller: &Controller) -> Result<Option<HostSecrets>, HostError>;
 
     /// Lets a path go.
     ///

@@ -5,10 +5,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pollux_api::control::v1::HostSecrets;
+
 use super::context::Reach;
 use super::{Parts, Record, file_error};
 use crate::error::CallError;
-use crate::host::{Connection, Device, HostError, Mount};
+use crate::host::{Connection, Controller, Device, HostError, Mount};
 
 /// Between two looks whether a device is there, or gone.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
@@ -34,6 +36,10 @@ impl Parts {
                 .any(|controller| controller.address.as_ref() == Some(*address))
         };
         let missing: Vec<_> = reach.paths.iter().filter(is_missing).copied().collect();
+        let secrets = match missing.is_empty() {
+            true => None,
+            false => self.secrets(volume_id, &connected)?,
+        };
         let (sender, results) = mpsc::channel();
         for address in &missing {
             let address = *address;
@@ -41,12 +47,14 @@ impl Parts {
             let machine = self.machine.clone();
             let records = self.records.clone();
             let settings = (self.settings.host.clone(), self.settings.times);
+            let secrets = secrets.clone();
             let (volume_id, subsystem_nqn) = (volume_id.to_owned(), reach.subsystem_nqn.clone());
             thread::spawn(move || {
                 let result = machine.connect(&Connection {
                     subsystem_nqn: &subsystem_nqn,
                     host: &settings.0,
                     address,
+                    secrets: secrets.as_ref(),
                     times: settings.1,
                 });
                 // Nobody listens any more if it took too long; then the volume may be gone from here by now.
@@ -82,6 +90,21 @@ impl Parts {
             }
             _ => Ok(problems.iter().map(HostError::to_string).collect()),
         }
+    }
+
+    /// By what the paths of a volume are connected: what came with the call that staged it, or, if that was
+    /// before this service was started, what the kernel has for the paths that are there.
+    fn secrets(&self, volume_id: &str, connected: &[Controller]) -> Result<Option<HostSecrets>, CallError> {
+        if let Some(kept) = self.secrets.get(volume_id) {
+            return Ok(Some(kept));
+        }
+        for controller in connected {
+            if let Some(known) = self.machine.secrets(controller)? {
+                self.secrets.put(volume_id, known.clone());
+                return Ok(Some(known));
+            }
+        }
+        Ok(None)
     }
 
     /// The device of a volume, if it is there.

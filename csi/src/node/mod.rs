@@ -32,6 +32,7 @@ use tonic::{Request, Response, Status};
 use crate::error::CallError;
 use crate::host::{Host, PathTimes};
 use crate::names;
+use crate::secrets::Kept;
 use crate::topology::Place;
 
 pub use record::{Record, Records};
@@ -92,6 +93,8 @@ struct Parts {
     machine: Arc<dyn Host>,
     settings: NodeSettings,
     records: Records,
+    /// Of staged volumes.
+    secrets: Kept,
 }
 
 /// Answers calls about volumes on this node. Clones share all of it.
@@ -113,6 +116,7 @@ impl NodeService {
             machine,
             settings,
             records,
+            secrets: Kept::default(),
         };
         Ok(Self {
             parts: Arc::new(parts),

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pollux_api::control::v1::HostSecrets;
 use pollux_api::csi::v1::NodeStageVolumeRequest;
 
 use super::access::make_directory;
@@ -15,6 +16,7 @@ use super::{Parts, Record, absolute, required};
 use crate::capability::{Access, Capability, FileSystem};
 use crate::error::CallError;
 use crate::host::{Content, Device};
+use crate::secrets;
 
 /// The key in a volume's context of the file system that is made if none is asked for.
 const CONTEXT_FS_TYPE: &str = "fsType";
@@ -22,6 +24,8 @@ const CONTEXT_FS_TYPE: &str = "fsType";
 /// A volume that is to be staged.
 pub(super) struct Staging {
     record: Record,
+    /// By what node and volume authenticate to each other, if they do.
+    secrets: Option<HostSecrets>,
     /// Options of mount.
     options: Vec<String>,
     /// The file system that is made if the capability does not say.
@@ -36,6 +40,7 @@ impl Staging {
         let staging_path = absolute("staging_target_path", request.staging_target_path)?;
         let capability = Capability::read("volume_capability", request.volume_capability.as_ref())?;
         let reach = Reach::read(&request.publish_context)?;
+        let secrets = secrets::read(&request.secrets)?;
         let said = match request.volume_context.get(CONTEXT_FS_TYPE) {
             Some(name) => {
                 let known = name.parse();
@@ -48,6 +53,7 @@ impl Staging {
             Access::Mount { file_system, options } => (Form::Mount(file_system.or(said)), options),
         };
         Ok(Self {
+            secrets,
             options,
             unsaid: said.unwrap_or_default(),
             read_only: reach.read_only || capability.sharing.is_read_only(),
@@ -72,6 +78,9 @@ impl Parts {
             require_same(&before, wanted)?;
         }
         self.records.put(wanted)?;
+        if let Some(secrets) = &staging.secrets {
+            self.secrets.put(&wanted.volume_id, secrets.clone());
+        }
         let problems = self.connect(&wanted.volume_id, &wanted.reach)?;
         for problem in problems {
             tracing::warn!(volume = wanted.volume_id, problem, "a path is missing");
@@ -217,6 +226,7 @@ impl Parts {
             self.machine.require_unused(&device)?;
         }
         self.disconnect(&record.reach.subsystem_nqn)?;
+        self.secrets.forget(volume_id);
         self.records.delete(volume_id)
     }
 

@@ -10,3 +10,4 @@ mod node;
 mod processes;
 mod publishing;
 mod sanity;
+mod secrets;

@@ -311,6 +311,7 @@ impl<W: Write> Stage<'_, W> {
             host: Some(HostAccess {
                 host_nqn: HOST.to_owned(),
                 read_only: false,
+                ..HostAccess::default()
             }),
             ..PublishVolumeRequest::default()
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pollux_api::control::v1::registry_client::RegistryClient;
 use pollux_api::control::v1::{
-    EngineReport, EngineSurvey, GetMembershipRequest, Membership, PoolHealth, PoolReport, RecordedSnapshot,
+    EngineReport, EngineSurvey, GetMembershipRequest, HostSecrets, Membership, PoolHealth, PoolReport, RecordedSnapshot,
     ReplicaConfig, ReplicaReport, ReplicaState, SurveyRequest, SurveyedPool, SurveyedReplica,
     SwapMembershipRequest, SwapMembershipResponse, TargetConfig, engine_command::Command,
 };
@@ -52,6 +52,8 @@ pub struct Target {
     pub config: TargetConfig,
     /// Who takes part, once it is open.
     pub record: Option<Membership>,
+    /// What hosts authenticate by, by the names of the secrets.
+    pub secrets: BTreeMap<String, HostSecrets>,
 }
 
 impl Target {
@@ -92,6 +94,27 @@ impl Target {
         }
         config
     }
+}
+
+/// What a target admits, and the secrets by which: a host whose secrets are neither told nor known is not
+/// admitted.
+fn with_secrets(
+    mut config: TargetConfig,
+    known: &BTreeMap<String, HostSecrets>,
+) -> (TargetConfig, BTreeMap<String, HostSecrets>) {
+    let mut secrets = BTreeMap::new();
+    config.hosts.retain_mut(|host| {
+        if host.secret_uid.is_empty() {
+            assert!(host.secrets.is_none(), "secrets have a name");
+            return true;
+        }
+        let told = host.secrets.take();
+        let found = told.or_else(|| known.get(&host.secret_uid).cloned());
+        found
+            .map(|found| secrets.insert(host.secret_uid.clone(), found))
+            .is_some()
+    });
+    (config, secrets)
 }
 
 #[derive(Debug, Clone, Default)]
@@ -581,7 +604,14 @@ impl EngineClient for Fleet {
                 // What it knows is kept while nobody else has opened the volume since.
                 let record = record.filter(|record| !config.standby && record.epoch == config.epoch);
                 let volume = config.volume_uid.clone();
-                engine.targets.insert(volume, Target { config, record });
+                let known = before.map(|target| target.secrets.clone()).unwrap_or_default();
+                let (config, secrets) = with_secrets(config, &known);
+                let target = Target {
+                    config,
+                    record,
+                    secrets,
+                };
+                engine.targets.insert(volume, target);
             }
             Command::CutTargets(told) => {
                 let targets = &engine.targets;

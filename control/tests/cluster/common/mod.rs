@@ -14,6 +14,8 @@ use pollux_control::controller::{Clock, Controller, Observations, Parts};
 use pollux_control::engines::EngineClient;
 use pollux_control::model::{Guarded, Record};
 use pollux_control::plan::Limits;
+use pollux_control::security::Guard;
+use pollux_control::server::{ServiceParts, Services};
 use pollux_control::store::{MemoryStore, Store, Transaction};
 use pollux_control::world::World;
 use uuid::Uuid;
@@ -120,6 +122,18 @@ pub fn snapshot(name: &str, volume: &Volume) -> Snapshot {
         }),
     };
     named(snapshot, name)
+}
+
+/// What answers calls, beside the planner of a cluster.
+pub fn services(cluster: &Cluster) -> Services {
+    Services::new(ServiceParts {
+        store: Arc::new(cluster.store.clone()),
+        observations: cluster.observations.clone(),
+        engines: Arc::new(cluster.fleet.clone()),
+        clock: Arc::new(cluster.clock.clone()),
+        limits: Limits::default(),
+        guard: Guard::Local,
+    })
 }
 
 async fn start(parts: Parts) -> Controller {

@@ -18,7 +18,7 @@ const REACH_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest answer of the kernel, such as `instance=1,cntlid=2`.
 const ANSWER_BYTES_MAX: u64 = 4096;
 
-/// The options of a connection.
+/// The options of a connection. They may hold secrets: they are shown to nobody.
 fn options(connection: &Connection<'_>) -> String {
     let times = connection.times;
     let mut text = format!(
@@ -35,6 +35,12 @@ fn options(connection: &Connection<'_>) -> String {
         ",reconnect_delay={},ctrl_loss_tmo={},fast_io_fail_tmo={},keep_alive_tmo={}",
         times.reconnect_delay_s, times.controller_loss_s, times.fast_io_fail_s, times.keep_alive_s
     );
+    if let Some(secrets) = connection.secrets {
+        let _ = write!(text, ",dhchap_secret={}", secrets.host);
+        if !secrets.controller.is_empty() {
+            let _ = write!(text, ",dhchap_ctrl_secret={}", secrets.controller);
+        }
+    }
     text
 }
 
@@ -55,6 +61,11 @@ pub(super) fn connect(dev: &Path, connection: &Connection<'_>) -> Result<(), Hos
         Ok(()) => {}
         // It is connected already.
         Err(error) if Errno::from_io_error(&error) == Some(Errno::ALREADY) => return Ok(()),
+        // So do kernels that know no such option.
+        Err(error) if connection.secrets.is_some() && Errno::from_io_error(&error) == Some(Errno::INVAL) => {
+            let reason = format!("{error}; has it CONFIG_NVME_HOST_AUTH, to authenticate?");
+            return Err(HostError::kernel("connect to", target(), reason));
+        }
         Err(error) => return Err(failed(error)),
     }
     let mut answer = String::new();
@@ -72,6 +83,8 @@ pub(super) fn connect(dev: &Path, connection: &Connection<'_>) -> Result<(), Hos
 mod tests {
     use std::net::TcpListener;
 
+    use pollux_api::control::v1::HostSecrets;
+
     use super::*;
     use crate::host::PathTimes;
     use crate::names::Cluster;
@@ -85,6 +98,7 @@ mod tests {
             subsystem_nqn: "nqn.2026-11.io.pollux:volume:x",
             host: &host,
             address: "[fd00::1]:4420".parse().expect("an address"),
+            secrets: None,
             times: PathTimes::default(),
         };
         let text = options(&connection);
@@ -97,6 +111,21 @@ mod tests {
                  fast_io_fail_tmo=5,keep_alive_tmo=5"
             )
         );
+        let mut secrets = HostSecrets {
+            host: "DHHC-1:00:aa:".to_owned(),
+            controller: String::new(),
+        };
+        let with = |secrets: &HostSecrets| {
+            options(&Connection {
+                secrets: Some(secrets),
+                ..connection.clone()
+            })
+        };
+        assert_eq!(with(&secrets), format!("{text},dhchap_secret=DHHC-1:00:aa:"));
+        secrets.controller = "DHHC-1:01:bb:".to_owned();
+        let mutual = format!("{text},dhchap_secret=DHHC-1:00:aa:,dhchap_ctrl_secret=DHHC-1:01:bb:");
+        assert_eq!(with(&secrets), mutual);
+        assert!(!format!("{:?}", Connection { secrets: Some(&secrets), ..connection }).contains("DHHC"));
     }
 
     #[test]
@@ -109,6 +138,7 @@ mod tests {
             subsystem_nqn: "nqn.x:y",
             host: &host,
             address: listener.local_addr().expect("it has one"),
+            secrets: None,
             times: PathTimes::default(),
         };
         let directory = tempfile::tempdir().expect("a directory");

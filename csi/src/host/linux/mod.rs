@@ -9,6 +9,7 @@ mod sysfs;
 
 use std::path::{Path, PathBuf};
 
+use pollux_api::control::v1::HostSecrets;
 use uuid::Uuid;
 
 use super::{Connection, Content, Controller, Device, DeviceNumber, Host, HostError, Mount, Usage};
@@ -42,6 +43,10 @@ impl Host for LinuxHost {
 
     fn controllers(&self, subsystem_nqn: &str) -> Result<Vec<Controller>, HostError> {
         sysfs::controllers(&self.sys, subsystem_nqn)
+    }
+
+    fn secrets(&self, controller: &Controller) -> Result<Option<HostSecrets>, HostError> {
+        Ok(sysfs::secrets(&self.sys, controller))
     }
 
     fn disconnect(&self, controller: &Controller) -> Result<(), HostError> {

@@ -10,6 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use pollux_api::control::v1::HostSecrets;
+use pollux_api::secrets::check_secret;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -79,6 +81,17 @@ pub(super) fn controllers(sys: &Path, subsystem_nqn: &str) -> Result<Vec<Control
         });
     }
     Ok(controllers)
+}
+
+/// The secrets that a controller was connected by. Kernels show them to root alone, and kernels that cannot
+/// authenticate have no such attributes.
+pub(super) fn secrets(sys: &Path, controller: &Controller) -> Option<HostSecrets> {
+    let directory = sys.join("class/nvme").join(&controller.name);
+    let secret = |name| attribute(&directory, name).filter(|text| check_secret(text).is_ok());
+    Some(HostSecrets {
+        host: secret("dhchap_secret")?,
+        controller: secret("dhchap_ctrl_secret").unwrap_or_default(),
+    })
 }
 
 /// Writes a 1 to an attribute of a controller. One that is gone needs nothing.
@@ -195,6 +208,30 @@ mod tests {
         let path = sys.join(path);
         std::fs::create_dir_all(path.parent().expect("it has one")).expect("it can be made");
         std::fs::write(path, format!("{text}\n")).expect("it can be written");
+    }
+
+    #[test]
+    fn secrets_are_those_of_the_kernel() {
+        const SECRET: &str = "DHHC-1:00:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:";
+        let directory = tempfile::tempdir().expect("a directory");
+        let sys = directory.path();
+        let controller = Controller {
+            name: "nvme3".to_owned(),
+            address: None,
+            state: "live".to_owned(),
+            access: None,
+        };
+        // A kernel without, and a path without.
+        assert_eq!(secrets(sys, &controller), None);
+        put(sys, "class/nvme/nvme3/dhchap_secret", "none");
+        put(sys, "class/nvme/nvme3/dhchap_ctrl_secret", "none");
+        assert_eq!(secrets(sys, &controller), None);
+        put(sys, "class/nvme/nvme3/dhchap_secret", SECRET);
+        let mut found = secrets(sys, &controller).expect("one");
+        assert_eq!((found.host.as_str(), found.controller.as_str()), (SECRET, ""));
+        put(sys, "class/nvme/nvme3/dhchap_ctrl_secret", SECRET);
+        found = secrets(sys, &controller).expect("two");
+        assert_eq!(found.controller, SECRET);
     }
 
     /// Two paths to the namespace, and the drive of the machine.

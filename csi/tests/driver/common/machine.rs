@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
+use pollux_api::control::v1::HostSecrets;
 use pollux_csi::capability::FileSystem;
 use pollux_csi::host::{
     Connection, Content, Controller, Device, DeviceNumber, Host, HostError, Mount, Usage,
@@ -25,6 +26,8 @@ pub struct Disk {
 #[derive(Debug, Default)]
 pub struct State {
     pub controllers: Vec<(String, Controller)>,
+    /// What the kernel has of secrets, by the names of controllers.
+    pub secrets: BTreeMap<String, HostSecrets>,
     pub disks: BTreeMap<Uuid, Disk>,
     pub mounts: Vec<Mount>,
     minors: BTreeMap<Uuid, u32>,
@@ -78,6 +81,20 @@ impl Machine {
         Some((target.size_bytes, host.read_only))
     }
 
+    /// Whether no engine finds the secrets of a host missing or wrong.
+    fn authenticates(&self, connection: &Connection<'_>) -> bool {
+        let uid = uid(connection.subsystem_nqn).to_string();
+        let engines = self.fleet.lock();
+        let targets = engines.engines.values().filter_map(|engine| engine.targets.get(&uid));
+        let mut wanted = targets.flat_map(|target| {
+            let hosts = target.config.hosts.iter();
+            let own = hosts.filter(|host| host.host_nqn == connection.host.nqn);
+            own.filter(|host| !host.secret_uid.is_empty())
+                .map(|host| target.secrets.get(&host.secret_uid))
+        });
+        wanted.all(|wanted| wanted.is_some() && wanted == connection.secrets)
+    }
+
     fn begin(&self, operation: &'static str, subject: &str) -> Result<MutexGuard<'_, State>, HostError> {
         let mut state = self.state();
         state.done.push(format!("{operation} {subject}"));
@@ -110,7 +127,14 @@ impl Host for Machine {
         let refused = || HostError::kernel("connect to", connection.address, "connection refused");
         self.admitted(uid(connection.subsystem_nqn), Some(&connection.host.nqn))
             .ok_or_else(refused)?;
+        if !self.authenticates(connection) {
+            return Err(refused());
+        }
         state.counter += 1;
+        if let Some(secrets) = connection.secrets {
+            let name = format!("nvme{}", state.counter);
+            state.secrets.insert(name, secrets.clone());
+        }
         let controller = Controller {
             name: format!("nvme{}", state.counter),
             address: Some(connection.address),
@@ -127,6 +151,10 @@ impl Host for Machine {
         let state = self.state();
         let own = state.controllers.iter().filter(|(nqn, _)| nqn == subsystem_nqn);
         Ok(own.map(|(_, controller)| controller.clone()).collect())
+    }
+
+    fn secrets(&self, controller: &Controller) -> Result<Option<HostSecrets>, HostError> {
+        Ok(self.state().secrets.get(&controller.name).cloned())
     }
 
     fn disconnect(&self, controller: &Controller) -> Result<(), HostError> {

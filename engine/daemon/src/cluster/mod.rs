@@ -9,6 +9,7 @@
 //!
 //! While the control plane is away everything that is served goes on.
 
+mod admission;
 mod agent;
 mod certificates;
 mod cuts;

@@ -31,6 +31,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use super::admission;
 use super::ports::Ports;
 use super::record::{BLOCK_BYTES, RecordError, to_api, uuid};
 use super::registry::Registry;
@@ -320,9 +321,10 @@ impl Targets {
     /// # Errors
     ///
     /// [`ServeError`]; nothing has changed then, but that hosts may see the volume as a standby.
-    pub(super) async fn ensure(self: &Arc<Self>, told: TargetConfig) -> Result<(), ServeError> {
+    pub(super) async fn ensure(self: &Arc<Self>, mut told: TargetConfig) -> Result<(), ServeError> {
         let volume = uuid(&told.volume_uid)?;
         check(&told)?;
+        let secrets = admission::take_secrets(&mut told)?;
         let turn = self.turn(volume).await.ok_or(ServeError::Stopping)?;
         let found = self.shown().get(&volume).cloned();
         if let Some(found) = &found {
@@ -336,9 +338,8 @@ impl Targets {
             }
             None => self.put_up(volume, &told)?,
         };
-        // Before they can connect.
-        shown.subsystem.set_read_only_hosts(&read_only_hosts(&told))?;
-        shown.subsystem.set_hosts(&hosts(&told))?;
+        let known = shown.state().told.hosts.clone();
+        admission::admit(&shown.subsystem, &known, &mut told.hosts, secrets)?;
         let serving = shown.serving();
         let before = std::mem::replace(&mut shown.state().told, told.clone());
         if serving.is_some() && !told.standby {
@@ -423,7 +424,11 @@ impl Targets {
         let first = 1 + told.path * ids;
         let id = |id: u32| u16::try_from(id).unwrap_or(ControllerIds::MAX);
         let subsystem = self.parts.target.add_subsystem(&SubsystemConfig {
-            hosts: hosts(told),
+            // Nobody, until it is known by what they authenticate.
+            hosts: Hosts {
+                allow_any: false,
+                allowed: Vec::new(),
+            },
             asymmetric_access: true,
             controller_ids: ControllerIds {
                 first: id(first),
@@ -451,7 +456,10 @@ impl Targets {
             throttle,
             subsystem,
             state: Mutex::new(State {
-                told: told.clone(),
+                told: TargetConfig {
+                    hosts: Vec::new(),
+                    ..told.clone()
+                },
                 role: Role::Standby,
             }),
         });
@@ -683,21 +691,6 @@ fn limits(told: &TargetConfig) -> Qos {
         },
         ..Qos::default()
     }
-}
-
-/// The hosts that are admitted.
-fn hosts(told: &TargetConfig) -> Hosts {
-    let allowed = told.hosts.iter().map(|host| host.host_nqn.clone());
-    Hosts {
-        allow_any: false,
-        allowed: allowed.collect(),
-    }
-}
-
-/// Those of them that may not write.
-fn read_only_hosts(told: &TargetConfig) -> Vec<String> {
-    let read_only = told.hosts.iter().filter(|host| host.read_only);
-    read_only.map(|host| host.host_nqn.clone()).collect()
 }
 
 fn check(told: &TargetConfig) -> Result<(), RecordError> {

@@ -53,6 +53,14 @@ pub struct VerifyArguments {
     #[arg(long, value_name = "NQN")]
     pub host: Option<String>,
 
+    /// The file of the secret that this host authenticates by, `DHHC-1:xx:BASE64:` [default: none].
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+
+    /// That of the secret by which the subsystem has to authenticate too [default: it does not have to].
+    #[arg(long, value_name = "FILE", requires = "secret_file")]
+    pub controller_secret_file: Option<PathBuf>,
+
     /// How long to write, in seconds; 0 only reads.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub seconds: u64,

@@ -2,11 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::{BlockDevice, BlockDeviceExt, Device};
 use pollux_hugepages::Buffer;
+use pollux_nvme::auth::{Credentials, Methods, Secret};
 use pollux_nvme::initiator::device::{Endpoint, LossOptions, NvmfDevice, NvmfOptions, Resubmit, Unflushed};
 use pollux_nvme::initiator::host::HostIdentity;
 use pollux_nvme::initiator::namespace::NamespaceSelector;
@@ -28,11 +30,26 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
 /// The keep alive timeout.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
+/// The secrets of the command line.
+fn credentials(arguments: &VerifyArguments) -> Result<Option<Credentials>, VerifyError> {
+    let read = |path: &Option<PathBuf>| {
+        let secret = path.as_deref().map(Secret::read).transpose();
+        secret.map_err(|error| VerifyError::Argument(error.to_string()))
+    };
+    let controller = read(&arguments.controller_secret_file)?;
+    Ok(read(&arguments.secret_file)?.map(|host| Credentials {
+        host,
+        controller,
+        methods: Methods::default(),
+    }))
+}
+
 /// See the module.
 pub(super) struct Paths {
     addresses: Vec<SocketAddr>,
     subsystem: Nqn,
     host: HostIdentity,
+    credentials: Option<Credentials>,
     /// The one in use, by its number.
     current: RefCell<Option<(u64, Rc<dyn BlockDevice>)>>,
     number: Cell<u64>,
@@ -56,6 +73,7 @@ impl Paths {
                 Some(host) => HostIdentity::from_name(name(host)?),
                 None => HostIdentity::of_this_machine(),
             },
+            credentials: credentials(arguments)?,
             current: RefCell::new(None),
             number: Cell::new(0),
             next: Cell::new(0),
@@ -107,6 +125,7 @@ impl Paths {
         let mut session = NvmfOptions::new(Endpoint::from(*address), self.subsystem.clone());
         session.namespace = NamespaceSelector::Id(NAMESPACE_ID);
         session.host = self.host.clone();
+        session.credentials = self.credentials.clone();
         session.queues = 1;
         session.keep_alive = KEEP_ALIVE;
         session.command_timeout = COMMAND_TIMEOUT;
