@@ -162,7 +162,10 @@ mod tests {
             assert!(!problems[0].1.contains("ia6z"), "{problems:?}");
             if !text.is_empty() {
                 let problems = secrets(EXAMPLE, text).problems();
-                assert_eq!(problems.iter().map(|(field, _)| *field).collect::<Vec<_>>(), ["controller"]);
+                assert_eq!(
+                    problems.iter().map(|(field, _)| *field).collect::<Vec<_>>(),
+                    ["controller"]
+                );
             }
         }
     }
@@ -186,7 +189,11 @@ mod tests {
             secrets: [("host".to_owned(), EXAMPLE.to_owned())].into(),
             ..Default::default()
         };
-        for shown in [format!("{publish:?}"), format!("{stored:#?}"), format!("{stage:?}")] {
+        for shown in [
+            format!("{publish:?}"),
+            format!("{stored:#?}"),
+            format!("{stage:?}"),
+        ] {
             assert!(!shown.contains("DHHC"), "{shown}");
         }
     }

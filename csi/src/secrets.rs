@@ -30,7 +30,10 @@ pub fn read(secrets: &HashMap<String, String>) -> Result<Option<HostSecrets>, Ca
     if secrets.is_empty() {
         return Ok(None);
     }
-    if secrets.keys().any(|key| ![HOST, CONTROLLER].contains(&key.as_str())) {
+    if secrets
+        .keys()
+        .any(|key| ![HOST, CONTROLLER].contains(&key.as_str()))
+    {
         let problem = format!("have another key than {HOST} and {CONTROLLER}: leave it out");
         return Err(CallError::argument(FIELD, problem));
     }
@@ -114,7 +117,10 @@ mod tests {
             given(&[(HOST, &format!("{EXAMPLE},hostnqn=other"))]),
         ] {
             let error = read(&wrong).expect_err("it is wrong");
-            assert_eq!(tonic::Status::from(error.clone()).code(), tonic::Code::InvalidArgument);
+            assert_eq!(
+                tonic::Status::from(error.clone()).code(),
+                tonic::Code::InvalidArgument
+            );
             let text = error.to_string();
             assert!(text.starts_with("secrets ") && !text.contains("ia6z"), "{text}");
         }

@@ -247,8 +247,11 @@ record!(Rebalance, spec);
 record!(GroupSnapshot, spec);
 record!(Event);
 record!(Removal);
-record!(StoredHostSecrets, HostSecrets, |left: &StoredHostSecrets, right: &StoredHostSecrets| left
-    == right);
+record!(
+    StoredHostSecrets,
+    HostSecrets,
+    |left: &StoredHostSecrets, right: &StoredHostSecrets| left == right
+);
 record!(StoredToken, Token, |left: &StoredToken, right: &StoredToken| left
     == right);
 record!(Volume, |left: &Volume, right: &Volume| {

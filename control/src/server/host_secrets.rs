@@ -150,9 +150,8 @@ pub(crate) async fn attach(store: &dyn Store, command: &mut Command) -> Result<(
         let entry = store.get(&Kind::HostSecrets.key(&host.secret_uid)).await?;
         let stored = entry.as_ref().map(StoredHostSecrets::read).transpose()?;
         // Those of another volume or host are none of this one.
-        let stored = stored.filter(|stored| {
-            stored.volume_uid == config.volume_uid && stored.host_nqn == host.host_nqn
-        });
+        let stored = stored
+            .filter(|stored| stored.volume_uid == config.volume_uid && stored.host_nqn == host.host_nqn);
         host.secrets = stored.and_then(|stored| stored.secrets);
     }
     Ok(())

@@ -346,9 +346,7 @@ impl Volumes for Services {
             }
             Ok(())
         };
-        let volume = self
-            .admit(&name, &host.host_nqn, secrets.as_ref(), admit)
-            .await?;
+        let volume = self.admit(&name, &host.host_nqn, secrets.as_ref(), admit).await?;
         let status = volume.status.clone().unwrap_or_default();
         let nodes = by_name(self.all::<Node>().await?);
         let ready = self.is_published(&volume, &nodes, &host.host_nqn);

@@ -41,11 +41,10 @@ async fn cluster() -> Cluster {
     cluster
 }
 
-async fn publish(
-    cluster: &Cluster,
-    secrets: Option<HostSecrets>,
-) -> Result<PublishVolumeResponse, Status> {
-    let answer = services(cluster).publish_volume(Request::new(request(secrets))).await;
+async fn publish(cluster: &Cluster, secrets: Option<HostSecrets>) -> Result<PublishVolumeResponse, Status> {
+    let answer = services(cluster)
+        .publish_volume(Request::new(request(secrets)))
+        .await;
     answer.map(tonic::Response::into_inner)
 }
 
@@ -60,7 +59,10 @@ async fn published(cluster: &mut Cluster, secrets: Option<HostSecrets>) {
 /// By what each engine that shows the volume admits the host; `None` for one without secrets.
 fn admitted(cluster: &Cluster) -> Vec<Option<String>> {
     let engines = cluster.fleet.lock();
-    let targets = engines.engines.values().flat_map(|engine| engine.targets.values());
+    let targets = engines
+        .engines
+        .values()
+        .flat_map(|engine| engine.targets.values());
     targets
         .flat_map(|target| target.config.hosts.iter().map(move |host| (target, host)))
         .map(|(target, host)| Some(target.secrets.get(&host.secret_uid)?.host.clone()))
@@ -77,7 +79,13 @@ async fn stored(cluster: &Cluster) -> BTreeSet<String> {
 
 async fn host_now(cluster: &Cluster) -> HostAccess {
     let volume = cluster.get::<Volume>("v").await.expect("it is there");
-    volume.spec.expect("it has one").hosts.first().cloned().expect("it is published")
+    volume
+        .spec
+        .expect("it has one")
+        .hosts
+        .first()
+        .cloned()
+        .expect("it is published")
 }
 
 #[tokio::test]
@@ -168,14 +176,18 @@ async fn nobody_is_told_the_secrets() {
         told.extend(targets.map(|target| serde_json::to_string(&target.config).expect("it is JSON")));
     }
     let listing = cluster.store.list_all("/").await.expect("the store answers");
-    let others = listing.entries.iter().filter(|entry| {
-        !matches!(Kind::parse(&entry.key), Some((Kind::HostSecrets, _)))
-    });
+    let others = listing
+        .entries
+        .iter()
+        .filter(|entry| !matches!(Kind::parse(&entry.key), Some((Kind::HostSecrets, _))));
     told.extend(others.map(|entry| String::from_utf8_lossy(&entry.value).into_owned()));
     for text in &told {
         assert!(!text.contains("DHHC-1") && !text.contains("ia6z"), "{text}");
     }
-    assert!(told.iter().any(|text| text.contains(&host_of(&volume).secret_uid)));
+    assert!(
+        told.iter()
+            .any(|text| text.contains(&host_of(&volume).secret_uid))
+    );
 }
 
 fn host_of(volume: &Volume) -> &HostAccess {
@@ -186,10 +198,27 @@ fn host_of(volume: &Volume) -> &HostAccess {
 async fn what_is_no_secret_is_refused_by_its_field() {
     let cluster = cluster().await;
     let damaged = SECRET.replace("2n:", "2o:");
-    for wrong in ["secret", &SECRET.replace(":00:", ":07:"), &damaged, "DHHC-1:00:AAAA:"] {
+    for wrong in [
+        "secret",
+        &SECRET.replace(":00:", ":07:"),
+        &damaged,
+        "DHHC-1:00:AAAA:",
+    ] {
         for (field, given) in [
-            ("secrets.host", HostSecrets { host: wrong.to_owned(), controller: String::new() }),
-            ("secrets.controller", HostSecrets { host: SECRET.to_owned(), controller: wrong.to_owned() }),
+            (
+                "secrets.host",
+                HostSecrets {
+                    host: wrong.to_owned(),
+                    controller: String::new(),
+                },
+            ),
+            (
+                "secrets.controller",
+                HostSecrets {
+                    host: SECRET.to_owned(),
+                    controller: wrong.to_owned(),
+                },
+            ),
         ] {
             let refused = publish(&cluster, Some(given)).await.expect_err(wrong);
             assert_eq!(refused.code(), Code::InvalidArgument);
@@ -213,7 +242,10 @@ async fn what_is_no_secret_is_refused_by_its_field() {
     let made = CreateVolumeRequest { volume: Some(made) };
     let refused = services(&cluster).create_volume(Request::new(made)).await;
     let refused = refused.expect_err("a name");
-    assert!(refused.message().contains("volume.spec.hosts[0].secret_uid"), "{refused:?}");
+    assert!(
+        refused.message().contains("volume.spec.hosts[0].secret_uid"),
+        "{refused:?}"
+    );
     assert!(stored(&cluster).await.is_empty());
 }
 
@@ -229,7 +261,10 @@ async fn backups_have_them() {
     let uid = host_now(&cluster).await.secret_uid;
     assert_eq!(stored(&cluster).await, BTreeSet::from([uid]));
     let target = cluster.get::<Volume>("v").await.and_then(|volume| volume.status);
-    assert!(publish(&cluster, None).await.expect("it is there").ready, "{target:?}");
+    assert!(
+        publish(&cluster, None).await.expect("it is there").ready,
+        "{target:?}"
+    );
 }
 
 /// They stay with engines that have them, and nobody is let in without.

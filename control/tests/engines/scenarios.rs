@@ -8,8 +8,7 @@ use pollux_api::control::v1::engine_command::Command;
 use pollux_api::control::v1::recoveries_client::RecoveriesClient;
 use pollux_api::control::v1::{
     Certainty, CommitRecoveryRequest, FoundVolume, HostSecrets, PoolDevices, PublishVolumeResponse,
-    RecoverySpec, ReplicaState,
-    SurveyEnginesRequest, TargetConfig, TargetRemoval, VolumePolicy, VolumeState,
+    RecoverySpec, ReplicaState, SurveyEnginesRequest, TargetConfig, TargetRemoval, VolumePolicy, VolumeState,
 };
 use tonic::Code;
 
@@ -260,7 +259,10 @@ async fn hosts_are_admitted_by_their_secrets(cluster: &Cluster) {
     refused(&with(0, 2), WRONG).await;
     passes(1, 0).await.expect("it ends");
     for (name, log) in cluster.logs() {
-        assert!(!log.contains("DHHC-1") && !log.contains("ia6zGodO"), "a secret is in {name}");
+        assert!(
+            !log.contains("DHHC-1") && !log.contains("ia6zGodO"),
+            "a secret is in {name}"
+        );
     }
     cluster.unpublish("k", None).await;
     cluster.delete("k").await;

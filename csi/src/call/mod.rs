@@ -61,8 +61,8 @@ impl SecretArguments {
         for (key, file) in files {
             if let Some(file) = file {
                 let text = std::fs::read_to_string(file);
-                let text = text
-                    .map_err(|error| Status::invalid_argument(format!("{}: {error}", file.display())))?;
+                let text =
+                    text.map_err(|error| Status::invalid_argument(format!("{}: {error}", file.display())))?;
                 read.insert(key.to_owned(), text);
             }
         }

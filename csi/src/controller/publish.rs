@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use pollux_api::control::v1::{
-    HostAccess, HostSecrets, HostSharing, PublishVolumeRequest, PublishVolumeResponse, Reason, UnpublishVolumeRequest,
-    Volume,
+    HostAccess, HostSecrets, HostSharing, PublishVolumeRequest, PublishVolumeResponse, Reason,
+    UnpublishVolumeRequest, Volume,
 };
 use pollux_api::csi::v1::{
     ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,

@@ -10,8 +10,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use tonic::Code;
 use pollux_api::control::v1::HostSecrets;
+use tonic::Code;
 use uuid::Uuid;
 
 use crate::capability::FileSystem;

@@ -19,7 +19,7 @@ fn secrets(hash: &str) -> HashMap<String, String> {
 
 #[tokio::test]
 async fn secrets_go_from_calls_to_engines_and_the_kernel_and_nowhere_else() {
-    let pollux = Pollux::start().await;
+    let pollux = Pollux::start().await.ready().await;
     let mut controller = pollux.controller("default").await;
     let capability = mount("");
     let create = CreateVolumeRequest {
@@ -47,8 +47,13 @@ async fn secrets_go_from_calls_to_engines_and_the_kernel_and_nowhere_else() {
     let context = published.expect("nobody uses it").into_inner().publish_context;
     assert!(!format!("{context:?}").contains("DHHC"), "{context:?}");
     // Once more without: it is as it was.
-    let again = controller.controller_publish_volume(publish(HashMap::new())).await;
-    assert_eq!(again.expect("it is published").into_inner().publish_context, context);
+    let again = controller
+        .controller_publish_volume(publish(HashMap::new()))
+        .await;
+    assert_eq!(
+        again.expect("it is published").into_inner().publish_context,
+        context
+    );
 
     let staging = driver.directory.path().join("staging").display().to_string();
     let stage = |secrets| NodeStageVolumeRequest {
@@ -63,11 +68,17 @@ async fn secrets_go_from_calls_to_engines_and_the_kernel_and_nowhere_else() {
     let refused = client.node_stage_volume(stage(misspelt)).await;
     assert_eq!(refused.expect_err("a wrong key").code(), Code::InvalidArgument);
     for wrong in [HashMap::new(), secrets("02")] {
-        let refused = client.node_stage_volume(stage(wrong)).await.expect_err("a wrong secret");
+        let refused = client
+            .node_stage_volume(stage(wrong))
+            .await
+            .expect_err("a wrong secret");
         assert!(!refused.message().contains("ia6z"), "{refused:?}");
     }
     assert!(driver.machine.state().controllers.is_empty());
-    client.node_stage_volume(stage(secrets("01"))).await.expect("they are right");
+    client
+        .node_stage_volume(stage(secrets("01")))
+        .await
+        .expect("they are right");
     assert_eq!(driver.machine.state().controllers.len(), 3);
 
     // Nothing of them is on the node's disk.
@@ -86,7 +97,8 @@ async fn secrets_go_from_calls_to_engines_and_the_kernel_and_nowhere_else() {
     driver.service.connect_missing().await;
     assert_eq!(driver.machine.state().controllers.len(), 3);
     lose(1);
-    let restarted = NodeService::new(driver.machine.clone(), settings("n1", records)).expect("it can be made");
+    let restarted =
+        NodeService::new(driver.machine.clone(), settings("n1", records)).expect("it can be made");
     restarted.connect_missing().await;
     assert_eq!(driver.machine.state().controllers.len(), 3);
     // With no path left they are gone, until it is staged again.
@@ -98,6 +110,9 @@ async fn secrets_go_from_calls_to_engines_and_the_kernel_and_nowhere_else() {
     .expect("it can be made");
     again.connect_missing().await;
     assert!(driver.machine.state().controllers.is_empty());
-    client.node_stage_volume(stage(secrets("01"))).await.expect("they are right");
+    client
+        .node_stage_volume(stage(secrets("01")))
+        .await
+        .expect("they are right");
     assert_eq!(driver.machine.state().controllers.len(), 3);
 }

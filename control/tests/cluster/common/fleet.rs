@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use pollux_api::control::v1::registry_client::RegistryClient;
 use pollux_api::control::v1::{
-    EngineReport, EngineSurvey, GetMembershipRequest, HostSecrets, Membership, PoolHealth, PoolReport, RecordedSnapshot,
-    ReplicaConfig, ReplicaReport, ReplicaState, SurveyRequest, SurveyedPool, SurveyedReplica,
-    SwapMembershipRequest, SwapMembershipResponse, TargetConfig, engine_command::Command,
+    EngineReport, EngineSurvey, GetMembershipRequest, HostSecrets, Membership, PoolHealth, PoolReport,
+    RecordedSnapshot, ReplicaConfig, ReplicaReport, ReplicaState, SurveyRequest, SurveyedPool,
+    SurveyedReplica, SwapMembershipRequest, SwapMembershipResponse, TargetConfig, engine_command::Command,
 };
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use pollux_control::registry::{RegistryError, get_membership, swap_membership};

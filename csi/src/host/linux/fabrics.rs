@@ -44,6 +44,15 @@ fn options(connection: &Connection<'_>) -> String {
     text
 }
 
+/// Whether the kernel cannot do what it was asked for.
+fn cannot(error: &std::io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(
+        errno,
+        Some(Errno::INVAL | Errno::PROTONOSUPPORT | Errno::OPNOTSUPP)
+    )
+}
+
 pub(super) fn connect(dev: &Path, connection: &Connection<'_>) -> Result<(), HostError> {
     let target = || format!("{} at {}", connection.subsystem_nqn, connection.address);
     let failed = |error: std::io::Error| HostError::kernel("connect to", target(), error);
@@ -61,9 +70,9 @@ pub(super) fn connect(dev: &Path, connection: &Connection<'_>) -> Result<(), Hos
         Ok(()) => {}
         // It is connected already.
         Err(error) if Errno::from_io_error(&error) == Some(Errno::ALREADY) => return Ok(()),
-        // So do kernels that know no such option.
-        Err(error) if connection.secrets.is_some() && Errno::from_io_error(&error) == Some(Errno::INVAL) => {
-            let reason = format!("{error}; has it CONFIG_NVME_HOST_AUTH, to authenticate?");
+        // Some kernels know no such option, others cannot do what it takes.
+        Err(error) if connection.secrets.is_some() && cannot(&error) => {
+            let reason = format!("{error}; has the kernel CONFIG_NVME_HOST_AUTH, to authenticate?");
             return Err(HostError::kernel("connect to", target(), reason));
         }
         Err(error) => return Err(failed(error)),
@@ -125,7 +134,16 @@ mod tests {
         secrets.controller = "DHHC-1:01:bb:".to_owned();
         let mutual = format!("{text},dhchap_secret=DHHC-1:00:aa:,dhchap_ctrl_secret=DHHC-1:01:bb:");
         assert_eq!(with(&secrets), mutual);
-        assert!(!format!("{:?}", Connection { secrets: Some(&secrets), ..connection }).contains("DHHC"));
+        assert!(
+            !format!(
+                "{:?}",
+                Connection {
+                    secrets: Some(&secrets),
+                    ..connection
+                }
+            )
+            .contains("DHHC")
+        );
     }
 
     #[test]

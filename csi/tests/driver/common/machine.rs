@@ -85,7 +85,10 @@ impl Machine {
     fn authenticates(&self, connection: &Connection<'_>) -> bool {
         let uid = uid(connection.subsystem_nqn).to_string();
         let engines = self.fleet.lock();
-        let targets = engines.engines.values().filter_map(|engine| engine.targets.get(&uid));
+        let targets = engines
+            .engines
+            .values()
+            .filter_map(|engine| engine.targets.get(&uid));
         let mut wanted = targets.flat_map(|target| {
             let hosts = target.config.hosts.iter();
             let own = hosts.filter(|host| host.host_nqn == connection.host.nqn);

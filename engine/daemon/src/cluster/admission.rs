@@ -23,7 +23,9 @@ pub(super) type Secrets = BTreeMap<String, Credentials>;
 pub(super) fn take_secrets(told: &mut TargetConfig) -> Result<Secrets, RecordError> {
     let mut secrets = Secrets::new();
     for host in &mut told.hosts {
-        let Some(given) = host.secrets.take() else { continue };
+        let Some(given) = host.secrets.take() else {
+            continue;
+        };
         if host.secret_uid.is_empty() {
             return Err(RecordError::Field("the name of the secrets of a host"));
         }

@@ -91,7 +91,11 @@ fn hosts_without_their_secrets_are_not_admitted() {
     );
     // Those that are known need not be told again; others do.
     assert_eq!(volume.admit(vec![host(HOST, "a", "")]), [HOST]);
-    assert!(volume.admit(vec![host(HOST, "b", ""), host(OTHER, "a", "")]).is_empty());
+    assert!(
+        volume
+            .admit(vec![host(HOST, "b", ""), host(OTHER, "a", "")])
+            .is_empty()
+    );
     // Whoever was forgotten is not known any more.
     assert!(volume.admit(vec![host(HOST, "a", "")]).is_empty());
 }
