@@ -103,6 +103,98 @@ fn devices_come_go_and_grow() {
 }
 
 #[test]
+fn a_device_that_takes_no_writes_is_replaced() {
+    let files = [
+        PoolFile::with_volume(POOL_BYTES, "16MiB"),
+        PoolFile::new(POOL_BYTES),
+        PoolFile::new(POOL_BYTES),
+    ];
+    let [first, second, third] = files.each_ref().map(PoolFile::uri);
+    let worn_out = format!(
+        "faulty:///{}&write.error=media-write",
+        first
+            .replace("size=", "inner.size=")
+            .replace("block=", "inner.block=")
+    );
+    let replaced = |device: &str, pool: &str, more: &[&str]| {
+        let replace = [
+            "pool",
+            "replace",
+            "tank",
+            "0",
+            device,
+            "--worn-out",
+            "--pool",
+            pool,
+        ];
+        run(&[&replace, more].concat())
+    };
+    contains(
+        &refused(&run(&["pool", "import", &worn_out])),
+        &["could not be written"],
+    );
+    contains(
+        &succeed(&["pool", "import", &worn_out, "--read-only"]),
+        &["0: ", &worn_out, "read-only"],
+    );
+    // What cannot be: no pool is given, another one, no such device, and one that holds something.
+    let arguments = ["pool", "replace", "tank", "0", &second, "--worn-out"];
+    let answer = run(&arguments);
+    assert_eq!(answer.status.code(), Some(2));
+    contains(&String::from_utf8_lossy(&answer.stderr), &["--pool"]);
+    let arguments = [
+        "pool",
+        "replace",
+        "pond",
+        "0",
+        &second,
+        "--worn-out",
+        "--pool",
+        &worn_out,
+    ];
+    contains(&refused(&run(&arguments)), &["hold the pool \"tank\"", "pond"]);
+    let arguments = [
+        "pool",
+        "replace",
+        "tank",
+        "3",
+        &second,
+        "--worn-out",
+        "--pool",
+        &worn_out,
+    ];
+    contains(&refused(&run(&arguments)), &["has no device 3"]);
+    succeed(&["pool", "create", "other", &third]);
+    contains(
+        &refused(&replaced(&third, &worn_out, &[])),
+        &[&third, "other", "--overwrite"],
+    );
+
+    let told = succeeded(&replaced(&second, &worn_out, &[]));
+    contains(&told, &["device 0 of the pool tank is", &second, "take it out"]);
+    contains(
+        &succeed(&["pool", "check", "tank", "--pool", &second]),
+        &["is sound"],
+    );
+    contains(
+        &succeed(&["volume", "list", "tank", "--pool", &second]),
+        &["tank/db"],
+    );
+    // Of a device that can be written the label is wiped.
+    let told = json(&succeeded(&replaced(
+        &third,
+        &second,
+        &["--overwrite", "-o", "json"],
+    )));
+    assert_eq!(told["keeps_label"], false);
+    contains(&refused(&run(&["pool", "import", &second])), &["holds no pool"]);
+    contains(
+        &succeed(&["volume", "list", "tank", "--pool", &third]),
+        &["tank/db"],
+    );
+}
+
+#[test]
 fn a_volume_lives_from_its_making_to_its_end() {
     let file = PoolFile::with_volume(POOL_BYTES, "16MiB");
     let volume = |arguments: &[&str]| file.command(&[&["volume"], arguments].concat());

@@ -27,7 +27,7 @@ mod volume;
 
 pub use pool::{
     CheckProgress, CheckReport, CreateOptions, DeviceStatus, DrainProgress, Grown, ImportReport, LostBlock,
-    Misplaced, Pool, PoolCounters, PoolError, PoolOptions, ReplaceProgress, ScrubOptions, ScrubProgress,
-    ScrubReport, Space, Usage, VolumeOptions,
+    Misplaced, Pool, PoolCounters, PoolError, PoolOptions, ReplaceProgress, Replaced, ScrubOptions,
+    ScrubProgress, ScrubReport, Space, Usage, VolumeOptions,
 };
 pub use volume::{BlockRange, RangePage, Volume};

@@ -174,6 +174,10 @@ pub enum PoolCommand {
         /// What is on that may be lost.
         #[arg(long)]
         overwrite: bool,
+        /// The device that goes takes no writes any more: the pool is not opened for writing, and is not
+        /// in use meanwhile.
+        #[arg(long, requires = "pool")]
+        worn_out: bool,
         /// Where the pool is.
         #[command(flatten)]
         place: Place,

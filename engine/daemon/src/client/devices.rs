@@ -37,24 +37,6 @@ pub(super) async fn change(
             };
             (client.add_pool_device(request).await?.into_inner().pool, *output)
         }
-        PoolCommand::Replace {
-            name,
-            number,
-            device,
-            overwrite,
-            output,
-            ..
-        } => {
-            let request = api::ReplacePoolDeviceRequest {
-                name: name.clone(),
-                number: (*number).into(),
-                device: device.clone(),
-                overwrite: *overwrite,
-            };
-            let answers = client.replace_pool_device(request).await?.into_inner();
-            followed(answers, "copying the device").await?;
-            (get(&mut client, name).await?, *output)
-        }
         PoolCommand::Remove {
             name,
             number,
@@ -77,6 +59,38 @@ pub(super) async fn change(
     Ok(Some((pool, output)))
 }
 
+/// Has another device take the place of one.
+pub(super) async fn replace(
+    command: &PoolCommand,
+    client: &mut PoolsClient<Channel>,
+) -> Result<api::PoolDeviceDone, Status> {
+    let PoolCommand::Replace {
+        name,
+        number,
+        device,
+        overwrite,
+        worn_out,
+        place,
+        ..
+    } = command
+    else {
+        return Ok(api::PoolDeviceDone::default());
+    };
+    let devices = match worn_out {
+        true => place.pool.iter().flat_map(|devices| devices.0.clone()).collect(),
+        false => Vec::new(),
+    };
+    let request = api::ReplacePoolDeviceRequest {
+        name: name.clone(),
+        number: (*number).into(),
+        device: device.clone(),
+        overwrite: *overwrite,
+        devices,
+    };
+    let answers = client.replace_pool_device(request).await?.into_inner();
+    followed(answers, "copying the device").await
+}
+
 async fn get(client: &mut PoolsClient<Channel>, name: &str) -> Result<Option<api::Pool>, Status> {
     let request = api::GetPoolRequest {
         name: name.to_owned(),
@@ -85,7 +99,10 @@ async fn get(client: &mut PoolsClient<Channel>, name: &str) -> Result<Option<api
 }
 
 /// Shows how a change gets on, up to its end.
-async fn followed(mut answers: tonic::Streaming<api::PoolDeviceChange>, what: &str) -> Result<(), Status> {
+async fn followed(
+    mut answers: tonic::Streaming<api::PoolDeviceChange>,
+    what: &str,
+) -> Result<api::PoolDeviceDone, Status> {
     let progress = Progress::new(what);
     while let Some(answer) = answers.message().await? {
         match answer.what {
@@ -93,7 +110,7 @@ async fn followed(mut answers: tonic::Streaming<api::PoolDeviceChange>, what: &s
                 let (done, total) = (ByteSize(how_far.done_bytes), ByteSize(how_far.total_bytes));
                 format!("{what}: {done} of {total}")
             }),
-            Some(What::Done(_)) => return Ok(()),
+            Some(What::Done(done)) => return Ok(done),
             None => {}
         }
     }

@@ -92,6 +92,7 @@ pub async fn pool(arguments: &PoolArguments, into: &mut impl Write) -> Result<bo
             None => Reached::local(&[]).await?,
         },
         PoolCommand::Export { grpc, .. } => Reached::engine(grpc).await?,
+        PoolCommand::Replace { worn_out: true, .. } => Reached::local(&[]).await?,
         PoolCommand::List { place, .. }
         | PoolCommand::Show { place, .. }
         | PoolCommand::Check { place, .. }
@@ -204,13 +205,37 @@ async fn pool_command(
             }
             return Ok(report.bad_block_count == 0 && report.lost_pages == 0);
         }
-        PoolCommand::Grow { .. }
-        | PoolCommand::Add { .. }
-        | PoolCommand::Replace { .. }
-        | PoolCommand::Remove { .. } => {
+        PoolCommand::Grow { .. } | PoolCommand::Add { .. } | PoolCommand::Remove { .. } => {
             let pool = devices::change(command, client).await.map_err(refused)?;
             if let Some((pool, output)) = pool {
                 show(Some(pool), output, into, pool_lines)?;
+            }
+        }
+        PoolCommand::Replace {
+            name,
+            number,
+            device,
+            output,
+            worn_out,
+            ..
+        } => {
+            let done = devices::replace(command, &mut client).await.map_err(refused)?;
+            match (worn_out, output) {
+                (true, Output::Json) => json(&done, into)?,
+                (true, Output::Table) => {
+                    writeln!(
+                        into,
+                        "device {number} of the pool {name} is {device}: open the pool with it"
+                    )?;
+                }
+                (false, output) => {
+                    let request = api::GetPoolRequest { name: name.clone() };
+                    let answer = client.get_pool(request).await.map_err(refused)?;
+                    show(answer.into_inner().pool, *output, into, pool_lines)?;
+                }
+            }
+            if done.keeps_label && *output == Output::Table {
+                writeln!(into, "the label of the old device cannot be wiped: take it out")?;
             }
         }
         PoolCommand::Destroy { name, .. } => {

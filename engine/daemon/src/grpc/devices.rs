@@ -6,6 +6,7 @@
 use futures_channel::oneshot;
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::pool_device_change::What;
+use pollux_pool::Replaced;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,7 +23,7 @@ pub(super) type Answer = Result<api::PoolDeviceChange, Status>;
 /// Does something, and streams how that gets on.
 pub(super) fn stream<F>(act: impl FnOnce(Waiting) -> F) -> ReceiverStream<Answer>
 where
-    F: Future<Output = Result<(), PoolsError>> + Send + 'static,
+    F: Future<Output = Result<api::PoolDeviceDone, PoolsError>> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(ANSWERS_ON_THE_WAY);
     let (tell, mut told) = futures_channel::mpsc::channel(ANSWERS_ON_THE_WAY);
@@ -42,13 +43,20 @@ where
                 () = sender.closed() => return,
             }
         };
-        let last = finished(outcome).map(|()| api::PoolDeviceChange {
-            what: Some(What::Done(api::PoolDeviceDone {})),
+        let last = finished(outcome).map(|done| api::PoolDeviceChange {
+            what: Some(What::Done(done)),
         });
         // The caller may have hung up meanwhile.
         let _ = sender.send(last).await;
     });
     ReceiverStream::new(receiver)
+}
+
+/// A device was replaced.
+pub(super) fn replaced(replaced: Replaced) -> api::PoolDeviceDone {
+    api::PoolDeviceDone {
+        keeps_label: replaced.keeps_label,
+    }
 }
 
 fn progress(how_far: HowFar) -> api::PoolDeviceChange {

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{devices, fields, look, status};
-use crate::pools::{NewDevice, NewPool, OpenPool, Pools, PoolsError};
+use crate::pools::{NewDevice, NewPool, OpenPool, Pools, PoolsError, WornOut};
 use crate::settings::PoolSettings;
 
 /// Bytes of a journal, at most: longer ones only make imports long.
@@ -273,12 +273,24 @@ impl pools_server::Pools for PoolsService {
         let name = fields::name("name", request.name)?;
         let number = fields::device_number("number", request.number)?;
         let new = new_device(request.device, request.overwrite)?;
+        let pools = self.pools.clone();
+        if !request.devices.is_empty() {
+            let worn_out = WornOut {
+                pool: name,
+                devices: fields::devices("devices", request.devices)?,
+                number,
+            };
+            return Ok(Response::new(devices::stream(|waiting| async move {
+                let replaced = pools.replace_worn_out(worn_out, new, waiting).await?;
+                Ok(devices::replaced(replaced))
+            })));
+        }
         // What there is not is told before the stream begins.
         self.pools.get(&name).map_err(failed)?;
-        let pools = self.pools.clone();
-        let stream =
-            devices::stream(|waiting| async move { pools.replace_device(&name, number, new, waiting).await });
-        Ok(Response::new(stream))
+        Ok(Response::new(devices::stream(|waiting| async move {
+            let replaced = pools.replace_device(&name, number, new, waiting).await?;
+            Ok(devices::replaced(replaced))
+        })))
     }
 
     async fn remove_pool_device(
@@ -291,7 +303,8 @@ impl pools_server::Pools for PoolsService {
         self.pools.get(&name).map_err(failed)?;
         let (pools, call_off) = (self.pools.clone(), request.call_off);
         let stream = devices::stream(move |waiting| async move {
-            pools.remove_device(&name, number, call_off, waiting).await
+            pools.remove_device(&name, number, call_off, waiting).await?;
+            Ok(api::PoolDeviceDone::default())
         });
         Ok(Response::new(stream))
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures_channel::{mpsc, oneshot};
 use futures_util::future::{Either, select};
 use pollux_device::{Device, DeviceUri, IoError};
-use pollux_pool::{Pool, PoolError};
+use pollux_pool::{Pool, PoolError, ReplaceProgress, Replaced};
 use uuid::Uuid;
 
 use super::{OpenPool, Pools, PoolsError, Refusal, attach, inspect, parse};
@@ -93,7 +93,7 @@ impl Pools {
         number: u8,
         new: NewDevice,
         waiting: Waiting,
-    ) -> Result<(), PoolsError> {
+    ) -> Result<Replaced, PoolsError> {
         let pool = self.get(name)?;
         let (uri, device) = self.open_for(&pool, &new).await?;
         let opened = device.clone();
@@ -101,17 +101,10 @@ impl Pools {
             let devices = attach(vec![opened]).await?;
             inspect::prepare(&devices, &[new.overwrite]).await?;
             let device = devices.into_iter().next().ok_or(IoError::Gone)?;
-            let Waiting { mut tell, unwanted } = waiting;
-            let mut told = |progress: pollux_pool::ReplaceProgress| {
-                // What is not taken in time is old soon.
-                let _ = tell.try_send(HowFar {
-                    done_bytes: progress.copied_bytes,
-                    total_bytes: progress.total_bytes,
-                });
-            };
+            let Waiting { tell, unwanted } = waiting;
+            let mut told = copied(tell);
             let replacing = pin!(pool.replace_device(number, device, true, &mut told));
-            unless_unwanted(replacing, unwanted).await?;
-            Ok::<_, Refusal>(())
+            Ok::<_, Refusal>(unless_unwanted(replacing, unwanted).await?)
         });
         let replaced = replaced.await?;
         // It may have been done right before nobody waited for it any more.
@@ -225,11 +218,22 @@ impl Pools {
     }
 }
 
+/// Tells how far a copy of a device is.
+pub(super) fn copied(mut tell: mpsc::Sender<HowFar>) -> impl FnMut(ReplaceProgress) {
+    move |progress| {
+        // What is not taken in time is old soon.
+        let _ = tell.try_send(HowFar {
+            done_bytes: progress.copied_bytes,
+            total_bytes: progress.total_bytes,
+        });
+    }
+}
+
 /// The outcome of a change, or an end of it when nobody waits any more.
-async fn unless_unwanted(
-    change: impl Future<Output = Result<(), PoolError>> + Unpin,
+pub(super) async fn unless_unwanted<T>(
+    change: impl Future<Output = Result<T, PoolError>> + Unpin,
     unwanted: oneshot::Receiver<Infallible>,
-) -> Result<(), PoolError> {
+) -> Result<T, PoolError> {
     match select(change, unwanted).await {
         Either::Left((result, _)) => result,
         // Nobody takes the answer.

@@ -50,6 +50,14 @@ pub enum PoolsError {
         /// The name.
         name: String,
     },
+    /// Devices hold another pool than it was said.
+    #[error("the devices hold the pool {found:?}, and not {name:?}")]
+    OtherName {
+        /// The name that was given.
+        name: String,
+        /// The name of the pool.
+        found: String,
+    },
     /// No such pool.
     #[error("no pool {name:?} is open here{}", others(.open))]
     NotOpen {
@@ -192,7 +200,7 @@ impl PoolsError {
             Self::NotADevice { .. } => Reason::FieldInvalid,
             Self::InUse { .. } => Reason::PoolInUse,
             Self::NameTaken { .. } | Self::OpenOtherwise { .. } => Reason::PoolExists,
-            Self::NotOpen { .. } => Reason::PoolNotFound,
+            Self::NotOpen { .. } | Self::OtherName { .. } => Reason::PoolNotFound,
             Self::Pool { source, .. } => reason_of(source),
             Self::Closed => Reason::Draining,
             Self::Reactor(_) | Self::NoReactor => Reason::Internal,

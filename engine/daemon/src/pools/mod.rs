@@ -15,6 +15,7 @@ mod look;
 mod memory;
 mod opener;
 mod watch;
+mod worn_out;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -39,6 +40,7 @@ pub use memory::{Memory, MemoryError};
 pub(crate) use opener::names;
 pub use opener::{PoolOpener, SCHEME};
 pub(crate) use watch::watch;
+pub(crate) use worn_out::WornOut;
 
 /// A pool that is open.
 #[derive(Clone)]

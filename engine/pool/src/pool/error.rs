@@ -308,6 +308,9 @@ pub enum PoolError {
     /// The pool is read-only.
     #[error("the pool is open read-only: nothing in it or of it can be changed")]
     ReadOnly,
+    /// The pool is not read-only.
+    #[error("the pool is open for writing: import it read-only for this")]
+    ReadWrite,
     /// The pool was exported.
     #[error("the pool is closed")]
     Closed,

@@ -71,16 +71,16 @@ pub struct ImportReport {
 }
 
 /// What devices say of a pool, before anything of it is read.
-struct Found {
+pub(super) struct Found {
     label: Label,
-    superblock: Superblock,
+    pub(super) superblock: Superblock,
     /// By number.
-    devices: Vec<Option<PoolDevice>>,
-    labels: Vec<Option<Label>>,
+    pub(super) devices: Vec<Option<PoolDevice>>,
+    pub(super) labels: Vec<Option<Label>>,
     /// The newest checkpoint that each device knows of, by number; nothing for one that was just added.
     checkpoints: Vec<Option<u64>>,
     /// Read-only-compatible features that are not known.
-    unknown_features: u64,
+    pub(super) unknown_features: u64,
     /// Devices that left with the newest checkpoint, and still have labels; with their extents.
     left: Vec<(PoolDevice, u64)>,
 }
@@ -112,14 +112,25 @@ impl Found {
     /// Devices that miss the newest superblock: the power was cut while it was written.
     fn behind(&self) -> Vec<Areas> {
         let newest = self.superblock.checkpoint;
-        let entries = self.superblock.devices.iter().zip(&self.checkpoints);
-        let all = self.devices.iter().zip(&self.labels).zip(entries);
-        all.filter(|(_, (_, known))| known.is_none_or(|known| known < newest))
-            .filter_map(|((device, label), (entry, _))| {
-                let areas = Areas::new(device.clone()?, entry.extents);
-                Some(areas.and_of(label.as_ref()?.extents))
-            })
-            .collect()
+        let is_behind = |number: u8| {
+            let known = self.checkpoints.get(usize::from(number)).copied().flatten();
+            known.is_none_or(|known| known < newest)
+        };
+        let all = self.label_areas().filter(|(number, _)| is_behind(*number));
+        all.map(|(_, areas)| areas).collect()
+    }
+
+    /// The label areas of all devices that are there, by number; of both sizes where one had become larger.
+    pub(super) fn label_areas(&self) -> impl Iterator<Item = (u8, Areas)> {
+        let all = self
+            .devices
+            .iter()
+            .zip(&self.labels)
+            .zip(&self.superblock.devices);
+        (0u8..).zip(all).filter_map(|(number, ((device, label), entry))| {
+            let areas = Areas::new(device.clone()?, entry.extents);
+            Some((number, areas.and_of(label.as_ref()?.extents)))
+        })
     }
 
     /// Devices that had become larger, and whose labels do not say so yet: number, and size before and now
@@ -338,7 +349,7 @@ fn new_incarnation(last: u64) -> u64 {
 
 /// Reads the labels and superblocks, and judges them. With `may_miss` devices may be missing as long as
 /// there is a copy of the journal that counts.
-async fn find(devices: Vec<Rc<dyn BlockDevice>>, may_miss: bool) -> Result<Found, PoolError> {
+pub(super) async fn find(devices: Vec<Rc<dyn BlockDevice>>, may_miss: bool) -> Result<Found, PoolError> {
     if devices.is_empty() || devices.len() > DEVICES_MAX {
         return Err(PoolError::DeviceCount { found: devices.len() });
     }

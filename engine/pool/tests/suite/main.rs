@@ -23,3 +23,4 @@ mod scrub;
 mod shared;
 mod thick;
 mod usage;
+mod worn_out;

@@ -12,6 +12,7 @@
 //!   old areas are used for nothing else.
 
 mod add;
+mod closed;
 mod drain;
 mod grow;
 mod journal;
@@ -31,8 +32,8 @@ use crate::layout::superblock::{DeviceState, Superblock};
 
 pub use drain::DrainProgress;
 pub use grow::Grown;
-pub use replace::ReplaceProgress;
 pub(super) use replace::Successor;
+pub use replace::{ReplaceProgress, Replaced};
 
 /// A device of a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +103,11 @@ impl Pool {
     /// [`PoolError::DevicesChanging`] while there is another one.
     pub(super) fn change_devices(self: &Rc<Self>) -> Result<ChangingDevices, PoolError> {
         self.check_changes()?;
+        self.begin_change()
+    }
+
+    /// The same for a pool that may be read-only.
+    fn begin_change(self: &Rc<Self>) -> Result<ChangingDevices, PoolError> {
         if self.changing_devices.replace(true) {
             return Err(PoolError::DevicesChanging);
         }

@@ -39,6 +39,15 @@ pub struct ReplaceProgress {
     pub total_bytes: u64,
 }
 
+/// A device has taken the place of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Replaced {
+    /// The label of the old one could not be wiped: it still looks like a device of the pool. That is
+    /// refused beside the other devices; if there are none it can be opened, and misses what is written
+    /// from now on.
+    pub keeps_label: bool,
+}
+
 /// A device that is to take the place of another one.
 #[derive(Clone)]
 pub(in crate::pool) struct Successor {
@@ -79,18 +88,12 @@ impl Pool {
         device: Rc<dyn BlockDevice>,
         overwrite: bool,
         tell: &mut dyn FnMut(ReplaceProgress),
-    ) -> Result<(), PoolError> {
+    ) -> Result<Replaced, PoolError> {
         let _changing = self.change_devices()?;
         let entry = self.member(number)?;
         let old = self.device(number)?;
         let device = check_device(0, device)?;
-        if extents_of(&device) < entry.extents {
-            return Err(PoolError::TooSmall {
-                device: 0,
-                blocks: device.blocks(),
-                needed: entry.extents * EXTENT_BLOCKS as u64,
-            });
-        }
+        self.check_room(&device, entry.extents)?;
         self.check_alignment(&device)?;
         self.prepare_device(&device, overwrite).await?;
         labels::wipe_superblocks(&device, area_blocks(entry.extents)).await?;
@@ -114,15 +117,42 @@ impl Pool {
             done: false,
         };
         self.begin_mirror(&old, &successor).await?;
-        self.copy_device(&old, &successor, entry.extents, tell).await?;
+        self.copy_used(number, entry.extents, tell, async |blocks| {
+            let _copying = successor.mirror.copy(blocks.clone()).await;
+            Self::copy_blocks(number, &old, &successor.device, blocks).await?;
+            match successor.mirror.failed() {
+                Some(error) => Err(error.into()),
+                None => Ok(()),
+            }
+        })
+        .await?;
         successor.device.flush().await?;
         self.hand_over(&old, &successor, label).await?;
         replacing.done = true;
-        if let Err(error) = labels::wipe_label(&old, entry.extents).await {
+        let keeps_label = self.wipe_old_label(number, &old, entry.extents).await;
+        tracing::info!(pool = %self.name, device = number, "a device was replaced");
+        Ok(Replaced { keeps_label })
+    }
+
+    /// Refuses a device that has room for fewer extents than the one whose place it is to take.
+    pub(super) fn check_room(&self, device: &PoolDevice, extents: u64) -> Result<(), PoolError> {
+        match extents_of(device) < extents {
+            true => Err(PoolError::TooSmall {
+                device: 0,
+                blocks: device.blocks(),
+                needed: extents * EXTENT_BLOCKS as u64,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Wipes the label of a device that was replaced; whether it still has one.
+    pub(super) async fn wipe_old_label(&self, number: u8, old: &PoolDevice, extents: u64) -> bool {
+        let wiped = labels::wipe_label(old, extents).await;
+        if let Err(error) = wiped {
             tracing::warn!(pool = %self.name, device = number, %error, "a replaced device keeps its label");
         }
-        tracing::info!(pool = %self.name, device = number, "a device was replaced");
-        Ok(())
+        wiped.is_err()
     }
 
     /// Has writes go to both devices, from a moment on at which none is under way.
@@ -149,14 +179,14 @@ impl Pool {
         }
     }
 
-    async fn copy_device(
-        self: &Rc<Self>,
-        old: &PoolDevice,
-        successor: &Successor,
+    /// Has everything copied that is used of a device but its label areas, blocks by blocks.
+    pub(super) async fn copy_used(
+        &self,
+        number: u8,
         extents: u64,
         tell: &mut dyn FnMut(ReplaceProgress),
+        mut copy: impl AsyncFnMut(Range<u64>) -> Result<(), PoolError>,
     ) -> Result<(), PoolError> {
-        let number = successor.number;
         let mut progress = ReplaceProgress {
             copied_bytes: 0,
             total_bytes: {
@@ -179,36 +209,28 @@ impl Pool {
             };
             let Some(run) = next else { break };
             from = run.end;
-            self.copy_run(old, successor, &run).await?;
+            copy(run.start * EXTENT_BLOCKS as u64..run.end * EXTENT_BLOCKS as u64).await?;
             progress.copied_bytes += (run.end - run.start) * EXTENT_BYTES;
             tell(progress);
         }
         Ok(())
     }
 
-    async fn copy_run(
-        &self,
+    /// Copies blocks of a device to the same place on another one.
+    pub(super) async fn copy_blocks(
+        number: u8,
         old: &PoolDevice,
-        successor: &Successor,
-        extents: &Range<u64>,
+        new: &PoolDevice,
+        blocks: Range<u64>,
     ) -> Result<(), PoolError> {
-        let blocks = extents.start * EXTENT_BLOCKS as u64..extents.end * EXTENT_BLOCKS as u64;
-        let count = blocks.end - blocks.start;
-        let _copying = successor.mirror.copy(blocks.clone()).await;
-        let read = old.read(blocks.start, count).await;
+        let read = old.read(blocks.start, blocks.end - blocks.start).await;
         let read = read.map_err(|source| PoolError::CannotCopy {
-            number: successor.number,
+            number,
             block: blocks.start,
             source,
         })?;
-        successor
-            .device
-            .write(blocks.start, Gather::from(read), false)
-            .await?;
-        match successor.mirror.failed() {
-            Some(error) => Err(error.into()),
-            None => Ok(()),
-        }
+        new.write(blocks.start, Gather::from(read), false).await?;
+        Ok(())
     }
 
     /// Makes the checkpoint that names the new device, and uses it from then on.
