@@ -136,12 +136,33 @@ impl Target {
     ///
     /// [`TargetError::SubsystemExists`], [`TargetError::Subsystem`].
     pub fn add_subsystem(&self, config: &SubsystemConfig) -> Result<Arc<Subsystem>, TargetError> {
+        self.add(config, self.store.clone())
+    }
+
+    /// The same with a place of its own where reservations are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`TargetError::SubsystemExists`], [`TargetError::Subsystem`].
+    pub fn add_subsystem_with_store(
+        &self,
+        config: &SubsystemConfig,
+        store: Arc<dyn ReservationStore>,
+    ) -> Result<Arc<Subsystem>, TargetError> {
+        self.add(config, Some(store))
+    }
+
+    fn add(
+        &self,
+        config: &SubsystemConfig,
+        store: Option<Arc<dyn ReservationStore>>,
+    ) -> Result<Arc<Subsystem>, TargetError> {
         let subsystem = Subsystem::new(
             config,
             self.config.clone(),
             self.reactors.clone(),
             Arc::downgrade(&self.directory),
-            self.store.clone(),
+            store,
         )?;
         if !self.directory.add(subsystem.clone()) {
             return Err(TargetError::SubsystemExists(subsystem.nqn.clone()));

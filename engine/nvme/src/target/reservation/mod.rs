@@ -9,7 +9,8 @@
 //! | `notices` | what the hosts of a controller were not told yet |
 //!
 //! The commands themselves are executed by the I/O queues. A subsystem that reports access states is served
-//! by several engines, each of which would have a table of its own: its namespaces have no reservations.
+//! by several engines: its namespaces have reservations only if there is a store that the engines share, and
+//! whoever gives access to a namespace has it adopt what is kept there first.
 
 mod files;
 mod notices;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  0 magic "POLLUXRV"   8 version (16)   10 registrants (16)   12 type of the reservation, 0 for none
+//! 13 1 if hosts do not want them to persist, which only engines that share them keep
 //! 16 generation (32)   24 holder, zeros unless one host holds it
 //! 40 for each registrant: host (128), key (64)
 //!    CRC-32C of all that comes before (32)
@@ -25,6 +26,7 @@ structure! {
         8 => version: u16,
         10 => registrants: u16,
         12 => type_field: u8,
+        13 => transient: u8,
         16 => generation: u32,
         24 => holder: HostId,
     }
@@ -53,6 +55,7 @@ pub(super) fn encode(table: &Table) -> Vec<u8> {
         // At most REGISTRANTS_MAX.
         registrants: table.registrants.len() as u16,
         type_field: table.held.kind().map_or(0, ReservationType::to_wire),
+        transient: u8::from(!table.persist),
         generation: table.generation,
         holder,
     };
@@ -98,7 +101,7 @@ pub(super) fn decode(namespace: Uuid, record: &[u8]) -> Result<Table, StoreError
     };
     let table = Table {
         generation: header.generation,
-        persist: true,
+        persist: header.transient == 0,
         registrants: list
             .chunks_exact(Entry::BYTES)
             .map(Entry::read)

@@ -63,17 +63,15 @@ impl Reservations {
         }
     }
 
-    /// Those of a namespace, with what was kept of them.
+    /// Those of a namespace, with what was kept of them, unless others keep them too: what they have kept
+    /// is adopted later.
     pub(crate) fn load(
         namespace: Uuid,
         store: Option<Arc<dyn ReservationStore>>,
     ) -> Result<Self, StoreError> {
         let table = match &store {
-            Some(store) => match store.load(namespace)? {
-                Some(record) => decode(namespace, &record)?,
-                None => Table::default(),
-            },
-            None => Table::default(),
+            Some(store) if !store.is_shared() => table_of(namespace, store.load(namespace)?.as_deref())?,
+            Some(_) | None => Table::default(),
         };
         Ok(Self::new(table, store.map(|store| Keeper { store, namespace })))
     }
@@ -128,6 +126,24 @@ impl Reservations {
         self.current().1
     }
 
+    /// Takes over what others have kept. Nothing may be at the device, nor come to it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]: all is as it was.
+    pub(crate) async fn adopt(&self, namespace: Uuid, record: Option<&[u8]>) -> Result<(), StoreError> {
+        let table = table_of(namespace, record)?;
+        // A change that was under way when access ended may not be published yet.
+        let turn = self.turn().await.map_err(|error| StoreError::Io {
+            what: "wait for",
+            place: "changes of reservations".to_owned(),
+            error: error.to_string(),
+        })?;
+        self.publish(table, &[]);
+        drop(turn);
+        Ok(())
+    }
+
     /// Waits for the turn to change the table.
     pub(crate) async fn turn(&self) -> Result<Taken, IoError> {
         self.turn.take().await
@@ -138,19 +154,24 @@ impl Reservations {
     ///
     /// # Errors
     ///
-    /// [`IoError::Internal`], logged. Either table may be there after a loss of power.
+    /// [`IoError::Fenced`] if another engine serves the namespace now. [`IoError::Internal`], logged: either
+    /// table may be there after a loss of power.
     pub(crate) async fn keep(&self, table: &Table) -> Result<(), IoError> {
         let Some(Keeper { store, namespace }) = &self.keeper else {
             return Ok(());
         };
         let before = self.table();
-        if (!table.persist && !before.persist) || *before == *table {
+        let is_shared = store.is_shared();
+        if (!is_shared && !table.persist && !before.persist) || *before == *table {
             return Ok(());
         }
-        let record = table.persist.then(|| encode(table));
-        store.save(*namespace, record).await.map_err(|error| {
-            tracing::error!(%namespace, %error, "could not keep reservations");
-            IoError::Internal
+        let record = (is_shared || table.persist).then(|| encode(table));
+        store.save(*namespace, record).await.map_err(|error| match error {
+            StoreError::Superseded { .. } => IoError::Fenced,
+            error => {
+                tracing::error!(%namespace, %error, "could not keep reservations");
+                IoError::Internal
+            }
         })
     }
 
@@ -190,6 +211,10 @@ impl Reservations {
             Ok(())
         }
     }
+}
+
+fn table_of(namespace: Uuid, record: Option<&[u8]>) -> Result<Table, StoreError> {
+    record.map_or_else(|| Ok(Table::default()), |record| decode(namespace, record))
 }
 
 fn aborted_by_preempt() -> IoError {

@@ -30,6 +30,12 @@ pub enum StoreError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// Another engine serves the namespace now, or nobody is to.
+    #[error("namespace {namespace} is not served from here any more")]
+    Superseded {
+        /// The namespace.
+        namespace: Uuid,
+    },
     /// There is more than is ever kept.
     #[error("{place} holds more than {max} records of reservations; remove those of old namespaces")]
     TooMany {
@@ -46,6 +52,13 @@ pub type Saving = Pin<Box<dyn Future<Output = Result<(), StoreError>>>>;
 /// Keeps the reservations of namespaces, each a record under the UUID of its namespace, through a loss of
 /// power. A target asks for one record of a namespace at a time.
 pub trait ReservationStore: fmt::Debug + Send + Sync {
+    /// Whether all engines that serve a namespace keep its reservations there, one of them at a time. Then
+    /// they are kept whether or not hosts want them to persist, as the next engine has to know them; and
+    /// nothing is loaded before [`Subsystem::adopt_reservations`](crate::target::Subsystem).
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// What was kept last for a namespace. It does not block.
     ///
     /// # Errors

@@ -7,9 +7,29 @@ use crate::target::reservation::{Notice, Reservations};
 
 impl Subsystem {
     /// Whether namespaces have reservations. Where access states are reported several engines serve each of
-    /// them, and none knows of the hosts of the others.
+    /// them, which have to share what they know of the hosts.
     pub(crate) fn has_reservations(&self) -> bool {
-        !self.asymmetric_access && !self.nqn.is_discovery()
+        let is_shared = self.store.as_ref().is_some_and(|store| store.is_shared());
+        (is_shared || !self.asymmetric_access) && !self.nqn.is_discovery()
+    }
+
+    /// Takes over the reservations of a namespace that another engine has kept, `None` if there are none.
+    /// To be done while the namespace cannot be accessed, before it can again.
+    ///
+    /// # Errors
+    ///
+    /// [`SubsystemError::NoNamespace`]; [`SubsystemError::Reservations`]: no access may be given then, as a
+    /// host could be let in that is kept out.
+    pub async fn adopt_reservations(&self, id: u32, record: Option<&[u8]>) -> Result<(), SubsystemError> {
+        let namespace = self.namespace(id).ok_or_else(|| SubsystemError::NoNamespace {
+            id,
+            nqn: self.nqn.clone(),
+        })?;
+        let adopted = namespace
+            .reservations
+            .adopt(namespace.identity.uuid, record)
+            .await;
+        adopted.map_err(|error| SubsystemError::Reservations { id, error })
     }
 
     /// The reservations of a new namespace, with what was kept of them.

@@ -15,6 +15,7 @@ mod io_waiting;
 mod logs;
 mod random;
 mod reservations;
+mod sharing;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -82,6 +83,11 @@ impl Fixture {
         Self::with_all(1, TargetConfig::default(), &subsystem, Some(store))
     }
 
+    /// A fixture with one reactor, and a subsystem whose reservations other engines know too.
+    pub(super) fn sharing(subsystem: &SubsystemConfig, store: Arc<dyn ReservationStore>) -> Self {
+        Self::with_all(1, TargetConfig::default(), subsystem, Some(store))
+    }
+
     fn with_all(
         reactors: usize,
         config: TargetConfig,
@@ -106,8 +112,13 @@ impl Fixture {
             .iter()
             .map(|(_, reactor)| world.handle(*reactor).unwrap())
             .collect();
-        let target = Target::with_store(config, handles, store).unwrap();
-        let subsystem = target.add_subsystem(subsystem).unwrap();
+        let shared = store.clone().filter(|store| store.is_shared());
+        let target = Target::with_store(config, handles, store.filter(|store| !store.is_shared())).unwrap();
+        let subsystem = match shared {
+            Some(shared) => target.add_subsystem_with_store(subsystem, shared),
+            None => target.add_subsystem(subsystem),
+        };
+        let subsystem = subsystem.unwrap();
         Self {
             world,
             reactors,

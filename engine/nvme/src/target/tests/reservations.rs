@@ -46,7 +46,11 @@ impl Member {
         Self { admin, io, number }
     }
 
-    fn key(&self) -> u64 {
+    pub(super) fn admin(&self) -> &TestQueue {
+        &self.admin
+    }
+
+    pub(super) fn key(&self) -> u64 {
         u64::from(self.number) * 11
     }
 
@@ -66,7 +70,7 @@ impl Member {
         fixture.status(&self.io, writing(entry, &keys.to_bytes()))
     }
 
-    fn register(&self, fixture: &Fixture) -> Status {
+    pub(super) fn register(&self, fixture: &Fixture) -> Status {
         let keys = RegisterKeys {
             current: 0,
             new: self.key(),
@@ -91,11 +95,11 @@ impl Member {
         writing(entry, &keys.to_bytes())
     }
 
-    fn acquire(&self, fixture: &Fixture, kind: Type) -> Status {
+    pub(super) fn acquire(&self, fixture: &Fixture, kind: Type) -> Status {
         fixture.status(&self.io, self.acquire_command(AcquireAction::Acquire, kind, 0))
     }
 
-    fn preempt(&self, fixture: &Fixture, kind: Type, other: &Self) -> Status {
+    pub(super) fn preempt(&self, fixture: &Fixture, kind: Type, other: &Self) -> Status {
         fixture.status(
             &self.io,
             self.acquire_command(AcquireAction::Preempt, kind, other.key()),
@@ -108,7 +112,7 @@ impl Member {
         fixture.status(&self.io, writing(entry, &self.key().to_le_bytes()))
     }
 
-    fn report(&self, fixture: &Fixture) -> ReservationStatus {
+    pub(super) fn report(&self, fixture: &Fixture) -> ReservationStatus {
         let entry = ReservationReport::new(4096).to_entry(9, 1);
         let outcome = fixture.run(&self.io, reading(entry, 4096));
         assert_eq!(outcome.entry.status(), Status::SUCCESS);
@@ -116,11 +120,11 @@ impl Member {
         ReservationStatus::parse(&outcome.bytes()).unwrap()
     }
 
-    fn write(&self, fixture: &Fixture) -> Status {
+    pub(super) fn write(&self, fixture: &Fixture) -> Status {
         fixture.status(&self.io, write(0, 7, 1))
     }
 
-    fn read(&self, fixture: &Fixture) -> Status {
+    pub(super) fn read(&self, fixture: &Fixture) -> Status {
         fixture.status(&self.io, read(0, 1))
     }
 
