@@ -104,7 +104,7 @@ fn after_any_power_cut_nothing_is_lost() {
                 continue;
             }
             states += 1;
-            let number = (state.position % members) as u8;
+            let number = (states % members) as u8;
             let context = format!("seed {seed}, cut at {}, device {number}", state.position);
             let model = model_at(&recorded, state.position);
             let drives = drives_of(&state.images);
