@@ -1,4 +1,5 @@
-//! The gRPC interfaces of Pollux: what is generated from the `.proto` files, and what secrets in them are.
+//! The gRPC interfaces of Pollux: what is generated from the `.proto` files, and what all who use a message
+//! have to read in it alike: what limits it says ([`qos`]), and what secrets in it are ([`secrets`]).
 //!
 //! Messages can be serialized, so that what is shown as JSON has the names of the `.proto` files. Those of
 //! the control plane can be read from JSON too, in protobuf's own mapping: 64-bit numbers are texts, enums
@@ -6,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod qos;
 pub mod secrets;
 
 /// Interfaces of one engine.

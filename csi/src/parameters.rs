@@ -9,8 +9,11 @@
 //! | `media` | `nvme`, `ssd`, `hdd` or `scratch` | |
 //! | `topologySpread` | `node`, `rack` or `zone`: one copy in each at most | |
 //! | `topologyMode` | `prefer`, `require` or `ignore` | |
-//! | `qosIops` | requests in a second, or `none` | yes |
+//! | `qosIops` | operations in a second, or `none` | yes |
 //! | `qosBandwidth` | bytes in a second, such as `200MiB`, or `none` | yes |
+//! | `qosReadIops`, `qosReadBandwidth`, `qosWriteIops`, `qosWriteBandwidth` | of reads or writes alone | yes |
+//! | each of these and `PerGib` | for each GiB of the volume, besides, or `none` | yes |
+//! | each of these and `Burst` | more for a while: `500MiB`, or `500MiB for 30s` [10 s], or `none` | yes |
 //! | `fsType` | `ext4`, `xfs` or `btrfs`, if the volume's capability does not say | |
 //!
 //! What a volume says itself goes before its template, limits and placement each as a whole. Places that an
@@ -22,8 +25,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use pollux_api::control::v1::{
-    Domain, LabelRule, MediaClass, PlacementPolicy, SpreadRule, VolumePolicy, VolumeSpec,
+    Domain, LabelRule, MediaClass, PlacementPolicy, QosBurst, QosRate, SpreadRule, VolumePolicy, VolumeSpec,
 };
+use pollux_api::qos::{Counted, Direction, Limit};
 
 use crate::capability::FileSystem;
 use crate::error::CallError;
@@ -60,15 +64,75 @@ const UNITS: [(&str, u64); 8] = [
     ("Ti", 1 << 40),
 ];
 
+/// How long a burst lasts unless it says so, in seconds.
+const BURST_SECONDS: u32 = 10;
+
+/// A part of a limit; 0 or nothing takes it away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    PerSecond(u64),
+    PerSecondPerGib(u64),
+    Burst(Option<QosBurst>),
+}
+
+impl Part {
+    /// What a value says, `none` or more than nothing.
+    fn read(self, counted: Counted, value: &str) -> Option<Self> {
+        let number = |text: &str| match counted {
+            Counted::Operations => text.parse().ok(),
+            Counted::Bytes => bytes(text),
+        };
+        let limit = |text| match text {
+            "none" => Some(0),
+            text => number(text).filter(|limit| *limit > 0),
+        };
+        Some(match self {
+            Self::PerSecond(_) => Self::PerSecond(limit(value)?),
+            Self::PerSecondPerGib(_) => Self::PerSecondPerGib(limit(value)?),
+            Self::Burst(_) if value == "none" => Self::Burst(None),
+            Self::Burst(_) => {
+                let (most, seconds) = match value.split_once(" for ") {
+                    Some((most, span)) => (most, span.trim().strip_suffix('s')?.parse().ok()?),
+                    None => (value, BURST_SECONDS),
+                };
+                let per_second = number(most).filter(|most| *most > 0)?;
+                Self::Burst(Some(QosBurst { per_second, seconds }))
+            }
+        })
+    }
+}
+
+/// Which part of which limit a key is about.
+fn limit_of(key: &str) -> Option<(Limit, Part)> {
+    let rest = key.strip_prefix("qos")?;
+    let directions = [
+        ("Read", Direction::Read),
+        ("Write", Direction::Write),
+        ("", Direction::Total),
+    ];
+    let (rest, direction) = directions
+        .iter()
+        .find_map(|(name, direction)| Some((rest.strip_prefix(name)?, *direction)))?;
+    let counters = [("Iops", Counted::Operations), ("Bandwidth", Counted::Bytes)];
+    let (rest, counted) = counters
+        .iter()
+        .find_map(|(name, counted)| Some((rest.strip_prefix(name)?, *counted)))?;
+    let part = match rest {
+        "" => Part::PerSecond(0),
+        "PerGib" => Part::PerSecondPerGib(0),
+        "Burst" => Part::Burst(None),
+        _ => return None,
+    };
+    Some((Limit::new(direction, counted), part))
+}
+
 /// What can be changed of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mutable {
     /// Another template.
     pub template: Option<String>,
-    /// Another limit of requests in a second; `Some(None)` for none.
-    pub iops_max: Option<Option<u64>>,
-    /// Another limit of bytes in a second; `Some(None)` for none.
-    pub bandwidth_bytes_max: Option<Option<u64>>,
+    /// Parts of limits that are others; of the same one the last holds.
+    limits: Vec<(Limit, Part)>,
 }
 
 impl Mutable {
@@ -83,7 +147,7 @@ impl Mutable {
         for (key, value) in sorted(parameters) {
             if !mutable.take(FIELD, key, value)? && !key.starts_with(SIDECAR) {
                 let problem =
-                    format!("has {key}, which cannot be changed: give template, qosIops or qosBandwidth");
+                    format!("has {key}, which cannot be changed: give template, or limits such as qosIops");
                 return Err(CallError::argument(FIELD, problem));
             }
         }
@@ -95,17 +159,19 @@ impl Mutable {
         match key {
             "template" if is_resource_name(value) => self.template = Some(value.to_owned()),
             "template" => return Err(wrong("the name of a template")),
-            "qosIops" => {
-                let limit = limit(value, |text| text.parse().ok());
-                self.iops_max =
-                    Some(limit.ok_or_else(|| wrong("a number of requests in a second, or none"))?);
+            key => {
+                let Some((limit, part)) = limit_of(key) else {
+                    return Ok(false);
+                };
+                let what = match (part, limit.counted) {
+                    (Part::Burst(_), Counted::Operations) => "a number, or such as 5000 for 30s, or none",
+                    (Part::Burst(_), Counted::Bytes) => "such as 200MiB, or 200MiB for 30s, or none",
+                    (_, Counted::Operations) => "a number of operations in a second, or none",
+                    (_, Counted::Bytes) => "bytes in a second such as 200MiB, or none",
+                };
+                let part = part.read(limit.counted, value).ok_or_else(|| wrong(what))?;
+                self.limits.push((limit, part));
             }
-            "qosBandwidth" => {
-                let limit = limit(value, bytes);
-                self.bandwidth_bytes_max =
-                    Some(limit.ok_or_else(|| wrong("bytes in a second such as 200MiB, or none"))?);
-            }
-            _ => return Ok(false),
         }
         Ok(true)
     }
@@ -115,15 +181,23 @@ impl Mutable {
         if let Some(template) = &self.template {
             spec.template.clone_from(template);
         }
-        if self.iops_max.is_none() && self.bandwidth_bytes_max.is_none() {
+        if self.limits.is_empty() {
             return;
         }
         let qos = spec.policy.get_or_insert_default().qos.get_or_insert_default();
-        if let Some(limit) = self.iops_max {
-            qos.iops_max = limit;
+        for (limit, part) in &self.limits {
+            let mut rate = qos.rate(*limit).unwrap_or_default();
+            match *part {
+                Part::PerSecond(per_second) => rate.per_second = per_second,
+                Part::PerSecondPerGib(per_second) => rate.per_second_per_gib = per_second,
+                Part::Burst(burst) => rate.burst = burst,
+            }
+            qos.set_rate(*limit, Some(rate));
         }
-        if let Some(limit) = self.bandwidth_bytes_max {
-            qos.bandwidth_bytes_max = limit;
+        for (limit, _) in &self.limits {
+            // A burst of what is not limited is none, whichever was said first.
+            let is_limited = |rate: &QosRate| rate.per_second > 0 || rate.per_second_per_gib > 0;
+            qos.set_rate(*limit, qos.rate(*limit).filter(is_limited));
         }
     }
 
@@ -230,11 +304,9 @@ impl Parameters {
         read.tags = tags(parameters);
         read.fingerprint = fingerprint(&lasting);
         let first = Mutable::read(mutable_parameters)?;
-        read.mutable = Mutable {
-            template: first.template.or(read.mutable.template),
-            iops_max: first.iops_max.or(read.mutable.iops_max),
-            bandwidth_bytes_max: first.bandwidth_bytes_max.or(read.mutable.bandwidth_bytes_max),
-        };
+        read.mutable.template = first.template.or(read.mutable.template);
+        // The last holds.
+        read.mutable.limits.extend(first.limits);
         Ok(read)
     }
 
@@ -327,14 +399,6 @@ fn count(text: &str) -> Option<u32> {
         .filter(|count| (1..=REPLICAS_MAX).contains(count))
 }
 
-/// A limit: `none`, or more than nothing.
-fn limit(text: &str, read: impl Fn(&str) -> Option<u64>) -> Option<Option<u64>> {
-    match text {
-        "none" => Some(None),
-        text => read(text).filter(|limit| *limit > 0).map(Some),
-    }
-}
-
 fn bytes(text: &str) -> Option<u64> {
     let unit = UNITS
         .iter()
@@ -345,6 +409,8 @@ fn bytes(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use pollux_api::control::v1::Qos;
+
     use super::*;
 
     fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
@@ -352,6 +418,60 @@ mod tests {
         pairs
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect()
+    }
+
+    fn limited(before: Option<Qos>, said: &[(&str, &str)]) -> Qos {
+        let mut spec = VolumeSpec {
+            policy: before.map(|qos| VolumePolicy {
+                qos: Some(qos),
+                ..VolumePolicy::default()
+            }),
+            ..VolumeSpec::default()
+        };
+        Mutable::read(&map(said)).expect("limits").apply(&mut spec);
+        spec.policy.and_then(|policy| policy.qos).expect("limits")
+    }
+
+    #[test]
+    fn each_limit_has_its_keys() {
+        let keys = ["qos", "qosRead", "qosWrite"].map(|of| [format!("{of}Iops"), format!("{of}Bandwidth")]);
+        for (limit, key) in Limit::ALL.into_iter().zip(keys.as_flattened()) {
+            let said = [
+                (key.clone(), "5"),
+                (format!("{key}PerGib"), "7"),
+                (format!("{key}Burst"), "90 for 30s"),
+            ];
+            let said: Vec<(&str, &str)> = said.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+            let wanted = QosRate {
+                per_second: 5,
+                per_second_per_gib: 7,
+                burst: Some(QosBurst {
+                    per_second: 90,
+                    seconds: 30,
+                }),
+            };
+            let qos = limited(None, &said);
+            for other in Limit::ALL {
+                assert_eq!(qos.rate(other), Some(wanted).filter(|_| other == limit), "{key}");
+            }
+            // Parts are changed one at a time, and the rest stays.
+            let qos = limited(Some(qos), &[(key, "none")]);
+            assert_eq!(qos.rate(limit).map(|rate| rate.per_second), Some(0));
+            let burst = format!("{key}Burst");
+            let qos = limited(Some(qos), &[(&burst, "50")]);
+            let seconds = qos
+                .rate(limit)
+                .and_then(|rate| rate.burst)
+                .map(|burst| burst.seconds);
+            assert_eq!(seconds, Some(10));
+            let qos = limited(Some(qos), &[(&format!("{key}PerGib"), "none")]);
+            assert_eq!(qos, Qos::default(), "a burst of what is not limited");
+        }
+        let mixed = limited(None, &[("qosIops", "100"), ("qosWriteBandwidth", "1MiB")]);
+        let later = limited(Some(mixed), &[("qosIopsPerGib", "2")]);
+        assert_eq!((later.iops_max, later.total.is_some()), (None, true));
+        let later = limited(Some(later), &[("qosIopsPerGib", "none")]);
+        assert_eq!(later, mixed);
     }
 
     #[test]
@@ -423,6 +543,17 @@ mod tests {
             ("topologyMode", "maybe"),
             ("qosIops", "0"),
             ("qosIops", "-1"),
+            ("qosIops", "200MiB"),
+            ("qosReadIops", "0"),
+            ("qosWriteBandwidthPerGib", "-1KiB"),
+            ("qosIopsBurst", "0"),
+            ("qosIopsBurst", "5 for"),
+            ("qosIopsBurst", "5 for 3"),
+            ("qosIopsBurst", "5 for -3s"),
+            ("qosIopsBurst", "none for 3s"),
+            ("qosIopsburst", "5"),
+            ("qosReadWriteIops", "5"),
+            ("qos", "5"),
             ("qosBandwidth", "1 lightyear"),
             ("qosBandwidth", "99999999999TiB"),
             ("fsType", "ntfs"),

@@ -3,6 +3,7 @@
 mod apply;
 mod certificates;
 mod connection;
+mod limits;
 mod output;
 mod rebalance;
 mod recover;
@@ -255,6 +256,8 @@ struct VolumeArguments {
     /// The snapshot that it begins as a copy of.
     #[arg(long, value_name = "SNAPSHOT", default_value = "")]
     source: String,
+    #[command(flatten)]
+    limits: limits::LimitArguments,
     /// Labels, as KEY=VALUE.
     #[arg(long, value_name = "KEY=VALUE", value_parser = run::label)]
     label: Vec<(String, String)>,
@@ -279,11 +282,26 @@ enum VolumeVerb {
     /// Tell where its copies are, whether they are slow, and what they still miss.
     Replicas(NameArguments),
     /// Make one.
+    #[command(after_help = limits::HELP)]
     Create {
         #[command(flatten)]
         volume: VolumeArguments,
         #[command(flatten)]
         wait: WaitArguments,
+    },
+    /// Change what it follows, and what hosts may ask of it.
+    #[command(after_help = limits::HELP)]
+    Set {
+        /// Its name.
+        name: String,
+        /// The template that it is to follow; empty for none.
+        #[arg(long)]
+        template: Option<String>,
+        #[command(flatten)]
+        limits: limits::LimitArguments,
+        /// Take limits from the template again.
+        #[arg(long, conflicts_with_all = ["qos", "qos_read", "qos_write"])]
+        qos_of_template: bool,
     },
     /// Let it grow.
     Resize {
@@ -394,6 +412,7 @@ enum TemplateVerb {
     /// Tell all about one.
     Get(NameArguments),
     /// Make one; with rules for placement, use `pollux apply`.
+    #[command(after_help = limits::HELP)]
     Create {
         /// Its name.
         name: String,
@@ -401,12 +420,13 @@ enum TemplateVerb {
         policy: PolicyArguments,
     },
     /// Change it, and with it the volumes that follow it.
+    #[command(after_help = limits::HELP)]
     Set {
         /// Its name.
         name: String,
         #[command(flatten)]
         policy: PolicyArguments,
-        /// Only tell what would move.
+        /// Only tell what would move, and which limits would change.
         #[arg(long)]
         preview: bool,
     },
@@ -422,9 +442,11 @@ struct PolicyArguments {
     /// With fewer in-sync copies no write is acknowledged.
     #[arg(long, value_name = "N")]
     min_in_sync: Option<u32>,
-    /// Requests in a second.
-    #[arg(long, value_name = "N")]
+    /// Operations in a second, reads and writes together: short for --qos operations=N, the other limits staying.
+    #[arg(long, value_name = "N", conflicts_with = "qos")]
     iops: Option<u64>,
+    #[command(flatten)]
+    limits: limits::LimitArguments,
 }
 
 /// Does what the command line says.

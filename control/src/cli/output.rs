@@ -136,7 +136,8 @@ impl Row for Pool {
 
 impl Row for Volume {
     const COLUMNS: &'static [&'static str] = &[
-        "NAME", "STATE", "SIZE", "REPLICAS", "TARGET", "HOSTS", "MESSAGE", "TEMPLATE", "EPOCH", "WHERE",
+        "NAME", "STATE", "SIZE", "REPLICAS", "TARGET", "HOSTS", "MESSAGE", "TEMPLATE", "LIMITS", "EPOCH",
+        "WHERE",
     ];
     const NARROW: usize = 7;
 
@@ -152,6 +153,8 @@ impl Row for Volume {
             .iter()
             .filter(|replica| replica.state() == ReplicaState::InSync)
             .count();
+        // Of its own: without, those of its template hold.
+        let own_qos = spec.policy.as_ref().and_then(|policy| policy.qos);
         let places = status.replicas.iter().map(|replica| {
             let state = short(replica.state().as_str_name(), "REPLICA_STATE_");
             format!("{} ({state})", replica.pool)
@@ -165,6 +168,7 @@ impl Row for Volume {
             spec.hosts.len().to_string(),
             status.message,
             spec.template,
+            own_qos.map_or_else(String::new, |qos| super::limits::told(Some(&qos))),
             status.epoch.to_string(),
             places.collect::<Vec<_>>().join(", "),
         ]
@@ -234,18 +238,17 @@ impl Row for GroupSnapshot {
 }
 
 impl Row for Template {
-    const COLUMNS: &'static [&'static str] = &["NAME", "REPLICAS", "MIN IN SYNC", "IOPS"];
+    const COLUMNS: &'static [&'static str] = &["NAME", "REPLICAS", "MIN IN SYNC", "LIMITS"];
     const NARROW: usize = 4;
 
     fn row(&self) -> Vec<String> {
         let policy = self.spec.clone().and_then(|spec| spec.policy).unwrap_or_default();
         let number = |number: Option<u32>| number.map_or_else(String::new, |number| number.to_string());
-        let iops = policy.qos.and_then(|qos| qos.iops_max);
         vec![
             self.name().to_owned(),
             number(policy.replicas),
             number(policy.min_in_sync),
-            iops.map_or_else(|| "any".to_owned(), |iops| iops.to_string()),
+            super::limits::told(policy.qos.as_ref()),
         ]
     }
 }

@@ -9,6 +9,7 @@ use pollux_api::FieldMask;
 use pollux_api::control::v1::templates_client::TemplatesClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::*;
+use pollux_api::qos::{Counted, Direction, Limit};
 use tokio_stream::StreamExt;
 
 use crate::model::Record;
@@ -18,8 +19,8 @@ use super::output::{Output, records, serialized, table};
 use super::resource::{Changed, Listed, Named, all};
 use super::{
     Cli, Command, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments,
-    PoolVerb, SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, rebalance,
-    recover, replicas, support, tokens, top, up, wait,
+    PoolVerb, SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, limits,
+    rebalance, recover, replicas, support, tokens, top, up, wait,
 };
 
 /// The pause before it is asked again whether a target has confirmed something.
@@ -283,6 +284,32 @@ impl<W: Write> Session<'_, W> {
                 };
                 self.show(shown)
             }
+            VolumeVerb::Set {
+                name,
+                template,
+                limits,
+                qos_of_template,
+            } => {
+                let mut volume = Volume::get(self.channel.clone(), name.clone()).await?;
+                let spec = volume.spec.get_or_insert_default();
+                let mut paths = Vec::new();
+                if let Some(template) = template {
+                    spec.template.clone_from(template);
+                    paths.push("spec.template".to_owned());
+                }
+                if *qos_of_template || !limits.is_empty() {
+                    let policy = spec.policy.get_or_insert_default();
+                    policy.qos = limits.applied(policy.qos).filter(|_| !qos_of_template);
+                    paths.push("spec.policy.qos".to_owned());
+                }
+                if paths.is_empty() {
+                    let hint = "nothing is to change: give --template, --qos, --qos-read or --qos-write";
+                    return Err(CommandError::Refused(hint.to_owned()));
+                }
+                // With the revision that was read: what was read is what is changed, or nothing.
+                let updated = Volume::update(self.channel.clone(), volume, paths).await?;
+                self.show(updated)
+            }
             VolumeVerb::Resize { name, size } => {
                 let volume = Volume {
                     spec: Some(VolumeSpec {
@@ -521,11 +548,14 @@ impl<W: Write> Session<'_, W> {
                 change.volume,
                 change.added_pools.join(" "),
                 change.removed_pools.join(" "),
+                change
+                    .qos
+                    .map_or_else(String::new, |qos| limits::told(Some(&qos))),
                 change.problem,
             ]
         });
         table(
-            &["VOLUME", "ADDED", "REMOVED", "PROBLEM"],
+            &["VOLUME", "ADDED", "REMOVED", "LIMITS", "PROBLEM"],
             rows.collect(),
             self.into,
         )
@@ -534,10 +564,12 @@ impl<W: Write> Session<'_, W> {
 
 /// A volume as it is asked for.
 fn asked(arguments: &VolumeArguments) -> Volume {
-    let policy = arguments.replicas.map(|replicas| VolumePolicy {
-        replicas: Some(replicas),
+    let policy = VolumePolicy {
+        replicas: arguments.replicas,
+        qos: arguments.limits.applied(None),
         ..VolumePolicy::default()
-    });
+    };
+    let policy = Some(policy).filter(|policy| *policy != VolumePolicy::default());
     let volume = Volume {
         spec: Some(VolumeSpec {
             size_bytes: arguments.size.0,
@@ -556,8 +588,14 @@ fn asked(arguments: &VolumeArguments) -> Volume {
 fn with_policy(mut policy: VolumePolicy, arguments: &PolicyArguments) -> Template {
     policy.replicas = arguments.replicas.or(policy.replicas);
     policy.min_in_sync = arguments.min_in_sync.or(policy.min_in_sync);
+    policy.qos = arguments.limits.applied(policy.qos);
     if let Some(iops) = arguments.iops {
-        policy.qos.get_or_insert_default().iops_max = Some(iops);
+        let rate = QosRate {
+            per_second: iops,
+            ..QosRate::default()
+        };
+        let total = Limit::new(Direction::Total, Counted::Operations);
+        policy.qos.get_or_insert_default().set_rate(total, Some(rate));
     }
     Template {
         spec: Some(TemplateSpec { policy: Some(policy) }),

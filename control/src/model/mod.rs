@@ -2,6 +2,7 @@
 //!
 //! A record is stored under `/KIND/NAME`. Its revision is the store's and is not stored with it.
 
+mod limits;
 mod membership;
 mod policy;
 mod validate;

@@ -18,7 +18,7 @@ pub struct EffectivePolicy<'a> {
     pub min_in_sync: u32,
     /// Where they may go.
     pub placement: &'a PlacementPolicy,
-    /// What hosts may ask.
+    /// What hosts may ask; `None` if nothing is limited.
     pub qos: Option<&'a Qos>,
 }
 
@@ -45,7 +45,9 @@ impl<'a> EffectivePolicy<'a> {
             placement: policies()
                 .find_map(|policy| policy.placement.as_ref())
                 .unwrap_or(&ANYWHERE),
-            qos: policies().find_map(|policy| policy.qos.as_ref()),
+            qos: policies()
+                .find_map(|policy| policy.qos.as_ref())
+                .filter(|qos| !qos.is_unlimited()),
         }
     }
 }

@@ -2,8 +2,9 @@
 
 use pollux_api::control::v1::{
     AffinityRule, Domain, GroupSpec, HostAccess, LabelRule, NodeSpec, PlacementPolicy, PoolSpec, Qos,
-    SnapshotSchedule, SnapshotSpec, SpreadRule, TemplateSpec, VolumePolicy,
+    QosBurst, QosLimits, QosRate, SnapshotSchedule, SnapshotSpec, SpreadRule, TemplateSpec, VolumePolicy,
 };
+use pollux_api::qos::{Counted, Direction, Limit};
 
 use super::*;
 
@@ -265,21 +266,95 @@ fn policies_are_checked() {
         };
         wrong(template(policy), |_| {}, "template.spec.policy.min_in_sync");
     }
-    let qos = |iops_max, bandwidth_bytes_max| {
+}
+
+#[test]
+fn limits_are_checked() {
+    const PATH: &str = "template.spec.policy.qos";
+    let limited = |qos| {
         template(VolumePolicy {
-            qos: Some(Qos {
-                iops_max,
-                bandwidth_bytes_max,
-            }),
+            qos: Some(qos),
             ..VolumePolicy::default()
         })
     };
-    wrong(qos(Some(0), None), |_| {}, "template.spec.policy.qos.iops_max");
-    wrong(
-        qos(None, Some(0)),
-        |_| {},
-        "template.spec.policy.qos.bandwidth_bytes_max",
-    );
+    let rate = |per_second, per_second_per_gib| QosRate {
+        per_second,
+        per_second_per_gib,
+        burst: None,
+    };
+    let bursting = |per_second, seconds| QosRate {
+        burst: Some(QosBurst { per_second, seconds }),
+        ..rate(100, 5)
+    };
+    for limit in Limit::ALL {
+        let most = match limit.counted {
+            Counted::Operations => 1_000_000_000,
+            Counted::Bytes => 1 << 50,
+        };
+        for (given, field) in [
+            (rate(0, 0), ""),
+            (rate(most + 1, 0), ".per_second"),
+            (rate(0, u64::MAX), ".per_second_per_gib"),
+            (bursting(100, 1), ".burst.per_second"),
+            (bursting(most + 1, 1), ".burst.per_second"),
+            (bursting(101, 0), ".burst.seconds"),
+            (bursting(101, 86_401), ".burst.seconds"),
+        ] {
+            // In the long form, also where a short one could say it.
+            let mut qos = Qos::default();
+            let limits = match limit.direction {
+                Direction::Total => &mut qos.total,
+                Direction::Read => &mut qos.read,
+                Direction::Write => &mut qos.write,
+            };
+            let limits = limits.get_or_insert_default();
+            match limit.counted {
+                Counted::Operations => limits.operations = Some(given),
+                Counted::Bytes => limits.bytes = Some(given),
+            }
+            wrong(limited(qos), |_| {}, &format!("{PATH}.{}{field}", limit.field()));
+        }
+        for given in [rate(1, 0), rate(most, most), rate(0, 1), bursting(most, 86_400)] {
+            let mut qos = Qos::default();
+            qos.set_rate(limit, Some(given));
+            assert_eq!(limited(qos).field_errors(), [], "{limit:?}");
+        }
+        let Some(short) = limit.short_field() else {
+            continue;
+        };
+        for given in [0, most + 1] {
+            let qos = match limit.counted {
+                Counted::Operations => Qos {
+                    iops_max: Some(given),
+                    ..Qos::default()
+                },
+                Counted::Bytes => Qos {
+                    bandwidth_bytes_max: Some(given),
+                    ..Qos::default()
+                },
+            };
+            wrong(limited(qos), |_| {}, &format!("{PATH}.{short}"));
+        }
+    }
+    let both = Qos {
+        iops_max: Some(1),
+        total: Some(QosLimits {
+            operations: Some(rate(1, 0)),
+            bytes: None,
+        }),
+        ..Qos::default()
+    };
+    wrong(limited(both), |_| {}, &format!("{PATH}.total.operations"));
+    // One of the other kind is no contradiction.
+    let apart = Qos {
+        iops_max: Some(1),
+        total: Some(QosLimits {
+            operations: None,
+            bytes: Some(rate(1, 0)),
+        }),
+        ..Qos::default()
+    };
+    assert_eq!(limited(apart).field_errors(), []);
 }
 
 #[test]

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_api::control::v1::{
     Domain, Group, GroupSnapshot, HostAccess, HostSharing, LabelRule, MediaClass, Metadata, Node,
-    PlacementPolicy, Pool, Qos, Rebalance, Snapshot, SnapshotSchedule, Template, TokenRole, TokenSpec,
-    Volume, VolumePolicy,
+    PlacementPolicy, Pool, Rebalance, Snapshot, SnapshotSchedule, Template, TokenRole, TokenSpec, Volume,
+    VolumePolicy,
 };
 
+use super::limits::limits;
 use super::{REPLICAS_MAX, Record};
 
 /// Longest name.
@@ -83,7 +84,7 @@ impl<'a> Checker<'a> {
     }
 
     /// A field below.
-    fn at(&mut self, field: &str) -> Checker<'_> {
+    pub(super) fn at(&mut self, field: &str) -> Checker<'_> {
         Checker {
             path: format!("{}.{field}", self.path),
             errors: &mut *self.errors,
@@ -99,14 +100,14 @@ impl<'a> Checker<'a> {
     }
 
     /// This field is wrong.
-    fn wrong(&mut self, description: impl Into<String>) {
+    pub(super) fn wrong(&mut self, description: impl Into<String>) {
         self.errors.push(FieldError {
             field: self.path.clone(),
             description: description.into(),
         });
     }
 
-    fn require(&mut self, holds: bool, description: impl Into<String>) {
+    pub(super) fn require(&mut self, holds: bool, description: impl Into<String>) {
         if !holds {
             self.wrong(description);
         }
@@ -440,21 +441,7 @@ fn policy(policy: &VolumePolicy, checker: &mut Checker<'_>) {
         placement_policy(placement, &mut checker.at("placement"));
     }
     if let Some(qos) = &policy.qos {
-        let Qos {
-            iops_max,
-            bandwidth_bytes_max,
-        } = qos;
-        let limits = [
-            ("iops_max", iops_max),
-            ("bandwidth_bytes_max", bandwidth_bytes_max),
-        ];
-        for (field, limit) in limits {
-            let mut qos = checker.at("qos");
-            qos.at(field).require(
-                *limit != Some(0),
-                "is 0; leave it out for no limit, or give 1 or more",
-            );
-        }
+        limits(qos, &mut checker.at("qos"));
     }
 }
 

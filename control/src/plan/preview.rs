@@ -113,7 +113,9 @@ fn preview_volume(
         // Until all have a place, those that are there stay.
         removed.truncate(decision.placed.len());
     }
-    if removed.is_empty() && decision.placed.is_empty() && problem.is_empty() {
+    let qos = policy.qos.copied();
+    let is_limited_anew = qos != context.world.policy(volume).qos.copied();
+    if removed.is_empty() && decision.placed.is_empty() && problem.is_empty() && !is_limited_anew {
         return None;
     }
     let groups = policy.placement.affinity_groups.clone();
@@ -131,6 +133,8 @@ fn preview_volume(
             .collect(),
         removed_pools: removed.into_iter().filter_map(name).collect(),
         problem,
+        // No limits are some too, if there were others.
+        qos: is_limited_anew.then(|| qos.unwrap_or_default()),
     };
     Some((change, spec.size_bytes.saturating_mul(added)))
 }

@@ -8,6 +8,7 @@ use pollux_api::control::v1::{
     NodeState, Replica, ReplicaState, Severity, SnapshotState, TargetConfig, TargetHost, TargetRemoval,
     TargetReplica, Volume, VolumeSpec, VolumeState, VolumeStatus, engine_command::Command,
 };
+use pollux_api::qos::{Counted, Direction, Limit};
 
 use crate::model::{Record, SLOTS};
 
@@ -209,6 +210,11 @@ fn hosts(context: &Context<'_>, spec: &VolumeSpec, reported: Option<&TargetConfi
 fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &VolumeStatus) -> TargetConfig {
     let reported = reported(context, volume, &status.target_node);
     let policy = context.world.policy(volume);
+    // For engines that know totals only.
+    let total = |counted| {
+        let rate = policy.qos?.rate(Limit::new(Direction::Total, counted))?;
+        Some(rate.per_second).filter(|per_second| *per_second > 0)
+    };
     let address = |node: &str| {
         let spec = context.world.nodes.get(node).and_then(|node| node.spec.as_ref());
         spec.map_or_else(String::new, |spec| spec.address.clone())
@@ -247,8 +253,9 @@ fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &Vo
             .collect(),
         min_in_sync: status.min_in_sync,
         hosts: hosts(context, spec, reported),
-        iops_max: policy.qos.and_then(|qos| qos.iops_max),
-        bandwidth_bytes_max: policy.qos.and_then(|qos| qos.bandwidth_bytes_max),
+        iops_max: total(Counted::Operations),
+        bandwidth_bytes_max: total(Counted::Bytes),
+        qos: policy.qos.copied(),
         snapshot_uids,
         volume: volume.name().to_owned(),
         standby: false,

@@ -26,8 +26,12 @@ impl Managed for Template {
 
     fn set(&mut self, update: &Self, path: &str) -> bool {
         let spec = self.spec.get_or_insert_default();
+        let policy = update.spec.clone().and_then(|spec| spec.policy);
         match path {
-            "spec.policy" => spec.policy = update.spec.clone().and_then(|spec| spec.policy),
+            "spec.policy" => spec.policy = policy,
+            "spec.policy.qos" => {
+                spec.policy.get_or_insert_default().qos = policy.and_then(|policy| policy.qos)
+            }
             _ => return false,
         }
         true

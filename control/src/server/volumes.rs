@@ -8,7 +8,7 @@ use pollux_api::control::v1::{
     GroupSnapshotState, HostAccess, HostSharing, ListVolumesRequest, ListVolumesResponse, Node, NodeState,
     PlanVolumeRequest, PlanVolumeResponse, PublishVolumeRequest, PublishVolumeResponse, ReplicaState,
     Snapshot, TargetConfig, Template, UnpublishVolumeRequest, UnpublishVolumeResponse, UpdateVolumeRequest,
-    Volume, VolumeChange, VolumePath, VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
+    Volume, VolumeChange, VolumePath, VolumePolicy, VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -51,6 +51,12 @@ impl Managed for Volume {
             "spec.size_bytes" => spec.size_bytes = size_bytes,
             "spec.template" => spec.template = template,
             "spec.policy" => spec.policy = policy,
+            "spec.policy.qos" => {
+                let mut own = spec.policy.take().unwrap_or_default();
+                own.qos = policy.and_then(|policy| policy.qos);
+                // A policy that says nothing is none.
+                spec.policy = Some(own).filter(|own| *own != VolumePolicy::default());
+            }
             "spec.group" => spec.group = group,
             _ => return false,
         }

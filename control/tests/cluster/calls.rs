@@ -707,6 +707,79 @@ async fn templates_tell_what_they_would_move() {
     assert_eq!((preview.volumes, preview.changes.len()), (1, 1));
     assert_eq!(preview.changes[0].added_pools.len(), 2);
     assert_eq!(preview.copied_bytes_max, 20 * GIB);
+    assert_eq!(preview.changes[0].qos, None);
+    // Limits alone, by their own path: nothing moves.
+    let limited = |qos| UpdateTemplateRequest {
+        template: Some(named(
+            Template {
+                spec: Some(TemplateSpec {
+                    policy: Some(VolumePolicy {
+                        replicas: Some(3),
+                        qos: Some(qos),
+                        ..VolumePolicy::default()
+                    }),
+                }),
+                ..Template::default()
+            },
+            "gold",
+        )),
+        update_mask: mask(&["spec.policy.qos"]),
+    };
+    let qos = Qos {
+        iops_max: Some(100),
+        ..Qos::default()
+    };
+    let preview = templates
+        .preview_template(limited(qos))
+        .await
+        .expect("a preview")
+        .into_inner();
+    assert_eq!((preview.volumes, preview.copied_bytes_max), (1, 0));
+    let [change] = preview.changes.as_slice() else {
+        panic!("{preview:?}")
+    };
+    assert_eq!((change.added_pools.len(), change.qos), (0, Some(qos)));
+    let wrong = Qos {
+        write: Some(QosLimits {
+            bytes: Some(QosRate::default()),
+            operations: None,
+        }),
+        ..Qos::default()
+    };
+    let refused = templates
+        .update_template(limited(wrong))
+        .await
+        .expect_err("no rate");
+    assert_eq!(fields(&refused), ["template.spec.policy.qos.write.bytes"]);
+    let changed = templates.update_template(limited(qos)).await.expect("limits");
+    let policy = changed
+        .into_inner()
+        .spec
+        .expect("it has one")
+        .policy
+        .expect("it has one");
+    assert_eq!((policy.replicas, policy.qos), (Some(1), Some(qos)));
+    // The same of a volume: its own limits come and go, and a policy that says nothing is none.
+    for own in [Some(qos), None] {
+        let policy = VolumePolicy {
+            replicas: Some(5),
+            qos: own,
+            ..VolumePolicy::default()
+        };
+        let mut update = volume("v", 1);
+        update.spec.as_mut().expect("it has one").policy = Some(policy);
+        let request = UpdateVolumeRequest {
+            volume: Some(update),
+            update_mask: mask(&["spec.policy.qos"]),
+        };
+        let changed = volumes.update_volume(request).await.expect("limits").into_inner();
+        let policy = changed.spec.expect("it has one").policy;
+        let wanted = own.map(|qos| VolumePolicy {
+            qos: Some(qos),
+            ..VolumePolicy::default()
+        });
+        assert_eq!(policy, wanted);
+    }
     let preview = templates
         .preview_template(update(4))
         .await

@@ -201,6 +201,37 @@ async fn a_cluster_by_its_command_line() {
         &["template", "set", "gold", "--replicas", "2", "--preview"],
     );
     assert!(preview.starts_with("1 of 1 volumes change"), "{preview}");
+    let limited = [
+        "template",
+        "set",
+        "gold",
+        "--qos-write",
+        "bytes=5MiB,bytes_burst=9MiB",
+    ];
+    let preview = told(&daemon, &[&limited[..], &["--preview"]].concat());
+    assert!(preview.contains("write 5MiB/s (burst 9MiB/s, 10 s)"), "{preview}");
+    told(&daemon, &limited);
+    let set = told(&daemon, &["template", "set", "gold", "--iops", "70"]);
+    assert!(set.contains("70/s, write 5MiB/s (burst"), "{set}");
+    let own = [
+        "volume",
+        "set",
+        "v",
+        "--qos-read",
+        "operations_per_gib=3",
+        "-o",
+        "wide",
+    ];
+    let own = told(&daemon, &own);
+    assert!(own.contains("read 3/s/GiB"), "{own}");
+    let own = told(
+        &daemon,
+        &["volume", "set", "v", "--qos-of-template", "-o", "wide"],
+    );
+    assert!(!own.contains("/s/GiB"), "{own}");
+    assert!(refused(&daemon, &["volume", "set", "v"]).contains("nothing is to change"));
+    let wrong = ["template", "set", "gold", "--qos", "bytes=1,bytes_burst=1"];
+    assert!(refused(&daemon, &wrong).contains("qos.total.bytes.burst.per_second"));
     told(&daemon, &["node", "cordon", "a"]);
     assert!(told(&daemon, &["node", "list"]).contains("cordoned"));
     told(&daemon, &["snapshot", "create", "s", "--volume", "v"]);

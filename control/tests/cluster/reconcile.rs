@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use crate::common::fleet::TIB;
 use crate::common::{Cluster, GIB, SECOND_US, layout, named, put, snapshot, volume};
 use pollux_api::control::v1::{
-    Domain, Event, Group, GroupSpec, HostAccess, Node, NodeState, PlacementPolicy, Pool, PoolHealth,
-    Snapshot, SnapshotSchedule, SnapshotState, SpreadRule, Template, TemplateSpec, Volume, VolumePolicy,
-    VolumeState,
+    Domain, Event, Group, GroupSpec, HostAccess, Node, NodeState, PlacementPolicy, Pool, PoolHealth, Qos,
+    QosRate, Snapshot, SnapshotSchedule, SnapshotState, SpreadRule, TargetConfig, Template, TemplateSpec,
+    Volume, VolumePolicy, VolumeState,
 };
+use pollux_api::qos::{Counted, Direction, Limit};
 use pollux_control::model::{Kind, Record};
 use pollux_control::plan::Limits;
 use pollux_control::store::Store;
@@ -321,6 +322,89 @@ async fn templates_are_followed() {
         .await;
     cluster.settle().await;
     cluster.check_settled();
+}
+
+/// What the target of a volume was told of limits.
+fn told_limits(cluster: &Cluster, volume: &Volume) -> TargetConfig {
+    let node = &volume.status.as_ref().expect("it has one").target_node;
+    let engines = cluster.fleet.lock();
+    engines.engines[node].targets[&volume.meta().uid].config.clone()
+}
+
+#[tokio::test]
+async fn limits_follow_the_template_unless_the_volume_has_its_own() {
+    let mut cluster = cluster().await;
+    let rate = |per_second, per_second_per_gib| {
+        Some(QosRate {
+            per_second,
+            per_second_per_gib,
+            burst: None,
+        })
+    };
+    let of = Limit::new;
+    let gold = |qos| {
+        Some(TemplateSpec {
+            policy: Some(VolumePolicy {
+                qos,
+                ..VolumePolicy::default()
+            }),
+        })
+    };
+    let template = Template {
+        spec: gold(None),
+        ..Template::default()
+    };
+    put(&cluster.store, &named(template, "gold")).await;
+    for name in ["follows", "own"] {
+        let mut volume = volume(name, 1);
+        let spec = volume.spec.as_mut().expect("it has one");
+        spec.policy = None;
+        spec.template = "gold".to_owned();
+        put(&cluster.store, &volume).await;
+    }
+    cluster.settle().await;
+    let limits = async |cluster: &Cluster, name: &str| {
+        let told = told_limits(cluster, &volume_now(cluster, name).await);
+        (told.qos, told.iops_max, told.bandwidth_bytes_max)
+    };
+    assert_eq!(limits(&cluster, "follows").await, (None, None, None));
+    let mut qos = Qos::default();
+    qos.set_rate(of(Direction::Total, Counted::Operations), rate(100, 0));
+    qos.set_rate(of(Direction::Total, Counted::Bytes), rate(0, 1 << 20));
+    qos.set_rate(of(Direction::Write, Counted::Bytes), rate(1 << 20, 0));
+    let mut own = Qos::default();
+    own.set_rate(of(Direction::Read, Counted::Operations), rate(7, 0));
+    cluster
+        .update::<Volume>("own", |volume| {
+            let policy = &mut volume.spec.as_mut().expect("it has one").policy;
+            policy.get_or_insert_default().qos = Some(own);
+        })
+        .await;
+    cluster
+        .update::<Template>("gold", |template| template.spec = gold(Some(qos)))
+        .await;
+    cluster.settle().await;
+    cluster.check_settled();
+    // Engines that know totals only get those that do not grow with the size.
+    assert_eq!(limits(&cluster, "follows").await, (Some(qos), Some(100), None));
+    assert_eq!(limits(&cluster, "own").await, (Some(own), None, None));
+    // No limits of its own is something else than limits of its own that are none.
+    for (own, wanted) in [(Some(Qos::default()), None), (None, Some(qos))] {
+        cluster
+            .update::<Volume>("own", |volume| {
+                let policy = &mut volume.spec.as_mut().expect("it has one").policy;
+                policy.get_or_insert_default().qos = own;
+            })
+            .await;
+        cluster.settle().await;
+        assert_eq!(limits(&cluster, "own").await.0, wanted);
+    }
+    cluster
+        .update::<Template>("gold", |template| template.spec = gold(None))
+        .await;
+    cluster.settle().await;
+    cluster.check_settled();
+    assert_eq!(limits(&cluster, "own").await, (None, None, None));
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
 //! What a cluster is asked by its users, again and again until it is so: whom they ask may be away.
 
+use pollux_api::FieldMask;
 use pollux_api::control::v1::group_snapshots_client::GroupSnapshotsClient;
 use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::snapshots_client::SnapshotsClient;
+use pollux_api::control::v1::templates_client::TemplatesClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::*;
 use tonic::Code;
@@ -36,6 +38,12 @@ pub fn named(name: &str) -> Option<Metadata> {
     Some(Metadata {
         name: name.to_owned(),
         ..Metadata::default()
+    })
+}
+
+fn limits_alone() -> Option<FieldMask> {
+    Some(FieldMask {
+        paths: vec!["spec.policy.qos".to_owned()],
     })
 }
 
@@ -76,6 +84,81 @@ impl Cluster {
         until("a volume", || async {
             let answer = self.volumes().create_volume(request.clone()).await;
             tolerated(answer)
+        })
+        .await;
+    }
+
+    /// Makes a volume that follows a template in all.
+    pub async fn create_following(&self, name: &str, template: &str) {
+        let volume = Volume {
+            metadata: named(name),
+            spec: Some(VolumeSpec {
+                size_bytes: VOLUME_BYTES,
+                template: template.to_owned(),
+                ..VolumeSpec::default()
+            }),
+            status: None,
+        };
+        let request = CreateVolumeRequest { volume: Some(volume) };
+        until("a volume", || async {
+            tolerated(self.volumes().create_volume(request.clone()).await)
+        })
+        .await;
+    }
+
+    pub async fn create_template(&self, name: &str, policy: VolumePolicy) {
+        let template = Template {
+            metadata: named(name),
+            spec: Some(TemplateSpec { policy: Some(policy) }),
+        };
+        let request = CreateTemplateRequest {
+            template: Some(template),
+        };
+        until("a template", || async {
+            let mut templates = TemplatesClient::new(self.channel.clone());
+            tolerated(templates.create_template(request.clone()).await)
+        })
+        .await;
+    }
+
+    /// Gives a template other limits, and leaves the rest of it alone.
+    pub async fn limit_template(&self, name: &str, qos: Qos) {
+        let policy = VolumePolicy {
+            qos: Some(qos),
+            ..VolumePolicy::default()
+        };
+        let request = UpdateTemplateRequest {
+            template: Some(Template {
+                metadata: named(name),
+                spec: Some(TemplateSpec { policy: Some(policy) }),
+            }),
+            update_mask: limits_alone(),
+        };
+        until("a template", || async {
+            let mut templates = TemplatesClient::new(self.channel.clone());
+            tolerated(templates.update_template(request.clone()).await)
+        })
+        .await;
+    }
+
+    /// Gives a volume limits of its own, or none of its own.
+    pub async fn limit(&self, name: &str, qos: Option<Qos>) {
+        let request = UpdateVolumeRequest {
+            volume: Some(Volume {
+                metadata: named(name),
+                spec: Some(VolumeSpec {
+                    policy: Some(VolumePolicy {
+                        qos,
+                        ..VolumePolicy::default()
+                    }),
+                    ..VolumeSpec::default()
+                }),
+                status: None,
+            }),
+            update_mask: limits_alone(),
+        };
+        until("a volume", || async {
+            tolerated(self.volumes().update_volume(request.clone()).await)
         })
         .await;
     }

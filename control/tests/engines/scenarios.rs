@@ -7,9 +7,11 @@ use std::time::Duration;
 use pollux_api::control::v1::engine_command::Command;
 use pollux_api::control::v1::recoveries_client::RecoveriesClient;
 use pollux_api::control::v1::{
-    Certainty, CommitRecoveryRequest, FoundVolume, HostSecrets, PoolDevices, PublishVolumeResponse,
-    RecoverySpec, ReplicaState, SurveyEnginesRequest, TargetConfig, TargetRemoval, VolumePolicy, VolumeState,
+    Certainty, CommitRecoveryRequest, FoundVolume, HostSecrets, PoolDevices, PublishVolumeResponse, Qos,
+    QosBurst, QosRate, RecoverySpec, ReplicaState, SurveyEnginesRequest, TargetConfig, TargetRemoval,
+    VolumePolicy, VolumeState,
 };
+use pollux_api::qos::{Counted, Direction, Limit};
 use tonic::Code;
 
 use crate::chaos;
@@ -74,6 +76,7 @@ pub fn run() -> ExitCode {
             hosts_are_admitted_by_their_secrets,
             snapshots_are_kept_and_cloned,
             snapshots_of_several_are_of_one_instant,
+            limits_of_templates_are_kept,
             all_engines_are_killed_at_once,
             the_store_is_lost,
             nothing_is_left_behind,
@@ -266,6 +269,78 @@ async fn hosts_are_admitted_by_their_secrets(cluster: &Cluster) {
     }
     cluster.unpublish("k", None).await;
     cluster.delete("k").await;
+}
+
+/// The limits with which a volume is served, once they are these.
+async fn until_limited(cluster: &Cluster, volume: &str, wanted: Option<Qos>) {
+    until("its target keeps the limits", || async {
+        let reports = cluster.reports().await;
+        let mut targets = reports.iter().flat_map(|report| &report.targets);
+        let target = targets.find(|target| target.volume == volume && !target.standby)?;
+        (target.qos == wanted).then_some(())
+    })
+    .await;
+}
+
+async fn limits_of_templates_are_kept(cluster: &Cluster) {
+    const TEMPLATE: &str = "limited";
+    const VOLUME: &str = "l";
+    const WRITES: u64 = 5;
+    cluster.create_template(TEMPLATE, policy(2, 1)).await;
+    cluster.create_following(VOLUME, TEMPLATE).await;
+    cluster.until_healthy(VOLUME).await;
+    let published = cluster.publish(VOLUME, HOST, false).await;
+    until_limited(cluster, VOLUME, None).await;
+    // All that the control plane takes, engines take.
+    let mut all = Qos::default();
+    for limit in Limit::ALL {
+        let most = match limit.counted {
+            Counted::Operations => 1_000_000_000,
+            Counted::Bytes => 1 << 50,
+        };
+        let rate = QosRate {
+            per_second: most - 1,
+            per_second_per_gib: most,
+            burst: Some(QosBurst {
+                per_second: most,
+                seconds: 86_400,
+            }),
+        };
+        all.set_rate(limit, Some(rate));
+    }
+    cluster.limit_template(TEMPLATE, all).await;
+    until_limited(cluster, VOLUME, Some(all)).await;
+    // Writes apart, while it is served: what is read back is many more blocks than that.
+    let rate = |per_second| {
+        Some(QosRate {
+            per_second,
+            ..QosRate::default()
+        })
+    };
+    let mut writes = Qos::default();
+    writes.set_rate(Limit::new(Direction::Write, Counted::Operations), rate(WRITES));
+    cluster.limit_template(TEMPLATE, writes).await;
+    until_limited(cluster, VOLUME, Some(writes)).await;
+    let began = std::time::Instant::now();
+    let host = cluster.host(&published, "state-of-l", 2);
+    let told = tokio::task::spawn_blocking(|| host.finished())
+        .await
+        .expect("it ends");
+    let written = told["writes"].as_u64().expect("a number");
+    // One begins at once, and one is less than the credit of 40 ms.
+    let most = WRITES * (began.elapsed().as_secs() + 1) + 2;
+    assert!((1..=most).contains(&written), "{most}: {told}");
+    // Limits of its own go before those of the template.
+    let mut own = Qos::default();
+    own.set_rate(Limit::new(Direction::Read, Counted::Bytes), rate(1 << 30));
+    cluster.limit(VOLUME, Some(own)).await;
+    until_limited(cluster, VOLUME, Some(own)).await;
+    cluster.limit(VOLUME, Some(Qos::default())).await;
+    until_limited(cluster, VOLUME, None).await;
+    cluster.limit(VOLUME, None).await;
+    until_limited(cluster, VOLUME, Some(writes)).await;
+    cluster.unpublish(VOLUME, None).await;
+    cluster.delete(VOLUME).await;
 }
 
 async fn snapshots_are_kept_and_cloned(cluster: &Cluster) {

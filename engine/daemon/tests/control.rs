@@ -5,13 +5,13 @@ mod common;
 use std::os::unix::fs::PermissionsExt;
 
 use common::{EngineProcess, PATIENCE, answer, errors};
+use pollux_api::control::v1::{QosLimits, QosRate};
 use pollux_api::engine::v1::PoolSpaceLevel;
 use pollux_api::engine::v1::engine_client::EngineClient;
 use pollux_api::engine::v1::event::What;
 use pollux_api::engine::v1::{
     AddNamespaceRequest, EngineState, Event, GetInfoRequest, GetStatisticsRequest, ListNamespacesRequest,
-    Qos, QosLimits, QosRate, RemoveNamespaceRequest, ResizeNamespaceRequest, SetQosRequest,
-    WatchEventsRequest,
+    Qos, RemoveNamespaceRequest, ResizeNamespaceRequest, SetQosRequest, WatchEventsRequest,
 };
 use pollux_engine::client;
 use tonic::transport::Channel;

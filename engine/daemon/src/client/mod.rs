@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use pollux_api::engine::v1::engine_client::EngineClient;
 use pollux_api::engine::v1::{
-    AddNamespaceRequest, ListNamespacesRequest, Namespace, Qos, QosRate, RemoveNamespaceRequest,
+    AddNamespaceRequest, ListNamespacesRequest, Namespace, Qos, RemoveNamespaceRequest,
     ResizeNamespaceRequest, SetQosRequest,
 };
 use pollux_device::ByteSize;
@@ -246,7 +246,7 @@ fn limits(qos: Option<&Qos>) -> String {
     let mut parts = Vec::new();
     for (of, limits) in [("", &qos.total), ("read ", &qos.read), ("write ", &qos.write)] {
         let Some(limits) = limits else { continue };
-        let mut add = |rate: &Option<QosRate>, text: &dyn Fn(u64) -> String| {
+        let mut add = |rate: &Option<pollux_api::control::v1::QosRate>, text: &dyn Fn(u64) -> String| {
             let Some(rate) = rate else { return };
             let mut part = format!("{of}{}/s", text(rate.per_second));
             if rate.per_second_per_gib > 0 {

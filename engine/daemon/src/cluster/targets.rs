@@ -219,6 +219,10 @@ impl Shown {
             Role::Serving(serving) | Role::Leaving(serving) => {
                 let record = to_api(&serving.record());
                 config.standby = false;
+                // What is told is what holds: limits that cannot be kept are told again.
+                if self.throttle.qos() != limits(&config) {
+                    config.qos = None;
+                }
                 config.epoch = record.epoch;
                 config.version = record.version;
                 config.size_bytes = self.switch.size_bytes();
@@ -684,6 +688,10 @@ async fn end(serving: &Serving) {
 
 /// What hosts may ask.
 fn limits(told: &TargetConfig) -> Qos {
+    if let Some(qos) = &told.qos {
+        return crate::grpc::qos::of_volume(qos);
+    }
+    // A control plane that knows totals only.
     Qos {
         total: Limits {
             operations: told.iops_max.map(Rate::new),
