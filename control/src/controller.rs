@@ -3,7 +3,7 @@
 //! All that is remembered between two passes can be had again: the records from the store, the reports from
 //! the engines. So a controller may end after any step; the next one goes on from there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use pollux_api::control::v1::{EngineReport, Node, engine_command::Command};
+use pollux_api::control::v1::{EngineReport, Node, TargetConfig, engine_command::Command};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
@@ -35,7 +35,7 @@ const ENGINES_AT_ONCE: usize = 64;
 const TELL_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long an engine may take for a report.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the own changes may take to come back from the store.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,6 +75,37 @@ pub struct Observations {
     newest: Mutex<BTreeMap<String, Observation>>,
     changed: Notify,
     telemetry: Telemetry,
+    /// Those who wait for a volume, by its UUID: told when an engine tells something else of it.
+    waiting: Mutex<HashMap<String, watch::Sender<()>>>,
+}
+
+/// Told when an engine tells something else of a volume.
+#[derive(Debug)]
+pub(crate) struct VolumeObservations<'a> {
+    observations: &'a Observations,
+    volume_uid: String,
+    receiver: watch::Receiver<()>,
+}
+
+impl VolumeObservations<'_> {
+    /// Returns once something else was told since the last time, or since this was made.
+    pub(crate) async fn changed(&mut self) {
+        // The sender stays as long as there are receivers.
+        drop(self.receiver.changed().await);
+    }
+}
+
+impl Drop for VolumeObservations<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.observations.lock_waiting();
+        // This one is still counted.
+        if waiting
+            .get(&self.volume_uid)
+            .is_some_and(|sender| sender.receiver_count() <= 1)
+        {
+            waiting.remove(&self.volume_uid);
+        }
+    }
 }
 
 impl Observations {
@@ -88,9 +119,50 @@ impl Observations {
         let node = report.node.clone();
         let observation = Observation { report, at_unix_us };
         let before = self.lock().insert(node, observation.clone());
+        self.tell_waiting(before.as_ref().map(|before| &*before.report), &observation.report);
         // Time alone is no reason for a pass: there is one every second anyway.
         if before.is_none_or(|before| before.report != observation.report) {
             self.changed.notify_one();
+        }
+    }
+
+    fn lock_waiting(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
+        // Nothing that is done with the lock held can leave it half done.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For somebody who waits for something to happen to a volume.
+    pub(crate) fn of_volume(&self, volume_uid: &str) -> VolumeObservations<'_> {
+        let mut waiting = self.lock_waiting();
+        let sender = waiting
+            .entry(volume_uid.to_owned())
+            .or_insert_with(|| watch::channel(()).0);
+        VolumeObservations {
+            observations: self,
+            volume_uid: volume_uid.to_owned(),
+            receiver: sender.subscribe(),
+        }
+    }
+
+    /// Tells those who wait for volumes of which an engine tells something else than before. One pass over
+    /// each report, whoever waits for what.
+    fn tell_waiting(&self, before: Option<&EngineReport>, after: &EngineReport) {
+        let waiting = self.lock_waiting();
+        if waiting.is_empty() {
+            return;
+        }
+        let of = |report: Option<&'_ EngineReport>| -> HashMap<String, TargetConfig> {
+            let targets = report.into_iter().flat_map(|report| &report.targets);
+            let awaited = targets.filter(|target| waiting.contains_key(&target.volume_uid));
+            awaited
+                .map(|target| (target.volume_uid.clone(), target.clone()))
+                .collect()
+        };
+        let (before, after) = (of(before), of(Some(after)));
+        for (volume_uid, sender) in waiting.iter() {
+            if before.get(volume_uid) != after.get(volume_uid) {
+                sender.send_replace(());
+            }
         }
     }
 
@@ -431,7 +503,8 @@ fn flatten(result: Result<Result<u64, StoreError>, tokio::task::JoinError>) -> R
     result.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
 }
 
-fn address(node: &Node) -> EngineAddress {
+/// Where the engine of a node is called.
+pub(crate) fn address(node: &Node) -> EngineAddress {
     EngineAddress {
         node: node.name().to_owned(),
         address: node

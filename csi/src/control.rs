@@ -40,6 +40,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(250);
 /// How long is waited for something, if the caller waits as long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long the control plane is asked to wait for what is asked of it before it answers, in microseconds:
+/// less than a call may take.
+pub const WAIT_US: u64 = 5_000_000;
+
 /// Records that are asked for at a time.
 pub const PAGE_SIZE: u32 = 1000;
 

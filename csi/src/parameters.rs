@@ -11,7 +11,7 @@
 //! | `topologyMode` | `prefer`, `require` or `ignore` | |
 //! | `qosIops` | operations in a second, or `none` | yes |
 //! | `qosBandwidth` | bytes in a second, such as `200MiB`, or `none` | yes |
-//! | `qosReadIops`, `qosReadBandwidth`, `qosWriteIops`, `qosWriteBandwidth` | of reads or writes alone | yes |
+//! | `qosReadIops`, `qosReadBandwidth`, `qosWriteIops`, `qosWriteBandwidth` | of these alone | yes |
 //! | each of these and `PerGib` | for each GiB of the volume, besides, or `none` | yes |
 //! | each of these and `Burst` | more for a while: `500MiB`, or `500MiB for 30s` [10 s], or `none` | yes |
 //! | `fsType` | `ext4`, `xfs` or `btrfs`, if the volume's capability does not say | |

@@ -322,7 +322,10 @@ impl Cluster {
             }),
             status: None,
         };
-        let request = CreateVolumeRequest { volume: Some(volume) };
+        let request = CreateVolumeRequest {
+            volume: Some(volume),
+            wait_us: None,
+        };
         self.volumes().create_volume(request).await?;
         self.until_healthy(name).await?;
         self.publish(name).await

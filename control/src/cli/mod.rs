@@ -442,7 +442,7 @@ struct PolicyArguments {
     /// With fewer in-sync copies no write is acknowledged.
     #[arg(long, value_name = "N")]
     min_in_sync: Option<u32>,
-    /// Operations in a second, reads and writes together: short for --qos operations=N, the other limits staying.
+    /// Operations in a second, reads and writes together; all other limits stay as they are.
     #[arg(long, value_name = "N", conflicts_with = "qos")]
     iops: Option<u64>,
     #[command(flatten)]

@@ -110,8 +110,10 @@ macro_rules! named {
             }
 
             async fn create(channel: Channel, record: Self) -> Result<Self, Status> {
+                #[allow(clippy::needless_update, reason = "some of these requests say more")]
                 let request = $create_request {
                     $field: Some(record),
+                    ..Default::default()
                 };
                 Ok($client::new(channel).$create(request).await?.into_inner())
             }

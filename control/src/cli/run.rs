@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::Duration;
 
 use clap::CommandFactory;
 use pollux_api::FieldMask;
@@ -22,9 +21,6 @@ use super::{
     PoolVerb, SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, limits,
     rebalance, recover, replicas, support, tokens, top, up, wait,
 };
-
-/// The pause before it is asked again whether a target has confirmed something.
-const CONFIRM_PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection, and how answers are told.
 struct Session<'a, W> {
@@ -335,6 +331,7 @@ impl<W: Write> Session<'_, W> {
                         ..HostAccess::default()
                     }),
                     sharing: HostSharing::Unspecified.into(),
+                    wait_us: None,
                     secrets: secrets.read()?,
                 };
                 self.publish(request, waiting.wait.then_some(waiting.timeout))
@@ -344,6 +341,7 @@ impl<W: Write> Session<'_, W> {
                 let request = UnpublishVolumeRequest {
                     name: name.clone(),
                     host_nqn: host.clone(),
+                    wait_us: None,
                 };
                 VolumesClient::new(self.channel.clone())
                     .unpublish_volume(request)
@@ -361,25 +359,13 @@ impl<W: Write> Session<'_, W> {
         request: PublishVolumeRequest,
         seconds: Option<u64>,
     ) -> Result<(), CommandError> {
-        let mut client = VolumesClient::new(self.channel.clone());
-        let name = request.name.clone();
-        let ask = async {
-            loop {
-                let answer = client.publish_volume(request.clone()).await?.into_inner();
-                if answer.ready || seconds.is_none() {
-                    return Ok::<_, CommandError>(answer);
-                }
-                tokio::time::sleep(CONFIRM_PAUSE).await;
-            }
+        let answer = match seconds {
+            None => VolumesClient::new(self.channel.clone())
+                .publish_volume(request)
+                .await?
+                .into_inner(),
+            Some(seconds) => wait::published(&self.channel, request, seconds).await?,
         };
-        let limit = seconds.unwrap_or(u64::from(u32::MAX));
-        let answer = tokio::time::timeout(Duration::from_secs(limit), ask).await;
-        let answer = answer.map_err(|_| CommandError::Patience {
-            what: format!("publishing volume {name}"),
-            seconds: limit,
-            state: "its target has not confirmed the host".to_owned(),
-            look: format!("volume get {name}"),
-        })??;
         if matches!(self.output, Output::Json | Output::Yaml) {
             return serialized(&answer, self.output, self.into);
         }
@@ -391,7 +377,8 @@ impl<W: Write> Session<'_, W> {
         if !answer.ready {
             writeln!(
                 self.into,
-                "its target has not confirmed the host yet: ask again, or give --wait"
+                "not ready: {}; ask again, or give --wait",
+                answer.message
             )?;
         }
         Ok(())

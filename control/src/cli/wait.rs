@@ -1,15 +1,22 @@
 //! Waiting for what was asked for, with a bar that tells how far it is.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use pollux_api::control::v1::{GroupSnapshot, GroupSnapshotState, ReplicaState, Volume, VolumeState};
+use pollux_api::control::v1::volumes_client::VolumesClient;
+use pollux_api::control::v1::{
+    GroupSnapshot, GroupSnapshotState, PublishVolumeRequest, PublishVolumeResponse, ReplicaState, Volume,
+    VolumeState,
+};
 use tokio_stream::StreamExt;
 
 use crate::model::Record;
 
 use super::connection::{Channel, CommandError};
 use super::resource::Listed;
+
+/// How long the control plane is asked to wait at a time: less than it may.
+const WAIT_AT_A_TIME: Duration = Duration::from_secs(10);
 
 /// Waits until a volume is healthy.
 pub(super) async fn healthy(channel: &Channel, name: &str, seconds: u64) -> Result<Volume, CommandError> {
@@ -62,6 +69,35 @@ pub(super) async fn healthy(channel: &Channel, name: &str, seconds: u64) -> Resu
             look: format!("volume get {name}"),
         })
     })
+}
+
+/// Publishes a volume, and waits until all its paths admit the host. The control plane waits, and is asked
+/// again when it has waited as long as it does.
+pub(super) async fn published(
+    channel: &Channel,
+    mut request: PublishVolumeRequest,
+    seconds: u64,
+) -> Result<PublishVolumeResponse, CommandError> {
+    let began = Instant::now();
+    let patience = Duration::from_secs(seconds);
+    let mut client = VolumesClient::new(channel.clone());
+    loop {
+        let left = patience.saturating_sub(began.elapsed());
+        let wait = left.min(WAIT_AT_A_TIME);
+        request.wait_us = Some(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX));
+        let answer = client.publish_volume(request.clone()).await?.into_inner();
+        if answer.ready {
+            return Ok(answer);
+        }
+        if began.elapsed() >= patience {
+            return Err(CommandError::Patience {
+                what: format!("publishing volume {}", request.name),
+                seconds,
+                state: answer.message,
+                look: format!("volume get {}", request.name),
+            });
+        }
+    }
 }
 
 /// Waits until snapshots of several volumes are taken.

@@ -74,6 +74,10 @@ impl Default for Limits {
 }
 
 /// One thing to do.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "steps are few, and gone once they are done"
+)]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// Change records.

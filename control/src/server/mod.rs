@@ -19,6 +19,7 @@ mod registry;
 mod snapshots;
 mod tokens;
 mod volumes;
+mod waiting;
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,14 +1,13 @@
 //! Calls about volumes.
 
-use std::collections::BTreeMap;
-
 use pollux_api::control::v1::volumes_server::Volumes;
 use pollux_api::control::v1::{
     CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, Group, GroupSnapshot,
-    GroupSnapshotState, HostAccess, HostSharing, ListVolumesRequest, ListVolumesResponse, Node, NodeState,
-    PlanVolumeRequest, PlanVolumeResponse, PublishVolumeRequest, PublishVolumeResponse, ReplicaState,
-    Snapshot, TargetConfig, Template, UnpublishVolumeRequest, UnpublishVolumeResponse, UpdateVolumeRequest,
-    Volume, VolumeChange, VolumePath, VolumePolicy, VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
+    GroupSnapshotState, HostAccess, HostSharing, ListVolumesRequest, ListVolumesResponse, NodeState,
+    PlanVolumeRequest, PlanVolumeResponse, PublishVolumeRequest, PublishVolumeResponse, Replica,
+    ReplicaState, Snapshot, TargetConfig, Template, UnpublishVolumeRequest, UnpublishVolumeResponse,
+    UpdateVolumeRequest, Volume, VolumeChange, VolumePath, VolumePolicy, VolumeSpec, VolumeState,
+    VolumeStatus, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -20,7 +19,8 @@ use crate::world::World;
 
 use super::errors::CallError;
 use super::host_secrets;
-use super::records::{ChangeStream, Managed, by_name, require_name};
+use super::records::{ChangeStream, Managed, require_name};
+use super::waiting::{Look, Nodes, Wait};
 use super::{Services, answer, change_message};
 
 /// What is wrong with a field that users cannot set.
@@ -186,9 +186,9 @@ impl Services {
             .cloned()
     }
 
-    /// Whether every node that can be asked shows a volume to a host, standbys included, and the target
-    /// serves it.
-    fn is_published(&self, volume: &Volume, nodes: &BTreeMap<String, Node>, host_nqn: &str) -> bool {
+    /// What is still to happen until every node that can be asked shows a volume to a host, standbys
+    /// included, and the target serves it; nothing if it is so.
+    fn missing(&self, volume: &Volume, nodes: &Nodes, host_nqn: &str) -> Option<String> {
         let mut hosts = volume.spec.iter().flat_map(|spec| &spec.hosts);
         let host = hosts.find(|host| host.host_nqn == host_nqn);
         let secret_uid = host.map_or("", |host| &host.secret_uid);
@@ -197,14 +197,39 @@ impl Services {
             hosts.any(|admitted| admitted.host_nqn == host_nqn && admitted.secret_uid == secret_uid)
         };
         let status = volume.status.clone().unwrap_or_default();
-        let standbys = status.replicas.iter().filter(|replica| {
+        if !is_listed(volume, host_nqn) {
+            return Some("it was unpublished meanwhile: publish it again".to_owned());
+        }
+        let target = &status.target_node;
+        if target.is_empty() {
+            return Some(match status.message.is_empty() {
+                true => "its replicas are being made".to_owned(),
+                false => status.message,
+            });
+        }
+        match self.served(volume) {
+            None => return Some(format!("node {target} does not serve it yet")),
+            Some(served) if !admits(&served) => {
+                return Some(format!(
+                    "its target on node {target} has not admitted the host yet"
+                ));
+            }
+            Some(_) => {}
+        }
+        let mut standbys = status.replicas.iter().filter(|replica| {
             let node = nodes.get(&replica.node).and_then(|node| node.status.as_ref());
             let is_online = node.is_some_and(|node| node.state() == NodeState::Online);
-            is_online && replica.node != status.target_node && replica.state() != ReplicaState::Assigned
+            is_online && replica.node != *target && replica.state() != ReplicaState::Assigned
         });
-        let mut shown = standbys.map(|replica| self.shown(volume, &replica.node));
-        self.served(volume).as_ref().is_some_and(admits)
-            && shown.all(|shown| shown.as_ref().is_some_and(admits))
+        let is_hidden = |replica: &&Replica| {
+            let shown = self.shown(volume, &replica.node);
+            !shown.as_ref().is_some_and(admits)
+        };
+        match standbys.find(is_hidden) {
+            Some(hidden) => Some(format!("node {} does not show it to the host yet", hidden.node)),
+            None if paths(volume, nodes).is_empty() => Some("no engine has told where it listens".to_owned()),
+            None => None,
+        }
     }
 
     /// Whether no node of a volume shows it to a host that is meant, as engines told last.
@@ -217,6 +242,31 @@ impl Services {
             shown.is_none_or(|target| !target.hosts.iter().any(|host| is_meant(&host.host_nqn)))
         })
     }
+}
+
+/// Whether a volume is published to a host.
+fn is_listed(volume: &Volume, host_nqn: &str) -> bool {
+    let mut hosts = volume.spec.iter().flat_map(|spec| &spec.hosts);
+    hosts.any(|host| host.host_nqn == host_nqn)
+}
+
+/// All paths to a volume. The node of the target comes first; the others are standbys.
+fn paths(volume: &Volume, nodes: &Nodes) -> Vec<VolumePath> {
+    let status = volume.status.clone().unwrap_or_default();
+    let replicas = status.replicas.iter().map(|replica| replica.node.as_str());
+    let mut paths: Vec<VolumePath> = Vec::new();
+    for name in [status.target_node.as_str()].into_iter().chain(replicas) {
+        if paths.iter().any(|path| path.node == name) {
+            continue;
+        }
+        let listeners = nodes.get(name).and_then(|node| node.status.as_ref());
+        let listeners = listeners.map_or(&[][..], |status| &status.nvmf_listeners);
+        paths.extend(listeners.iter().map(|address| VolumePath {
+            node: name.to_owned(),
+            address: address.clone(),
+        }));
+    }
+    paths
 }
 
 /// The host of a request.
@@ -273,7 +323,9 @@ impl Volumes for Services {
 
     async fn create_volume(&self, request: Request<CreateVolumeRequest>) -> Result<Response<Volume>, Status> {
         self.permit(&request, Action::Provision)?;
-        answer!(self.create(request.into_inner().volume).await?)
+        let wait = Wait::of(request.get_ref().wait_us, request.metadata())?;
+        let volume = self.create(request.into_inner().volume).await?;
+        answer!(self.made(wait, volume).await?)
     }
 
     async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Result<Response<Volume>, Status> {
@@ -314,6 +366,7 @@ impl Volumes for Services {
         request: Request<PublishVolumeRequest>,
     ) -> Result<Response<PublishVolumeResponse>, Status> {
         self.permit(&request, Action::Provision)?;
+        let wait = Wait::of(request.get_ref().wait_us, request.metadata())?;
         let request = request.into_inner();
         let sharing = request.sharing();
         let PublishVolumeRequest {
@@ -353,30 +406,19 @@ impl Volumes for Services {
             Ok(())
         };
         let volume = self.admit(&name, &host.host_nqn, secrets.as_ref(), admit).await?;
-        let status = volume.status.clone().unwrap_or_default();
-        let nodes = by_name(self.all::<Node>().await?);
-        let ready = self.is_published(&volume, &nodes, &host.host_nqn);
-        let mut paths = Vec::new();
-        // The target's own node first; the others are standbys.
-        let mut names = vec![status.target_node.clone()];
-        names.extend(status.replicas.iter().map(|replica| replica.node.clone()));
-        for name in names {
-            if paths.iter().any(|path: &VolumePath| path.node == name) {
-                continue;
-            }
-            let listeners = nodes.get(&name).and_then(|node| node.status.as_ref());
-            for address in listeners.map_or(&[][..], |status| &status.nvmf_listeners) {
-                paths.push(VolumePath {
-                    node: name.clone(),
-                    address: address.clone(),
-                });
-            }
-        }
+        // Once somebody has unpublished it there is nothing to wait for.
+        let is_over = |volume: &Volume, nodes: &Nodes| {
+            !is_listed(volume, &host.host_nqn) || self.missing(volume, nodes, &host.host_nqn).is_none()
+        };
+        let Look { volume, nodes, .. } = self.await_volume(wait, volume, is_over).await?;
+        let missing = self.missing(&volume, &nodes, &host.host_nqn);
         answer!(PublishVolumeResponse {
             subsystem_nqn: format!("{SUBSYSTEM_PREFIX}{}", volume.meta().uid),
             namespace_uuid: volume.meta().uid.clone(),
-            ready: ready && !paths.is_empty(),
-            paths,
+            paths: paths(&volume, &nodes),
+            ready: missing.is_none(),
+            state: volume.status.as_ref().map_or(0, |status| status.state),
+            message: missing.unwrap_or_default(),
         })
     }
 
@@ -385,7 +427,10 @@ impl Volumes for Services {
         request: Request<UnpublishVolumeRequest>,
     ) -> Result<Response<UnpublishVolumeResponse>, Status> {
         self.permit(&request, Action::Provision)?;
-        let UnpublishVolumeRequest { name, host_nqn: nqn } = request.into_inner();
+        let wait = Wait::of(request.get_ref().wait_us, request.metadata())?;
+        let UnpublishVolumeRequest {
+            name, host_nqn: nqn, ..
+        } = request.into_inner();
         require_name(&name)?;
         if let Some(nqn) = &nqn {
             let mut errors = Vec::new();
@@ -399,8 +444,15 @@ impl Volumes for Services {
             Err(CallError::NotFound { .. }) => return answer!(UnpublishVolumeResponse { ready: true }),
             changed => changed?,
         };
-        let ready = self.is_unpublished(&volume, is_meant);
-        answer!(UnpublishVolumeResponse { ready })
+        let is_unpublished = |volume: &Volume, _: &Nodes| self.is_unpublished(volume, is_meant);
+        match self.await_volume(wait, volume, is_unpublished).await {
+            Ok(look) => answer!(UnpublishVolumeResponse { ready: look.done }),
+            // Deleted meanwhile: nobody uses it.
+            Err(CallError::NotFound { .. }) => answer!(UnpublishVolumeResponse { ready: true }),
+            // Engines may show it still.
+            Err(CallError::Deleting { .. }) => answer!(UnpublishVolumeResponse { ready: false }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn plan_volume(

@@ -30,13 +30,13 @@ use crate::common::fleet::Fleet;
 use crate::common::{GIB, VirtualClock, named, volume};
 
 /// A server with its planner and simulated engines.
-struct Server {
-    channel: Channel,
+pub(crate) struct Server {
+    pub(crate) channel: Channel,
     _stop: watch::Sender<bool>,
 }
 
 impl Server {
-    async fn start(store: Arc<dyn Store>, fleet: Fleet) -> Self {
+    pub(crate) async fn start(store: Arc<dyn Store>, fleet: Fleet) -> Self {
         let observations = Arc::new(Observations::default());
         let clock: Arc<dyn Clock> = Arc::new(VirtualClock::default());
         let (stop, stopped) = watch::channel(false);
@@ -70,16 +70,16 @@ impl Server {
         Self { channel, _stop: stop }
     }
 
-    async fn in_memory() -> Self {
+    pub(crate) async fn in_memory() -> Self {
         Self::start(Arc::new(MemoryStore::default()), Fleet::default()).await
     }
 
-    fn volumes(&self) -> VolumesClient<Channel> {
+    pub(crate) fn volumes(&self) -> VolumesClient<Channel> {
         VolumesClient::new(self.channel.clone())
     }
 
     /// Waits until that many pools can be used.
-    async fn until_online(&self, count: usize) {
+    pub(crate) async fn until_online(&self, count: usize) {
         loop {
             let request = ListPoolsRequest::default();
             let pools = PoolsClient::new(self.channel.clone())
@@ -97,7 +97,7 @@ impl Server {
         }
     }
 
-    async fn add_node(&self, name: &str) {
+    pub(crate) async fn add_node(&self, name: &str) {
         let spec = NodeSpec {
             address: format!("{name}:4430"),
             ..NodeSpec::default()
@@ -132,14 +132,14 @@ impl Server {
     }
 }
 
-fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     let details = status.get_details_error_info().expect("every error has a reason");
     assert_eq!(details.domain, "control.pollux.io");
     details.reason
 }
 
 /// The fields that an answer calls wrong.
-fn fields(status: &Status) -> Vec<String> {
+pub(crate) fn fields(status: &Status) -> Vec<String> {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert_eq!(reason(status), "FIELD_INVALID");
     let details = status.get_details_bad_request().expect("it names the fields");
@@ -150,11 +150,14 @@ fn fields(status: &Status) -> Vec<String> {
         .collect()
 }
 
-fn create(volume: Volume) -> CreateVolumeRequest {
-    CreateVolumeRequest { volume: Some(volume) }
+pub(crate) fn create(volume: Volume) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        volume: Some(volume),
+        wait_us: None,
+    }
 }
 
-fn mask(paths: &[&str]) -> Option<FieldMask> {
+pub(crate) fn mask(paths: &[&str]) -> Option<FieldMask> {
     Some(FieldMask {
         paths: paths.iter().map(ToString::to_string).collect(),
     })
@@ -207,7 +210,7 @@ async fn wrong_fields_of_every_call_are_named() {
         PoolsClient.get_pool(GetPoolRequest { name: bad() }) => "name",
         PoolsClient.update_pool(UpdatePoolRequest { pool: None, update_mask: None }) => "pool",
         PoolsClient.delete_pool(DeletePoolRequest { name: bad() }) => "name",
-        VolumesClient.create_volume(CreateVolumeRequest { volume: None }) => "volume",
+        VolumesClient.create_volume(CreateVolumeRequest { volume: None, wait_us: None }) => "volume",
         VolumesClient.create_volume(create(named(Volume::default(), "v"))) => "volume.spec",
         VolumesClient.create_volume(create(volume("v", 9))) => "volume.spec.policy.replicas",
         VolumesClient.get_volume(GetVolumeRequest { name: bad() }) => "name",
@@ -219,9 +222,17 @@ async fn wrong_fields_of_every_call_are_named() {
         VolumesClient.publish_volume(PublishVolumeRequest {
             name: "v".to_owned(), host: Some(HostAccess::default()), ..Default::default()
         }) => "host.host_nqn",
-        VolumesClient.unpublish_volume(UnpublishVolumeRequest { name: bad(), host_nqn: None }) => "name",
+        VolumesClient.create_volume(CreateVolumeRequest { volume: None, wait_us: Some(30_000_001) })
+            => "wait_us",
+        VolumesClient.publish_volume(PublishVolumeRequest { wait_us: Some(u64::MAX), ..Default::default() })
+            => "wait_us",
+        VolumesClient.unpublish_volume(
+            UnpublishVolumeRequest { wait_us: Some(u64::MAX), ..Default::default() }
+        ) => "wait_us",
+        VolumesClient.unpublish_volume(UnpublishVolumeRequest { name: bad(), ..Default::default() })
+            => "name",
         VolumesClient.unpublish_volume(UnpublishVolumeRequest {
-            name: "v".to_owned(), host_nqn: Some(String::new())
+            name: "v".to_owned(), host_nqn: Some(String::new()), wait_us: None
         }) => "host_nqn",
         VolumesClient.plan_volume(PlanVolumeRequest { volume: None }) => "volume",
         VolumesClient.plan_volume(PlanVolumeRequest { volume: Some(volume("v", 0)) })
@@ -586,6 +597,7 @@ async fn volumes_are_published_and_taken_back() {
     let unpublish = UnpublishVolumeRequest {
         name: "v".to_owned(),
         host_nqn: Some("nqn.2026-11.x:other".to_owned()),
+        wait_us: None,
     };
     volumes.unpublish_volume(unpublish).await.expect("it is there");
     let delete = || DeleteVolumeRequest { name: "v".to_owned() };
@@ -600,6 +612,7 @@ async fn volumes_are_published_and_taken_back() {
     let unpublish = || UnpublishVolumeRequest {
         name: "v".to_owned(),
         host_nqn: Some("nqn.2026-11.x:host".to_owned()),
+        wait_us: None,
     };
     while !volumes
         .unpublish_volume(unpublish())
@@ -652,150 +665,4 @@ async fn volumes_are_published_and_taken_back() {
         .delete_node(request)
         .await;
     assert_eq!(reason(&refused.expect_err("its pool is there")), "IN_USE");
-}
-
-#[tokio::test]
-async fn templates_tell_what_they_would_move() {
-    let server = Server::start(Arc::new(MemoryStore::default()), Fleet::new(["a", "b", "c"])).await;
-    for node in ["a", "b", "c"] {
-        server.add_node(node).await;
-    }
-    server.until_online(3).await;
-    let mut templates = TemplatesClient::new(server.channel.clone());
-    let template = |replicas| {
-        let policy = VolumePolicy {
-            replicas: Some(replicas),
-            ..VolumePolicy::default()
-        };
-        let template = Template {
-            spec: Some(TemplateSpec { policy: Some(policy) }),
-            ..Template::default()
-        };
-        Some(named(template, "gold"))
-    };
-    let request = CreateTemplateRequest {
-        template: template(1),
-    };
-    templates.create_template(request).await.expect("it is new");
-    let mut volumes = server.volumes();
-    let mut follower = volume("v", 1);
-    let spec = follower.spec.as_mut().expect("it has one");
-    spec.policy = None;
-    spec.template = "gold".to_owned();
-    volumes.create_volume(create(follower)).await.expect("it is new");
-    loop {
-        let request = GetVolumeRequest { name: "v".to_owned() };
-        let volume = volumes
-            .get_volume(request)
-            .await
-            .expect("it is there")
-            .into_inner();
-        if volume.status.expect("it has one").state() == VolumeState::Healthy {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-    let update = |replicas| UpdateTemplateRequest {
-        template: template(replicas),
-        update_mask: mask(&["spec.policy"]),
-    };
-    let preview = templates
-        .preview_template(update(3))
-        .await
-        .expect("a preview")
-        .into_inner();
-    assert_eq!((preview.volumes, preview.changes.len()), (1, 1));
-    assert_eq!(preview.changes[0].added_pools.len(), 2);
-    assert_eq!(preview.copied_bytes_max, 20 * GIB);
-    assert_eq!(preview.changes[0].qos, None);
-    // Limits alone, by their own path: nothing moves.
-    let limited = |qos| UpdateTemplateRequest {
-        template: Some(named(
-            Template {
-                spec: Some(TemplateSpec {
-                    policy: Some(VolumePolicy {
-                        replicas: Some(3),
-                        qos: Some(qos),
-                        ..VolumePolicy::default()
-                    }),
-                }),
-                ..Template::default()
-            },
-            "gold",
-        )),
-        update_mask: mask(&["spec.policy.qos"]),
-    };
-    let qos = Qos {
-        iops_max: Some(100),
-        ..Qos::default()
-    };
-    let preview = templates
-        .preview_template(limited(qos))
-        .await
-        .expect("a preview")
-        .into_inner();
-    assert_eq!((preview.volumes, preview.copied_bytes_max), (1, 0));
-    let [change] = preview.changes.as_slice() else {
-        panic!("{preview:?}")
-    };
-    assert_eq!((change.added_pools.len(), change.qos), (0, Some(qos)));
-    let wrong = Qos {
-        write: Some(QosLimits {
-            bytes: Some(QosRate::default()),
-            operations: None,
-        }),
-        ..Qos::default()
-    };
-    let refused = templates
-        .update_template(limited(wrong))
-        .await
-        .expect_err("no rate");
-    assert_eq!(fields(&refused), ["template.spec.policy.qos.write.bytes"]);
-    let changed = templates.update_template(limited(qos)).await.expect("limits");
-    let policy = changed
-        .into_inner()
-        .spec
-        .expect("it has one")
-        .policy
-        .expect("it has one");
-    assert_eq!((policy.replicas, policy.qos), (Some(1), Some(qos)));
-    // The same of a volume: its own limits come and go, and a policy that says nothing is none.
-    for own in [Some(qos), None] {
-        let policy = VolumePolicy {
-            replicas: Some(5),
-            qos: own,
-            ..VolumePolicy::default()
-        };
-        let mut update = volume("v", 1);
-        update.spec.as_mut().expect("it has one").policy = Some(policy);
-        let request = UpdateVolumeRequest {
-            volume: Some(update),
-            update_mask: mask(&["spec.policy.qos"]),
-        };
-        let changed = volumes.update_volume(request).await.expect("limits").into_inner();
-        let policy = changed.spec.expect("it has one").policy;
-        let wanted = own.map(|qos| VolumePolicy {
-            qos: Some(qos),
-            ..VolumePolicy::default()
-        });
-        assert_eq!(policy, wanted);
-    }
-    let preview = templates
-        .preview_template(update(4))
-        .await
-        .expect("a preview")
-        .into_inner();
-    assert!(
-        preview.changes[0].problem.contains("only 2 of 3"),
-        "{}",
-        preview.changes[0].problem
-    );
-    let request = DeleteTemplateRequest {
-        name: "gold".to_owned(),
-    };
-    let refused = templates
-        .delete_template(request)
-        .await
-        .expect_err("a volume follows it");
-    assert_eq!(reason(&refused), "IN_USE");
 }

@@ -124,6 +124,7 @@ async fn all_engines_that_show_a_volume_have_the_secrets() {
     let unpublish = UnpublishVolumeRequest {
         name: "v".to_owned(),
         host_nqn: Some(HOST.to_owned()),
+        wait_us: None,
     };
     services(&cluster)
         .unpublish_volume(Request::new(unpublish))
@@ -239,7 +240,10 @@ async fn what_is_no_secret_is_refused_by_its_field() {
         secret_uid: "x".to_owned(),
         ..HostAccess::default()
     });
-    let made = CreateVolumeRequest { volume: Some(made) };
+    let made = CreateVolumeRequest {
+        volume: Some(made),
+        wait_us: None,
+    };
     let refused = services(&cluster).create_volume(Request::new(made)).await;
     let refused = refused.expect_err("a name");
     assert!(

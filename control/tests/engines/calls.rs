@@ -12,6 +12,9 @@ use tonic::transport::Channel;
 
 use crate::cluster::{Cluster, until};
 
+/// How long the control plane waits before it answers: less than a look may take.
+const WAIT_US: u64 = 5_000_000;
+
 /// The size of a volume.
 pub const VOLUME_BYTES: u64 = 64 << 20;
 
@@ -80,7 +83,10 @@ impl Cluster {
             }),
             status: None,
         };
-        let request = CreateVolumeRequest { volume: Some(volume) };
+        let request = CreateVolumeRequest {
+            volume: Some(volume),
+            wait_us: None,
+        };
         until("a volume", || async {
             let answer = self.volumes().create_volume(request.clone()).await;
             tolerated(answer)
@@ -99,7 +105,10 @@ impl Cluster {
             }),
             status: None,
         };
-        let request = CreateVolumeRequest { volume: Some(volume) };
+        let request = CreateVolumeRequest {
+            volume: Some(volume),
+            wait_us: None,
+        };
         until("a volume", || async {
             tolerated(self.volumes().create_volume(request.clone()).await)
         })
@@ -209,6 +218,7 @@ impl Cluster {
                 read_only,
                 ..HostAccess::default()
             }),
+            wait_us: Some(WAIT_US),
             secrets,
             ..PublishVolumeRequest::default()
         };
@@ -228,6 +238,7 @@ impl Cluster {
         let request = UnpublishVolumeRequest {
             name: name.to_owned(),
             host_nqn: host_nqn.map(str::to_owned),
+            wait_us: Some(WAIT_US),
         };
         until("it is unpublished", || async {
             let answer = self

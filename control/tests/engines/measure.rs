@@ -28,7 +28,10 @@ const AT_A_TIME: usize = 32;
 /// Small ones: the pools are small too, and take replicas up to twice their size.
 const VOLUME_BYTES: u64 = 1 << 20;
 
-/// The pause before it is asked again.
+/// How long the control plane waits for a volume to be published before it answers.
+const WAIT_US: u64 = 10_000_000;
+
+/// The pause before a control plane that was killed is asked again.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// Measures all of it, and tells.
@@ -61,7 +64,10 @@ async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
         }),
         status: None,
     };
-    let request = CreateVolumeRequest { volume: Some(volume) };
+    let request = CreateVolumeRequest {
+        volume: Some(volume),
+        wait_us: None,
+    };
     volumes.create_volume(request).await.expect("a volume");
     let request = PublishVolumeRequest {
         name,
@@ -70,6 +76,7 @@ async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
             read_only: false,
             ..HostAccess::default()
         }),
+        wait_us: Some(WAIT_US),
         ..PublishVolumeRequest::default()
     };
     loop {
@@ -77,7 +84,6 @@ async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
         if answer.into_inner().ready {
             return began.elapsed();
         }
-        tokio::time::sleep(PAUSE).await;
     }
 }
 

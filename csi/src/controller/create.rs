@@ -17,7 +17,7 @@ use pollux_api::csi::v1::{
 };
 
 use crate::capability::Capability;
-use crate::control::{Waiting, reason};
+use crate::control::{WAIT_US, Waiting, reason};
 use crate::error::CallError;
 use crate::names::{clone_snapshot, fingerprint, label, resource_name};
 use crate::parameters::Parameters;
@@ -256,7 +256,10 @@ impl ControllerService {
         if !plan.fits {
             return Err(CallError::NoPlace(plan.summary));
         }
-        let request = NewVolume { volume: Some(volume) };
+        let request = NewVolume {
+            volume: Some(volume),
+            wait_us: Some(WAIT_US),
+        };
         self.control.volumes().create_volume(request).await?;
         Ok(())
     }

@@ -12,7 +12,7 @@ use pollux_api::csi::v1::{
 };
 
 use crate::capability::{Capability, Sharing};
-use crate::control::{Waiting, reason};
+use crate::control::{WAIT_US, Waiting, reason};
 use crate::error::CallError;
 use crate::names::Host;
 use crate::node::context;
@@ -125,6 +125,7 @@ impl ControllerService {
                     ..HostAccess::default()
                 }),
                 sharing: publication.sharing.into(),
+                wait_us: Some(WAIT_US),
                 secrets: publication.secrets.clone(),
             };
             let answer = match self.control.volumes().publish_volume(request).await {
@@ -134,8 +135,7 @@ impl ControllerService {
             if answer.ready {
                 return Ok(answer);
             }
-            let state = "its target has not admitted the node yet";
-            waiting.pause("volume", &publication.id, state).await?;
+            waiting.pause("volume", &publication.id, &answer.message).await?;
         }
     }
 
@@ -180,6 +180,7 @@ impl ControllerService {
                 let request = UnpublishVolumeRequest {
                     name: id.clone(),
                     host_nqn: Some(host.nqn.clone()),
+                    wait_us: Some(WAIT_US),
                 };
                 if self
                     .control

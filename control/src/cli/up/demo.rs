@@ -16,6 +16,7 @@ use pollux_api::control::v1::{
 };
 use serde::Deserialize;
 
+use super::super::wait;
 use super::children::Program;
 use super::{LocalCluster, PAUSE, UpArguments, failed, metadata};
 use crate::cli::connection::{Channel, CommandError};
@@ -249,7 +250,10 @@ impl<W: Write> Stage<'_, W> {
             }),
             status: None,
         };
-        let request = CreateVolumeRequest { volume: Some(volume) };
+        let request = CreateVolumeRequest {
+            volume: Some(volume),
+            wait_us: None,
+        };
         self.volumes().create_volume(request).await?;
         Ok(())
     }
@@ -258,6 +262,7 @@ impl<W: Write> Stage<'_, W> {
         let request = UnpublishVolumeRequest {
             name: name.to_owned(),
             host_nqn: None,
+            wait_us: None,
         };
         self.volumes().unpublish_volume(request).await?;
         Ok(())
@@ -315,17 +320,7 @@ impl<W: Write> Stage<'_, W> {
             }),
             ..PublishVolumeRequest::default()
         };
-        let began = Instant::now();
-        loop {
-            let answer = self.volumes().publish_volume(request.clone()).await?.into_inner();
-            if answer.ready {
-                return Ok(answer);
-            }
-            if began.elapsed() > STEP_TIMEOUT {
-                return Err(CommandError::Refused("no engine admits the host".to_owned()));
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
+        wait::published(&self.cluster.channel, request, STEP_TIMEOUT.as_secs()).await
     }
 
     /// Starts a host, which writes for some seconds and reads everything back, and goes on from what a file
