@@ -523,6 +523,7 @@ fn volume_records(
     });
     let wanted = u32::try_from(record.members.len()).unwrap_or(REPLICAS_MAX);
     let wanted = wanted.clamp(1, REPLICAS_MAX);
+    let known = world.volumes.get(&found.name).filter(|_| found.outdated);
     let mut status = VolumeStatus {
         state: VolumeState::Unavailable.into(),
         message: "it was put on record again".to_owned(),
@@ -533,10 +534,14 @@ fn volume_records(
         size_bytes: record.size_bytes,
         min_in_sync: record.min_in_sync.min(wanted),
         snapshots: record.snapshots.clone(),
+        // They are on record only.
+        reservations: known
+            .and_then(|known| known.status.as_ref())
+            .map(|status| status.reservations.clone())
+            .unwrap_or_default(),
     };
     forget_snapshots(&mut status);
     let mut transaction = Transaction::default();
-    let known = world.volumes.get(&found.name).filter(|_| found.outdated);
     for recorded in &status.snapshots {
         let is_known = |snapshot: &Snapshot| snapshot.meta().uid == recorded.uid;
         if world.snapshots.values().any(is_known) {

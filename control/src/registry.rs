@@ -1,11 +1,12 @@
-//! Who takes part in volumes, asked for and changed by their targets.
+//! Who takes part in volumes, and the reservations of their hosts: asked for and changed by their targets.
 //!
 //! A change is a compare-and-swap: it is made if the caller is the node that is to serve the volume, knows
 //! the newest version, and the change is a legal one ([`check_follows`]). Everybody else learns what is so,
 //! and has to stop acknowledging.
 
 use pollux_api::control::v1::{
-    GetMembershipRequest, Membership, SwapMembershipRequest, SwapMembershipResponse, Volume,
+    GetMembershipRequest, GetReservationsRequest, Membership, Reservations, SwapMembershipRequest,
+    SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse, Volume,
 };
 
 use crate::model::{Guarded, Kind, Record, check_follows, membership, put_membership};
@@ -13,6 +14,9 @@ use crate::store::{Store, StoreError, Transaction};
 
 /// How often a change is tried against others of the same volume.
 const ATTEMPTS_MAX: usize = 16;
+
+/// Bytes of the reservations of a volume; those of as many registrants as there can be have fewer.
+pub const RESERVATIONS_BYTES_MAX: usize = 4096;
 
 /// Why a record was not told or not changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,6 +33,18 @@ pub enum RegistryError {
         node: String,
         /// Who is to serve it; empty for nobody.
         target: String,
+    },
+    /// The volume was opened again since.
+    #[error("volume {volume} is served in epoch {current}, and {node} asks as in {epoch}: it is superseded")]
+    Superseded {
+        /// The volume.
+        volume: String,
+        /// Who asked.
+        node: String,
+        /// The epoch in which the node serves it.
+        epoch: u64,
+        /// The newest one.
+        current: u64,
     },
     /// The change is none that may be made.
     #[error("the record of volume {volume} cannot become so: {reason}")]
@@ -121,6 +137,88 @@ pub async fn swap_membership(
                     current: None,
                 });
             }
+            Err(StoreError::Conflict { key }) if key == volume.key() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(RegistryError::Contended(request.volume.clone()))
+}
+
+/// Reads a volume for the node that serves it in an epoch.
+async fn read_served(
+    store: &dyn Store,
+    (name, uid): (&str, &str),
+    (node, epoch): (&str, u64),
+) -> Result<Volume, RegistryError> {
+    let volume = read(store, name, uid, node).await?;
+    let current = volume.status.as_ref().map_or(0, |status| status.epoch);
+    match current == epoch {
+        true => Ok(volume),
+        false => Err(RegistryError::Superseded {
+            volume: name.to_owned(),
+            node: node.to_owned(),
+            epoch,
+            current,
+        }),
+    }
+}
+
+fn reservations_of(volume: &Volume) -> &[u8] {
+    let status = volume.status.as_ref();
+    status.map_or(&[], |status| status.reservations.as_slice())
+}
+
+/// The reservations of the hosts of a volume.
+///
+/// # Errors
+///
+/// [`RegistryError`].
+pub async fn get_reservations(
+    store: &dyn Store,
+    request: &GetReservationsRequest,
+) -> Result<Reservations, RegistryError> {
+    let volume = (request.volume.as_str(), request.volume_uid.as_str());
+    let volume = read_served(store, volume, (&request.node, request.epoch)).await?;
+    Ok(Reservations {
+        record: reservations_of(&volume).to_vec(),
+    })
+}
+
+/// Keeps other reservations. Asked twice, it is done once and answered twice.
+///
+/// # Errors
+///
+/// [`RegistryError`]; nothing has changed then.
+pub async fn swap_reservations(
+    store: &dyn Store,
+    request: &SwapReservationsRequest,
+) -> Result<SwapReservationsResponse, RegistryError> {
+    let swapped = SwapReservationsResponse {
+        swapped: true,
+        current: Vec::new(),
+    };
+    for _ in 0..ATTEMPTS_MAX {
+        let volume = (request.volume.as_str(), request.volume_uid.as_str());
+        let mut volume = read_served(store, volume, (&request.node, request.epoch)).await?;
+        let current = reservations_of(&volume);
+        if current == request.next {
+            return Ok(swapped);
+        }
+        if current != request.before {
+            return Ok(SwapReservationsResponse {
+                swapped: false,
+                current: current.to_vec(),
+            });
+        }
+        volume
+            .status
+            .get_or_insert_default()
+            .reservations
+            .clone_from(&request.next);
+        let mut transaction = Transaction::default();
+        transaction.put(&volume);
+        match store.commit(transaction).await {
+            Ok(_) => return Ok(swapped),
             Err(StoreError::Conflict { key }) if key == volume.key() => {}
             Err(error) => return Err(error.into()),
         }

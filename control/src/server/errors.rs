@@ -152,7 +152,9 @@ impl CallError {
             },
             Self::Registry(error) => match error {
                 RegistryError::NotFound(_) => (Reason::NotFound, Code::NotFound),
-                RegistryError::NotTarget { .. } => (Reason::EpochStale, Code::FailedPrecondition),
+                RegistryError::NotTarget { .. } | RegistryError::Superseded { .. } => {
+                    (Reason::EpochStale, Code::FailedPrecondition)
+                }
                 RegistryError::Illegal { .. } => (Reason::FieldInvalid, Code::InvalidArgument),
                 RegistryError::Contended(_) | RegistryError::Store(_) => (Reason::Contended, Code::Aborted),
             },

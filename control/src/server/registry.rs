@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use pollux_api::control::v1::registry_server::Registry;
 use pollux_api::control::v1::{
-    EngineReport, GetMembershipRequest, Membership, Node, ReportAnswer, SwapMembershipRequest,
-    SwapMembershipResponse,
+    EngineReport, GetMembershipRequest, GetReservationsRequest, Membership, Node, ReportAnswer, Reservations,
+    SwapMembershipRequest, SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse,
 };
 use tonic::{Request, Response, Status};
 
-use crate::registry::{get_membership, swap_membership};
+use crate::registry::{
+    RESERVATIONS_BYTES_MAX, get_membership, get_reservations, swap_membership, swap_reservations,
+};
 use crate::security::Action;
 
 use super::errors::CallError;
@@ -61,6 +63,35 @@ impl Registry for Services {
         require_name(&request.node)?;
         caller.require_node(&request.node)?;
         let swapped = swap_membership(self.parts.store.as_ref(), &request).await;
+        answer!(swapped.map_err(CallError::from)?)
+    }
+
+    async fn get_reservations(
+        &self,
+        request: Request<GetReservationsRequest>,
+    ) -> Result<Response<Reservations>, Status> {
+        let caller = self.permit(&request, Action::Report)?;
+        let request = request.into_inner();
+        require_volume(&request.volume)?;
+        require_name(&request.node)?;
+        caller.require_node(&request.node)?;
+        let found = get_reservations(self.parts.store.as_ref(), &request).await;
+        answer!(found.map_err(CallError::from)?)
+    }
+
+    async fn swap_reservations(
+        &self,
+        request: Request<SwapReservationsRequest>,
+    ) -> Result<Response<SwapReservationsResponse>, Status> {
+        let caller = self.permit(&request, Action::Report)?;
+        let request = request.into_inner();
+        require_volume(&request.volume)?;
+        require_name(&request.node)?;
+        if request.next.len() > RESERVATIONS_BYTES_MAX {
+            return Err(CallError::field("next", "has more bytes than reservations can have").into());
+        }
+        caller.require_node(&request.node)?;
+        let swapped = swap_reservations(self.parts.store.as_ref(), &request).await;
         answer!(swapped.map_err(CallError::from)?)
     }
 }

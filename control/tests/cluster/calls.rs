@@ -271,6 +271,20 @@ async fn wrong_fields_of_every_call_are_named() {
         RegistryClient.swap_membership(
             SwapMembershipRequest { volume: bad(), ..SwapMembershipRequest::default() }
         ) => "volume",
+        RegistryClient.get_reservations(
+            GetReservationsRequest { volume: bad(), ..GetReservationsRequest::default() }
+        ) => "volume",
+        RegistryClient.swap_reservations(
+            SwapReservationsRequest { volume: bad(), ..SwapReservationsRequest::default() }
+        ) => "volume",
+        RegistryClient.swap_reservations(
+            SwapReservationsRequest {
+                volume: "v".to_owned(),
+                node: "n".to_owned(),
+                next: vec![0; 4097],
+                ..SwapReservationsRequest::default()
+            }
+        ) => "next",
     );
 }
 

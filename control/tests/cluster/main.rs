@@ -11,6 +11,7 @@ mod programs;
 mod rebalance;
 mod reconcile;
 mod recover;
+mod reservations;
 mod scale;
 mod secrets;
 mod together;

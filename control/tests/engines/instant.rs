@@ -15,12 +15,13 @@ use pollux_reactor::real::{ReactorThread, Settings};
 
 use crate::cluster::HOST;
 
-const BLOCK_BYTES: usize = 4096;
+pub const BLOCK_BYTES: usize = 4096;
 
 /// Buffers of the host's reactor, in bytes.
 const BUFFER_BYTES: usize = 16 << 20;
 
-fn reactor() -> ReactorThread {
+/// A reactor of hosts.
+pub fn reactor() -> ReactorThread {
     let settings = Settings {
         buffers: PoolOptions {
             total_bytes: BUFFER_BYTES,
@@ -35,21 +36,30 @@ fn reactor() -> ReactorThread {
     ReactorThread::spawn(settings).expect("a reactor")
 }
 
-/// Where a volume is served: the first of its paths.
+/// Where a volume is served.
 #[derive(Clone)]
-struct Path(SocketAddr, String);
+pub struct Path(SocketAddr, String);
 
 impl Path {
+    pub fn new(address: &str, subsystem: &str) -> Self {
+        Self(address.parse().expect("an address"), subsystem.to_owned())
+    }
+
+    /// The first of its paths.
     fn of(published: &PublishVolumeResponse) -> Self {
-        let address = published.paths[0].address.parse().expect("an address");
-        Self(address, published.subsystem_nqn.clone())
+        Self::new(&published.paths[0].address, &published.subsystem_nqn)
+    }
+
+    /// How a host connects there.
+    pub fn options(&self, host: &str) -> NvmfOptions {
+        let subsystem = self.1.parse().expect("a name");
+        let mut options = NvmfOptions::new(Endpoint::from(self.0), subsystem);
+        options.host = HostIdentity::from_name(host.parse().expect("a name"));
+        options
     }
 
     async fn connect(self) -> Rc<dyn BlockDevice> {
-        let subsystem = self.1.parse().expect("a name");
-        let mut options = NvmfOptions::new(Endpoint::from(self.0), subsystem);
-        options.host = HostIdentity::from_name(HOST.parse().expect("a name"));
-        let device = NvmfDevice::open(options).await.expect("it is served");
+        let device = NvmfDevice::open(self.options(HOST)).await.expect("it is served");
         device.attach().await.expect("a queue")
     }
 }

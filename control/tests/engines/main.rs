@@ -10,6 +10,7 @@ mod chaos;
 mod cluster;
 mod instant;
 mod measure;
+mod reserved;
 mod scenarios;
 mod trust;
 

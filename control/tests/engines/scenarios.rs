@@ -17,6 +17,7 @@ use tonic::Code;
 use crate::chaos;
 use crate::cluster::{Cluster, HOST, Records, until};
 use crate::instant::{Writer, numbers};
+use crate::reserved::reservations_outlive_their_target;
 use crate::trust;
 
 /// How long things are killed and brought back, in every run of the tests.
@@ -40,7 +41,7 @@ pub fn tell(what: &str, took: Duration) {
     let _ = writeln!(std::io::stdout(), "{what}: {:.1} s", took.as_secs_f64());
 }
 
-fn policy(replicas: u32, min_in_sync: u32) -> VolumePolicy {
+pub fn policy(replicas: u32, min_in_sync: u32) -> VolumePolicy {
     VolumePolicy {
         replicas: Some(replicas),
         min_in_sync: Some(min_in_sync),
@@ -74,6 +75,7 @@ pub fn run() -> ExitCode {
             io_goes_on_without_a_control_plane,
             hosts_are_admitted_as_they_are_listed,
             hosts_are_admitted_by_their_secrets,
+            reservations_outlive_their_target,
             snapshots_are_kept_and_cloned,
             snapshots_of_several_are_of_one_instant,
             limits_of_templates_are_kept,

@@ -17,6 +17,7 @@ mod ports;
 mod record;
 mod registry;
 mod report;
+mod reservations;
 mod store;
 mod survey;
 mod switch;

@@ -1,4 +1,4 @@
-//! Calls of the control plane: reports, and who takes part in volumes.
+//! Calls of the control plane: reports, who takes part in volumes, and reservations of their hosts.
 //!
 //! Of several control planes the one that answered last is asked first; one that does not answer is left for
 //! the next one.
@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use pollux_api::control::v1::registry_client::RegistryClient;
 use pollux_api::control::v1::{
-    EngineReport, GetMembershipRequest, Membership, ReportAnswer, SwapMembershipRequest,
-    SwapMembershipResponse,
+    EngineReport, GetMembershipRequest, GetReservationsRequest, Membership, ReportAnswer, Reservations,
+    SwapMembershipRequest, SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse,
 };
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
@@ -107,6 +107,24 @@ impl Registry {
         request: &SwapMembershipRequest,
     ) -> Result<SwapMembershipResponse, Status> {
         self.call(async |mut client| client.swap_membership(request.clone()).await)
+            .await
+    }
+
+    /// The reservations of the hosts of a volume.
+    pub(super) async fn reservations(
+        &self,
+        request: &GetReservationsRequest,
+    ) -> Result<Reservations, Status> {
+        self.call(async |mut client| client.get_reservations(request.clone()).await)
+            .await
+    }
+
+    /// Keeps other reservations. When it is asked of several, it is done once.
+    pub(super) async fn swap_reservations(
+        &self,
+        request: &SwapReservationsRequest,
+    ) -> Result<SwapReservationsResponse, Status> {
+        self.call(async |mut client| client.swap_reservations(request.clone()).await)
             .await
     }
 }

@@ -35,6 +35,7 @@ use super::admission;
 use super::ports::Ports;
 use super::record::{BLOCK_BYTES, RecordError, to_api, uuid};
 use super::registry::Registry;
+use super::reservations::{Reservations, Volume};
 use super::store::ControlStore;
 use super::switch::VolumeSwitch;
 use super::wanted::Wanted;
@@ -124,6 +125,7 @@ struct Shown {
     switch: Arc<VolumeSwitch>,
     throttle: Arc<Throttle>,
     subsystem: Arc<Subsystem>,
+    reservations: Arc<Reservations>,
     state: Mutex<State>,
 }
 
@@ -427,7 +429,7 @@ impl Targets {
         let ids = u32::from(ControllerIds::MAX) / PATHS;
         let first = 1 + told.path * ids;
         let id = |id: u32| u16::try_from(id).unwrap_or(ControllerIds::MAX);
-        let subsystem = self.parts.target.add_subsystem(&SubsystemConfig {
+        let config = SubsystemConfig {
             // Nobody, until it is known by what they authenticate.
             hosts: Hosts {
                 allow_any: false,
@@ -439,7 +441,16 @@ impl Targets {
                 last: id(first + ids - 1),
             },
             ..SubsystemConfig::new(&format!("{SUBSYSTEM_PREFIX}{volume}"))
-        })?;
+        };
+        let reservations = Reservations::new(Volume {
+            registry: self.parts.registry.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            node: self.parts.node.clone(),
+            name: told.volume.clone(),
+            uuid: volume,
+        });
+        let target = &self.parts.target;
+        let subsystem = target.add_subsystem_with_store(&config, reservations.clone())?;
         let namespace = NamespaceConfig {
             id: Some(NAMESPACE_ID),
             uuid: Some(volume),
@@ -459,6 +470,7 @@ impl Targets {
             switch,
             throttle,
             subsystem,
+            reservations,
             state: Mutex::new(State {
                 told: TargetConfig {
                     hosts: Vec::new(),
@@ -615,7 +627,23 @@ impl Targets {
             let mirror = Mirror::open(options, Rc::new(store), volume, &ports).await?;
             Ok::<_, OpeningError>(Serving::new(volume, mirror))
         });
-        opened.await?
+        let serving = opened.await??;
+        match self.adopt_reservations(shown, &serving).await {
+            Ok(()) => Ok(serving),
+            Err(error) => {
+                end(&serving).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Knows from now on which hosts are kept out.
+    async fn adopt_reservations(&self, shown: &Shown, serving: &Serving) -> Result<(), OpeningError> {
+        let record = shown.reservations.begin(serving.record().epoch.0).await?;
+        let adopted = shown
+            .subsystem
+            .adopt_reservations(NAMESPACE_ID, record.as_deref());
+        Ok(adopted.await?)
     }
 
     /// Follows a mirror until it has stopped, and then steps down.
@@ -672,6 +700,10 @@ enum OpeningError {
     Open(#[from] OpenError),
     #[error(transparent)]
     Reactor(#[from] RemoteCallError),
+    #[error("the reservations of its hosts cannot be had: {0}")]
+    Reservations(#[from] tonic::Status),
+    #[error(transparent)]
+    Adopt(#[from] SubsystemError),
     #[error("the engine has no reactor")]
     NoReactor,
     #[error("the cluster has another lease than this engine: use the same version everywhere")]
