@@ -4,6 +4,9 @@
 //! volume. Between the two nobody can change who takes part: the old target is not the node that may, and the
 //! new one has not opened it yet.
 
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
 use pollux_api::control::v1::{
     NodeState, Replica, ReplicaState, Severity, SnapshotState, TargetConfig, TargetHost, TargetRemoval,
     TargetReplica, Volume, VolumeSpec, VolumeState, VolumeStatus, engine_command::Command,
@@ -170,6 +173,7 @@ fn send_standby(
             .map_or(epoch, |target| target.epoch),
         size_bytes: status.size_bytes,
         hosts: hosts(context, spec, reported),
+        other_paths: other_paths(context, (spec, status), &replica.node),
         volume: volume.name().to_owned(),
         standby: true,
         path: replica.slot,
@@ -204,6 +208,32 @@ fn hosts(context: &Context<'_>, spec: &VolumeSpec, reported: Option<&TargetConfi
                 || reported.is_some_and(|target| has(target, host))
         })
         .collect()
+}
+
+/// Where the engines on other nodes than one that show a volume listen, once a host may use it.
+fn other_paths(
+    context: &Context<'_>,
+    (spec, status): (&VolumeSpec, &VolumeStatus),
+    node: &str,
+) -> Vec<String> {
+    if spec.hosts.is_empty() {
+        return Vec::new();
+    }
+    let shown = status
+        .replicas
+        .iter()
+        .filter(|replica| replica.state() != ReplicaState::Assigned);
+    let nodes = shown
+        .map(|replica| replica.node.as_str())
+        .chain([status.target_node.as_str()]);
+    // A node that is deleted or was never heard of listens nowhere. What is no address is of no use to hosts.
+    let listeners = nodes
+        .filter(|other| *other != node)
+        .filter_map(|other| context.world.nodes.get(other)?.status.as_ref())
+        .flat_map(|status| &status.nvmf_listeners)
+        .filter(|address| address.parse::<SocketAddr>().is_ok());
+    let addresses: BTreeSet<&String> = listeners.collect();
+    addresses.into_iter().cloned().collect()
 }
 
 /// What the target of a volume is told.
@@ -253,6 +283,7 @@ fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &Vo
             .collect(),
         min_in_sync: status.min_in_sync,
         hosts: hosts(context, spec, reported),
+        other_paths: other_paths(context, (spec, status), &status.target_node),
         iops_max: total(Counted::Operations),
         bandwidth_bytes_max: total(Counted::Bytes),
         qos: policy.qos.copied(),

@@ -296,3 +296,38 @@ async fn hosts_whose_secrets_are_lost_are_not_admitted_anew() {
     assert_eq!(admitted(&cluster), vec![Some(secrets("02").host); 3]);
     assert_eq!(stored(&cluster).await.len(), 1);
 }
+
+#[tokio::test]
+async fn engines_know_the_paths_of_each_other() {
+    let mut cluster = cluster().await;
+    let listeners = |cluster: &Cluster| -> BTreeSet<String> {
+        let nodes = cluster.world().nodes.values();
+        nodes
+            .flat_map(|node| {
+                node.status
+                    .iter()
+                    .flat_map(|status| status.nvmf_listeners.clone())
+            })
+            .collect()
+    };
+    let told = |cluster: &Cluster| -> Vec<BTreeSet<String>> {
+        let engines = cluster.fleet.lock();
+        let targets = engines
+            .engines
+            .values()
+            .flat_map(|engine| engine.targets.values());
+        targets
+            .map(|target| target.config.other_paths.iter().cloned().collect())
+            .collect()
+    };
+    assert_eq!(told(&cluster), [BTreeSet::new()], "no host looks");
+    published(&mut cluster, None).await;
+    let all = listeners(&cluster);
+    assert_eq!(all.len(), 3);
+    let engines = told(&cluster);
+    assert_eq!(engines.len(), 3);
+    for others in engines {
+        assert_eq!(others.len(), 2, "all but its own");
+        assert!(others.is_subset(&all));
+    }
+}

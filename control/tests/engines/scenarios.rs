@@ -182,6 +182,19 @@ async fn hosts_are_admitted_as_they_are_listed(cluster: &Cluster) {
         hosts
     };
     assert_eq!(hosts_of().await, [2, 2, 2]);
+    // Each engine tells hosts of the others.
+    for report in cluster.reports().await {
+        let own = &report.nvmf_listeners;
+        for target in &report.targets {
+            let others = &target.other_paths;
+            assert!(
+                others.len() == 2 && others.iter().all(|other| !own.contains(other)),
+                "{target:?}"
+            );
+            let is_path = |other: &String| published.paths.iter().any(|path| path.address == *other);
+            assert!(others.iter().all(is_path), "{target:?}");
+        }
+    }
     cluster.unpublish("v", Some(HOST)).await;
     assert_eq!(hosts_of().await, [1, 1, 1]);
     // Nobody reaches it by the name of a host that is not listed.

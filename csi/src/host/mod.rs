@@ -117,6 +117,15 @@ pub struct Connection<'a> {
     pub times: PathTimes,
 }
 
+/// What a target tells of subsystems.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiscoveryLog {
+    /// Changes with the rest.
+    pub generation: u64,
+    /// Names of subsystems, and where they are.
+    pub entries: Vec<(String, SocketAddr)>,
+}
+
 /// A path as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Controller {
@@ -239,6 +248,19 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     ///
     /// [`HostError`].
     fn controllers(&self, subsystem_nqn: &str) -> Result<Vec<Controller>, HostError>;
+
+    /// Which subsystems the target at an address tells this host of; nothing if that is of a generation that
+    /// is known already.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    fn discover(
+        &self,
+        address: SocketAddr,
+        host: &names::Host,
+        known: Option<u64>,
+    ) -> Result<Option<DiscoveryLog>, HostError>;
 
     /// The secrets that the kernel connected a path by, if it did by any.
     ///

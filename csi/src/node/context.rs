@@ -26,7 +26,7 @@ pub const SUBSYSTEM_PREFIX: &str = "nqn.2026-11.io.pollux:volume:";
 const NQN_BYTES_MAX: usize = 223;
 
 /// Paths to one volume.
-const PATHS_MAX: usize = 16;
+pub(super) const PATHS_MAX: usize = 16;
 
 /// How a volume is reached.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

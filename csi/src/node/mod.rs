@@ -95,6 +95,8 @@ struct Parts {
     records: Records,
     /// Of staged volumes.
     secrets: Kept,
+    /// What targets tell of where volumes are.
+    told: paths::Told,
 }
 
 /// Answers calls about volumes on this node. Clones share all of it.
@@ -117,6 +119,7 @@ impl NodeService {
             settings,
             records,
             secrets: Kept::default(),
+            told: paths::Told::default(),
         };
         Ok(Self {
             parts: Arc::new(parts),

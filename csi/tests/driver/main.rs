@@ -4,6 +4,7 @@ mod common;
 
 mod clones;
 mod controller;
+mod discovery;
 mod groups;
 mod metadata;
 mod node;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use pollux_api::csi::v1::volume_capability::access_mode::Mode;
 use pollux_api::csi::v1::volume_usage::Unit;
 use pollux_api::csi::v1::*;
-use pollux_csi::host::{Content, Host};
+use pollux_csi::host::{Content, DiscoveryLog, Host};
 use pollux_csi::node::{NodeService, context};
 use tonic::Code;
 use uuid::Uuid;
@@ -296,6 +296,86 @@ async fn a_driver_that_was_killed_leaves_nothing_that_the_next_one_cannot_undo()
     std::fs::create_dir(&records).expect("it can be made");
     assert_eq!(used.unstage().await, Ok(()));
     assert!(used.driver.machine.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn paths_follow_a_volume_that_moves() {
+    let pollux = Pollux::start().await.ready().await;
+    let used = Used::new(&pollux, "v", mount("")).await;
+    assert_eq!(used.stage().await, Ok(()));
+    let subsystem = used.context[context::SUBSYSTEM_NQN].clone();
+    let machine = &used.driver.machine;
+    let addresses = || {
+        let controllers = machine.controllers(&subsystem).expect("in memory");
+        let mut all: Vec<String> = controllers
+            .iter()
+            .map(|controller| controller.address.expect("it has one").to_string())
+            .collect();
+        all.sort();
+        all
+    };
+    let (one, two, three, new) = (
+        "127.0.0.1:4420",
+        "127.0.0.2:4420",
+        "127.0.0.3:4420",
+        "127.0.0.9:4420",
+    );
+    assert_eq!(addresses(), [one, two, three]);
+    let tell = |generation: u64, by: &str, paths: &[&str]| {
+        let entries = paths
+            .iter()
+            .map(|path| (subsystem.clone(), path.parse().expect("an address")));
+        let other = [(
+            "nqn.2026-11.io.pollux:volume:other".to_owned(),
+            "127.0.0.8:4420".parse().expect("one"),
+        )];
+        let told = DiscoveryLog {
+            generation,
+            entries: entries.chain(other).collect(),
+        };
+        machine.state().told.insert(by.parse().expect("an address"), told);
+    };
+    let round = || used.driver.service.connect_missing();
+    // Nobody tells anything: it stays as it is.
+    round().await;
+    assert_eq!(addresses(), [one, two, three]);
+    // A copy was made elsewhere for the third, whose path works still.
+    tell(1, one, &[one, two, new]);
+    round().await;
+    assert_eq!(addresses(), [one, two, three, new], "what works is not let go");
+    round().await;
+    assert_eq!(used.done(&format!("connect {new}")), 1);
+    // Then that is gone.
+    let set_state = |address: &str, to: &str| {
+        let mut state = machine.state();
+        let all = state.controllers.iter_mut();
+        for (_, controller) in all.filter(|(_, one)| one.address.is_some_and(|at| at.to_string() == address))
+        {
+            controller.state = to.to_owned();
+        }
+    };
+    set_state(three, "connecting");
+    round().await;
+    assert_eq!(addresses(), [one, two, new]);
+    // The record knows: it is the same after a restart.
+    let records = used.driver.directory.path().join("records");
+    let restarted = NodeService::new(machine.clone(), settings("n1", records)).expect("it can be made");
+    machine.state().told.clear();
+    machine.state().controllers.retain(|(_, one)| one.name == "nvme1");
+    restarted.connect_missing().await;
+    assert_eq!(addresses().len(), 3);
+    assert!(addresses().contains(&new.to_owned()), "{:?}", addresses());
+    // One that tells nonsense while no path that it tells works does no harm.
+    tell(2, one, &["127.0.0.7:4420"]);
+    machine.state().failing = vec!["connect"; 1];
+    set_state(one, "connecting");
+    set_state(two, "connecting");
+    set_state(new, "connecting");
+    round().await;
+    assert_eq!(addresses().len(), 3);
+    machine.state().told.clear();
+    assert_eq!(used.unstage().await, Ok(()));
+    assert!(addresses().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -70,6 +70,7 @@ impl Target {
                 epoch: config.epoch,
                 size_bytes: config.size_bytes,
                 hosts: config.hosts,
+                other_paths: config.other_paths,
                 path: config.path,
                 standby: true,
                 ..TargetConfig::default()
@@ -94,6 +95,15 @@ impl Target {
         }
         config
     }
+}
+
+/// Where an engine listens for hosts.
+fn listener(node: &str) -> String {
+    let number = node
+        .bytes()
+        .fold(0, |sum: u32, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    let address = std::net::Ipv4Addr::from(0x0a00_0000 | (number & 0x00ff_ffff));
+    format!("{address}:4420")
 }
 
 /// What a target admits, and the secrets by which: a host whose secrets are neither told nor known is not
@@ -648,7 +658,7 @@ impl EngineClient for Fleet {
         let report = EngineReport {
             node: node.clone(),
             version: "0.1.0".to_owned(),
-            nvmf_listeners: vec![format!("{node}:4420")],
+            nvmf_listeners: vec![listener(&node)],
             pools: found
                 .pools
                 .iter()

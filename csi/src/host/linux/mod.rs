@@ -1,19 +1,24 @@
 //! A machine with Linux: `/dev/nvme-fabrics`, sysfs, mount(2), and the programs of file systems.
 
 mod blank;
+mod discovery;
 mod fabrics;
 mod file_system;
 mod mounts;
 mod program;
 mod sysfs;
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use pollux_api::control::v1::HostSecrets;
 use uuid::Uuid;
 
-use super::{Connection, Content, Controller, Device, DeviceNumber, Host, HostError, Mount, Usage};
+use super::{
+    Connection, Content, Controller, Device, DeviceNumber, DiscoveryLog, Host, HostError, Mount, Usage,
+};
 use crate::capability::FileSystem;
+use crate::names;
 
 /// A machine with Linux, and where its kernel shows itself.
 #[derive(Debug, Clone)]
@@ -43,6 +48,15 @@ impl Host for LinuxHost {
 
     fn controllers(&self, subsystem_nqn: &str) -> Result<Vec<Controller>, HostError> {
         sysfs::controllers(&self.sys, subsystem_nqn)
+    }
+
+    fn discover(
+        &self,
+        address: SocketAddr,
+        host: &names::Host,
+        known: Option<u64>,
+    ) -> Result<Option<DiscoveryLog>, HostError> {
+        discovery::discover(address, host, known)
     }
 
     fn secrets(&self, controller: &Controller) -> Result<Option<HostSecrets>, HostError> {

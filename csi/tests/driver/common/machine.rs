@@ -2,14 +2,16 @@
 //! its mounts are a list.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use pollux_api::control::v1::HostSecrets;
 use pollux_csi::capability::FileSystem;
 use pollux_csi::host::{
-    Connection, Content, Controller, Device, DeviceNumber, Host, HostError, Mount, Usage,
+    Connection, Content, Controller, Device, DeviceNumber, DiscoveryLog, Host, HostError, Mount, Usage,
 };
+use pollux_csi::names;
 use pollux_csi::node::context::SUBSYSTEM_PREFIX;
 use uuid::Uuid;
 
@@ -38,6 +40,8 @@ pub struct State {
     pub busy: BTreeSet<Uuid>,
     /// Without multipath, each path is a device.
     pub without_multipath: bool,
+    /// What targets tell of where volumes are, by the addresses of the targets; others do not answer.
+    pub told: BTreeMap<SocketAddr, DiscoveryLog>,
     /// What was done, in order.
     pub done: Vec<String>,
 }
@@ -154,6 +158,18 @@ impl Host for Machine {
         let state = self.state();
         let own = state.controllers.iter().filter(|(nqn, _)| nqn == subsystem_nqn);
         Ok(own.map(|(_, controller)| controller.clone()).collect())
+    }
+
+    fn discover(
+        &self,
+        address: SocketAddr,
+        _: &names::Host,
+        known: Option<u64>,
+    ) -> Result<Option<DiscoveryLog>, HostError> {
+        let state = self.begin("discover", &address.to_string())?;
+        let told = state.told.get(&address).cloned();
+        let told = told.ok_or_else(|| HostError::kernel("ask for paths", address, "it does not answer"))?;
+        Ok(Some(told).filter(|told| known != Some(told.generation)))
     }
 
     fn secrets(&self, controller: &Controller) -> Result<Option<HostSecrets>, HostError> {

@@ -1,10 +1,11 @@
-//! Which hosts a volume admits, and by which secrets they authenticate.
+//! Which hosts a volume admits, by which secrets they authenticate, and where else they are told to look.
 //!
 //! Invariants:
 //! - Secrets are in the subsystem alone, which wipes them: not in what was told, which is reported.
 //! - A host that has to authenticate is admitted only while its secrets are in the subsystem.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use pollux_api::control::v1::{HostSecrets, TargetConfig, TargetHost};
 use pollux_nvme::auth::{Credentials, Methods, Secret, SecretError};
@@ -33,6 +34,17 @@ pub(super) fn take_secrets(told: &mut TargetConfig) -> Result<Secrets, RecordErr
         secrets.insert(host.host_nqn.clone(), read);
     }
     Ok(secrets)
+}
+
+/// Where the other engines that show a volume listen.
+///
+/// # Errors
+///
+/// [`RecordError::Field`] for what is no address.
+pub(super) fn elsewhere(told: &TargetConfig) -> Result<Vec<SocketAddr>, RecordError> {
+    let addresses = told.other_paths.iter().map(|path| path.parse());
+    let addresses: Result<_, std::net::AddrParseError> = addresses.collect();
+    addresses.map_err(|_| RecordError::Field("the address of another path"))
 }
 
 fn read(given: &HostSecrets) -> Result<Credentials, SecretError> {

@@ -250,6 +250,7 @@ impl Shown {
                 epoch: config.epoch,
                 size_bytes: config.size_bytes,
                 hosts: config.hosts,
+                other_paths: config.other_paths,
                 path: config.path,
                 standby: true,
                 ..TargetConfig::default()
@@ -331,6 +332,7 @@ impl Targets {
         let volume = uuid(&told.volume_uid)?;
         check(&told)?;
         let secrets = admission::take_secrets(&mut told)?;
+        let elsewhere = admission::elsewhere(&told)?;
         let turn = self.turn(volume).await.ok_or(ServeError::Stopping)?;
         let found = self.shown().get(&volume).cloned();
         if let Some(found) = &found {
@@ -346,6 +348,7 @@ impl Targets {
         };
         let known = shown.state().told.hosts.clone();
         admission::admit(&shown.subsystem, &known, &mut told.hosts, secrets)?;
+        shown.subsystem.set_elsewhere(elsewhere);
         let serving = shown.serving();
         let before = std::mem::replace(&mut shown.state().told, told.clone());
         if serving.is_some() && !told.standby {

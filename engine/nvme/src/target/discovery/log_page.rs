@@ -16,7 +16,7 @@ use crate::wire::text::AsciiField;
 const REQUIREMENTS: u8 = DiscoveryEntry::FLOW_CONTROL_OPTIONAL;
 
 /// The page for a host that reached this target by an address: the discovery service itself, every
-/// subsystem that the host may connect to on every port, and the referrals.
+/// subsystem that the host may connect to on every port, here and elsewhere, and the referrals.
 pub(crate) fn log_page(
     directory: &Directory,
     host: &Nqn,
@@ -58,6 +58,10 @@ pub(crate) fn log_page(
             .iter()
             .map(|(id, address)| entry(SubsystemType::Nvm, &subsystem.nqn, *id, *address));
         entries.extend(on_ports);
+        // Ports of other targets need numbers of their own.
+        let taken = ports.iter().map(|(id, _)| *id).max().unwrap_or(0);
+        let elsewhere = subsystem.elsewhere().into_iter().zip(taken.saturating_add(1)..);
+        entries.extend(elsewhere.map(|(address, id)| entry(SubsystemType::Nvm, &subsystem.nqn, id, address)));
     }
     for referral in directory.referrals() {
         entries.push(entry(

@@ -1,6 +1,7 @@
 //! Which hosts may connect to a subsystem, changed live.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,6 +12,9 @@ use crate::target::controller::Controller;
 use crate::target::reservation::HostId;
 use crate::target::sync::lock;
 use crate::wire::nqn::Nqn;
+
+/// Ports of other targets that hosts are told of.
+const ELSEWHERE_MAX: usize = 64;
 
 impl Subsystem {
     /// Sets which hosts may connect. Those connected that no longer may are disconnected.
@@ -106,6 +110,23 @@ impl Subsystem {
         if let Some(directory) = self.directory.upgrade() {
             directory.changed();
         }
+    }
+
+    /// Sets where other targets listen that show the same subsystem to hosts: the discovery service tells of
+    /// them as of its own ports. No more than 64 count.
+    pub fn set_elsewhere(&self, mut addresses: Vec<SocketAddr>) {
+        addresses.truncate(ELSEWHERE_MAX);
+        if std::mem::replace(&mut lock(&self.state).elsewhere, addresses.clone()) == addresses {
+            return;
+        }
+        if let Some(directory) = self.directory.upgrade() {
+            directory.changed();
+        }
+    }
+
+    /// Where other targets listen that show the same subsystem.
+    pub(crate) fn elsewhere(&self) -> Vec<SocketAddr> {
+        lock(&self.state).elsewhere.clone()
     }
 
     /// Sets the secrets by which a host and this subsystem authenticate to each other, or none: then the host

@@ -11,6 +11,7 @@ mod hosts;
 mod reservations;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
@@ -48,6 +49,8 @@ struct State {
     read_only_hosts: BTreeSet<Nqn>,
     /// Hosts that have to authenticate.
     credentials: BTreeMap<Nqn, Arc<Credentials>>,
+    /// Where other targets that show it listen.
+    elsewhere: Vec<SocketAddr>,
     viewers: Vec<ReactorHandle>,
     removed: bool,
 }

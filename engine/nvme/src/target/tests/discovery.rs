@@ -35,6 +35,40 @@ fn port(id: u16, address: &str) -> PortConfig {
 }
 
 #[test]
+fn a_host_is_told_of_other_targets_of_a_subsystem() {
+    let fixture = Fixture::new(1);
+    fixture.target.add_port(port(7, "192.0.2.1:4420")).unwrap();
+    let admin = fixture.discovery(HOST);
+    let (before, _) = log(&fixture, &admin);
+    let elsewhere = vec![
+        "192.0.2.2:4420".parse().unwrap(),
+        "[2001:db8::3]:4421".parse().unwrap(),
+    ];
+    fixture.subsystem.set_elsewhere(elsewhere.clone());
+    let (header, entries) = log(&fixture, &admin);
+    assert_ne!(header.generation, before.generation);
+    let told: Vec<_> = names(&entries)
+        .into_iter()
+        .filter(|(kind, ..)| *kind == 2)
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (2, SUBSYSTEM.to_owned(), "192.0.2.1:4420".to_owned()),
+            (2, SUBSYSTEM.to_owned(), "192.0.2.2:4420".to_owned()),
+            (2, SUBSYSTEM.to_owned(), "2001:db8::3:4421".to_owned()),
+        ]
+    );
+    let ids: Vec<u16> = entries.iter().skip(1).map(|entry| entry.port_id).collect();
+    assert_eq!(ids, [7, 8, 9]);
+    // Said twice, nothing has changed.
+    fixture.subsystem.set_elsewhere(elsewhere);
+    assert_eq!(log(&fixture, &admin).0.generation, header.generation);
+    fixture.subsystem.set_elsewhere(Vec::new());
+    assert_eq!(log(&fixture, &admin).1.len(), 2);
+}
+
+#[test]
 fn a_host_is_told_where_everything_is() {
     let fixture = Fixture::new(1);
     fixture.target.add_port(port(1, "192.0.2.1:4420")).unwrap();
