@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
 use crate::calls::VOLUME_BYTES;
-use crate::cluster::{Cluster, HOST, Layout, Records, until};
+use crate::cluster::{Cluster, HOST, Layout, POOL_BYTES, Records, until};
 
 /// Machines: one more than a volume has replicas, so that there is a place to go.
 const ENGINES: usize = 4;
@@ -139,6 +139,7 @@ pub async fn run(records: Records, span: Duration, seed: u64) {
         engines: ENGINES,
         records,
         is_trusted: false,
+        pool_bytes: POOL_BYTES,
     })
     .await;
     let new_bytes = used_bytes(&cluster.reports().await);

@@ -32,7 +32,7 @@ const CANNOT_GO_ON: i32 = 1;
 const KEEP_PAUSE: Duration = Duration::from_millis(200);
 
 /// The size of a pool.
-const POOL_BYTES: u64 = 1 << 30;
+pub const POOL_BYTES: u64 = 1 << 30;
 
 pub const HOST: &str = "nqn.2026-11.io.pollux:test-host";
 
@@ -153,6 +153,8 @@ pub struct Layout {
     pub records: Records,
     /// By mutual TLS, everything but data.
     pub is_trusted: bool,
+    /// The size of each pool.
+    pub pool_bytes: u64,
 }
 
 pub struct Cluster {
@@ -185,6 +187,7 @@ impl Cluster {
             engines: count,
             records: Records::Embedded,
             is_trusted: false,
+            pool_bytes: POOL_BYTES,
         })
         .await
     }
@@ -195,6 +198,7 @@ impl Cluster {
             engines: count,
             records,
             is_trusted,
+            pool_bytes,
         } = layout;
         let authority = is_trusted.then(|| Authority::new("test").expect("it can be made"));
         let directory = tempfile::tempdir().expect("a directory");
@@ -256,7 +260,7 @@ impl Cluster {
             let folder = cluster.directory.path().join(&cluster.engines[at].name);
             std::fs::create_dir_all(&folder).expect("a folder");
             let file = std::fs::File::create(folder.join("pool")).expect("a file");
-            file.set_len(POOL_BYTES).expect("a size");
+            file.set_len(pool_bytes).expect("a size");
             cluster.start_engine(at);
         }
         cluster.register().await;

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Some("pollux-control") => {
             pollux_control::daemon::run(&pollux_control::daemon::Cli::parse_from(&arguments[1..]))
         }
-        Some("measure") => measure::run(),
+        Some("measure") => measure::run(&arguments[1..]),
         Some("chaos") => chaos::main(&arguments[1..]),
         Some("more") => scenarios::more(),
         // What test runners ask.

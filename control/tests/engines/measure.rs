@@ -1,21 +1,23 @@
 //! How long volumes take to be made and published, and how long a control plane takes to serve again:
-//! `cargo test --release -p pollux-control --test engines -- measure`.
+//! `cargo test --release -p pollux-control --test engines -- measure`; the latter alone, with many volumes of
+//! one replica: `-- measure --restart 10000`.
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{
-    CreateVolumeRequest, GetVolumeRequest, HostAccess, Metadata, PublishVolumeRequest, Volume, VolumePolicy,
-    VolumeSpec,
+    CreateVolumeRequest, GetVolumeRequest, HostAccess, PublishVolumeRequest, Volume, VolumePolicy, VolumeSpec,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use crate::cluster::{Cluster, HOST};
+use crate::calls::named;
+use crate::cluster::{Cluster, HOST, Layout, Records};
 
 /// Volumes one after the other, after a few that warm everything.
 const ALONE: usize = 100;
@@ -34,10 +36,27 @@ const WAIT_US: u64 = 10_000_000;
 /// The pause before a control plane that was killed is asked again.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Measures all of it, and tells.
-pub fn run() -> ExitCode {
+/// Pools for many volumes.
+const LARGE_POOL_BYTES: u64 = 16 << 30;
+
+/// How often a control plane with many volumes is killed.
+const RESTARTS: usize = 3;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Only start a control plane again that has so many volumes.
+    #[arg(long, value_name = "VOLUMES", value_parser = clap::value_parser!(u32).range(1..=12_000))]
+    restart: Option<u32>,
+}
+
+/// Measures what is asked for, and tells.
+pub fn run(arguments: &[String]) -> ExitCode {
+    let arguments = Arguments::parse_from(arguments);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    runtime.block_on(measure());
+    match arguments.restart {
+        Some(volumes) => runtime.block_on(restart(volumes as usize)),
+        None => runtime.block_on(measure()),
+    }
     ExitCode::SUCCESS
 }
 
@@ -46,18 +65,14 @@ fn tell(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Makes a volume of three replicas and publishes it; how long until a host could connect to all paths.
-async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
-    let began = Instant::now();
+/// Makes a volume, and waits for it if that is said.
+async fn create(mut volumes: VolumesClient<Channel>, name: String, replicas: u32, wait_us: Option<u64>) {
     let volume = Volume {
-        metadata: Some(Metadata {
-            name: name.clone(),
-            ..Metadata::default()
-        }),
+        metadata: named(&name),
         spec: Some(VolumeSpec {
             size_bytes: VOLUME_BYTES,
             policy: Some(VolumePolicy {
-                replicas: Some(3),
+                replicas: Some(replicas),
                 ..VolumePolicy::default()
             }),
             ..VolumeSpec::default()
@@ -66,9 +81,15 @@ async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
     };
     let request = CreateVolumeRequest {
         volume: Some(volume),
-        wait_us: None,
+        wait_us,
     };
     volumes.create_volume(request).await.expect("a volume");
+}
+
+/// Makes a volume and publishes it; how long until a host could connect to all paths.
+async fn make(mut volumes: VolumesClient<Channel>, name: String, replicas: u32) -> Duration {
+    let began = Instant::now();
+    create(volumes.clone(), name.clone(), replicas, None).await;
     let request = PublishVolumeRequest {
         name,
         host: Some(HostAccess {
@@ -90,11 +111,11 @@ async fn make(mut volumes: VolumesClient<Channel>, name: String) -> Duration {
 async fn measure() {
     let cluster = Cluster::new(3).await;
     for number in 0..WARM {
-        make(cluster.volumes(), format!("warm-{number}")).await;
+        make(cluster.volumes(), format!("warm-{number}"), 3).await;
     }
     let mut times = Vec::new();
     for number in 0..ALONE {
-        times.push(make(cluster.volumes(), format!("alone-{number}")).await);
+        times.push(make(cluster.volumes(), format!("alone-{number}"), 3).await);
     }
     times.sort_unstable();
     let at = |percent: usize| times[(ALONE * percent / 100).min(ALONE - 1)].as_secs_f64() * 1e3;
@@ -111,7 +132,7 @@ async fn measure() {
         let (permits, volumes) = (permits.clone(), cluster.volumes());
         tasks.spawn(async move {
             let _permit = permits.acquire().await;
-            make(volumes, format!("together-{number}")).await
+            make(volumes, format!("together-{number}"), 3).await
         });
     }
     while tasks.join_next().await.is_some() {}
@@ -120,12 +141,24 @@ async fn measure() {
         "create and publish, {TOGETHER}, {AT_A_TIME} at a time: {took:.1} s"
     ));
 
+    restarted(
+        &cluster,
+        &format!("together-{}", TOGETHER - 1),
+        WARM + ALONE + TOGETHER,
+        0,
+    )
+    .await;
+}
+
+/// Kills a control plane that has these volumes, this one among them, and starts it again.
+async fn restarted(cluster: &Cluster, name: &str, volumes: usize, time: usize) {
     cluster.kill_control();
     let began = Instant::now();
     cluster.start_control();
-    let name = format!("together-{}", TOGETHER - 1);
     loop {
-        let request = GetVolumeRequest { name: name.clone() };
+        let request = GetVolumeRequest {
+            name: name.to_owned(),
+        };
         if cluster.volumes().get_volume(request).await.is_ok() {
             break;
         }
@@ -133,11 +166,34 @@ async fn measure() {
     }
     let answers = began.elapsed().as_secs_f64() * 1e3;
     // One that it has to plan for, and to tell engines of.
-    make(cluster.volumes(), "after".to_owned()).await;
-    let total = WARM + ALONE + TOGETHER;
+    make(cluster.volumes(), format!("after-{time}"), 1).await;
     tell(&format!(
-        "a control plane that was killed, with {total} volumes: answers after {answers:.0} ms, and one more \
-         volume is published after {:.0} ms",
+        "a control plane that was killed, with {volumes} volumes: answers after {answers:.0} ms, and one \
+         more volume is published after {:.0} ms",
         began.elapsed().as_secs_f64() * 1e3
     ));
+}
+
+/// Many volumes, and a control plane that is started again and again.
+async fn restart(volumes: usize) {
+    let cluster = Cluster::with(Layout {
+        engines: 3,
+        records: Records::Embedded,
+        is_trusted: false,
+        pool_bytes: LARGE_POOL_BYTES,
+    })
+    .await;
+    let permits = Arc::new(Semaphore::new(AT_A_TIME));
+    let mut tasks = JoinSet::new();
+    for number in 0..volumes {
+        let (permits, client) = (permits.clone(), cluster.volumes());
+        tasks.spawn(async move {
+            let _permit = permits.acquire().await;
+            create(client, format!("many-{number}"), 1, Some(WAIT_US)).await
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+    for time in 0..RESTARTS {
+        restarted(&cluster, "many-0", volumes, time).await;
+    }
 }

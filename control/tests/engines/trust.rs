@@ -11,7 +11,7 @@ use pollux_control::security::{Authority, Role};
 use tonic::{Code, Status};
 
 use crate::channels::{ask_https, certificate, is_online, trusted_channel};
-use crate::cluster::{Cluster, HOST, Layout, Records, until};
+use crate::cluster::{Cluster, HOST, Layout, POOL_BYTES, Records, until};
 use crate::scenarios::{Witness, each};
 
 /// How long it is looked whether somebody stays out.
@@ -23,6 +23,7 @@ pub async fn run() {
         engines: 2,
         records: Records::Embedded,
         is_trusted: true,
+        pool_bytes: POOL_BYTES,
     };
     let witness = Witness(Cluster::with(layout).await);
     let cluster = &witness.0;
