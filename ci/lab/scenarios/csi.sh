@@ -50,7 +50,8 @@ csi stage --volume files --staging /mnt/staging --fs ext4 $(context "$files")
 wait $!
 tell "staged after $(seconds_since "$began") s, with mkfs.ext4"
 csi stage --volume files --staging /mnt/staging --fs ext4 $(context "$files")
-expect "$(ls -d /sys/class/nvme/nvme* | wc -l)" 2 "paths"
+paths_are() { [ "$(cat /sys/class/nvme/nvme*/state 2> /dev/null | grep -c live)" = "$1" ]; }
+until_true 30 paths_are 2
 expect "$(grep -c ' /mnt/staging ' /proc/mounts)" 1 "mounts"
 csi publish --volume files --staging /mnt/staging --fs ext4 --target /mnt/pod
 csi publish --volume files --staging /mnt/staging --fs ext4 --target /mnt/reader --read-only

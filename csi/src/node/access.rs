@@ -15,8 +15,9 @@ use crate::host::{Connection, Controller, Device, HostError, Mount};
 /// Between two looks whether a device is there, or gone.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long connecting the other paths may hold up a volume that is there by one.
-const OTHER_PATHS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long connecting the other paths may hold up a volume that is there by one: as a rule they are all
+/// there by then, and what is found wrong with several is told. The kernel connects one after the other.
+const OTHER_PATHS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long paths may take to go.
 const DISCONNECT_PATIENCE: Duration = Duration::from_secs(20);

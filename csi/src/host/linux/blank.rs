@@ -16,8 +16,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+use rustix::fs::{Advice, fadvise};
 
 /// Bytes at both ends that are looked at.
 const ENDS_BYTES: u64 = 1 << 20;
@@ -72,6 +75,13 @@ impl Blank {
         (0..MARKS).filter(move |_| grains > 0).map(place)
     }
 
+    /// Has the kernel read a range already, beside others: what is looked at is many small pieces, each of
+    /// which would be waited for.
+    fn prefetch(&self, place: u64, bytes: u64) {
+        // If it cannot, they are read when they are needed.
+        let _ = fadvise(&self.file, place, NonZeroU64::new(bytes), Advice::WillNeed);
+    }
+
     fn is_marked_at(&self, place: u64) -> io::Result<bool> {
         let mut found = [0; MARK_BYTES];
         self.file.read_exact_at(&mut found, place)?;
@@ -80,6 +90,7 @@ impl Blank {
 
     /// Whether making a file system was begun here and not finished.
     pub(super) fn is_marked(&self) -> io::Result<bool> {
+        self.places().for_each(|place| self.prefetch(place, GRAIN_BYTES));
         for place in self.places() {
             if self.is_marked_at(place)? {
                 return Ok(true);
@@ -110,6 +121,9 @@ impl Blank {
     pub(super) fn is_zero(&self) -> io::Result<bool> {
         let end = self.size_bytes.saturating_sub(ENDS_BYTES);
         let ranges = [(0, ENDS_BYTES.min(self.size_bytes)), (end, self.size_bytes)];
+        for (from, to) in ranges {
+            self.prefetch(from, to - from);
+        }
         let mut chunk = vec![0; CHUNK_BYTES];
         for (from, to) in ranges {
             let mut place = from;
