@@ -81,7 +81,12 @@ impl Reservations {
             node: self.volume.node.clone(),
             epoch,
         };
-        let record = self.volume.registry.reservations(&request).await?.record;
+        let record = match self.volume.registry.reservations(&request).await {
+            Ok(kept) => kept.record,
+            // A control plane that is older than reservations: there are none, and none can be made.
+            Err(status) if status.code() == Code::Unimplemented => Vec::new(),
+            Err(status) => return Err(status),
+        };
         *lock(&self.known) = Known {
             epoch,
             record: record.clone(),
