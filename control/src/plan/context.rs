@@ -264,6 +264,18 @@ impl<'a> Context<'a> {
             })
     }
 
+    /// Whether nothing can be said of a node yet: it was online, and since this instance began to listen
+    /// there was too little time for its silence to mean anything. A report of before that is none.
+    pub(super) fn is_awaited(&self, node: &str) -> bool {
+        let listened_until = self
+            .world
+            .observing_since_unix_us
+            .saturating_add(self.limits.unreachable_after_us);
+        self.node_state(node) == NodeState::Online
+            && !self.is_online(node)
+            && self.world.now_unix_us < listened_until
+    }
+
     pub(super) fn node_state(&self, node: &str) -> NodeState {
         let status = self.world.nodes.get(node).and_then(|node| node.status.as_ref());
         status.map_or(NodeState::Unspecified, |status| status.state())

@@ -11,6 +11,8 @@
 //! - Commands say what is to be. Sent twice they do nothing the second time; sent late they are refused by
 //!   term or epoch.
 //! - The same world gives the same steps; a world that is as it should be gives none.
+//! - What engines have is judged once they are heard, or were silent for long enough. So a control plane that
+//!   has just begun to lead decides nothing about what it has not heard of yet.
 
 mod abandoned;
 mod context;
@@ -131,7 +133,7 @@ fn plan_removals(context: &mut Context<'_>) {
     let (targets, others): (Vec<&Removal>, Vec<&Removal>) = world.removals.values().partition(is_target);
     let served: HashSet<&str> = targets
         .iter()
-        .filter(|removal| context.is_online(&removal.node))
+        .filter(|removal| context.is_online(&removal.node) || context.is_awaited(&removal.node))
         .map(|removal| removal.volume_uid.as_str())
         .collect();
     for removal in targets {

@@ -176,6 +176,7 @@ fn pool_status(context: &Context<'_>, pool: &Pool, old: &PoolStatus) -> PoolStat
         }
         // Not made yet: there is nothing that could be lost.
         (None, _) if old.state() == PoolState::Unspecified => return status,
+        (None, _) if context.is_awaited(node) => return status,
         (None, NodeState::Lost) => (PoolState::Failed, "its node is lost".to_owned()),
         (None, NodeState::Online) if context.is_online(node) => {
             // An engine that has just started takes a moment to find its pools.

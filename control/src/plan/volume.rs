@@ -130,9 +130,24 @@ pub(super) fn plan_volumes(context: &mut Context<'_>) {
     }
 }
 
+/// Whether an engine that has something of a volume has yet to be heard since this instance began to listen.
+/// Until then nothing is decided for the volume: what its engines tell would be missed in it, and it would
+/// count as lost, or be moved, only because another engine was heard first.
+fn is_awaited(context: &Context<'_>, status: &VolumeStatus) -> bool {
+    let replicas = status.replicas.iter().map(|replica| replica.node.as_str());
+    replicas
+        .chain([status.target_node.as_str()])
+        .any(|node| context.is_awaited(node))
+}
+
 fn plan_volume(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec) {
     let world = context.world;
     let old = volume.status.clone().unwrap_or_default();
+    if is_awaited(context, &old) {
+        send(context, volume, spec, &old);
+        targets::send(context, volume, spec, &old);
+        return;
+    }
     let mut draft = Draft {
         volume,
         spec,

@@ -12,6 +12,7 @@ mod rebalance;
 mod reconcile;
 mod recover;
 mod reservations;
+mod restarted;
 mod scale;
 mod secrets;
 mod together;

@@ -12,6 +12,7 @@ use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
 use pollux_api::control::v1::*;
 use pollux_control::security::{Authority, Issued, Role};
+use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
 
 use crate::calls::named;
@@ -106,6 +107,13 @@ impl Slot {
 
     fn is_empty(&self) -> bool {
         lock(&self.0).is_none()
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(kept) = &*lock(&self.0) {
+            // One that has ended by itself needs no telling.
+            let _ = kill_process(Pid::from_child(&kept.process.0), signal);
+        }
     }
 }
 
@@ -436,6 +444,14 @@ impl Cluster {
     /// Kills the control plane.
     pub fn kill_control(&self) {
         self.control.kill();
+    }
+
+    /// All engines stop where they are, and are heard no more, or go on.
+    pub fn pause_engines(&self, is_paused: bool) {
+        let signal = if is_paused { Signal::STOP } else { Signal::CONT };
+        for engine in &self.engines {
+            engine.process.signal(signal);
+        }
     }
 
     fn start_engine(&self, at: usize) {

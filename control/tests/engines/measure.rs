@@ -1,6 +1,6 @@
 //! How long volumes take to be made and published, and how long a control plane takes to serve again:
 //! `cargo test --release -p pollux-control --test engines -- measure`; the latter alone, with many volumes of
-//! one replica: `-- measure --restart 10000`.
+//! one replica: `-- measure --restart 10000`, and `--late 300` for engines that it hears only then.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -47,6 +47,11 @@ struct Arguments {
     /// Only start a control plane again that has so many volumes.
     #[arg(long, value_name = "VOLUMES", value_parser = clap::value_parser!(u32).range(1..=12_000))]
     restart: Option<u32>,
+
+    /// Engines are heard only so many milliseconds after it was started.
+    #[arg(long, value_name = "MS", default_value_t = 0,
+        value_parser = clap::value_parser!(u64).range(0..=1_500))]
+    late: u64,
 }
 
 /// Measures what is asked for, and tells.
@@ -54,7 +59,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
     let arguments = Arguments::parse_from(arguments);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     match arguments.restart {
-        Some(volumes) => runtime.block_on(restart(volumes as usize)),
+        Some(volumes) => runtime.block_on(restart(volumes as usize, Duration::from_millis(arguments.late))),
         None => runtime.block_on(measure()),
     }
     ExitCode::SUCCESS
@@ -145,14 +150,16 @@ async fn measure() {
         &cluster,
         &format!("together-{}", TOGETHER - 1),
         WARM + ALONE + TOGETHER,
-        0,
+        (0, Duration::ZERO),
     )
     .await;
 }
 
-/// Kills a control plane that has these volumes, this one among them, and starts it again.
-async fn restarted(cluster: &Cluster, name: &str, volumes: usize, time: usize) {
+/// Kills a control plane that has these volumes, this one among them, and starts it again. Engines are heard
+/// a while after that.
+async fn restarted(cluster: &Cluster, name: &str, volumes: usize, (time, late): (usize, Duration)) {
     cluster.kill_control();
+    cluster.pause_engines(!late.is_zero());
     let began = Instant::now();
     cluster.start_control();
     loop {
@@ -165,6 +172,8 @@ async fn restarted(cluster: &Cluster, name: &str, volumes: usize, time: usize) {
         tokio::time::sleep(PAUSE).await;
     }
     let answers = began.elapsed().as_secs_f64() * 1e3;
+    tokio::time::sleep(late.saturating_sub(began.elapsed())).await;
+    cluster.pause_engines(false);
     // One that it has to plan for, and to tell engines of.
     make(cluster.volumes(), format!("after-{time}"), 1).await;
     tell(&format!(
@@ -175,7 +184,7 @@ async fn restarted(cluster: &Cluster, name: &str, volumes: usize, time: usize) {
 }
 
 /// Many volumes, and a control plane that is started again and again.
-async fn restart(volumes: usize) {
+async fn restart(volumes: usize, late: Duration) {
     let cluster = Cluster::with(Layout {
         engines: 3,
         records: Records::Embedded,
@@ -194,6 +203,6 @@ async fn restart(volumes: usize) {
     }
     while tasks.join_next().await.is_some() {}
     for time in 0..RESTARTS {
-        restarted(&cluster, "many-0", volumes, time).await;
+        restarted(&cluster, "many-0", volumes, (time, late)).await;
     }
 }

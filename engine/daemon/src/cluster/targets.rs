@@ -661,12 +661,14 @@ impl Targets {
                     let version = newest.version;
                     device.resized(newest.size_blocks);
                     switch.resize(newest.size_bytes());
-                    *record.lock().unwrap_or_else(PoisonError::into_inner) = newest;
                     let all = mirror.replicas().into_iter();
                     let slow = all.filter(|replica| replica.pace == Pace::GivenUp);
                     let slow = slow.map(|replica| replica.id).collect();
-                    *given_up.lock().unwrap_or_else(PoisonError::into_inner) = slow;
-                    changed.notify_one();
+                    // With thousands of volumes one of them is looked at all the time: nobody is told what
+                    // was told before.
+                    if put(&record, newest) | put(&given_up, slow) {
+                        changed.notify_one();
+                    }
                     if let Some(reason) = mirror.stopped() {
                         return reason;
                     }
@@ -711,6 +713,14 @@ enum OpeningError {
     NoReactor,
     #[error("the cluster has another lease than this engine: use the same version everywhere")]
     Lease,
+}
+
+/// Puts a value into its place; whether it is another one than before.
+fn put<T: PartialEq>(place: &Mutex<T>, value: T) -> bool {
+    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_other = *place != value;
+    *place = value;
+    is_other
 }
 
 /// Ends a mirror that is not wanted.

@@ -178,3 +178,26 @@ async fn a_volume_that_takes_long_to_end_holds_up_no_other() {
     let refused = node.targets.ensure(standby(OTHER)).await;
     assert!(matches!(refused, Err(ServeError::Stopping)), "{refused:?}");
 }
+
+#[tokio::test]
+async fn nobody_is_told_what_was_told_before() {
+    let node = Node::start();
+    node.serve_and_hold().await;
+    node.faults.clear();
+    let shown = node.targets.shown().get(&SLOW).cloned().expect("it was shown");
+    let serving = shown.serving().expect("it is served");
+    // What was told while it was made.
+    let changed = node.targets.changed.clone();
+    let told = async || tokio::time::timeout(Duration::from_millis(300), changed.notified()).await;
+    while told().await.is_ok() {}
+    node.targets.clone().watch(shown.clone(), serving.clone());
+    assert!(told().await.is_err(), "it is as it was");
+    // What is not as it was told last is told.
+    let newest = serving.record();
+    serving.record.lock().expect("nobody fails with it").version = 0;
+    let again = serving.mirror.call(|mirror| async move { mirror.close() });
+    again.await.expect("the reactor turns");
+    assert!(told().await.is_ok(), "its mirror has stopped");
+    assert_eq!(serving.record(), newest);
+    node.targets.close().await;
+}
