@@ -294,6 +294,7 @@ impl Pool {
             writes_admitted: 0,
             leaves: Default::default(),
             trimmed: Default::default(),
+            looked_for_space: 0,
             stopped: None,
         };
         let pool = Rc::new(Self {

@@ -107,7 +107,11 @@ impl Pool {
                 freed => freed?,
             }
         }
-        self.try_admit(claim).ok_or(PoolError::NoSpace)
+        let admitted = self.try_admit(claim);
+        if admitted.is_none() {
+            self.look_for_space();
+        }
+        admitted.ok_or(PoolError::NoSpace)
     }
 
     fn try_admit(self: &Rc<Self>, claim: Claim) -> Option<Admitted> {
@@ -140,6 +144,7 @@ impl Pool {
             return self.free_space().await;
         }
         if self.state.borrow().space.counts().freeing == 0 {
+            self.look_for_space();
             return Err(PoolError::NoSpace);
         }
         self.checkpoint().await
@@ -222,6 +227,7 @@ impl Pool {
         if !self.options.scrub_interval.is_zero() {
             spawn(self.clone().scrub_by_itself()).detach();
         }
+        spawn(self.clone().look_for_space_if_short()).detach();
         let pool = self.clone();
         spawn(async move {
             loop {
@@ -304,7 +310,7 @@ impl Pool {
             if entry.state == VolumeState::InUse {
                 return state.is_to_be_counted(entry);
             }
-            state.table.child_count(entry.id) <= 1 || !state.trimmed.contains(&entry.id)
+            state.table.child_count(entry.id) <= 1 || !state.is_trimmed(entry)
         })
     }
 }

@@ -31,7 +31,7 @@ mod thick;
 mod usage;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -240,8 +240,11 @@ pub(crate) struct State {
     writes_admitted: u64,
     /// Leaves of maps that were used lately.
     leaves: Leaves,
-    /// Kept entries that hold nothing any more that none of their children does.
-    trimmed: HashSet<u64>,
+    /// Kept entries that were gone over: they hold nothing of their own any more that none of their children
+    /// does, and nothing else either if this is set.
+    trimmed: HashMap<u64, bool>,
+    /// `maps_changed` when they were last to be gone over again since space was short.
+    looked_for_space: u64,
     stopped: Option<IoError>,
     /// How far a scrub has come, or what the last one found; durable with each checkpoint.
     scrub: ScrubRecord,

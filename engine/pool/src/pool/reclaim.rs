@@ -3,21 +3,27 @@
 //! One at a time. With one child or none, an entry is *deleting*: a cursor goes over its map, and what it
 //! has passed belongs to the child. It becomes so in a checkpoint of its own, and is gone in one of its
 //! own, so that after a crash no volume has written as if it were alone with what others still share. With
-//! more children it is *kept*, and what none of them holds is cut out of it.
+//! more children it is *kept*, and what none of them holds is cut out of it: of what it has from its parent
+//! only if that is kept too, and then the parent is gone over after it. What they overwrite later is looked
+//! for when another entry has gone, and when space is short.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
+use pollux_reactor::sleep;
 
 use super::{MAP_SHAPE, Pool, PoolError, State};
 use crate::layout::ExtentId;
 use crate::layout::slot::Slot;
 use crate::layout::volume::{VolumeEntry, VolumeState};
-use crate::tree::{Deletion, Freed, Passed, Tree, TreeError, delete_range, differences, trim_leaf};
+use crate::tree::{Deletion, Freed, Passed, Tree, TreeError, Trimming, delete_range, differences, trim_leaf};
 
 /// What only the deleted tree holds, of the slots that a walk comes by.
 struct Collect {
     parent_generation: u64,
+    /// What the tree has from its parent, and no child has, does not stay in it. It is not freed.
+    lets_go: bool,
     freed: Vec<ExtentId>,
 }
 
@@ -34,10 +40,13 @@ impl Freed for Collect {
             let held = others
                 .iter()
                 .any(|other| other.fragment_with(fragment.extent).is_some());
-            let stays = held || fragment.birth <= self.parent_generation;
+            let is_own = fragment.birth > self.parent_generation;
+            let stays = held || !(is_own || self.lets_go);
             if !stays {
-                self.freed.push(fragment.extent);
                 gone |= fragment.mask;
+                if is_own {
+                    self.freed.push(fragment.extent);
+                }
             }
             stays
         });
@@ -53,6 +62,12 @@ impl Freed for Collect {
         }
     }
 }
+
+/// Space is short if less than one part of so many is free.
+const SHORT_PARTS: u64 = 16;
+
+/// How often it is looked whether space is short.
+const SHORT_LOOK: Duration = Duration::from_secs(60);
 
 /// Somebody reclaims until this is dropped, as it is when nobody waits for it any more.
 struct Reclaiming<'a>(&'a Pool);
@@ -129,16 +144,45 @@ impl Pool {
         self.checkpoint().await
     }
 
+    /// Goes over the map of a kept entry.
     async fn trim(self: &Rc<Self>, id: u64) -> Result<(), PoolError> {
+        // Its parent may come to be kept meanwhile: then this is done again.
+        let lets_go = self.state.borrow().lets_go(id);
         let mut cursor = Some(0);
         while let Some(from) = cursor {
             self.check_open()?;
-            cursor = self.with_pages(|state| state.trim_step(id, from)).await?;
+            cursor = self
+                .with_pages(|state| state.trim_step(id, from, lets_go))
+                .await?;
             pollux_reactor::yield_now().await;
             self.checkpoint_if_short().await?;
         }
-        self.state.borrow_mut().trimmed.insert(id);
+        self.state.borrow_mut().trimmed.insert(id, lets_go);
         self.checkpoint().await
+    }
+
+    /// Has kept entries gone over again, if anything has changed in maps since that was last asked for.
+    pub(super) fn look_for_space(&self) {
+        let mut state = self.state.borrow_mut();
+        let changed = state.maps_changed;
+        if !state.trimmed.is_empty() && std::mem::replace(&mut state.looked_for_space, changed) != changed {
+            state.trimmed.clear();
+            self.wanted.wake();
+        }
+    }
+
+    /// Looks for space again and again while it is short, until the pool is closed.
+    pub(super) async fn look_for_space_if_short(self: Rc<Self>) {
+        loop {
+            sleep(SHORT_LOOK).await;
+            if self.closed.get() || self.state.borrow().stopped.is_some() {
+                return;
+            }
+            let space = self.space();
+            if (space.free_bytes + space.freeing_bytes) < space.total_bytes / SHORT_PARTS {
+                self.look_for_space();
+            }
+        }
     }
 }
 
@@ -154,11 +198,28 @@ impl State {
             _ if self.table.child_count(entry.id) <= 1 => 1,
             _ => 2,
         };
-        let ranked = deleted.map(|entry| (rank(entry), entry.id, entry.state));
-        let ranked = ranked.filter(|(rank, id, _)| *rank < 2 || !self.trimmed.contains(id));
+        // Children before parents: what a child lets go of may be the parent's to free.
+        let waits = |entry: &VolumeEntry| {
+            let mut children = self.table.children(entry.id).filter_map(|id| self.table.get(id));
+            children.any(|child| child.state != VolumeState::InUse && !self.is_trimmed(child))
+        };
+        let ranked = deleted.map(|entry| (rank(entry), entry));
+        let ranked = ranked.filter(|(rank, entry)| *rank < 2 || !(self.is_trimmed(entry) || waits(entry)));
         ranked
-            .min_by_key(|(rank, id, _)| (*rank, *id))
-            .map(|(_, id, state)| (id, state))
+            .min_by_key(|(rank, entry)| (*rank, entry.id))
+            .map(|(_, entry)| (entry.id, entry.state))
+    }
+
+    /// Whether a kept entry lets go of what it has from its parent: that is kept too.
+    fn lets_go(&self, id: u64) -> bool {
+        let parent = self.table.get(id).and_then(|entry| self.table.get(entry.parent));
+        parent.is_some_and(|parent| parent.state == VolumeState::Kept)
+    }
+
+    /// Whether a kept entry was gone over, and need not be again until some entry is gone or space is short.
+    pub(super) fn is_trimmed(&self, entry: &VolumeEntry) -> bool {
+        let trimmed = self.trimmed.get(&entry.id);
+        trimmed.is_some_and(|let_go| *let_go || !self.lets_go(entry.id))
     }
 
     fn children_trees(&self, id: u64) -> Vec<Tree> {
@@ -186,6 +247,7 @@ impl State {
         };
         let mut collect = Collect {
             parent_generation: tree.parent_generation,
+            lets_go: false,
             freed: Vec::new(),
         };
         delete_range(&mut self.metadata(), &deletion, cursor, end, &mut collect)?;
@@ -202,18 +264,22 @@ impl State {
     }
 
     /// Cuts what no child holds out of the next leaf that may hold something; where to go on.
-    fn trim_step(&mut self, id: u64, from: u64) -> Result<Option<u64>, TreeError> {
+    fn trim_step(&mut self, id: u64, from: u64, lets_go: bool) -> Result<Option<u64>, TreeError> {
         let Some(entry) = self.table.get(id).cloned() else {
             return Ok(None);
         };
         let tree = self.table.tree(&entry);
-        let parent = self.table.get(entry.parent);
-        let parent = parent.map_or(Tree { root: None, ..tree }, |parent| self.table.tree(parent));
-        let next = differences(&self.metadata(), &tree, &parent, from, 1)?;
+        let children = self.children_trees(id);
+        // A leaf that it has from its parent matters only if it lets go, one that a child has does not.
+        let relative = match lets_go {
+            true => children.first().copied(),
+            false => self.table.get(entry.parent).map(|parent| self.table.tree(parent)),
+        };
+        let relative = relative.unwrap_or(Tree { root: None, ..tree });
+        let next = differences(&self.metadata(), &tree, &relative, from, 1)?;
         let Some((first, count)) = next.leaves.first().copied() else {
             return Ok(None);
         };
-        let children = self.children_trees(id);
         let deletion = Deletion {
             tree: Tree {
                 passed: Passed::default(),
@@ -223,27 +289,36 @@ impl State {
         };
         let mut collect = Collect {
             parent_generation: tree.parent_generation,
+            lets_go,
             freed: Vec::new(),
+        };
+        let trimming = Trimming {
+            generation: entry.generation,
+            lets_go,
         };
         let generations = self.generations;
         let trimmed = trim_leaf(
             &mut self.metadata(),
             &deletion,
-            entry.generation,
+            trimming,
             generations,
             first,
             &mut collect,
         )?;
         let freed = collect.freed.len() as u64;
-        self.maps_changed += 1;
         for extent in collect.freed {
             self.free_extent(extent);
         }
         if trimmed.root != tree.root || freed > 0 {
+            self.maps_changed += 1;
             self.table.change_map(id, |entry| {
                 entry.root = trimmed.root;
                 entry.own_extents = entry.own_extents.wrapping_sub(freed);
             });
+            // The parent may hold alone now what went.
+            if lets_go {
+                self.trimmed.remove(&entry.parent);
+            }
         }
         Ok(Some(first + count))
     }

@@ -6,6 +6,10 @@
 //! With one child or none, everything that only N holds is freed, and N can be forgotten. With more, N is
 //! *kept*: what only it holds is cut out of its tree (which shadows pages of it), and the rest stays for
 //! what the children still share. Walking it again later finds what they have dropped meanwhile.
+//!
+//! What N has from P it cannot free. If P is kept too, N lets go of what none of its children holds, since
+//! nobody can see it there, and P frees it if N was the last to hold it: so children come before parents.
+//! While P is in use, P holds it anyway, and a copy of N's pages without it would only take room.
 
 use arrayvec::ArrayVec;
 
@@ -25,7 +29,7 @@ pub struct Deletion<'a> {
 /// Is told what a walk frees in leaves.
 pub trait Freed {
     /// An entry of the tree, and that of each child at the same place, zeros if there is none. Frees what
-    /// only the tree holds, and returns what the entry is without it, which matters if the tree is kept.
+    /// only the tree holds, and returns what stays in the entry, which matters if the tree is kept.
     fn entry(&mut self, entry: u64, own: &[u8], children: &[&[u8]]) -> ArrayVec<u8, 256>;
 }
 
@@ -49,6 +53,7 @@ pub fn delete_range(
     let mut walk = Walk {
         store,
         deletion,
+        own_after: deletion.tree.parent_generation,
         from,
         end,
     };
@@ -63,9 +68,17 @@ pub fn delete_range(
     Ok(())
 }
 
-/// Cuts what only a kept tree holds out of one of its leaves, and frees it. The tree has a new root then.
-///
-/// `generation` is the one that the tree closed: pages born later are shadows of its own, made here.
+/// How a kept tree is trimmed.
+#[derive(Debug, Clone, Copy)]
+pub struct Trimming {
+    /// The generation that the tree closed: pages born later are shadows of its own, made by trimming it.
+    pub generation: u64,
+    /// What the tree has from its parent is looked at as well: only if that is kept too.
+    pub lets_go: bool,
+}
+
+/// Cuts what none of its children holds out of one leaf of a kept tree, and frees what was the tree's own.
+/// The tree has a new root then.
 ///
 /// # Errors
 ///
@@ -73,7 +86,7 @@ pub fn delete_range(
 pub fn trim_leaf(
     store: &mut impl PageStore,
     deletion: &Deletion<'_>,
-    generation: u64,
+    trimming: Trimming,
     generations: Generations,
     entry: u64,
     freed: &mut impl Freed,
@@ -86,6 +99,11 @@ pub fn trim_leaf(
     let mut walk = Walk {
         store,
         deletion,
+        own_after: if trimming.lets_go {
+            0
+        } else {
+            tree.parent_generation
+        },
         from: first,
         end: first + leaf_entries,
     };
@@ -100,11 +118,11 @@ pub fn trim_leaf(
         let path = path_of(store, child, first)?;
         replaced.retain(|page| path.iter().all(|other| !other.is_same_page(page)));
     }
-    replaced.retain(|page| page.birth > tree.parent_generation && page.birth <= generation);
+    replaced.retain(|page| page.birth > tree.parent_generation && page.birth <= trimming.generation);
     store.reserve(old.len() * 2)?;
     // Here only what was made by trimming counts as own.
     let mut trimmed = Tree {
-        parent_generation: generation,
+        parent_generation: trimming.generation,
         ..tree
     };
     for (entry, own, others) in &found.entries {
@@ -180,6 +198,8 @@ struct Found {
 struct Walk<'a, S> {
     store: &'a mut S,
     deletion: &'a Deletion<'a>,
+    /// Pages born after this generation are looked at.
+    own_after: u64,
     from: u64,
     end: u64,
 }
@@ -200,7 +220,7 @@ impl<S: PageStore> Walk<'_, S> {
             return Ok(());
         };
         let held_by_child = children.iter().flatten().any(|child| child.is_same_page(&own));
-        if own.birth <= tree.parent_generation || held_by_child {
+        if own.birth <= self.own_after || held_by_child {
             return Ok(());
         }
         let page = self.store.page(&own, &tree.identity(&own, level, index))?.clone();

@@ -19,7 +19,7 @@ mod relocate;
 mod tests;
 mod walk;
 
-pub use delete::{Deletion, Freed, delete_range, pages_to, trim_leaf};
+pub use delete::{Deletion, Freed, Trimming, delete_range, pages_to, trim_leaf};
 pub use relocate::{NextPlace, PagePlaceInTree, Relative, Relocation, next_place, relocate};
 pub use walk::{Difference, differences};
 

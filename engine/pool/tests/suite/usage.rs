@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::common::{Bench, options};
-use pollux_device::BlockDeviceExt;
+use pollux_device::{BlockDeviceExt, IoError};
 use pollux_hugepages::Buffer;
 use pollux_pool::layout::EXTENT_BYTES;
 use pollux_pool::layout::volume::VolumeKind;
@@ -81,6 +81,90 @@ fn a_snapshot_shares_all_until_something_is_written() {
             .await
             .unwrap();
         assert_eq!(pool.usage("a").await.unwrap(), extents(11, 2));
+    });
+}
+
+/// Two snapshots, of which the newer one has all from the older one, a clone of each, and everybody has
+/// written all anew: nothing is held for snapshots that are gone, in whatever order they go.
+#[test]
+fn deleted_snapshots_hold_nothing_that_nobody_sees() {
+    for order in [["older", "newer"], ["newer", "older"]] {
+        let bench = Bench::new(1, 2);
+        bench.run(move |drives| async move {
+            let pool = pool_of(drives).await;
+            let empty = data_bytes(&pool).await;
+            let extents = async || (data_bytes(&pool).await - empty) / EXTENT_BYTES;
+            let options = VolumeOptions::new(BLOCKS);
+            pool.create_volume("volume", &options).await.unwrap();
+            let write = async |name: &str, blocks: usize| {
+                let volume = pool.open_volume(name).unwrap();
+                let data = Buffer::from_heap(blocks * BLOCK);
+                volume.write(0, data, false).await.unwrap();
+            };
+            write("volume", 640).await;
+            pool.snapshot("volume", "older", 0).await.unwrap();
+            pool.clone_snapshot("older", "of older", 0).await.unwrap();
+            pool.snapshot("volume", "newer", 0).await.unwrap();
+            pool.clone_snapshot("newer", "of newer", 0).await.unwrap();
+            // One has a slot of it still, which is not freed.
+            for (name, blocks) in [("volume", 640), ("of older", 640), ("of newer", 624)] {
+                write(name, blocks).await;
+            }
+            assert_eq!(extents().await, 4 * 40 - 1);
+            for name in order {
+                pool.delete(name).await.unwrap();
+            }
+            assert_eq!(extents().await, 3 * 40, "{order:?}");
+            assert_eq!(pool.deleting(), 2, "both are there still, for their clones");
+            assert!(pool.check().await.unwrap().is_sound());
+            pool.delete("of older").await.unwrap();
+            pool.delete("volume").await.unwrap();
+            assert_eq!(extents().await, 40);
+            assert_eq!(pool.deleting(), 0);
+            let usage = pool.usage("of newer").await.unwrap();
+            assert_eq!((usage.unique_bytes, usage.shared_bytes()), (40 * EXTENT_BYTES, 0));
+        });
+    }
+}
+
+/// A snapshot that is gone, and its volume and clone that have written all anew since: what it had is found
+/// once there is no space left.
+#[test]
+fn what_deleted_snapshots_hold_is_looked_for_when_space_is_short() {
+    let bench = Bench::new(1, 1);
+    bench.run(|drives| async move {
+        let pool = pool_of(drives).await;
+        let write_all = async |name: &str, slots: u64| {
+            let volume = pool.open_volume(name).unwrap();
+            for slot in 0..slots {
+                let data = Buffer::from_heap(16 * BLOCK);
+                if let Err(error) = volume.write(slot * 16, data, false).await {
+                    assert_eq!(error, IoError::CapacityExceeded);
+                    return slot;
+                }
+            }
+            slots
+        };
+        pool.create_volume("volume", &VolumeOptions::new(BLOCKS))
+            .await
+            .unwrap();
+        write_all("volume", 40).await;
+        pool.snapshot("volume", "snapshot", 0).await.unwrap();
+        pool.clone_snapshot("snapshot", "clone", 0).await.unwrap();
+        pool.delete("snapshot").await.unwrap();
+        let before = data_bytes(&pool).await;
+        write_all("volume", 40).await;
+        write_all("clone", 40).await;
+        assert_eq!(data_bytes(&pool).await, before + 80 * EXTENT_BYTES);
+        pool.create_volume("other", &VolumeOptions::new(1 << 20))
+            .await
+            .unwrap();
+        let slots = write_all("other", 1 << 16).await;
+        assert!(slots < 1 << 16);
+        let full = data_bytes(&pool).await;
+        assert_eq!(full, before + (40 + slots) * EXTENT_BYTES);
+        // Pages of the maps may take a few of them.
+        assert!(write_all("other", slots + 40).await > slots + 32);
     });
 }
 
