@@ -11,6 +11,12 @@ const BURST_SECONDS_MAX: u32 = 86_400;
 
 const GIB: u128 = 1 << 30;
 
+/// The weight of a volume that has none set.
+pub const WEIGHT_DEFAULT: u32 = 100;
+
+/// The largest weight.
+pub const WEIGHT_MAX: u32 = 10_000;
+
 /// More for a while, paid for by having asked for less before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Burst {
@@ -83,6 +89,9 @@ pub struct Qos {
     pub read: Limits,
     /// Writes; zeros and deallocations are operations without bytes.
     pub write: Limits,
+    /// Its share of what it is on, 1 to [`WEIGHT_MAX`], next to those of other volumes there. `None` for
+    /// [`WEIGHT_DEFAULT`].
+    pub weight: Option<u32>,
 }
 
 /// Why something cannot be set.
@@ -110,6 +119,9 @@ pub enum QosError {
         /// What it is of.
         field: &'static str,
     },
+    /// A weight that is none.
+    #[error("the weight is out of bounds: set it to 1 to {WEIGHT_MAX}, or leave it out for {WEIGHT_DEFAULT}")]
+    Weight,
 }
 
 impl Qos {
@@ -132,12 +144,19 @@ impl Qos {
                 rate.check(bytes, BYTES_MAX)?;
             }
         }
-        Ok(())
+        match self.weight {
+            Some(weight) if !(1..=WEIGHT_MAX).contains(&weight) => Err(QosError::Weight),
+            Some(_) | None => Ok(()),
+        }
     }
 
-    /// Whether nothing is limited.
+    /// Whether nothing is limited, whatever the weight.
     pub fn is_unlimited(&self) -> bool {
-        *self == Self::default()
+        self.limits() == [Limits::default(); 3]
+    }
+
+    pub(super) fn limits(&self) -> [Limits; 3] {
+        [self.total, self.read, self.write]
     }
 
     /// Whether the size of the volume counts.

@@ -1,4 +1,4 @@
-//! Quality of service: what all hosts together may ask of a volume.
+//! Quality of service: what all hosts together may ask of a volume, and what it gets next to others.
 //!
 //! [`ThrottledDevice`] stands between what serves a volume and its device. Requests that are within the
 //! limits of its [`Throttle`] pass; others are held until they are. Invariants:
@@ -9,7 +9,9 @@
 //! - Of each connection, and of its reads and its writes apart, the requests that are held begin in the order
 //!   in which they came. Connections take turns.
 //! - Flushes are never held, and a request of any size passes.
-//! - Without limits a request costs one look at a number that nobody writes.
+//! - Without limits and weights a request costs one look each at numbers that nobody writes.
+//! - What is within the limits then waits for its share, if volumes that have their data on the same share
+//!   it by weight: see [`Backend`].
 //!
 //! `docs/decisions/qos.md` tells why it is done like this.
 
@@ -17,7 +19,9 @@ mod bucket;
 mod limits;
 mod plan;
 mod queue;
+mod share;
 mod throttle;
 
-pub use limits::{Burst, Limits, Qos, QosError, Rate};
+pub use limits::{Burst, Limits, Qos, QosError, Rate, WEIGHT_DEFAULT, WEIGHT_MAX};
+pub use share::Backend;
 pub use throttle::{Throttle, Throttled, ThrottledDevice};

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::limits::{Qos, QosError};
 use super::plan::Plan;
 use super::queue::ThrottledQueue;
+use super::share::{Backend, Member, SharedQueue};
 
 /// How often the limits were changed, and in the lowest bit whether there are any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,10 +47,11 @@ pub struct Throttled {
     pub waiting: u64,
 }
 
-/// The limits of a volume, which can be changed at any time.
+/// The limits and the weight of a volume, which can be changed at any time.
 #[derive(Debug, Default)]
 pub struct Throttle {
     stamp: AtomicU64,
+    member: Arc<Member>,
     state: Mutex<State>,
     requests: AtomicU64,
     held_ns: AtomicU64,
@@ -62,8 +64,8 @@ impl Throttle {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets limits, from now on; the same as before change nothing. Requests that are held are judged anew
-    /// within 50 ms. Credit for bursts begins anew.
+    /// Sets limits and the weight, from now on; the same as before change nothing. Requests that are held are
+    /// judged anew within 50 ms. Credit for bursts begins anew with other limits.
     ///
     /// # Errors
     ///
@@ -71,12 +73,25 @@ impl Throttle {
     pub fn set(&self, qos: &Qos) -> Result<(), QosError> {
         qos.check()?;
         let mut state = self.lock();
-        if state.qos != *qos || state.is_lifted {
-            state.qos = *qos;
-            state.is_lifted = false;
+        let is_limit_new = state.qos.limits() != qos.limits() || state.is_lifted;
+        state.qos = *qos;
+        state.is_lifted = false;
+        if is_limit_new {
             self.renew(&mut state);
         }
+        self.member.set_weight(qos.weight);
+        self.member.set_lifted(false);
         Ok(())
+    }
+
+    /// The volume has its data on this backend from now on, and shares it by weight; `None` if it shares
+    /// nothing.
+    pub fn join(&self, backend: Option<&Arc<Backend>>) {
+        self.member.join(backend);
+    }
+
+    pub(super) fn member(&self) -> &Arc<Member> {
+        &self.member
     }
 
     /// What is set.
@@ -91,6 +106,7 @@ impl Throttle {
         if !std::mem::replace(&mut state.is_lifted, true) {
             self.renew(&mut state);
         }
+        self.member.set_lifted(true);
     }
 
     /// What was held so far.
@@ -144,7 +160,7 @@ impl Throttle {
     }
 }
 
-/// A device around another one that keeps the limits of a volume.
+/// A device around another one that keeps the limits of a volume, and its share.
 pub struct ThrottledDevice {
     inner: Arc<dyn Device>,
     throttle: Arc<Throttle>,
@@ -183,7 +199,8 @@ impl Device for ThrottledDevice {
     fn attach(self: Arc<Self>) -> Attaching {
         Box::pin(async move {
             let queue = self.inner.clone().attach().await?;
-            let throttled = ThrottledQueue::new(queue, self.throttle.clone());
+            let shared = Rc::new(SharedQueue::new(queue, self.throttle.clone()));
+            let throttled = ThrottledQueue::new(shared, self.throttle.clone());
             Ok(Rc::new(throttled) as Rc<dyn BlockDevice>)
         })
     }
