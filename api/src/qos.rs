@@ -1,4 +1,4 @@
-//! What the limits of a volume say: six rates, of which those of reads and writes together have a short form
+//! What the limits of a volume say: a weight, and six rates, of which those of reads and writes together have a short form
 //! that is older than the others.
 
 use crate::control::v1::{Qos, QosLimits, QosRate};
@@ -135,7 +135,12 @@ impl Qos {
         }
     }
 
-    /// Whether nothing is limited.
+    /// Whether nothing is said: no limit, and no weight.
+    pub fn is_nothing(&self) -> bool {
+        self.weight.is_none() && self.is_unlimited()
+    }
+
+    /// Whether nothing is limited, whatever the weight.
     pub fn is_unlimited(&self) -> bool {
         Limit::ALL.into_iter().all(|limit| self.rate(limit).is_none())
     }
@@ -176,7 +181,12 @@ mod tests {
                 assert_eq!(qos, Qos::default(), "{limit:?}");
             }
         }
-        assert!(Qos::default().is_unlimited());
+        assert!(Qos::default().is_unlimited() && Qos::default().is_nothing());
+        let weighted = Qos {
+            weight: Some(5),
+            ..Qos::default()
+        };
+        assert!(weighted.is_unlimited() && !weighted.is_nothing());
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! | `qosReadIops`, `qosReadBandwidth`, `qosWriteIops`, `qosWriteBandwidth` | of these alone | yes |
 //! | each of these and `PerGib` | for each GiB of the volume, besides, or `none` | yes |
 //! | each of these and `Burst` | more for a while: `500MiB`, or `500MiB for 30s` [10 s], or `none` | yes |
+//! | `qosWeight` | what it gets next to others, 1 to 10000, or `none` for 100 | yes |
 //! | `fsType` | `ext4`, `xfs` or `btrfs`, if the volume's capability does not say | |
 //!
 //! What a volume says itself goes before its template, limits and placement each as a whole. Places that an
@@ -51,6 +52,9 @@ const TAG_CHARACTERS_MAX: usize = 256;
 
 /// Copies that a volume may have.
 const REPLICAS_MAX: u32 = 5;
+
+/// The largest weight.
+const WEIGHT_MAX: u32 = 10_000;
 
 /// Units of bandwidth, with those of Kubernetes.
 const UNITS: [(&str, u64); 8] = [
@@ -133,6 +137,8 @@ pub struct Mutable {
     pub template: Option<String>,
     /// Parts of limits that are others; of the same one the last holds.
     limits: Vec<(Limit, Part)>,
+    /// Another weight; `Some(None)` for none.
+    weight: Option<Option<u32>>,
 }
 
 impl Mutable {
@@ -159,6 +165,14 @@ impl Mutable {
         match key {
             "template" if is_resource_name(value) => self.template = Some(value.to_owned()),
             "template" => return Err(wrong("the name of a template")),
+            "qosWeight" if value == "none" => self.weight = Some(None),
+            "qosWeight" => {
+                let weight = value
+                    .parse()
+                    .ok()
+                    .filter(|weight| (1..=WEIGHT_MAX).contains(weight));
+                self.weight = Some(Some(weight.ok_or_else(|| wrong("1 to 10000, or none"))?));
+            }
             key => {
                 let Some((limit, part)) = limit_of(key) else {
                     return Ok(false);
@@ -181,10 +195,13 @@ impl Mutable {
         if let Some(template) = &self.template {
             spec.template.clone_from(template);
         }
-        if self.limits.is_empty() {
+        if self.limits.is_empty() && self.weight.is_none() {
             return;
         }
         let qos = spec.policy.get_or_insert_default().qos.get_or_insert_default();
+        if let Some(weight) = self.weight {
+            qos.weight = weight;
+        }
         for (limit, part) in &self.limits {
             let mut rate = qos.rate(*limit).unwrap_or_default();
             match *part {
@@ -472,6 +489,9 @@ mod tests {
         assert_eq!((later.iops_max, later.total.is_some()), (None, true));
         let later = limited(Some(later), &[("qosIopsPerGib", "none")]);
         assert_eq!(later, mixed);
+        let weighted = limited(Some(mixed), &[("qosWeight", "300")]);
+        assert_eq!((weighted.weight, weighted.iops_max), (Some(300), Some(100)));
+        assert_eq!(limited(Some(weighted), &[("qosWeight", "none")]), mixed);
     }
 
     #[test]
@@ -553,6 +573,9 @@ mod tests {
             ("qosIopsBurst", "none for 3s"),
             ("qosIopsburst", "5"),
             ("qosReadWriteIops", "5"),
+            ("qosWeight", "0"),
+            ("qosWeight", "10001"),
+            ("qosWeight", "much"),
             ("qos", "5"),
             ("qosBandwidth", "1 lightyear"),
             ("qosBandwidth", "99999999999TiB"),

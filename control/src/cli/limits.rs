@@ -20,12 +20,14 @@ Limits, separated by commas, or `none`:
   bytes=SIZE               bytes in a second; bytes_per_gib and bytes_burst as above
   burst_seconds=N          how long a burst lasts at its full speed [default: 10]
 
-All of --qos, --qos-read and --qos-write hold at the same time. A volume with limits of its own takes none
-from its template.
+All of --qos, --qos-read and --qos-write hold at the same time. A volume with limits or a weight of its own
+takes none from its template. The weight is 1 to 10000, or `none` for 100: the share of a volume of the pool
+that it is in at its target, next to other volumes there that ask for more than they get.
 
 Examples:
   pollux template set gold --qos operations=5000,operations_per_gib=10
   pollux template set gold --qos-write bytes=50MiB,bytes_burst=200MiB,burst_seconds=30
+  pollux template set gold --qos-weight 300
   pollux volume set v1 --qos none";
 
 /// A text that is no limits.
@@ -83,6 +85,28 @@ impl FromStr for Limits {
     }
 }
 
+/// A text that is no weight.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no weight: give none, or 1 to 10000")]
+pub(super) struct WeightError(String);
+
+/// What is said of a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Weight(Option<u32>);
+
+impl FromStr for Weight {
+    type Err = WeightError;
+
+    fn from_str(text: &str) -> Result<Self, WeightError> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        let weight = text.parse().ok().filter(|weight| (1..=10_000).contains(weight));
+        let weight = weight.ok_or_else(|| WeightError(text.chars().take(64).collect()))?;
+        Ok(Self(Some(weight)))
+    }
+}
+
 /// What is said of limits.
 #[derive(Debug, Args)]
 pub(super) struct LimitArguments {
@@ -95,12 +119,15 @@ pub(super) struct LimitArguments {
     /// What they may write.
     #[arg(long, value_name = "LIMITS")]
     qos_write: Option<Limits>,
+    /// What it gets next to others.
+    #[arg(long, value_name = "N")]
+    qos_weight: Option<Weight>,
 }
 
 impl LimitArguments {
     /// Whether nothing is said.
     pub(super) fn is_empty(&self) -> bool {
-        self.given().next().is_none()
+        self.given().next().is_none() && self.qos_weight.is_none()
     }
 
     fn given(&self) -> impl Iterator<Item = (Direction, Limits)> {
@@ -122,6 +149,9 @@ impl LimitArguments {
         for (direction, limits) in self.given() {
             qos.set_rate(Limit::new(direction, Counted::Operations), limits.operations);
             qos.set_rate(Limit::new(direction, Counted::Bytes), limits.bytes);
+        }
+        if let Some(Weight(weight)) = self.qos_weight {
+            qos.weight = weight;
         }
         Some(qos)
     }
@@ -161,10 +191,13 @@ pub(super) fn told(qos: Option<&Qos>) -> String {
         }
         parts.push(part);
     }
-    match parts.is_empty() {
-        true => "any".to_owned(),
-        false => parts.join(", "),
+    if parts.is_empty() {
+        parts.push("any".to_owned());
     }
+    if let Some(weight) = qos.and_then(|qos| qos.weight) {
+        parts.push(format!("weight {weight}"));
+    }
+    parts.join(", ")
 }
 
 #[cfg(test)]
@@ -177,6 +210,7 @@ mod tests {
             qos: limits(qos),
             qos_read: limits(read),
             qos_write: limits(write),
+            qos_weight: None,
         }
     }
 
@@ -199,6 +233,18 @@ mod tests {
         let scaled = said("bytes_per_gib=1KiB", "", "").applied(None);
         assert_eq!(told(scaled.as_ref()), "1KiB/s/GiB");
         assert_eq!(told(None), "any");
+        let weighted = |text: &str| LimitArguments {
+            qos_weight: Some(text.parse().expect("a weight")),
+            ..said("", "", "")
+        };
+        let qos = weighted("300").applied(None);
+        assert_eq!(told(qos.as_ref()), "any, weight 300");
+        let qos = said("operations=6", "", "").applied(qos);
+        assert_eq!(told(qos.as_ref()), "6/s, weight 300");
+        assert_eq!(told(weighted("none").applied(qos).as_ref()), "6/s");
+        for text in ["", "0", "10001", "-1", "much"] {
+            assert!(text.parse::<Weight>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

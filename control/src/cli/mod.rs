@@ -300,7 +300,7 @@ enum VolumeVerb {
         #[command(flatten)]
         limits: limits::LimitArguments,
         /// Take limits from the template again.
-        #[arg(long, conflicts_with_all = ["qos", "qos_read", "qos_write"])]
+        #[arg(long, conflicts_with_all = ["qos", "qos_read", "qos_write", "qos_weight"])]
         qos_of_template: bool,
     },
     /// Let it grow.

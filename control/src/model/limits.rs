@@ -23,8 +23,17 @@ fn most(limit: Limit) -> u64 {
     }
 }
 
-/// Checks all limits of a volume.
+/// The largest weight.
+const WEIGHT_MAX: u32 = 10_000;
+
+/// Checks all limits of a volume, and its weight.
 pub(super) fn limits(qos: &Qos, checker: &mut Checker<'_>) {
+    if let Some(weight) = qos.weight {
+        checker.at("weight").require(
+            (1..=WEIGHT_MAX).contains(&weight),
+            format!("is {weight}; leave it out for 100, or give 1 to {WEIGHT_MAX}"),
+        );
+    }
     for limit in Limit::ALL {
         let most = most(limit);
         if let (Some(field), Some(given)) = (limit.short_field(), qos.short(limit)) {

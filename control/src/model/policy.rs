@@ -47,7 +47,7 @@ impl<'a> EffectivePolicy<'a> {
                 .unwrap_or(&ANYWHERE),
             qos: policies()
                 .find_map(|policy| policy.qos.as_ref())
-                .filter(|qos| !qos.is_unlimited()),
+                .filter(|qos| !qos.is_nothing()),
         }
     }
 }

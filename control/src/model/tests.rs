@@ -346,6 +346,16 @@ fn limits_are_checked() {
     };
     wrong(limited(both), |_| {}, &format!("{PATH}.total.operations"));
     // One of the other kind is no contradiction.
+    for (weight, is_right) in [(0, false), (1, true), (10_000, true), (10_001, false)] {
+        let weighted = Qos {
+            weight: Some(weight),
+            ..Qos::default()
+        };
+        match is_right {
+            true => assert_eq!(limited(weighted).field_errors(), []),
+            false => wrong(limited(weighted), |_| {}, &format!("{PATH}.weight")),
+        }
+    }
     let apart = Qos {
         iops_max: Some(1),
         total: Some(QosLimits {

@@ -226,6 +226,11 @@ async fn a_cluster_by_its_command_line() {
     assert!(own.contains("read 3/s/GiB"), "{own}");
     let own = told(
         &daemon,
+        &["volume", "set", "v", "--qos-weight", "300", "-o", "wide"],
+    );
+    assert!(own.contains("read 3/s/GiB, weight 300"), "{own}");
+    let own = told(
+        &daemon,
         &["volume", "set", "v", "--qos-of-template", "-o", "wide"],
     );
     assert!(!own.contains("/s/GiB"), "{own}");

@@ -389,7 +389,15 @@ async fn limits_follow_the_template_unless_the_volume_has_its_own() {
     assert_eq!(limits(&cluster, "follows").await, (Some(qos), Some(100), None));
     assert_eq!(limits(&cluster, "own").await, (Some(own), None, None));
     // No limits of its own is something else than limits of its own that are none.
-    for (own, wanted) in [(Some(Qos::default()), None), (None, Some(qos))] {
+    let weighted = Some(Qos {
+        weight: Some(300),
+        ..Qos::default()
+    });
+    for (own, wanted) in [
+        (Some(Qos::default()), None),
+        (weighted, weighted),
+        (None, Some(qos)),
+    ] {
         cluster
             .update::<Volume>("own", |volume| {
                 let policy = &mut volume.spec.as_mut().expect("it has one").policy;

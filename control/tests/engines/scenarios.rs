@@ -323,6 +323,7 @@ async fn limits_of_templates_are_kept(cluster: &Cluster) {
         };
         all.set_rate(limit, Some(rate));
     }
+    all.weight = Some(10_000);
     cluster.limit_template(TEMPLATE, all).await;
     until_limited(cluster, VOLUME, Some(all)).await;
     // Writes apart, while it is served: what is read back is many more blocks than that.

@@ -193,6 +193,10 @@ async fn limits_are_set_told_and_lifted() {
         }),
         ..Qos::default()
     };
+    let weighted = |weight| Qos {
+        weight: Some(weight),
+        ..Qos::default()
+    };
     let set = |namespace_id, qos| SetQosRequest { namespace_id, qos };
     for (request, code, wanted) in [
         (set(3, None), Code::NotFound, "NAMESPACE_NOT_FOUND"),
@@ -203,6 +207,12 @@ async fn limits_are_set_told_and_lifted() {
         ),
         (
             set(1, Some(operations(u64::MAX))),
+            Code::InvalidArgument,
+            "FIELD_INVALID",
+        ),
+        (set(1, Some(weighted(0))), Code::InvalidArgument, "FIELD_INVALID"),
+        (
+            set(1, Some(weighted(10_001))),
             Code::InvalidArgument,
             "FIELD_INVALID",
         ),
@@ -236,6 +246,10 @@ async fn limits_are_set_told_and_lifted() {
     assert!(lifted.contains("none"), "{lifted}");
     let total = answer(&engine.namespace(&["qos", "1", "--total", "operations=5,bytes=1KiB"]));
     assert!(total.contains("5/s, 1 KiB/s"), "{total}");
+    let weight = answer(&engine.namespace(&["qos", "1", "--weight", "300", "--read", "operations=5"]));
+    assert!(weight.contains("read 5/s, weight 300"), "{weight}");
+    let too_much = engine.namespace(&["qos", "1", "--weight", "10001"]);
+    assert_eq!(too_much.status.code(), Some(2));
     assert_eq!(engine.namespace(&["qos", "1"]).status.code(), Some(2));
     // What is held does not keep the engine from stopping.
     drop(host);

@@ -211,6 +211,7 @@ fn reads_and_writes_are_limited_apart_and_do_not_wait_for_each_other() {
         total: operations(3000),
         read: operations(100),
         write: bytes(8 << 20),
+        weight: None,
     };
     let mut bench = Bench::new(2, qos);
     let reads = bench.connect(0, READS);

@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
 
-mod common_channels;
+#[path = "weights/channels.rs"]
+mod channels;
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -10,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common_channels::Channels;
+use channels::Channels;
 use pollux_device::{BlockDeviceExt, Completion, Device, Request};
 use pollux_hugepages::Buffer;
 use pollux_reactor::{InFlight, Started, now, sleep};
@@ -386,7 +387,6 @@ fn a_drive_that_becomes_slow_is_shared_all_the_same() {
         // Measured within 2 s, and then step by step.
         bench.operations(5 * SECOND);
         let found = bench.operations(4 * SECOND);
-        println!("{found:?} {}", bench.backend.bound());
         let all = channels as f64 * 1e6 / micros as f64;
         assert_shares(&found, &weights, 0.05);
         assert_within(found.iter().sum(), all, 0.08);
@@ -432,7 +432,7 @@ fn what_is_dropped_is_taken_back_and_costs_nothing() {
     assert!(lost < held.get() as f64 * 0.2, "{} {lost}", held.get());
     assert!(found[1] > ALL * 0.45, "{found:?} {lost}");
     drop(task);
-    assert_eq!(bench.volumes[1].device.throttle().read().waiting > 0, true);
+    assert!(bench.volumes[1].device.throttle().read().waiting > 0);
 }
 
 #[test]

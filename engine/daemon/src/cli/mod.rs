@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pollux_device::ByteSize;
+use pollux_volume::qos::WEIGHT_MAX;
 
 use pools::{PoolArguments, VolumeArguments};
 
@@ -281,6 +282,7 @@ Limits, separated by commas:
 Examples:
   pollux-engine namespace qos 1 --total operations=1000,bytes=100MiB
   pollux-engine namespace qos 1 --write bytes=50MiB,bytes_burst=200MiB,burst_seconds=30
+  pollux-engine namespace qos 1 --weight 300
   pollux-engine namespace qos 1 --unlimited";
 
 /// What to do with namespaces.
@@ -310,15 +312,15 @@ pub enum NamespaceCommand {
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
         id: u32,
     },
-    /// Change what all hosts together may ask of a namespace, while it is served; what is not given is not
-    /// limited any more.
+    /// Change what all hosts together may ask of a namespace, and its share of its pool, while it is served;
+    /// what is not given is not limited any more.
     #[command(after_help = QOS_HELP)]
     Qos {
         /// Its identifier.
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
         id: u32,
         /// Limits of reads and writes together.
-        #[arg(long, value_name = "LIMITS", required_unless_present_any = ["read", "write", "unlimited"])]
+        #[arg(long, value_name = "LIMITS", required_unless_present_any = ["read", "write", "weight", "unlimited"])]
         total: Option<LimitsSettings>,
         /// Limits of reads.
         #[arg(long, value_name = "LIMITS")]
@@ -326,8 +328,11 @@ pub enum NamespaceCommand {
         /// Limits of writes.
         #[arg(long, value_name = "LIMITS")]
         write: Option<LimitsSettings>,
-        /// No limits.
-        #[arg(long, conflicts_with_all = ["total", "read", "write"])]
+        /// Its share of the pool it is in, next to the weights of other volumes there [default: 100].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(WEIGHT_MAX)))]
+        weight: Option<u32>,
+        /// No limits, and no weight.
+        #[arg(long, conflicts_with_all = ["total", "read", "write", "weight"])]
         unlimited: bool,
         /// How to print it.
         #[arg(short, long, value_name = "FORMAT", default_value = "table")]

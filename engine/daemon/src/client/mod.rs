@@ -103,6 +103,7 @@ pub async fn namespace(arguments: &NamespaceArguments, into: &mut impl Write) ->
             total,
             read,
             write,
+            weight,
             unlimited: _,
             output,
         } => {
@@ -111,6 +112,7 @@ pub async fn namespace(arguments: &NamespaceArguments, into: &mut impl Write) ->
                 total: limits(total),
                 read: limits(read),
                 write: limits(write),
+                weight: weight.unwrap_or_default(),
             };
             let qos = settings
                 .qos()
@@ -259,6 +261,9 @@ fn limits(qos: Option<&Qos>) -> String {
         };
         add(&limits.operations, &|number| number.to_string());
         add(&limits.bytes, &|bytes| ByteSize(bytes).to_string());
+    }
+    if let Some(weight) = qos.weight {
+        parts.push(format!("weight {weight}"));
     }
     parts.join(", ")
 }

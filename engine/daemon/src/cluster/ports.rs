@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pollux_api::control::v1::TargetConfig;
+use pollux_device::DeviceUri;
 use pollux_reactor::ReactorHandle;
 use pollux_volume::replica::ReplicaPort;
 use uuid::Uuid;
@@ -79,6 +80,12 @@ impl Ports {
             .iter()
             .filter(|(_, route)| matches!(route, Route::Local(_)));
         local.find_map(|(id, _)| self.replicas.reactor_of(*id))
+    }
+
+    /// The device of the replica of this engine, if it has one.
+    pub(super) fn device_of(&self, told: &TargetConfig) -> Option<DeviceUri> {
+        let mut local = told.replicas.iter().filter(|replica| replica.node == self.node);
+        local.find_map(|replica| self.replicas.device_of(uuid(&replica.uid).ok()?))
     }
 
     /// The same ways, for the mirror of this reactor.

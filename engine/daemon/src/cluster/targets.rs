@@ -193,8 +193,12 @@ impl Shown {
         }
     }
 
-    /// Keeps the limits that were told.
-    fn limit(&self) {
+    /// Keeps the limits that were told, and shares the pool of its replica here, if it has one.
+    fn limit(&self, targets: &Targets) {
+        let device = targets.parts.ports.device_of(&self.state().told);
+        let backends = targets.parts.engine.backends();
+        let backend = device.and_then(|device| backends.of_device(&device));
+        self.throttle.join(backend.as_ref());
         if let Err(error) = self.throttle.set(&limits(&self.state().told)) {
             tracing::warn!(volume = %self.volume, %error, "the limits stay as they were");
         }
@@ -352,7 +356,7 @@ impl Targets {
         let serving = shown.serving();
         let before = std::mem::replace(&mut shown.state().told, told.clone());
         if serving.is_some() && !told.standby {
-            shown.limit();
+            shown.limit(self);
         }
         match serving {
             Some(_) if told.standby => self.step_down(&shown).await,
@@ -572,7 +576,7 @@ impl Targets {
         match opened {
             Ok(serving) if is_wanted => match shown.switch.connect(Some(serving.device.clone())) {
                 Ok(()) => {
-                    shown.limit();
+                    shown.limit(&self);
                     shown.state().role = Role::Serving(serving.clone());
                     let volume = shown.state().told.volume.clone();
                     self.parts.engine.mirrors().insert(&volume, &serving.mirror);

@@ -9,6 +9,7 @@
 //!
 //! Everything that touches a device runs on a reactor and is asked for by message; the threads of tokio wait.
 
+mod backends;
 mod error;
 mod events;
 
@@ -28,6 +29,7 @@ use tokio_stream::StreamExt;
 
 use crate::patience::while_in_use;
 use crate::telemetry::{Meters, Mirrors};
+pub use backends::Backends;
 pub use error::ChangeError;
 pub(crate) use events::unix_us;
 pub use events::{Events, Watch};
@@ -67,6 +69,7 @@ pub struct Engine {
     events: Events,
     meters: Meters,
     mirrors: Mirrors,
+    backends: Backends,
 }
 
 /// A device that is served.
@@ -105,12 +108,18 @@ impl Engine {
             events: Events::default(),
             meters: Meters::default(),
             mirrors: Mirrors::default(),
+            backends: Backends::default(),
         })
     }
 
     /// The devices that are served, as they are measured.
     pub fn meters(&self) -> &Meters {
         &self.meters
+    }
+
+    /// What volumes have their data on, and share by weight.
+    pub fn backends(&self) -> &Backends {
+        &self.backends
     }
 
     /// The volumes that this engine is the target of.
@@ -242,6 +251,7 @@ impl Engine {
 
         let open = || self.clone().open(uri.clone());
         let (device, throttle) = while_in_use(open, ChangeError::is_device_in_use).await?;
+        throttle.join(self.backends.of_device(&uri).as_ref());
         throttle.set(qos)?;
         let id = self.parts.subsystem.add_namespace(device.clone(), config)?;
         self.follow(id, &device);

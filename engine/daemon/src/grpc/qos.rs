@@ -1,4 +1,4 @@
-//! Limits of namespaces, and of volumes of the cluster, as the interfaces have them.
+//! Limits and weights of namespaces, and of volumes of the cluster, as the interfaces have them.
 
 use pollux_api::control::v1 as control;
 use pollux_api::engine::v1 as api;
@@ -41,12 +41,13 @@ fn limits_from_api(limits: Option<&control::QosLimits>) -> Limits {
     })
 }
 
-/// What is told of limits; `None` if there are none.
+/// What is told of limits and weight; `None` if there are none.
 pub(crate) fn to_api(qos: &Qos) -> Option<api::Qos> {
-    (!qos.is_unlimited()).then(|| api::Qos {
+    (*qos != Qos::default()).then(|| api::Qos {
         total: limits_to_api(&qos.total),
         read: limits_to_api(&qos.read),
         write: limits_to_api(&qos.write),
+        weight: qos.weight,
     })
 }
 
@@ -56,6 +57,7 @@ pub(crate) fn from_api(qos: Option<&api::Qos>) -> Qos {
         total: limits_from_api(qos.total.as_ref()),
         read: limits_from_api(qos.read.as_ref()),
         write: limits_from_api(qos.write.as_ref()),
+        weight: qos.weight,
     })
 }
 
@@ -73,6 +75,7 @@ pub(crate) fn of_volume(qos: &control::Qos) -> Qos {
         total: limits(Direction::Total),
         read: limits(Direction::Read),
         write: limits(Direction::Write),
+        weight: qos.weight,
     }
 }
 
@@ -100,7 +103,13 @@ mod tests {
                 bytes: Some(rate(4, 5)),
             },
             write: Limits::default(),
+            weight: Some(300),
         };
+        let weight = Qos {
+            weight: Some(7),
+            ..Qos::default()
+        };
+        assert_eq!(from_api(to_api(&weight).as_ref()), weight);
         assert_eq!(from_api(to_api(&qos).as_ref()), qos);
         assert_eq!(to_api(&Qos::default()), None);
         assert_eq!(from_api(None), Qos::default());
@@ -136,6 +145,7 @@ mod tests {
                 operations: told(7),
                 bytes: told(8),
             }),
+            weight: Some(9),
         };
         let limits = |operations, bytes| Limits {
             operations: Some(Rate::new(operations)),
@@ -156,6 +166,7 @@ mod tests {
             },
             read: limits(5, 6),
             write: limits(7, 8),
+            weight: Some(9),
         };
         assert_eq!(of_volume(&qos), wanted);
         assert_eq!(of_volume(&control::Qos::default()), Qos::default());

@@ -554,6 +554,11 @@ impl Replicas {
         Some(found.hosted.owner().clone())
     }
 
+    /// The device of a replica, if it is open here.
+    pub fn device_of(&self, replica: Uuid) -> Option<DeviceUri> {
+        Some(self.find(replica).ok()?.uri)
+    }
+
     /// Ends whoever uses replicas, and opens none from now on.
     pub async fn close(&self) {
         self.turns.close().await;

@@ -58,6 +58,9 @@ pub struct QosSettings {
     pub read: LimitsSettings,
     /// Writes. Default: no limits.
     pub write: LimitsSettings,
+    /// Its share of the pool it is in, next to those of other volumes there, 1 to 10,000. Default: 0, for a
+    /// weight of 100, and no shares as long as no volume of the pool has a weight.
+    pub weight: u32,
 }
 
 impl LimitsSettings {
@@ -92,6 +95,7 @@ impl QosSettings {
             total: self.total.limits(),
             read: self.read.limits(),
             write: self.write.limits(),
+            weight: (self.weight > 0).then_some(self.weight),
         };
         qos.check().map(|()| qos)
     }
@@ -171,6 +175,15 @@ mod tests {
             ..QosSettings::default()
         };
         assert!(settings.qos().is_err());
+        let weighted = |weight| {
+            let settings = QosSettings {
+                weight,
+                ..QosSettings::default()
+            };
+            settings.qos().map(|qos| qos.weight)
+        };
+        assert_eq!(weighted(10_000), Ok(Some(10_000)));
+        assert_eq!(weighted(10_001), Err(QosError::Weight));
         assert_eq!(QosSettings::default().qos(), Ok(Qos::default()));
     }
 }

@@ -21,7 +21,7 @@ use slab::Slab;
 
 use super::backend::{Backend, Door, Member, NO_HEAD, Tag};
 
-/// Requests that are held for a backend on one reactor, at most; one more is told that resources are short.
+/// Requests of a volume that are held on one reactor, at most; one more is told that resources are short.
 const HELD_MAX: usize = 1 << 16;
 
 /// Invalid places in `heads`, at most, besides twice as many as there are flows.
@@ -159,7 +159,7 @@ impl Turns {
 
     /// Holds a request; `None` if too many are.
     pub(super) fn hold(&mut self, flow: usize, request: Request, units: u64, now: Instant) -> Option<usize> {
-        if self.entries.len() >= HELD_MAX {
+        if self.flows.get(flow)?.entries.len() >= HELD_MAX {
             return None;
         }
         let key = self.entries.insert(Entry {
