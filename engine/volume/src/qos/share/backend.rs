@@ -320,11 +320,12 @@ impl Backend {
         let mut members = self.lock();
         members.retain(|member| member.strong_count() > 0);
         let present: Vec<_> = members.iter().filter_map(Weak::upgrade).collect();
+        let is_lifted = |member: &Member| member.is_lifted.load(Ordering::Relaxed);
         let is_weighted = present
             .iter()
-            .any(|member| member.told.load(Ordering::Relaxed) > 0);
+            .any(|member| member.told.load(Ordering::Relaxed) > 0 && !is_lifted(member));
         for member in &present {
-            let takes_part = is_weighted && !member.is_lifted.load(Ordering::Relaxed);
+            let takes_part = is_weighted && !is_lifted(member);
             if member.takes_part() != takes_part {
                 member.change(takes_part);
             }
