@@ -1,5 +1,5 @@
-//! What the limits of a volume say: a weight, and six rates, of which those of reads and writes together have a short form
-//! that is older than the others.
+//! What the limits of a volume say: a weight, and six rates, of which those of reads and writes together have
+//! a short form that is older than the others.
 
 use crate::control::v1::{Qos, QosLimits, QosRate};
 

@@ -299,7 +299,8 @@ impl<W: Write> Session<'_, W> {
                     paths.push("spec.policy.qos".to_owned());
                 }
                 if paths.is_empty() {
-                    let hint = "nothing is to change: give --template, --qos, --qos-read, --qos-write or --qos-weight";
+                    let hint = "nothing is to change: give --template, --qos, --qos-read, --qos-write or \
+                                --qos-weight";
                     return Err(CommandError::Refused(hint.to_owned()));
                 }
                 // With the revision that was read: what was read is what is changed, or nothing.

@@ -320,7 +320,11 @@ pub enum NamespaceCommand {
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
         id: u32,
         /// Limits of reads and writes together.
-        #[arg(long, value_name = "LIMITS", required_unless_present_any = ["read", "write", "weight", "unlimited"])]
+        #[arg(
+            long,
+            value_name = "LIMITS",
+            required_unless_present_any = ["read", "write", "weight", "unlimited"]
+        )]
         total: Option<LimitsSettings>,
         /// Limits of reads.
         #[arg(long, value_name = "LIMITS")]
@@ -329,7 +333,11 @@ pub enum NamespaceCommand {
         #[arg(long, value_name = "LIMITS")]
         write: Option<LimitsSettings>,
         /// Its share of the pool it is in, next to the weights of other volumes there [default: 100].
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(WEIGHT_MAX)))]
+        #[arg(
+            long,
+            value_name = "N",
+            value_parser = clap::value_parser!(u32).range(1..=i64::from(WEIGHT_MAX))
+        )]
         weight: Option<u32>,
         /// No limits, and no weight.
         #[arg(long, conflicts_with_all = ["total", "read", "write", "weight"])]
