@@ -394,6 +394,9 @@ impl Core {
     /// Waits until what was read before this was called may be passed on: nobody can have taken the volume
     /// over before.
     pub(super) async fn confirm_lease(&self) -> Result<(), IoError> {
+        // Those that have answered since. Only the others are asked again: else replicas that are short of
+        // memory in turn would be asked for ever.
+        let mut confirmed = SlotSet::EMPTY;
         loop {
             self.check_serving()?;
             if self.is_leased() {
@@ -416,14 +419,13 @@ impl Core {
             }
             let bytes = self.geometry.get().block_bytes as usize;
             let answers = self
-                .send_all(required, || Request::Read {
+                .send_all(required.without(confirmed), || Request::Read {
                     // Any block will do: the session answers, or does not.
                     block: 0,
                     into: super::read::memory(bytes),
                 })
                 .await;
             let mut again = false;
-            let mut confirmed = SlotSet::EMPTY;
             for (slot, connection, result) in answers {
                 match result {
                     Ok(_) => confirmed.insert(slot),
