@@ -386,3 +386,35 @@ fn count(flow: &mut Flow, backend: &Backend, units: u64, now: Instant) -> Grante
         generation: flow.generation,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_out_gives_back_what_it_paid() {
+        let backend = Backend::new("drive");
+        backend.take(1 << 30);
+        let mut turns = Turns::new(backend.clone(), backend.add_door());
+        let member = Arc::new(Member::default());
+        let now = Instant::ORIGIN;
+        let flow = turns.add_flow(member.clone(), 0, now);
+        let mut hold = || {
+            let request = Request::Deallocate { block: 0, blocks: 1 };
+            let key = turns.hold(flow, request, 8, now).expect("there is room to wait");
+            assert!(turns.go_on(now).is_none());
+            key
+        };
+        let keys = [hold(), hold(), hold()];
+        let (after_one, _) = member.pay(0, 0);
+        assert!(after_one > 0, "the first one has paid");
+        for key in [keys[0], keys[1]] {
+            assert!(turns.take_out(key).is_some_and(|entry| entry.granted.is_none()));
+            assert_eq!(member.pay(0, 0).0, after_one, "and now the next one has");
+        }
+        assert!(turns.take_out(keys[2]).is_some() && !turns.is_busy());
+        assert_eq!(member.pay(0, 0).0, 0);
+        assert!(turns.go_on(now).is_none());
+        assert!(!backend.is_anyone_waiting());
+    }
+}
