@@ -88,7 +88,11 @@ fn a_snapshot_shares_all_until_something_is_written() {
 /// written all anew: nothing is held for snapshots that are gone, in whatever order they go.
 #[test]
 fn deleted_snapshots_hold_nothing_that_nobody_sees() {
-    for order in [["older", "newer"], ["newer", "older"]] {
+    let orders = [["older", "newer"], ["newer", "older"]];
+    for (order, is_reclaimed_at_once) in orders
+        .into_iter()
+        .flat_map(|order| [(order, true), (order, false)])
+    {
         let bench = Bench::new(1, 2);
         bench.run(move |drives| async move {
             let pool = pool_of(drives).await;
@@ -113,6 +117,9 @@ fn deleted_snapshots_hold_nothing_that_nobody_sees() {
             assert_eq!(extents().await, 4 * 40 - 1);
             for name in order {
                 pool.delete(name).await.unwrap();
+                if is_reclaimed_at_once {
+                    pool.reclaim().await.unwrap();
+                }
             }
             assert_eq!(extents().await, 3 * 40, "{order:?}");
             assert_eq!(pool.deleting(), 2, "both are there still, for their clones");
