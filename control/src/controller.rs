@@ -11,9 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use pollux_api::control::v1::{EngineReport, Node, TargetConfig, engine_command::Command};
+use pollux_api::control::v1::{EngineReport, Event, Node, TargetConfig, engine_command::Command};
+use pollux_trace::{Origin, Origins, span};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use crate::engines::{EngineAddress, EngineClient};
 use crate::model::{Kind, Record};
@@ -22,7 +25,7 @@ use crate::store::{
     Leadership, Listing, Store, StoreError, TERM_BASE_KEY, Transaction, Watcher, Write, term_base,
 };
 use crate::telemetry::Telemetry;
-use crate::telling::Telling;
+use crate::telling::{Round, Telling};
 use crate::world::{Observation, World};
 
 /// Transactions under way at a time.
@@ -75,6 +78,8 @@ pub struct Observations {
     newest: Mutex<BTreeMap<String, Observation>>,
     changed: Notify,
     telemetry: Telemetry,
+    /// Who asked for what, by the UUID of a record: what is done for it is part of that trace.
+    asked: Origins,
     /// Those who wait for a volume, by its UUID: told when an engine tells something else of it.
     waiting: Mutex<HashMap<String, watch::Sender<()>>>,
 }
@@ -164,6 +169,11 @@ impl Observations {
                 sender.send_replace(());
             }
         }
+    }
+
+    /// Who asked for what.
+    pub(crate) fn asked(&self) -> &Origins {
+        &self.asked
     }
 
     /// What is counted of the work of this instance.
@@ -342,8 +352,15 @@ impl Controller {
         world
             .failures
             .retain(|_, at| now < at.saturating_add(cool_down_us));
+        let planning = Instant::now();
         let steps = plan(world, &self.parts.limits);
         let planned = steps.len();
+        // A pass that finds nothing to do is none that anybody looks for.
+        let pass = match planned {
+            0 => Span::none(),
+            _ => pass_span(planned, planning.elapsed()),
+        };
+        let origin = Origin::of(&pass);
         let mut commits = Vec::new();
         let mut commands: BTreeMap<String, Vec<Command>> = BTreeMap::new();
         for step in steps {
@@ -359,14 +376,19 @@ impl Controller {
         let term = self.term_base.saturating_add(self.leadership.term);
         for (node, commands) in commands {
             if let Some(engine) = self.world.nodes.get(&node).map(address) {
-                told += self
-                    .telling
-                    .tell(&self.parts, engine, term, commands, repeat_after);
+                let round = Round {
+                    term,
+                    repeat_after,
+                    pass: origin.as_ref(),
+                };
+                told += self.telling.tell(&self.parts, engine, commands, round);
             }
         }
+        pass.record("commits", commits.len());
+        pass.record("commands", told);
         self.parts.observations.telemetry.planned(commits.len(), told);
         let fresh = commits.len() + told;
-        let revision = self.commit(commits).await?;
+        let revision = self.commit(commits, origin.as_ref()).await?;
         self.wait_for(revision).await?;
         self.parts.observations.telemetry.passed(began.elapsed());
         Ok(Progress { planned, fresh })
@@ -394,7 +416,7 @@ impl Controller {
 
     /// Does transactions, and returns the highest revision. Those of which a condition does not hold are
     /// left out: somebody was quicker, and the next plan is made of what is so then.
-    async fn commit(&self, commits: Vec<Transaction>) -> Result<u64, StoreError> {
+    async fn commit(&self, commits: Vec<Transaction>, pass: Option<&Origin>) -> Result<u64, StoreError> {
         let mut tasks = JoinSet::new();
         let mut revision = 0;
         let mut failure = None;
@@ -404,6 +426,7 @@ impl Controller {
             Err(error) => failure = Some(error),
         };
         for mut transaction in commits {
+            let span = self.commit_span(&transaction, pass);
             transaction.conditions.push(self.leadership.condition.clone());
             if tasks.len() >= COMMITS_AT_ONCE
                 && let Some(result) = tasks.join_next().await
@@ -411,7 +434,7 @@ impl Controller {
                 done(flatten(result));
             }
             let store = self.parts.store.clone();
-            tasks.spawn(async move { store.commit(transaction).await });
+            tasks.spawn(async move { store.commit(transaction).await }.instrument(span));
         }
         while let Some(result) = tasks.join_next().await {
             done(flatten(result));
@@ -420,6 +443,44 @@ impl Controller {
             Some(error) => Err(error),
             None => Ok(revision),
         }
+    }
+
+    /// A transaction, as part of what was asked for, or of its pass. Its events say why it is done.
+    fn commit_span(&self, transaction: &Transaction, pass: Option<&Origin>) -> Span {
+        let span = span!(parent: None, "commit", record = Empty, volume_uid = Empty, why = Empty);
+        if span.is_disabled() {
+            return span;
+        }
+        let mut asked = None;
+        let mut why = String::new();
+        for write in &transaction.writes {
+            match Kind::parse(write.key()) {
+                Some((Kind::Event, _)) => {
+                    if let Write::Put { key, value } = write
+                        && let Ok(event) = Event::read_value(key, value, 0)
+                    {
+                        let beside = if why.is_empty() { "" } else { "; " };
+                        why += &format!("{beside}{}", event.message);
+                    }
+                }
+                Some((Kind::Volume, name)) => {
+                    span.record("record", write.key());
+                    if let Some(volume) = self.world.volumes.get(name) {
+                        span.record("volume_uid", &volume.meta().uid);
+                        asked = self.parts.observations.asked.of(&volume.meta().uid);
+                    }
+                }
+                Some(_) if transaction.writes.len() == 1 => {
+                    span.record("record", write.key());
+                }
+                Some(_) | None => {}
+            }
+        }
+        span.record("why", why);
+        if let Some(origin) = asked.as_ref().or(pass) {
+            origin.adopt(&span);
+        }
+        span
     }
 
     /// An engine was told: pools in which a replica could not be made get no new ones for a while.
@@ -484,6 +545,12 @@ impl Controller {
         self.watcher = self.parts.store.watch("/", listing.revision).await?;
         Ok(())
     }
+}
+
+/// What came of a plan.
+fn pass_span(steps: usize, planning: Duration) -> Span {
+    let planning_us = u64::try_from(planning.as_micros()).unwrap_or(u64::MAX);
+    span!(parent: None, "pass", steps, planning_us, commits = Empty, commands = Empty)
 }
 
 /// What is added to terms, by all entries.

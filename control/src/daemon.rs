@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use pollux_http::ServerTls;
+use pollux_trace::{Process, TraceArguments};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::controller::{Controller, Observations, Parts, SystemClock};
 use crate::engines::GrpcEngines;
@@ -111,6 +113,9 @@ struct ServeArguments {
     #[arg(long, value_name = "PERCENT", default_value_t = 85,
         value_parser = clap::value_parser!(u32).range(1..=100))]
     fill: u32,
+
+    #[command(flatten)]
+    tracing: TraceArguments,
 }
 
 #[derive(Debug, Args)]
@@ -312,11 +317,16 @@ async fn restore_file(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
 }
 
 async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+        .with_target(false);
+    let process = Process {
+        name: "pollux-control",
+        instance: arguments.instance.as_deref().unwrap_or_default(),
+    };
+    let settings = arguments.tracing.settings();
+    let _tracing = pollux_trace::start(log, LevelFilter::INFO, &settings, process)?;
     let certificates = arguments
         .certificates
         .as_deref()

@@ -12,6 +12,7 @@ use pollux_api::control::v1::{
     ListReplicaBlocksRequest, ListReplicaBlocksResponse, MeasureRequest, SurveyRequest,
     engine_command::Command,
 };
+use pollux_trace::Calls;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
 
@@ -31,7 +32,7 @@ const SURVEY_BYTES_MAX: usize = 128 << 20;
 const SURVEY_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// An engine, and where it is called.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EngineAddress {
     /// The name of its node.
     pub node: String,
@@ -131,13 +132,16 @@ pub trait EngineClient: Send + Sync + fmt::Debug + 'static {
     }
 }
 
+/// How an engine is called: each call is part of the trace of what it is told for.
+type Connection = Calls<Channel>;
+
 /// Engines by gRPC: each serves `pollux.control.v1.Agent` at its address.
 #[derive(Debug, Default)]
 pub struct GrpcEngines {
     /// How they are trusted, and the control plane by them; none on one machine.
     tls: Option<ClientTlsConfig>,
-    /// Connections, by address. They connect when they are used, and again when they broke.
-    channels: Mutex<HashMap<String, Channel>>,
+    /// Connections, by engine. They connect when they are used, and again when they broke.
+    channels: Mutex<HashMap<EngineAddress, Connection>>,
 }
 
 impl GrpcEngines {
@@ -149,17 +153,17 @@ impl GrpcEngines {
         }
     }
 
-    fn client(&self, engine: &EngineAddress) -> Result<AgentClient<Channel>, EngineError> {
+    fn client(&self, engine: &EngineAddress) -> Result<AgentClient<Connection>, EngineError> {
         Ok(AgentClient::new(self.channel(engine)?).max_decoding_message_size(REPORT_BYTES_MAX))
     }
 
-    fn channel(&self, engine: &EngineAddress) -> Result<Channel, EngineError> {
+    fn channel(&self, engine: &EngineAddress) -> Result<Connection, EngineError> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let channel = match channels.get(&engine.address) {
+        let channel = match channels.get(engine) {
             Some(channel) => channel.clone(),
             None => {
-                let channel = self.connect(engine)?;
-                channels.insert(engine.address.clone(), channel.clone());
+                let channel = Calls::new(self.connect(engine)?, &engine.node);
+                channels.insert(engine.clone(), channel.clone());
                 channel
             }
         };

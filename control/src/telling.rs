@@ -12,8 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pollux_api::control::v1::engine_command::Command;
+use pollux_trace::{Origin, span};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 use crate::controller::{Parts, pull_one};
 use crate::engines::{EngineAddress, EngineError};
@@ -43,6 +46,19 @@ struct Subject {
 }
 
 impl Subject {
+    /// The volume that a command is about, if it is known by it.
+    fn volume_uid(command: &Command) -> &str {
+        match command {
+            Command::EnsureReplica(config) => &config.volume_uid,
+            Command::EnsureTarget(config) => &config.volume_uid,
+            Command::RemoveTarget(removal) => &removal.volume_uid,
+            Command::EnsurePool(_)
+            | Command::RemovePool(_)
+            | Command::RemoveReplica(_)
+            | Command::CutTargets(_) => "",
+        }
+    }
+
     fn of(node: &str, command: &Command) -> Self {
         let thing = match command {
             Command::EnsurePool(config) => ("pool", config.uid.clone()),
@@ -73,6 +89,51 @@ enum State {
     },
 }
 
+/// A round of telling engines what a pass has planned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Round<'a> {
+    /// The term of the leader.
+    pub(crate) term: u64,
+    /// What an engine was told so long ago, and does not show, it is told again.
+    pub(crate) repeat_after: Duration,
+    /// The pass.
+    pub(crate) pass: Option<&'a Origin>,
+}
+
+/// A command that is about to be told, for whom and why.
+#[derive(Debug)]
+struct Begun {
+    subject: Subject,
+    command: Command,
+    origin: Option<Origin>,
+    why: &'static str,
+}
+
+impl Begun {
+    fn span(&self) -> Span {
+        let (kind, thing) = &self.subject.thing;
+        let is_removal = matches!(
+            self.command,
+            Command::RemovePool(_) | Command::RemoveReplica(_) | Command::RemoveTarget(_)
+        );
+        let span = span!(
+            parent: None,
+            "tell",
+            otel.name = if is_removal { "tell to remove" } else { "tell" },
+            node = self.subject.node,
+            kind,
+            thing,
+            volume_uid = Subject::volume_uid(&self.command),
+            why = self.why,
+            done = Empty,
+        );
+        if let Some(origin) = &self.origin {
+            origin.adopt(&span);
+        }
+        span
+    }
+}
+
 /// What an engine was told, whether it is so, and the pools in which a replica could not be made.
 type Outcome = (Vec<(Subject, Command, bool)>, Vec<String>);
 
@@ -95,18 +156,17 @@ impl Default for Telling {
 }
 
 impl Telling {
-    /// Begins to tell an engine what it is not being told, and was not told within `repeat_after`. Then it is
+    /// Begins to tell an engine what it is not being told, and was not told lately. Then it is
     /// asked for a report. Returns how many commands these are.
     pub(crate) fn tell(
         &mut self,
         parts: &Parts,
         engine: EngineAddress,
-        term: u64,
         commands: Vec<Command>,
-        repeat_after: Duration,
+        round: Round<'_>,
     ) -> usize {
         let now = Instant::now();
-        let is_old = |at: Instant| now.duration_since(at) >= repeat_after;
+        let is_old = |at: Instant| now.duration_since(at) >= round.repeat_after;
         let is_under_way = |(subject, state): &(&Subject, &State)| {
             subject.node == engine.node && matches!(state, State::UnderWay)
         };
@@ -115,36 +175,48 @@ impl Telling {
         let mut begun = Vec::new();
         for command in commands {
             let subject = Subject::of(&engine.node, &command);
-            let is_due = match self.subjects.get(&subject) {
-                None => true,
-                Some(State::UnderWay) => false,
-                Some(State::Told {
-                    command: before, at, ..
-                }) => **before != command || is_old(*at),
+            let why = match self.subjects.get(&subject) {
+                None => Some("its report does not show it"),
+                Some(State::UnderWay) => None,
+                Some(State::Told { command: before, .. }) if **before != command => {
+                    Some("it is to be otherwise than it was told")
+                }
+                Some(State::Told { at, .. }) => {
+                    is_old(*at).then_some("it was told, and its report does not show it yet")
+                }
             };
-            if is_due && room > 0 {
+            if let Some(why) = why
+                && room > 0
+            {
                 room -= 1;
                 self.subjects.insert(subject.clone(), State::UnderWay);
-                begun.push((subject, command));
+                let asked = parts.observations.asked().of(Subject::volume_uid(&command));
+                begun.push(Begun {
+                    origin: asked.or_else(|| round.pass.cloned()),
+                    subject,
+                    command,
+                    why,
+                });
             }
         }
         let count = begun.len();
         // Volumes are held while cuts are told: they wait for nothing else. Nor does what somebody waits for
         // wait for what is removed, which may be in use for a while.
         let (mut cuts, mut removals, mut others) = (Vec::new(), Vec::new(), Vec::new());
-        for (subject, command) in begun {
-            let alike = match command {
+        for one in begun {
+            let alike = match one.command {
                 Command::CutTargets(_) => &mut cuts,
                 Command::RemovePool(_) | Command::RemoveReplica(_) | Command::RemoveTarget(_) => {
                     &mut removals
                 }
                 Command::EnsurePool(_) | Command::EnsureReplica(_) | Command::EnsureTarget(_) => &mut others,
             };
-            alike.push((subject, command));
+            alike.push(one);
         }
         let all = [cuts, others, removals].into_iter();
         for begun in all.filter(|begun| !begun.is_empty()) {
             let (parts, permits, engine) = (parts.clone(), self.permits.clone(), engine.clone());
+            let term = round.term;
             self.tasks.spawn(async move {
                 // The semaphore is never closed.
                 let _permit = permits.acquire().await;
@@ -200,25 +272,26 @@ impl Telling {
 
 /// Tells one engine. Commands of one kind are about different things, and are told side by side; what comes
 /// before other kinds is done before them. Once the engine does not answer, it is told no more.
-async fn tell_engine(
-    parts: &Parts,
-    engine: &EngineAddress,
-    term: u64,
-    commands: Vec<(Subject, Command)>,
-) -> Outcome {
+async fn tell_engine(parts: &Parts, engine: &EngineAddress, term: u64, commands: Vec<Begun>) -> Outcome {
     let mut failed_pools = Vec::new();
     let mut all = Vec::with_capacity(commands.len());
     let mut is_heard = true;
-    for alike in commands.chunk_by(|(_, one), (_, other)| discriminant(one) == discriminant(other)) {
+    for alike in commands.chunk_by(|one, other| discriminant(&one.command) == discriminant(&other.command)) {
         let mut told = JoinSet::new();
         let mut outcomes = Vec::new();
-        for (subject, command) in alike.iter().filter(|_| is_heard) {
+        for one in alike.iter().filter(|_| is_heard) {
             if told.len() >= COMMANDS_AT_ONCE {
                 outcomes.extend(told.join_next().await);
             }
             let (parts, engine) = (parts.clone(), engine.clone());
-            let (subject, command) = (subject.clone(), command.clone());
-            told.spawn(async move { (subject, tell_one(&parts, &engine, term, command).await) });
+            let (subject, command) = (one.subject.clone(), one.command.clone());
+            let span = one.span();
+            let telling = async move {
+                let told = tell_one(&parts, &engine, term, command).await;
+                Span::current().record("done", matches!(told, Told::Done));
+                (subject, told)
+            };
+            told.spawn(telling.instrument(span));
         }
         while let Some(outcome) = told.join_next().await {
             outcomes.push(outcome);
@@ -239,9 +312,9 @@ async fn tell_engine(
                 }
             }
         }
-        all.extend(alike.iter().map(|(subject, command)| {
-            let is_done = done.contains(subject);
-            (subject.clone(), command.clone(), is_done)
+        all.extend(alike.iter().map(|one| {
+            let is_done = done.contains(&one.subject);
+            (one.subject.clone(), one.command.clone(), is_done)
         }));
     }
     (all, failed_pools)

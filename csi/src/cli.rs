@@ -14,6 +14,7 @@ use pollux_api::csi::v1::group_controller_server::GroupControllerServer;
 use pollux_api::csi::v1::identity_server::IdentityServer;
 use pollux_api::csi::v1::node_server::NodeServer;
 use pollux_api::csi::v1::snapshot_metadata_server::SnapshotMetadataServer;
+use pollux_trace::{Process, TraceArguments, Tracing};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -76,6 +77,9 @@ struct CommonArguments {
     /// What is logged: error, warn, info, debug, trace.
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: String,
+
+    #[command(flatten)]
+    tracing: TraceArguments,
 }
 
 #[derive(Debug, Args)]
@@ -172,11 +176,12 @@ pub fn run(cli: &Cli) -> ExitCode {
 }
 
 fn serve_until_told(command: &Command, common: &CommonArguments) -> Result<(), Box<dyn Error>> {
-    logging(&common.log)?;
+    let tracing = logging(command, common)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(answer(command, common));
     // What was begun for a volume goes on to its end, within reason.
     runtime.shutdown_timeout(STOP_PATIENCE);
+    tracing.stop();
     done
 }
 
@@ -190,14 +195,25 @@ fn ask(arguments: &CallArguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn logging(level: &str) -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(level)?)
+fn logging(command: &Command, common: &CommonArguments) -> Result<Tracing, Box<dyn Error>> {
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
-    Ok(())
+        .with_target(false);
+    let process = Process {
+        name: "pollux-csi",
+        instance: match command {
+            Command::Node(arguments) => &arguments.node,
+            Command::Controller(_) | Command::Call(_) => "",
+        },
+    };
+    let filter = EnvFilter::try_new(&common.log)?;
+    Ok(pollux_trace::start(
+        log,
+        filter,
+        &common.tracing.settings(),
+        process,
+    )?)
 }
 
 impl NodeArguments {

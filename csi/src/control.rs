@@ -15,6 +15,7 @@ use pollux_api::control::v1::{
     GetGroupSnapshotRequest, GetSnapshotRequest, GetVolumeRequest, GroupSnapshot, ListNodesRequest, Node,
     PageRequest, Reason, Snapshot, Volume,
 };
+use pollux_trace::Calls;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -74,10 +75,13 @@ pub enum ConnectError {
     },
 }
 
+/// How it is called: each call is part of the trace of what the orchestrator asked.
+type Connection = Calls<Channel>;
+
 /// The control plane. Clones share the connection.
 #[derive(Debug, Clone)]
 pub struct ControlPlane {
-    channel: Channel,
+    channel: Connection,
     cluster: Cluster,
 }
 
@@ -116,6 +120,7 @@ impl ControlPlane {
             [one] => one.connect_lazy(),
             _ => Channel::balance_list(endpoints.into_iter()),
         };
+        let channel = Calls::new(channel, "control");
         Ok(Self { channel, cluster })
     }
 
@@ -125,27 +130,27 @@ impl ControlPlane {
     }
 
     /// Calls about volumes.
-    pub fn volumes(&self) -> VolumesClient<Channel> {
+    pub fn volumes(&self) -> VolumesClient<Connection> {
         VolumesClient::new(self.channel.clone())
     }
 
     /// Calls about snapshots.
-    pub fn snapshots(&self) -> SnapshotsClient<Channel> {
+    pub fn snapshots(&self) -> SnapshotsClient<Connection> {
         SnapshotsClient::new(self.channel.clone())
     }
 
     /// Calls about snapshots of several volumes.
-    pub fn group_snapshots(&self) -> GroupSnapshotsClient<Channel> {
+    pub fn group_snapshots(&self) -> GroupSnapshotsClient<Connection> {
         GroupSnapshotsClient::new(self.channel.clone())
     }
 
     /// Calls about pools.
-    pub fn pools(&self) -> PoolsClient<Channel> {
+    pub fn pools(&self) -> PoolsClient<Connection> {
         PoolsClient::new(self.channel.clone())
     }
 
     /// Calls about templates.
-    pub fn templates(&self) -> TemplatesClient<Channel> {
+    pub fn templates(&self) -> TemplatesClient<Connection> {
         TemplatesClient::new(self.channel.clone())
     }
 

@@ -111,6 +111,7 @@ pub async fn serve(
     Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
         .timeout(CALL_TIMEOUT)
+        .layer(pollux_trace::ServedLayer)
         .layer(metrics)
         .add_routes(routes)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopped)

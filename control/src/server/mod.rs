@@ -154,7 +154,8 @@ impl Services {
         let router = routes.into_axum_router();
         let authenticated = from_fn_with_state(self.clone(), authenticate::authenticate);
         let counted = from_fn_with_state(self, telemetry::count_grpc);
-        Routes::from(router.layer(authenticated).layer(counted))
+        let router = router.layer(authenticated).layer(counted);
+        Routes::from(router.layer(pollux_trace::ServedLayer))
     }
 
     /// All that is answered by HTTP: the interface as REST and JSON, metrics and health.

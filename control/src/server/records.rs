@@ -148,6 +148,8 @@ impl Services {
                 writes: Vec::new(),
             };
             transaction.put(&complete);
+            // Before it is there: the planner may see it at once.
+            self.parts.observations.asked().note(&complete.meta().uid);
             match self.parts.store.commit(transaction).await {
                 Ok(revision) => {
                     complete.meta_mut().revision = revision;
@@ -190,6 +192,7 @@ impl Services {
         }
         let mut transaction = beside;
         transaction.put(&changed);
+        self.parts.observations.asked().note(&changed.meta().uid);
         match self.parts.store.commit(transaction).await {
             Ok(revision) => {
                 changed.meta_mut().revision = revision;

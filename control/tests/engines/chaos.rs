@@ -140,6 +140,7 @@ pub async fn run(records: Records, span: Duration, seed: u64) {
         records,
         is_trusted: false,
         pool_bytes: POOL_BYTES,
+        collector: None,
     })
     .await;
     let new_bytes = used_bytes(&cluster.reports().await);

@@ -163,6 +163,8 @@ pub struct Layout {
     pub is_trusted: bool,
     /// The size of each pool.
     pub pool_bytes: u64,
+    /// Where traces are sent.
+    pub collector: Option<SocketAddr>,
 }
 
 pub struct Cluster {
@@ -173,6 +175,7 @@ pub struct Cluster {
     control: Slot,
     etcd: Option<Etcd>,
     engines: Vec<Engine>,
+    collector: Option<SocketAddr>,
     pub channel: Channel,
 }
 
@@ -196,6 +199,7 @@ impl Cluster {
             records: Records::Embedded,
             is_trusted: false,
             pool_bytes: POOL_BYTES,
+            collector: None,
         })
         .await
     }
@@ -207,6 +211,7 @@ impl Cluster {
             records,
             is_trusted,
             pool_bytes,
+            collector,
         } = layout;
         let authority = is_trusted.then(|| Authority::new("test").expect("it can be made"));
         let directory = tempfile::tempdir().expect("a directory");
@@ -243,6 +248,7 @@ impl Cluster {
             control: Slot::default(),
             etcd,
             engines,
+            collector,
             channel,
         };
         if let Some(authority) = &cluster.authority {
@@ -434,6 +440,9 @@ impl Cluster {
             format!("--listen={}", self.control_address),
             "--unreachable-after=2".to_owned(),
         ];
+        if let Some(collector) = self.collector {
+            arguments.push(format!("--tracing-otlp=http://{collector}"));
+        }
         if let Some(folder) = self.certificates("control") {
             arguments.push(format!("--certificates={}", folder.display()));
         }
@@ -464,10 +473,13 @@ impl Cluster {
                 engine.http
             )
         });
+        let tracing = self.collector.map_or_else(String::new, |collector| {
+            format!("[tracing]\notlp = \"http://{collector}\"\n\n")
+        });
         let settings = format!(
-            "[nvmf]\nlisten = [\"{}\"]\nsubsystem = \"nqn.2026-11.io.pollux:{}\"\n\n[reactors]\nmemory = \
-             \"16MiB\"\n\n[log]\nformat = \"json\"\n\n[cluster]\nnode = \"{}\"\ncontrol = [\"{}\"]\nlisten = \
-             \"{}\"\nstate = {:?}\n{certificates}",
+            "{tracing}[nvmf]\nlisten = [\"{}\"]\nsubsystem = \"nqn.2026-11.io.pollux:{}\"\n\n\
+             [reactors]\nmemory = \"16MiB\"\n\n[log]\nformat = \"json\"\n\n\
+             [cluster]\nnode = \"{}\"\ncontrol = [\"{}\"]\nlisten = \"{}\"\nstate = {:?}\n{certificates}",
             engine.nvmf,
             engine.name,
             engine.name,

@@ -12,6 +12,7 @@ mod instant;
 mod measure;
 mod reserved;
 mod scenarios;
+mod traces;
 mod trust;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         }
         Some("measure") => measure::run(&arguments[1..]),
         Some("chaos") => chaos::main(&arguments[1..]),
+        Some("traces") => traces::main(),
         Some("more") => scenarios::more(),
         // What test runners ask.
         Some("--list") => ExitCode::SUCCESS,

@@ -190,6 +190,7 @@ async fn restart(volumes: usize, late: Duration) {
         records: Records::Embedded,
         is_trusted: false,
         pool_bytes: LARGE_POOL_BYTES,
+        collector: None,
     })
     .await;
     let permits = Arc::new(Semaphore::new(AT_A_TIME));

@@ -18,7 +18,7 @@ use crate::chaos;
 use crate::cluster::{Cluster, HOST, Records, until};
 use crate::instant::{Writer, numbers};
 use crate::reserved::reservations_outlive_their_target;
-use crate::trust;
+use crate::{traces, trust};
 
 /// How long things are killed and brought back, in every run of the tests.
 const CHAOS: Duration = Duration::from_secs(5);
@@ -83,6 +83,8 @@ pub fn run() -> ExitCode {
             the_store_is_lost,
             nothing_is_left_behind,
         );
+        drop(witness);
+        traces::run().await;
     });
     ExitCode::SUCCESS
 }
@@ -205,7 +207,7 @@ async fn hosts_are_admitted_as_they_are_listed(cluster: &Cluster) {
 }
 
 /// Secrets as `nvme gen-dhchap-key` makes them, of 32 bytes.
-const SECRETS: [&str; 3] = [
+pub const SECRETS: [&str; 3] = [
     "DHHC-1:00:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:",
     "DHHC-1:01:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:",
     "DHHC-1:02:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:",

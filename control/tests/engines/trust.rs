@@ -24,6 +24,7 @@ pub async fn run() {
         records: Records::Embedded,
         is_trusted: true,
         pool_bytes: POOL_BYTES,
+        collector: None,
     };
     let witness = Witness(Cluster::with(layout).await);
     let cluster = &witness.0;

@@ -12,3 +12,4 @@ mod processes;
 mod publishing;
 mod sanity;
 mod secrets;
+mod traces;

@@ -15,10 +15,10 @@ use pollux_api::csi::v1::*;
 use crate::common::{Pollux, connect, new_volume};
 
 /// A driver of our own, ended with the test.
-struct Program(Child);
+pub struct Program(Child);
 
 impl Program {
-    fn start(arguments: &[&str], socket: &Path) -> Self {
+    pub fn start(arguments: &[&str], socket: &Path) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_pollux-csi"))
             .args(arguments)
             .arg(format!("--endpoint=unix://{}", socket.display()))
@@ -36,7 +36,7 @@ impl Program {
     }
 
     /// Asks it to end, and returns whether it did so in good order.
-    fn stop(mut self) -> bool {
+    pub fn stop(mut self) -> bool {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is ours");
         self.0.wait().expect("it is ours").success()

@@ -1,51 +1,66 @@
-//! What the engine tells while it runs: `tracing`, on the standard error stream.
+//! What the engine tells while it runs: `tracing`, on the standard error stream, and traces if they are set.
 //!
 //! For people: one line an event, with colours on a terminal only. For machines: one JSON object a line.
 
 use std::io::{self, IsTerminal};
 
+use pollux_trace::{Process, TraceError, TraceSettings, Tracing};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::layer;
 use tracing_subscriber::fmt::time::FormatTime;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::settings::{LogFormat, LogSettings};
 
 /// The log cannot be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("{level:?} is no log level ({reason}): give error, warn, info, debug or trace, or TARGET=LEVEL,...")]
-pub struct LogError {
-    level: String,
-    reason: String,
+pub enum LogError {
+    /// The level is none.
+    #[error(
+        "{level:?} is no log level ({reason}): give error, warn, info, debug or trace, or TARGET=LEVEL,..."
+    )]
+    Level {
+        /// What was given.
+        level: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Traces cannot be sent, or the log was set up before.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
 }
 
-/// Sends what is told to the standard error stream; once in a process.
+/// Sends what is told to the standard error stream, and traces where that is set, as long as the answer is
+/// kept; once in a process. The instance is the name of the node, or nothing.
 ///
 /// # Errors
 ///
-/// [`LogError`] when the level cannot be understood, or the log was set up before.
-pub fn start(settings: &LogSettings) -> Result<(), LogError> {
-    let failed = |reason: String| LogError {
-        level: settings.level.clone(),
-        reason,
+/// [`LogError`].
+pub fn start(log: &LogSettings, traces: &TraceSettings, instance: &str) -> Result<Tracing, LogError> {
+    let filter = EnvFilter::builder().parse(&log.level);
+    let filter = filter.map_err(|error| LogError::Level {
+        level: log.level.clone(),
+        reason: error.to_string(),
+    })?;
+    let process = Process {
+        name: "pollux-engine",
+        instance,
     };
-    let filter = EnvFilter::builder()
-        .parse(&settings.level)
-        .map_err(|error| failed(error.to_string()))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr);
-    let started = match settings.format {
-        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
-        LogFormat::Text => builder
-            .with_target(false)
-            .with_ansi(io::stderr().is_terminal())
-            .with_timer(Clock)
-            .compact()
-            .finish()
-            .try_init(),
-    };
-    started.map_err(|error| failed(error.to_string()))
+    Ok(match log.format {
+        LogFormat::Json => {
+            let lines = layer().with_writer(io::stderr).json().flatten_event(true);
+            pollux_trace::start(lines, filter, traces, process)?
+        }
+        LogFormat::Text => {
+            let lines = layer()
+                .with_writer(io::stderr)
+                .with_target(false)
+                .with_ansi(io::stderr().is_terminal())
+                .with_timer(Clock)
+                .compact();
+            pollux_trace::start(lines, filter, traces, process)?
+        }
+    })
 }
 
 /// The time of day in UTC, to the second: what a person looks for. JSON lines carry the whole time.

@@ -12,9 +12,9 @@ use crate::manifest::Package;
 
 /// For each crate, without `pollux-`, the crates right below it.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("csi", &["api"]),
-    ("control", &["api", "http"]),
-    ("engine", &["api", "http", "volume", "nbd"]),
+    ("csi", &["api", "trace"]),
+    ("control", &["api", "http", "trace"]),
+    ("engine", &["api", "http", "trace", "volume", "nbd"]),
     ("bench", &["api", "volume", "nbd", "sim"]),
     ("simulator", &["sim"]),
     ("sim", &["volume", "nbd"]),
@@ -28,13 +28,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("spdk-sys", &[]),
     ("api", &[]),
     ("http", &[]),
+    ("trace", &[]),
     ("lab", &[]),
     ("tidy", &[]),
 ];
 
 /// Crates of threads that wait, which must not reach a reactor, and who may use them all the same.
 const WAITING_CRATES: [&str; 5] = ["tokio", "tonic", "hyper", "axum", "async-std"];
-const MAY_WAIT: [&str; 6] = ["api", "http", "engine", "control", "csi", "bench"];
+const MAY_WAIT: [&str; 7] = ["api", "http", "trace", "engine", "control", "csi", "bench"];
 
 /// What every crate takes from the workspace.
 const INHERITED: [&str; 4] = ["version", "edition", "rust-version", "license"];

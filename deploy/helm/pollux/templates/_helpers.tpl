@@ -34,6 +34,14 @@ imagePullPolicy: {{ .root.Values.images.pullPolicy }}
 {{- end -}}
 {{- end -}}
 
+{{/* Where traces are sent, as arguments. */}}
+{{- define "pollux.tracing" -}}
+{{- with .Values.tracing.otlp -}}
+- --tracing-otlp={{ . }}
+- --tracing-sample-ratio={{ $.Values.tracing.sampleRatio }}
+{{- end }}
+{{- end -}}
+
 {{/* What most containers may. */}}
 {{- define "pollux.restricted" -}}
 allowPrivilegeEscalation: false

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pollux_device::ByteSize;
+use pollux_trace::TraceArguments;
 use pollux_volume::qos::WEIGHT_MAX;
 
 use pools::{PoolArguments, VolumeArguments};
@@ -148,6 +149,10 @@ pub struct ServeArguments {
     /// The least that is logged: error, warn, info, debug, trace, or TARGET=LEVEL,... [default: info].
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
+
+    /// Traces.
+    #[command(flatten)]
+    pub tracing: TraceArguments,
 }
 
 impl ServeArguments {
@@ -187,6 +192,7 @@ impl ServeArguments {
         replace(&mut settings.shutdown.drain_timeout_ms, &self.drain_timeout_ms);
         replace(&mut settings.log.format, &self.log_format);
         replace(&mut settings.log.level, &self.log_level);
+        self.tracing.apply(&mut settings.tracing);
         let pools = self
             .pool
             .iter()

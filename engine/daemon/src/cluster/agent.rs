@@ -9,7 +9,9 @@ use pollux_api::control::v1::{
     engine_command::Command,
 };
 use pollux_device::ByteSize;
+use pollux_trace::span;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument, Span};
 
 use super::Cluster;
 use super::certificates::Guard;
@@ -101,7 +103,9 @@ impl Agent for AgentService {
         let command = command.ok_or(CommandError::Missing)?;
         let cluster = self.cluster.clone();
         // On a task of its own: a caller that hangs up must not leave a command half done.
-        let done = tokio::spawn(async move { cluster.execute(term, command).await }).await;
+        let span = step(&command);
+        let doing = async move { cluster.execute(term, command).await };
+        let done = tokio::spawn(doing.instrument(span)).await;
         done.map_err(CommandError::from)??;
         Ok(Response::new(ExecuteResponse {}))
     }
@@ -139,6 +143,24 @@ impl Agent for AgentService {
         self.cluster.changed.notify_one();
         Ok(Response::new(survey))
     }
+}
+
+/// What is done for a command.
+fn step(command: &Command) -> Span {
+    let (name, volume_uid, replica_uid) = match command {
+        Command::EnsurePool(_) => ("ensure pool", "", ""),
+        Command::RemovePool(_) => ("remove pool", "", ""),
+        Command::EnsureReplica(config) => {
+            let ReplicaConfig { volume_uid, uid, .. } = config;
+            ("ensure replica", volume_uid.as_str(), uid.as_str())
+        }
+        Command::RemoveReplica(uid) => ("remove replica", "", uid.as_str()),
+        Command::EnsureTarget(config) if config.standby => ("ensure standby", config.volume_uid.as_str(), ""),
+        Command::EnsureTarget(config) => ("ensure target", config.volume_uid.as_str(), ""),
+        Command::RemoveTarget(removal) => ("remove target", removal.volume_uid.as_str(), ""),
+        Command::CutTargets(_) => ("cut targets", "", ""),
+    };
+    span!("step", otel.name = name, volume_uid, replica_uid)
 }
 
 fn blocks_asked(request: &ListReplicaBlocksRequest) -> Result<BlocksAsked, RecordError> {

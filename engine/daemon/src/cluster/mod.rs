@@ -207,7 +207,8 @@ impl Node {
         });
         let mut server = Server::builder()
             .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
-            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL));
+            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+            .layer(pollux_trace::ServedLayer);
         if let Some(certificates) = &certificates {
             server = server.tls_config(certificates.server())?;
         }

@@ -12,6 +12,7 @@ use pollux_api::control::v1::{
     EngineReport, GetMembershipRequest, GetReservationsRequest, Membership, ReportAnswer, Reservations,
     SwapMembershipRequest, SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse,
 };
+use pollux_trace::Calls;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Status};
 
@@ -28,7 +29,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Control planes, by gRPC. Cheap to clone; clones are the same connections.
 #[derive(Clone)]
 pub(super) struct Registry {
-    channels: Arc<[Channel]>,
+    channels: Arc<[Calls<Channel>]>,
     /// The one that is asked first.
     preferred: Arc<AtomicUsize>,
 }
@@ -58,7 +59,7 @@ impl Registry {
             if let Some(tls) = tls {
                 endpoint = endpoint.tls_config(tls.clone())?;
             }
-            Ok(endpoint.connect_lazy())
+            Ok(Calls::new(endpoint.connect_lazy(), "control"))
         });
         Ok(Self {
             channels: channels.collect::<Result<_, tonic::transport::Error>>()?,
@@ -67,7 +68,7 @@ impl Registry {
     }
 
     /// Asks one after the other until one answers, be it with a refusal.
-    async fn call<T, F>(&self, call: impl Fn(RegistryClient<Channel>) -> F) -> Result<T, Status>
+    async fn call<T, F>(&self, call: impl Fn(RegistryClient<Calls<Channel>>) -> F) -> Result<T, Status>
     where
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {

@@ -1,9 +1,11 @@
 //! The store of the mirror's record: the control plane, asked through threads that may wait.
 
 use pollux_api::control::v1 as api;
+use pollux_trace::{Origin, span};
 use pollux_volume::membership::{Membership, MembershipStore, StoreError, StoreFuture};
 use tokio::runtime::Handle;
 use tonic::{Code, Status};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::record::{from_api, to_api};
@@ -19,6 +21,8 @@ pub(super) struct ControlStore {
     pub(super) node: String,
     /// The name of the volume.
     pub(super) volume: String,
+    /// For whom it was opened.
+    pub(super) origin: Option<Origin>,
 }
 
 impl ControlStore {
@@ -26,9 +30,14 @@ impl ControlStore {
     /// known then.
     fn on_runtime<T: Send + 'static>(
         &self,
+        what: &'static str,
         call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> StoreFuture<T> {
-        let called = self.runtime.spawn(call);
+        let span = span!(parent: None, "record", otel.name = what, volume = self.volume);
+        if let Some(origin) = &self.origin {
+            origin.adopt(&span);
+        }
+        let called = self.runtime.spawn(call.instrument(span));
         Box::pin(async move { called.await.unwrap_or(Err(StoreError::Unavailable)) })
     }
 }
@@ -50,7 +59,7 @@ impl MembershipStore for ControlStore {
             volume_uid: volume.to_string(),
             node: self.node.clone(),
         };
-        self.on_runtime(async move {
+        self.on_runtime("load record", async move {
             let record = registry.membership(&request).await;
             let record = record.map_err(|status| {
                 tracing::debug!(volume = %name, %status, "the record cannot be had");
@@ -70,7 +79,7 @@ impl MembershipStore for ControlStore {
             node: self.node.clone(),
             next: Some(to_api(&next)),
         };
-        self.on_runtime(async move {
+        self.on_runtime("swap record", async move {
             let answer = registry.swap(&request).await.map_err(|status| {
                 tracing::debug!(volume = %name, %status, "the record is not changed");
                 refused(&status, next.volume)

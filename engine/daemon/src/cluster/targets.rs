@@ -24,11 +24,13 @@ use pollux_nvme::target::{
 use pollux_nvme::wire::log::AnaState;
 use pollux_pool::shared::{Owned, OwnedDevice};
 use pollux_reactor::{ReactorHandle, RemoteCallError, timeout};
+use pollux_trace::{Origin, span};
 use pollux_volume::membership::Membership;
 use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, Pace};
 use pollux_volume::qos::{Limits, Qos, Rate, Throttle};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::admission;
@@ -566,7 +568,12 @@ impl Targets {
         let opening = self.openings.fetch_add(1, Ordering::Relaxed);
         shown.state().role = Role::Opening(opening);
         let (targets, shown) = (self.clone(), shown.clone());
-        tokio::spawn(async move { targets.open(shown, opening).await });
+        // It goes on after whoever wants it was answered.
+        let span = span!(parent: None, "open", volume_uid = %shown.volume);
+        if let Some(origin) = Origin::current() {
+            origin.adopt(&span);
+        }
+        tokio::spawn(async move { targets.open(shown, opening).await }.instrument(span));
     }
 
     async fn open(self: Arc<Self>, shown: Arc<Shown>, opening: u64) {
@@ -627,6 +634,7 @@ impl Targets {
             runtime: tokio::runtime::Handle::current(),
             node: self.parts.node.clone(),
             volume: told.volume.clone(),
+            origin: Origin::current(),
         };
         let (options, volume) = (self.parts.options.clone(), shown.volume);
         let opened = reactor.call(move || async move {

@@ -172,6 +172,7 @@ impl ControlServer {
         let router = Server::builder()
             .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+            .layer(pollux_trace::ServedLayer)
             .add_service(service)
             .add_service(pools_server(pools.clone()))
             .add_service(volumes_server(pools.clone()))

@@ -16,6 +16,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use pollux_trace::Tracing;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::ServeArguments;
@@ -32,8 +33,8 @@ const ECHO: Duration = Duration::from_millis(250);
 
 /// Serves until it is told to stop.
 pub fn run(arguments: &ServeArguments) -> ExitCode {
-    let settings = match prepare(arguments) {
-        Ok(settings) => settings,
+    let (settings, _tracing) = match prepare(arguments) {
+        Ok(prepared) => prepared,
         // There is no log yet.
         Err(error) => return crate::fail(&error),
     };
@@ -59,10 +60,11 @@ pub fn run(arguments: &ServeArguments) -> ExitCode {
     }
 }
 
-fn prepare(arguments: &ServeArguments) -> Result<Settings, StartError> {
+fn prepare(arguments: &ServeArguments) -> Result<(Settings, Tracing), StartError> {
     let settings = arguments.settings()?;
-    logging::start(&settings.log)?;
-    Ok(settings)
+    let node = settings.cluster.as_ref().map(|cluster| cluster.node.as_str());
+    let tracing = logging::start(&settings.log, &settings.tracing, node.unwrap_or_default())?;
+    Ok((settings, tracing))
 }
 
 async fn serve(settings: &Settings) -> Result<ExitCode, StartError> {

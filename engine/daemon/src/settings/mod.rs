@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use pollux_device::ByteSize;
 use pollux_nvme::target::{Hosts, TargetConfig};
+use pollux_trace::TraceSettings;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
@@ -75,6 +76,9 @@ pub struct Settings {
     pub shutdown: ShutdownSettings,
     /// What is told, and how.
     pub log: LogSettings,
+    /// Traces of calls and of what is done for them, as OpenTelemetry has them: nothing of reads and writes.
+    /// Default: none.
+    pub tracing: TraceSettings,
     /// The pools that are opened before anything is served. Default: none.
     pub pools: Vec<PoolSettings>,
     /// Devices that are replicas of volumes, besides those in pools, which are found there. Default: none.
