@@ -1,7 +1,7 @@
 //! What a pool does by itself: commits what nobody flushes, makes checkpoints, and gives back the space of
 //! what was deleted.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use pollux_reactor::{sleep, spawn};
@@ -225,9 +225,9 @@ impl Pool {
         })
         .detach();
         if !self.options.scrub_interval.is_zero() {
-            spawn(self.clone().scrub_by_itself()).detach();
+            spawn(Self::scrub_by_itself(Rc::downgrade(self))).detach();
         }
-        spawn(self.clone().look_for_space_if_short()).detach();
+        spawn(Self::look_for_space_if_short(Rc::downgrade(self))).detach();
         let pool = self.clone();
         spawn(async move {
             loop {
@@ -269,22 +269,26 @@ impl Pool {
         Duration::from_secs(due.saturating_sub(self.now_seconds()))
     }
 
-    /// Scrubs again and again, until the pool is closed.
-    async fn scrub_by_itself(self: Rc<Self>) {
+    /// Scrubs again and again, until the pool is closed. Whoever closed it finds the devices free: what waits
+    /// holds no pool.
+    async fn scrub_by_itself(pool: Weak<Self>) {
+        let mut pause = Duration::ZERO;
         loop {
-            while !self.closed.get() && !self.until_scrub().is_zero() {
-                sleep(self.until_scrub().min(SCRUB_LOOK)).await;
-            }
-            if self.closed.get() {
+            sleep(pause).await;
+            let Some(pool) = pool.upgrade().filter(|pool| !pool.closed.get()) else {
                 return;
+            };
+            pause = pool.until_scrub().min(SCRUB_LOOK);
+            if !pause.is_zero() {
+                continue;
             }
             let options = ScrubOptions {
-                bytes_per_second: self.options.scrub_bytes_per_second,
+                bytes_per_second: pool.options.scrub_bytes_per_second,
                 begin_anew: false,
             };
-            match self.scrub(options, &mut |_| {}).await {
+            match pool.scrub(options, &mut |_| {}).await {
                 Ok(report) => tracing::info!(
-                    pool = %self.name,
+                    pool = %pool.name,
                     blocks = report.blocks,
                     bad_blocks = report.bad_block_count,
                     repaired_pages = report.repaired_pages,
@@ -294,9 +298,9 @@ impl Pool {
                 Err(PoolError::Closed) => return,
                 Err(error) => {
                     if !matches!(error, PoolError::Busy { .. }) {
-                        tracing::error!(pool = %self.name, %error, "a scrub did not come to its end");
+                        tracing::error!(pool = %pool.name, %error, "a scrub did not come to its end");
                     }
-                    sleep(SCRUB_LOOK).await;
+                    pause = SCRUB_LOOK;
                 }
             }
         }

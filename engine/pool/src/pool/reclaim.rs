@@ -7,7 +7,7 @@
 //! only if that is kept too, and then the parent is gone over after it. What they overwrite later is looked
 //! for when another entry has gone, and when space is short.
 
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use arrayvec::ArrayVec;
@@ -171,16 +171,17 @@ impl Pool {
         }
     }
 
-    /// Looks for space again and again while it is short, until the pool is closed.
-    pub(super) async fn look_for_space_if_short(self: Rc<Self>) {
+    /// Looks for space again and again while it is short, until the pool is closed. It holds no pool while it
+    /// waits, so that whoever closed that finds the devices free.
+    pub(super) async fn look_for_space_if_short(pool: Weak<Self>) {
         loop {
             sleep(SHORT_LOOK).await;
-            if self.closed.get() || self.state.borrow().stopped.is_some() {
+            let Some(pool) = pool.upgrade().filter(|pool| !pool.closed.get()) else {
                 return;
-            }
-            let space = self.space();
+            };
+            let space = pool.space();
             if (space.free_bytes + space.freeing_bytes) < space.total_bytes / SHORT_PARTS {
-                self.look_for_space();
+                pool.look_for_space();
             }
         }
     }
