@@ -136,10 +136,10 @@ impl Row for Pool {
 
 impl Row for Volume {
     const COLUMNS: &'static [&'static str] = &[
-        "NAME", "STATE", "SIZE", "REPLICAS", "TARGET", "HOSTS", "MESSAGE", "TEMPLATE", "LIMITS", "EPOCH",
-        "WHERE",
+        "NAME", "STATE", "SIZE", "REPLICAS", "TARGET", "HOSTS", "CLAIM", "MESSAGE", "TEMPLATE", "LIMITS",
+        "EPOCH", "WHERE",
     ];
-    const NARROW: usize = 7;
+    const NARROW: usize = 8;
 
     fn row(&self) -> Vec<String> {
         let spec = self.spec.clone().unwrap_or_default();
@@ -166,12 +166,24 @@ impl Row for Volume {
             format!("{in_sync}/{}", status.replicas.len()),
             status.target_node,
             spec.hosts.len().to_string(),
+            claim_of(self),
             status.message,
             spec.template,
             own_qos.map_or_else(String::new, |qos| super::limits::told(Some(&qos))),
             status.epoch.to_string(),
             places.collect::<Vec<_>>().join(", "),
         ]
+    }
+}
+
+/// The claim that a volume was made for, as the CSI driver labels it: `NAMESPACE/NAME`.
+fn claim_of(volume: &Volume) -> String {
+    let labels = &volume.meta().labels;
+    let label = |key| labels.get(key).map(String::as_str);
+    match (label("csi.pollux.io/namespace"), label("csi.pollux.io/claim")) {
+        (Some(namespace), Some(claim)) => format!("{namespace}/{claim}"),
+        (None, Some(claim)) => claim.to_owned(),
+        (_, None) => String::new(),
     }
 }
 
@@ -383,6 +395,19 @@ mod tests {
         check::<Group>();
         check::<Template>();
         check::<Event>();
+    }
+
+    #[test]
+    fn volumes_tell_the_claim_they_are_for() {
+        let mut volume = Volume::default();
+        assert_eq!(claim_of(&volume), "");
+        for (key, value) in [("claim", "data"), ("namespace", "shop"), ("cluster", "east")] {
+            let labels = &mut volume.meta_mut().labels;
+            labels.insert(format!("csi.pollux.io/{key}"), value.to_owned());
+        }
+        let table = told(&volume, Output::Table);
+        assert!(table.contains("CLAIM      MESSAGE"), "{table}");
+        assert!(table.contains("shop/data"), "{table}");
     }
 
     #[test]

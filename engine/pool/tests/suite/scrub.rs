@@ -286,6 +286,10 @@ fn scrubs_begin_by_themselves() {
         pollux_reactor::sleep(minutes(14)).await;
         assert_eq!(ended_at(&pool), first, "not yet");
         pool.export().await.unwrap();
+        let exported = Rc::downgrade(&pool);
+        drop(pool);
+        pollux_reactor::sleep(Duration::from_secs(1)).await;
+        assert!(exported.upgrade().is_none(), "what waits holds no device");
         let interval = minutes(20).as_secs();
         // Only five minutes are left, wherever the pool was meanwhile.
         let (pool, _) = Pool::import(drives.attach().await, options(first + interval - 300))
