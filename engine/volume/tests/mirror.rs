@@ -182,6 +182,32 @@ fn a_lease_is_waited_for_only_as_far_as_it_can_still_last() {
     assert!(none < lease / 8, "{none:?}");
 }
 
+/// One takes over without a replica of the old one, and is taken over from while it waits for that one's
+/// lease: the next one, of which all is there that is in the set then, has to wait as well.
+#[test]
+fn a_lease_is_waited_for_also_after_a_takeover_that_did_not_end() {
+    let cluster = Cluster::new(62, 2);
+    let old = cluster.open();
+    cluster.with(&old, async |device| {
+        device.write(0, data(1), false).await.unwrap();
+        device.read(0, data(0)).await.map(drop).unwrap()
+    });
+    cluster.paths[0].cut.set(true);
+    // Before the old one has anything to do that tells it.
+    let given_up = cluster.try_open_within(Duration::from_millis(20));
+    assert!(given_up.is_none());
+    let new = cluster.open();
+    cluster.with(&new, async |device| {
+        device.write(0, data(2), false).await.unwrap()
+    });
+    // The old one has its replica again before the new one has.
+    cluster.paths[0].cut.set(false);
+    let stale = cluster.with(&old, async |device| {
+        device.read(0, data(0)).await.map(|data| data[0])
+    });
+    assert_eq!(stale, Err(IoError::Fenced));
+}
+
 #[test]
 fn a_bad_block_is_read_elsewhere_and_repaired() {
     let cluster = Cluster::new(7, 2);

@@ -197,12 +197,13 @@ impl Opening {
         if lost.is_empty() {
             return Ok((promised, record));
         }
-        let record = self.drop_from_set(record, lost, blank).await?;
         // The old target may read from those for as long as its lease, which takes an answer of every replica
-        // of the set. One that promised has told how long ago it can have given the last.
+        // of the set. One that promised has told how long ago it can have given the last. They are in the set
+        // until then: whoever takes over from this one meanwhile has to wait as well.
         let quiet = promised.iter().map(|found| found.connection.quiet).max();
         let left = lease_wait(self.options.lease).saturating_sub(quiet.unwrap_or_default());
         sleep_until(after(promised_at, left)).await;
+        let record = self.drop_from_set(record, lost, blank).await?;
         Ok((promised, record))
     }
 

@@ -307,10 +307,20 @@ impl Cluster {
     }
 
     pub fn try_open(&self) -> Result<Mirror, OpenError> {
+        let opened = self.try_open_within(Duration::MAX);
+        opened.expect("that takes as long as it wants")
+    }
+
+    /// Nothing if it takes longer: then the target is given up.
+    pub fn try_open_within(&self, limit: Duration) -> Option<Result<Mirror, OpenError>> {
         let (ports, options) = (self.ports(), self.options.clone());
         let store: Rc<dyn MembershipStore> = Rc::new(self.store.clone());
         self.world.block_on(self.reactor, async move {
-            Mirror::open(options, store, VOLUME, &ports).await
+            let opening = Mirror::open(options, store, VOLUME, &ports);
+            match limit {
+                Duration::MAX => Some(opening.await),
+                limit => pollux_reactor::timeout(limit, opening).await.ok(),
+            }
         })
     }
 
