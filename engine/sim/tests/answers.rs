@@ -1,19 +1,20 @@
 //! Replicated volumes whose replicas are short of memory again and again, or answer nonsense, late, or never,
 //! beside everything else that goes wrong: nothing is lost, nothing hangs, and the volume gets well.
 
+mod ports;
+
 use std::cell::{Cell, RefCell};
 use std::future::pending;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::{AllocationQuery, BlockDevice, Completion, Geometry, IoError, Reply, Request};
+use pollux_device::{BlockDevice, Completion, IoError, Reply, Request};
 use pollux_hugepages::Buffer;
 use pollux_reactor::{sleep, spawn};
 use pollux_sim::Run;
 use pollux_sim::scenarios::mirror::{Parts, exercise_mirror};
-use pollux_volume::membership::Epoch;
-use pollux_volume::replica::{Commanding, Granted, OpeningSnapshot, Promising, ReplicaCommand, ReplicaPort};
-use uuid::Uuid;
+use pollux_volume::replica::ReplicaPort;
+use ports::Port;
 
 const SEEDS: u64 = 25;
 
@@ -52,69 +53,19 @@ impl Turns {
 /// What becomes of a request whose turn it is, by its number.
 type Act = fn(&Rc<dyn BlockDevice>, Request, u64) -> Completion;
 
-/// A way to a replica whose sessions answer badly.
-struct Port {
-    port: Rc<dyn ReplicaPort>,
-    turns: Turns,
-    act: Act,
-}
-
-impl ReplicaPort for Port {
-    fn promise(&self, epoch: Epoch) -> Promising {
-        let (promising, turns, act) = (self.port.promise(epoch), self.turns.clone(), self.act);
-        Box::pin(async move {
-            let granted = promising.await?;
-            let device = granted.session.clone();
-            let session: Rc<dyn BlockDevice> = Rc::new(Session { device, turns, act });
-            Ok(Granted { session, ..granted })
-        })
-    }
-
-    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
-        self.port.command(epoch, command)
-    }
-
-    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
-        self.port.open_snapshot(epoch, cut)
-    }
-
-    fn is_local(&self) -> bool {
-        self.port.is_local()
-    }
-}
-
-struct Session {
-    device: Rc<dyn BlockDevice>,
-    turns: Turns,
-    act: Act,
-}
-
-impl BlockDevice for Session {
-    fn geometry(&self) -> Geometry {
-        self.device.geometry()
-    }
-
-    fn submit(&self, request: Request) -> Completion {
-        match self.turns.take() {
-            Some(number) => (self.act)(&self.device, request, number),
-            None => self.device.submit(request),
-        }
-    }
-
-    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
-        self.device.allocation(block, blocks, runs_max)
-    }
-}
-
 /// Runs all seeds; how many requests were answered badly.
 fn answered_badly(every: u64, most: u64, act: Act) -> u64 {
     let mut answered = 0;
     for seed in 0..SEEDS {
         let turns = Turns::new(every, most);
         let counted = turns.clone();
+        let act = Rc::new(move |device: &Rc<dyn BlockDevice>, request| match turns.take() {
+            Some(number) => act(device, request, number),
+            None => device.submit(request),
+        });
         let wrap = move |port| {
-            let turns = turns.clone();
-            Rc::new(Port { port, turns, act }) as Rc<dyn ReplicaPort>
+            let act = act.clone();
+            Rc::new(Port { port, act }) as Rc<dyn ReplicaPort>
         };
         let parts = Parts {
             port: Rc::new(wrap),

@@ -2,15 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
 
+mod ports;
+
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::{AllocationQuery, BlockDevice, Completion, Geometry, IoError, Reply, Request};
+use pollux_device::{BlockDevice, Completion, IoError, Reply, Request};
 use pollux_sim::scenarios::SCENARIOS;
 use pollux_sim::scenarios::mirror::{Parts, exercise_mirror};
 use pollux_sim::{CampaignOptions, Run, run_campaign};
 use pollux_volume::membership::{Epoch, Membership, MembershipStore, StoreFuture};
 use pollux_volume::replica::{Commanding, Granted, OpeningSnapshot, Promising, ReplicaCommand, ReplicaPort};
+use ports::Port;
 use uuid::Uuid;
 
 /// Seeds that each mistake is looked for with.
@@ -40,58 +43,6 @@ fn a_hundred_seeds_pass() {
 #[test]
 fn twenty_seeds_with_snapshots_pass() {
     pass("mirror-snapshots", 20);
-}
-
-/// What a replica makes of each request.
-type Act = fn(&Rc<dyn BlockDevice>, Request) -> Completion;
-
-/// A replica with a mistake.
-struct BadPort {
-    port: Rc<dyn ReplicaPort>,
-    act: Act,
-}
-
-impl ReplicaPort for BadPort {
-    fn promise(&self, epoch: Epoch) -> Promising {
-        let (promising, act) = (self.port.promise(epoch), self.act);
-        Box::pin(async move {
-            let granted = promising.await?;
-            let device = granted.session.clone();
-            let session: Rc<dyn BlockDevice> = Rc::new(BadSession { device, act });
-            Ok(Granted { session, ..granted })
-        })
-    }
-
-    fn command(&self, epoch: Epoch, command: ReplicaCommand) -> Commanding {
-        self.port.command(epoch, command)
-    }
-
-    fn open_snapshot(&self, epoch: Epoch, cut: Uuid) -> OpeningSnapshot {
-        self.port.open_snapshot(epoch, cut)
-    }
-
-    fn is_local(&self) -> bool {
-        self.port.is_local()
-    }
-}
-
-struct BadSession {
-    device: Rc<dyn BlockDevice>,
-    act: Act,
-}
-
-impl BlockDevice for BadSession {
-    fn geometry(&self) -> Geometry {
-        self.device.geometry()
-    }
-
-    fn submit(&self, request: Request) -> Completion {
-        (self.act)(&self.device, request)
-    }
-
-    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
-        self.device.allocation(block, blocks, runs_max)
-    }
 }
 
 /// Replicas whose promises say something else.
@@ -161,8 +112,16 @@ fn found(parts: impl Fn() -> Parts) -> usize {
     runs.filter(Result::is_err).count()
 }
 
+/// What a replica with a mistake makes of each request.
+type Act = fn(&Rc<dyn BlockDevice>, Request) -> Completion;
+
 fn with_replicas(act: Act) -> Parts {
-    let port = move |port| Rc::new(BadPort { port, act }) as Rc<dyn ReplicaPort>;
+    let port = move |port| {
+        Rc::new(Port {
+            port,
+            act: Rc::new(act),
+        }) as Rc<dyn ReplicaPort>
+    };
     Parts {
         port: Rc::new(port),
         ..Parts::default()

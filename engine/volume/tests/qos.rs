@@ -2,75 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
 
-use std::cell::{Cell, RefCell};
+mod load;
+
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use load::{BLOCK, Done, Load, READS, connection, request};
 use pollux_device::{BlockDeviceExt, Completion, Device, IoError, Request};
 use pollux_hugepages::Buffer;
-use pollux_reactor::{InFlight, Started, now, sleep, timeout};
+use pollux_reactor::{now, sleep, timeout};
 use pollux_sim::{SimDrive, SimDriveOptions, SimReactor, World};
 use pollux_volume::qos::{Burst, Limits, Qos, Rate, Throttle, ThrottledDevice};
-
-const BLOCK: usize = 4096;
-
-/// What a connection did.
-#[derive(Default)]
-struct Done {
-    is_stopped: Cell<bool>,
-    operations: Cell<u64>,
-    bytes: Cell<u64>,
-}
-
-#[derive(Clone, Copy)]
-struct Load {
-    depth: u16,
-    blocks: usize,
-    writes: bool,
-}
-
-const READS: Load = Load {
-    depth: 32,
-    blocks: 1,
-    writes: false,
-};
-
-fn request(load: Load) -> Request {
-    let buffer = Buffer::from_heap(load.blocks * BLOCK);
-    match load.writes {
-        true => Request::Write {
-            block: 0,
-            from: buffer.into(),
-            force_unit_access: false,
-        },
-        false => Request::Read {
-            block: 0,
-            into: buffer,
-        },
-    }
-}
-
-/// A connection: one task, which keeps so many requests under way until it is stopped. Those that are held
-/// then are not done.
-async fn connection(device: Arc<dyn Device>, load: Load, done: Rc<Done>) {
-    let queue = device.attach().await.unwrap();
-    let mut under_way: InFlight<Completion> = InFlight::new(load.depth);
-    while !done.is_stopped.get() {
-        while !under_way.is_full() {
-            match under_way.start(queue.submit(request(load))) {
-                Ok(Started::Pending(_)) => {}
-                Ok(Started::Ready(_)) | Err(_) => unreachable!("drives take time"),
-            }
-        }
-        let (_, result) = poll_fn(|context| under_way.poll_next(context)).await;
-        result.unwrap();
-        done.operations.set(done.operations.get() + 1);
-        done.bytes.set(done.bytes.get() + (load.blocks * BLOCK) as u64);
-    }
-}
 
 struct Bench {
     world: World,

@@ -4,79 +4,25 @@
 
 #[path = "weights/channels.rs"]
 mod channels;
+mod load;
 
 use std::cell::Cell;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use channels::Channels;
-use pollux_device::{BlockDeviceExt, Completion, Device, Request};
-use pollux_hugepages::Buffer;
-use pollux_reactor::{InFlight, Started, now, sleep};
+use load::{Done, Load, READS, connection, request};
+use pollux_device::{BlockDeviceExt, Device};
+use pollux_reactor::{now, sleep};
 use pollux_sim::{SimReactor, World};
 use pollux_volume::qos::{Backend, Limits, Qos, Rate, ThrottledDevice};
 
-const BLOCK: usize = 4096;
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-/// What a connection did.
-#[derive(Default)]
-struct Done {
-    is_stopped: Cell<bool>,
-    operations: Cell<u64>,
-    bytes: Cell<u64>,
-}
-
-#[derive(Clone, Copy)]
-struct Load {
-    depth: u16,
-    blocks: usize,
-    writes: bool,
-}
-
-const READS: Load = Load {
-    depth: 32,
-    blocks: 1,
-    writes: false,
-};
-
 fn deep(depth: u16) -> Load {
     Load { depth, ..READS }
-}
-
-fn request(load: Load) -> Request {
-    let buffer = Buffer::from_heap(load.blocks * BLOCK);
-    match load.writes {
-        true => Request::Write {
-            block: 0,
-            from: buffer.into(),
-            force_unit_access: false,
-        },
-        false => Request::Read {
-            block: 0,
-            into: buffer,
-        },
-    }
-}
-
-async fn connection(device: Arc<dyn Device>, load: Load, done: Rc<Done>) {
-    let queue = device.attach().await.unwrap();
-    let mut under_way: InFlight<Completion> = InFlight::new(load.depth);
-    while !done.is_stopped.get() {
-        while !under_way.is_full() {
-            match under_way.start(queue.submit(request(load))) {
-                Ok(Started::Pending(_)) => {}
-                Ok(Started::Ready(_)) | Err(_) => unreachable!("drives take time"),
-            }
-        }
-        let (_, result) = poll_fn(|context| under_way.poll_next(context)).await;
-        result.unwrap();
-        done.operations.set(done.operations.get() + 1);
-        done.bytes.set(done.bytes.get() + (load.blocks * BLOCK) as u64);
-    }
 }
 
 /// A volume, and what it did.
