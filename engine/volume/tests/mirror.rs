@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use common::{BLOCK, BLOCKS, Cluster, DATA_START, REGION, VOLUME, blocks, data, id};
@@ -283,6 +285,43 @@ fn no_space_on_one_replica_is_an_error_and_leaves_them_the_same() {
         cluster.assert_identical(&[0, 1, 2]);
     }
     assert_eq!(cluster.in_sync(), 3);
+}
+
+/// The one without room goes while the others are given back what it has: the write is done again, by those
+/// too that had done it before.
+#[test]
+fn a_replica_without_room_that_goes_takes_no_acknowledged_write_with_it() {
+    for last in [1, 2] {
+        let cluster = Cluster::new(30 + last as u64, 3);
+        let mirror = cluster.open();
+        cluster.with(&mirror, async |device| {
+            device.write(3, data(1), false).await.unwrap();
+        });
+        cluster.drives[0].fail_nth(Operation::Write, 1, Fault::Error(IoError::CapacityExceeded));
+        let late = Fault::Delay(Duration::from_millis(500));
+        cluster.drives[last].fail_nth(Operation::Write, 2, late);
+        let device = mirror.device();
+        let result = Rc::new(Cell::new(None));
+        let told = result.clone();
+        let written = cluster.world.spawn(cluster.reactor, async move {
+            told.set(Some(device.write(3, data(2), false).await));
+        });
+        cluster.world.run_for(Duration::from_millis(100));
+        assert!(
+            !written.is_ended(),
+            "what the first one has is being put on the others"
+        );
+        cluster.paths[0].cut.set(true);
+        cluster.with(&mirror, async |device| {
+            device.write(3 + REGION, data(7), false).await.unwrap();
+        });
+        let limit = Duration::from_secs(10);
+        cluster.world.run_until(|| written.is_ended(), limit).unwrap();
+        assert_eq!(result.get(), Some(Ok(())));
+        let found = cluster.with(&mirror, async |device| device.read(3, data(0)).await.unwrap()[0]);
+        assert_eq!(found, 2);
+        cluster.assert_identical(&[1, 2]);
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! | a replica goes in the middle of a rebuild | `a_replica_that_goes_...`, `a_source_...` |
 //! | the last one is lost just as another one joins | `the_last_one_that_is_lost_...` |
 //! | a write fails where it counts, and not where it is copied to | `a_write_that_fails_...` |
+//! | a write counts where it was taken back | `a_replica_without_room_...` in `mirror.rs` |
 //! | a rebuild reaches another volume at a reused address | `a_rebuild_that_reaches_...` |
 //! | a replica is faulted because memory was short | `a_replica_is_not_faulted_...` |
 //! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_...` |

@@ -184,10 +184,12 @@ impl Core {
                     Verdict::Final(error) => return Err(self.undone(error)),
                 }
             }
-            if let Some(slot) = full
-                && self.take_back(slot, block, blocks).await?
-            {
-                return Err(IoError::CapacityExceeded);
+            if let Some(slot) = full {
+                if self.take_back(slot, block, blocks).await? {
+                    return Err(IoError::CapacityExceeded);
+                }
+                // Others may have been given back what was there before: they have the change no more.
+                done = SlotSet::EMPTY;
             }
             if again || full.is_some() {
                 sleep(self.options.retry_pause).await;
