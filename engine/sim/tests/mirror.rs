@@ -41,6 +41,11 @@ fn a_hundred_seeds_pass() {
 }
 
 #[test]
+fn forty_seeds_of_few_faults_that_come_often_pass() {
+    pass("mirror-swarm", 40);
+}
+
+#[test]
 fn twenty_seeds_with_snapshots_pass() {
     pass("mirror-snapshots", 20);
 }

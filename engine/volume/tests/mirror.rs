@@ -325,6 +325,79 @@ fn a_replica_without_room_that_goes_takes_no_acknowledged_write_with_it() {
 }
 
 #[test]
+fn a_write_without_room_does_not_come_back_after_a_power_cut() {
+    let cluster = Cluster::new(33, 2);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        device.write(3, data(1), true).await.unwrap();
+    });
+    cluster.paths[0].no_room.set(true);
+    let late = Fault::Delay(Duration::from_millis(200));
+    cluster.drives[0].fail_nth(Operation::Read, 1, late);
+    let device = mirror.device();
+    let written = cluster.world.spawn(cluster.reactor, async move {
+        assert_eq!(
+            device.write(3, data(2), false).await,
+            Err(IoError::CapacityExceeded)
+        );
+    });
+    cluster.world.run_for(Duration::from_millis(100));
+    // Another host flushes, and what the second one has done is on its medium.
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    assert!(!written.is_ended() && cluster.peek(1, 3)[0] == 2);
+    cluster.world.finish(&written);
+    drop(mirror);
+    for (index, drive) in cluster.drives.iter().enumerate() {
+        drive.power_loss(PowerLoss::LoseAll);
+        cluster.start_host(index);
+    }
+    // The one that told of it is gone.
+    cluster.paths[0].cut.set(true);
+    let mirror = cluster.open();
+    let found = cluster.with(&mirror, async |device| device.read(3, data(0)).await.unwrap()[0]);
+    assert_eq!(found, 1);
+}
+
+#[test]
+fn what_is_in_doubt_on_the_last_replica_stays_as_it_is_there_without_room() {
+    let cluster = Cluster::new(34, 2);
+    let mirror = cluster.open();
+    cluster.with(&mirror, async |device| {
+        device.write(9, data(1), true).await.unwrap();
+    });
+    // The last write of the old target gets to one replica, and nobody is told of it.
+    cluster.store.away.set(true);
+    cluster.paths[1].cut.set(true);
+    let device = mirror.device();
+    let last = async move { device.write(9, data(2), false).await };
+    let last = cluster.world.spawn(cluster.reactor, last);
+    cluster.world.run_for(Duration::from_millis(100));
+    assert!(!last.is_ended());
+    drop(mirror);
+    cluster.store.away.set(false);
+    cluster.paths[1].cut.set(false);
+    // The one that it is copied from goes while the other one is looked at, which has no room then.
+    cluster.paths[1].reads_hang.set(true);
+    let mirror = cluster.open();
+    cluster.paths[0].cut.set(true);
+    cluster.with(&mirror, async |device| {
+        device.write(40, data(7), false).await.unwrap();
+    });
+    cluster.paths[1].no_room.set(true);
+    cluster.paths[1].reads_hang.set(false);
+    let found = cluster.with(&mirror, async |device| {
+        let reading = pollux_reactor::timeout(Duration::from_secs(2), device.read(9, data(0)));
+        reading.await.expect("it is in doubt no more").unwrap()[0]
+    });
+    assert_eq!(found, 1);
+    cluster.paths[1].no_room.set(false);
+    cluster.paths[0].cut.set(false);
+    cluster.wait_in_sync(2);
+    cluster.with(&mirror, async |device| device.flush().await.unwrap());
+    cluster.assert_identical(&[0, 1]);
+}
+
+#[test]
 fn a_failed_flush_takes_the_replica_out_and_what_it_lost_is_copied_again() {
     let cluster = Cluster::new(11, 2);
     let mirror = cluster.open();

@@ -54,6 +54,8 @@ pub struct Faults {
     pub flush_error_probability: f64,
     /// A request is refused with [`IoError::ResourceShortage`].
     pub shortage_probability: f64,
+    /// A write is refused with [`IoError::CapacityExceeded`].
+    pub no_room_probability: f64,
     /// A read returns a flipped bit; the medium is well.
     pub read_flip_probability: f64,
     /// A write puts a flipped bit on the medium.
@@ -79,6 +81,7 @@ impl Default for Faults {
             write_error_probability: 0.0,
             flush_error_probability: 0.0,
             shortage_probability: 0.0,
+            no_room_probability: 0.0,
             read_flip_probability: 0.0,
             write_flip_probability: 0.0,
             lost_write_probability: 0.0,
@@ -105,6 +108,7 @@ impl Faults {
                 (self.write_flip_probability, Fault::BitFlip),
                 (self.lost_write_probability, Fault::Lie),
                 (self.misdirected_write_probability, Fault::Misdirected),
+                (self.no_room_probability, Fault::Error(IoError::CapacityExceeded)),
             ],
             Operation::Flush => &[(self.flush_error_probability, Fault::Error(IoError::MediaWrite))],
         };

@@ -28,6 +28,11 @@ pub const SCENARIOS: &[Scenario] = &[
         run: mirror::run_on_pools,
     },
     Scenario {
+        name: "mirror-swarm",
+        about: "the same as mirror, with a few kinds of faults in each run, and those often",
+        run: mirror::run_swarm,
+    },
+    Scenario {
         name: "network-echo",
         about: "clients get back the bytes that they sent, through partitions, resets and crashes",
         run: echo::run,

@@ -25,6 +25,7 @@ use super::connection::{Verdict, is_session_lost};
 use super::open::OpenError;
 use super::read::memory;
 use crate::locks::Mode;
+use crate::members::Failed;
 use crate::membership::{Epoch, SlotNumber};
 
 /// Tasks that make chunks the same side by side.
@@ -323,9 +324,9 @@ impl Core {
                 Err(error) => match self.judge(slot, &connection, error) {
                     Verdict::Again => sleep(self.options.retry_pause).await,
                     Verdict::Changed => {}
-                    Verdict::NoSpace => {
-                        self.fail(slot);
-                    }
+                    // The one that was copied from may be out by now: what the last one has is what counts.
+                    Verdict::NoSpace if self.fail(slot) == Failed::Last => return Ok(()),
+                    Verdict::NoSpace => {}
                     Verdict::Final(error) => return Err(error.into()),
                 },
             }

@@ -242,10 +242,12 @@ impl Core {
             if missing.is_empty() {
                 return Ok(true);
             }
+            // The write may be on the medium of some by now. Hosts are told that it failed: no power cut
+            // brings it back.
             let write = || Request::Write {
                 block,
                 from: data.clone(),
-                force_unit_access: false,
+                force_unit_access: true,
             };
             let mut again = false;
             for (slot, connection, result) in self.send_all(missing, write).await {

@@ -44,6 +44,8 @@ pub struct Path {
     pub commands_fail: Rc<Cell<bool>>,
     /// Reads of data get no answer until it is false again.
     pub reads_hang: Rc<Cell<bool>>,
+    /// Writes of data find no room.
+    pub no_room: Rc<Cell<bool>>,
     pub is_local: bool,
 }
 
@@ -108,6 +110,10 @@ impl BlockDevice for Cuttable {
         let path = self.path.clone();
         if path.cut.get() {
             return Completion::failed(IoError::PathDown);
+        }
+        let is_write = matches!(&request, Request::Write { block, .. } if *block >= DATA_START);
+        if is_write && path.no_room.get() {
+            return Completion::failed(IoError::CapacityExceeded);
         }
         let is_data = matches!(&request, Request::Read { block, .. } if *block >= DATA_START);
         let completion = self.device.submit(request);
@@ -254,6 +260,7 @@ impl Cluster {
                 cut: Rc::default(),
                 commands_fail: Rc::default(),
                 reads_hang: Rc::default(),
+                no_room: Rc::default(),
                 is_local: index == 0,
             })
             .collect();

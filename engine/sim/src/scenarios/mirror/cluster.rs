@@ -89,6 +89,8 @@ pub(super) struct Shared {
     pub(super) store_machine: MachineId,
     /// What is known of snapshots; `None` where replicas have none.
     pub(super) book: Option<Rc<Book>>,
+    /// How often a target that another one follows ends in good order.
+    pub(super) orderly: Rc<Cell<f64>>,
     /// Changes meant for the machine that serves: the node of the newest target.
     pub(super) serving: Rc<Cell<usize>>,
 }
@@ -235,6 +237,7 @@ impl Cluster {
             ways: Rc::new(RefCell::new(ways)),
             store_machine,
             book: on_pools.then(Rc::default),
+            orderly: Rc::default(),
             serving: Rc::default(),
         };
         let cluster = Self {

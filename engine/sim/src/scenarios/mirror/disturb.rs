@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use super::cluster::{Cluster, Node};
+use super::temper::{Disturbance, Temper};
 use crate::random::Random;
 use crate::{Crash, Fault, Faults, LinkRule, MachineId, Operation};
 
 impl Cluster {
     /// Does one thing wrong, or ends it.
-    pub(super) fn disturb(&self, random: &mut Random) {
+    pub(super) fn disturb(&self, temper: &Temper, random: &mut Random) {
         let machines: Vec<MachineId> = self.nodes.iter().map(|node| node.machine).collect();
         let Some(node) = self.nodes.get(random.index(self.nodes.len())) else {
             return;
@@ -19,26 +20,26 @@ impl Cluster {
         random.shuffle(&mut others);
         others.truncate(random.within(1..=3) as usize);
         let one = [node.machine];
-        match random.below(24) {
-            0 => self.world.partition(&one, &others),
-            1 => self.world.partition_one_way(&one, &others),
-            2 => self.world.partition_one_way(&others, &one),
-            3 => {
+        match temper.draw(random) {
+            Disturbance::Partition => self.world.partition(&one, &others),
+            Disturbance::Unheard => self.world.partition_one_way(&one, &others),
+            Disturbance::Deaf => self.world.partition_one_way(&others, &one),
+            Disturbance::Flap => {
                 let period = random.duration(Duration::ZERO..=Duration::from_secs(1));
                 self.world.flap(&one, &others, period, 3);
             }
-            4 => others
+            Disturbance::Reset => others
                 .iter()
                 .for_each(|other| self.world.reset_connections(node.machine, *other)),
-            5 => self.world.set_links(LinkRule {
+            Disturbance::BadLinks => self.world.set_links(LinkRule {
                 loss_probability: 0.01,
                 reset_probability: 0.001,
                 latency: random.duration(Duration::ZERO..=Duration::from_millis(5)),
                 ..LinkRule::HEALTHY
             }),
-            6 | 7 => self.crash(node, Crash::Process),
-            8 => self.crash(node, Crash::Power),
-            9 => {
+            Disturbance::Kill => self.crash(node, Crash::Process),
+            Disturbance::PowerCut => self.crash(node, Crash::Power),
+            Disturbance::AllEnd => {
                 let crash = if random.chance(0.7) {
                     Crash::Power
                 } else {
@@ -48,22 +49,33 @@ impl Cluster {
                 self.nodes.iter().for_each(|node| self.restart(node));
                 self.start_target(random);
             }
-            10 => node.drive.set_faults(faults(random)),
+            Disturbance::BadDrive => node.drive.set_faults(faults(random)),
             // A drive never says so, and a pool takes it for a broken one: it is a pool that has no room.
-            11 if !self.on_pools() => {
-                let error = pollux_device::IoError::CapacityExceeded;
-                node.drive
-                    .fail_nth(Operation::Write, random.within(1..=20), Fault::Error(error));
+            Disturbance::NoRoom if self.on_pools() => self.mend(random),
+            // It stays full, or nearly, until that is mended.
+            Disturbance::NoRoom if temper.requests_max > 1 && random.chance(0.5) => {
+                node.drive.set_faults(Faults {
+                    no_room_probability: 0.05 * random.within(1..=10) as f64,
+                    slowdown: random.within(1..=50) as u32,
+                    ..Faults::default()
+                });
             }
-            12 => {
-                let span = random.duration(Duration::ZERO..=Duration::from_secs(5));
-                node.drive
-                    .fail_nth(Operation::Write, random.within(1..=20), Fault::Delay(span));
+            Disturbance::NoRoom => {
+                let full = Fault::Error(pollux_device::IoError::CapacityExceeded);
+                for _ in 0..random.within(1..=temper.requests_max) {
+                    node.drive.fail_nth(Operation::Write, random.within(1..=20), full);
+                }
             }
-            13 | 14 => self.start_target(random),
-            15..=17 => self.take_over_unheard(random),
-            18 => self.cut_power_after_a_calm(random),
-            _ => self.mend(random),
+            Disturbance::LateWrite => {
+                for _ in 0..random.within(1..=temper.requests_max) {
+                    let late = Fault::Delay(random.duration(Duration::ZERO..=Duration::from_secs(5)));
+                    node.drive.fail_nth(Operation::Write, random.within(1..=20), late);
+                }
+            }
+            Disturbance::Move => self.start_target(random),
+            Disturbance::TakeOver => self.take_over_unheard(random),
+            Disturbance::CalmAndPowerCut => self.cut_power_after_a_calm(random),
+            Disturbance::Mend => self.mend(random),
         }
     }
 

@@ -16,6 +16,7 @@ mod replicas;
 mod snapshots;
 mod store;
 mod target;
+mod temper;
 mod wire;
 
 use std::rc::Rc;
@@ -24,8 +25,10 @@ use std::time::Duration;
 use pollux_volume::membership::MembershipStore;
 use pollux_volume::replica::ReplicaPort;
 
+use crate::random::Random;
 use crate::{Finished, Run, WorldOptions};
 use cluster::Cluster;
+use temper::Temper;
 
 /// What may be put in the place of parts of the product, to see whether the checks find a mistake in them.
 #[derive(Clone)]
@@ -57,7 +60,13 @@ pub(super) fn run(run: &Run) -> Result<Finished, String> {
 
 /// The same with replicas on volumes of pools, and snapshots all the while.
 pub(super) fn run_on_pools(run: &Run) -> Result<Finished, String> {
-    exercise(run, Parts::default(), true)
+    exercise(run, Parts::default(), true, Temper::even)
+}
+
+/// The same on drives, with a few kinds of faults in each run, which come often, and targets that end in
+/// good order.
+pub(super) fn run_swarm(run: &Run) -> Result<Finished, String> {
+    exercise(run, Parts::default(), false, Temper::of_swarm)
 }
 
 /// Has clients use a replicated volume while everything fails; checks every read.
@@ -66,20 +75,27 @@ pub(super) fn run_on_pools(run: &Run) -> Result<Finished, String> {
 ///
 /// What was wrong.
 pub fn exercise_mirror(run: &Run, parts: Parts) -> Result<Finished, String> {
-    exercise(run, parts, false)
+    exercise(run, parts, false, Temper::even)
 }
 
-fn exercise(run: &Run, parts: Parts, on_pools: bool) -> Result<Finished, String> {
+fn exercise(
+    run: &Run,
+    parts: Parts,
+    on_pools: bool,
+    temper: fn(&mut Random) -> Temper,
+) -> Result<Finished, String> {
     let world = run.world(WorldOptions::default());
     let mut random = world.random("scenario", 0);
     let mut changes = world.random("changes", 0);
     let cluster = Cluster::new(world, &mut random, parts, on_pools);
     cluster.start_target(&mut random);
-    for _ in 0..random.within(5..=25) {
+    let temper = temper(&mut random);
+    cluster.shared.orderly.set(temper.orderly);
+    for _ in 0..temper.disturbances {
         cluster
             .world
-            .run_for(random.duration(Duration::ZERO..=Duration::from_millis(1500)));
-        cluster.disturb(&mut random);
+            .run_for(random.duration(Duration::ZERO..=temper.pause_max));
+        cluster.disturb(&temper, &mut random);
         if cluster.is_changing {
             cluster.change_replicas(&mut changes);
         }

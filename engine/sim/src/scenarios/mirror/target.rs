@@ -133,7 +133,15 @@ impl Target {
                 self.follow(&mirror).await;
             }
             let is_wanted = self.generation == self.shared.generation.get();
-            if mirror.stopped().is_some() || (!is_wanted && self.leaves_when_told) {
+            if mirror.stopped().is_none() && !is_wanted && self.leaves_when_told {
+                let orderly = self.shared.orderly.get();
+                if orderly > 0.0 && self.random.chance(orderly) {
+                    // Whether it could, nobody asks: the next one finds out.
+                    let _ = mirror.wind_down().await;
+                }
+                return mirror.stopped();
+            }
+            if mirror.stopped().is_some() {
                 return mirror.stopped();
             }
         }
