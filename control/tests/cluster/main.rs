@@ -4,6 +4,8 @@ mod calls;
 mod common;
 mod deletion;
 mod gateway;
+#[path = "../shared/https.rs"]
+mod https;
 mod killed;
 mod manual;
 mod previews;

@@ -15,19 +15,14 @@ use pollux_control::security::{Authority, Guard, Identity as Person, Issued, Rol
 use pollux_control::server::{Listening, ServiceParts, Services};
 use pollux_control::store::{MemoryStore, Store};
 use pollux_http::ServerTls;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use crate::common::fleet::Fleet;
 use crate::common::{VirtualClock, named, put};
+use crate::https::ask_https;
 
 fn identity(issued: &Issued) -> Identity {
     Identity::from_pem(&issued.certificate, &issued.key)
@@ -441,48 +436,10 @@ async fn what_makes_no_token_is_told() {
 }
 
 /// Asks for the nodes by HTTPS. Returns the status.
-async fn ask_https(server: &Server, own: Option<&Issued>, token: Option<&str>) -> Result<u16, String> {
-    let mut roots = RootCertStore::empty();
-    let authority = CertificateDer::from_pem_slice(server.authority.issued().certificate.as_bytes());
-    roots.add(authority.expect("PEM")).expect("a certificate");
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots);
-    let config = match own {
-        None => builder.with_no_client_auth(),
-        Some(own) => {
-            let certificate = CertificateDer::from_pem_slice(own.certificate.as_bytes()).expect("PEM");
-            let key = PrivateKeyDer::from_pem_slice(own.key.as_bytes()).expect("PEM");
-            builder
-                .with_client_auth_cert(vec![certificate], key)
-                .expect("it fits")
-        }
-    };
-    let name = "localhost".try_into().expect("a name");
-    let stream = TcpStream::connect(server.http)
-        .await
-        .map_err(|error| error.to_string())?;
-    let connector = TlsConnector::from(Arc::new(config));
-    let mut stream = connector
-        .connect(name, stream)
-        .await
-        .map_err(|error| error.to_string())?;
+async fn ask_nodes(server: &Server, own: Option<&Issued>, token: Option<&str>) -> Option<u16> {
     let token = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
-    let request = format!("GET /v1/nodes HTTP/1.1\r\nHost: localhost\r\n{token}Connection: close\r\n\r\n");
-    stream
-        .write_all(request.as_bytes())
-        .await
-        .map_err(|error| error.to_string())?;
-    let mut text = Vec::new();
-    stream
-        .read_to_end(&mut text)
-        .await
-        .map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
-    status.ok_or(text)
+    let asked = ask_https(server.http, &server.authority, own, &token, "/v1/nodes").await;
+    asked.ok()
 }
 
 #[tokio::test]
@@ -499,18 +456,18 @@ async fn rest_has_the_same_door() {
         .await
         .expect("it is new");
     let secret = made.into_inner().secret;
-    assert_eq!(ask_https(&server, None, Some(&secret)).await, Ok(200));
-    assert_eq!(ask_https(&server, None, None).await, Ok(401));
-    assert_eq!(ask_https(&server, None, Some("x")).await, Ok(401));
+    assert_eq!(ask_nodes(&server, None, Some(&secret)).await, Some(200));
+    assert_eq!(ask_nodes(&server, None, None).await, Some(401));
+    assert_eq!(ask_nodes(&server, None, Some("x")).await, Some(401));
     let viewer = issue(&server.authority, Role::Viewer, 1);
-    assert_eq!(ask_https(&server, Some(&viewer), None).await, Ok(200));
-    assert_eq!(ask_https(&server, Some(&viewer), Some("x")).await, Ok(401));
+    assert_eq!(ask_nodes(&server, Some(&viewer), None).await, Some(200));
+    assert_eq!(ask_nodes(&server, Some(&viewer), Some("x")).await, Some(401));
     let engine = issue(&server.authority, Role::Engine, 1);
-    assert_eq!(ask_https(&server, Some(&engine), None).await, Ok(403));
+    assert_eq!(ask_nodes(&server, Some(&engine), None).await, Some(403));
     let expired = issue(&server.authority, Role::Admin, -1);
-    assert!(ask_https(&server, Some(&expired), None).await.is_err());
+    assert!(ask_nodes(&server, Some(&expired), None).await.is_none());
     let foreign = issue(&Authority::new("other").expect("it can be made"), Role::Admin, 1);
-    assert!(ask_https(&server, Some(&foreign), None).await.is_err());
+    assert!(ask_nodes(&server, Some(&foreign), None).await.is_none());
     server.clock.advance(HOUR_US);
-    assert_eq!(ask_https(&server, None, Some(&secret)).await, Ok(401));
+    assert_eq!(ask_nodes(&server, None, Some(&secret)).await, Some(401));
 }

@@ -8,6 +8,8 @@ mod calls;
 mod channels;
 mod chaos;
 mod cluster;
+#[path = "../shared/https.rs"]
+mod https;
 mod instant;
 mod measure;
 mod reserved;

@@ -7,11 +7,12 @@ use pollux_api::control::v1::registry_client::RegistryClient;
 use pollux_api::control::v1::{EngineReport, GetReportRequest, VolumePolicy};
 use pollux_api::engine::v1::ListReplicasRequest;
 use pollux_api::engine::v1::replicas_client::ReplicasClient;
-use pollux_control::security::{Authority, Role};
+use pollux_control::security::{Authority, Issued, Role};
 use tonic::{Code, Status};
 
-use crate::channels::{ask_https, certificate, is_online, trusted_channel};
+use crate::channels::{certificate, is_online, trusted_channel};
 use crate::cluster::{Cluster, HOST, Layout, POOL_BYTES, Records, until};
+use crate::https::ask_https;
 use crate::scenarios::{Witness, each};
 
 /// How long it is looked whether somebody stays out.
@@ -105,25 +106,28 @@ async fn metrics_are_for_those_who_may_look(cluster: &Cluster) {
     let authority = cluster.authority.as_ref().expect("there is one");
     let foreign = Authority::new("test").expect("it can be made");
     let address = cluster.http_address("n1");
+    let ask = async |trusted: &Authority, own: Option<&Issued>, path: &str| {
+        ask_https(address, trusted, own, "", path).await.ok()
+    };
     for role in Role::ALL {
         let own = certificate(authority, "someone", role, 1);
         let expected = match role {
             Role::Engine => 403,
             _ => 200,
         };
-        let status = ask_https(address, authority, Some(&own), "/metrics").await;
+        let status = ask(authority, Some(&own), "/metrics").await;
         assert_eq!(status, Some(expected), "{role}");
     }
-    assert_eq!(ask_https(address, authority, None, "/metrics").await, Some(401));
+    assert_eq!(ask(authority, None, "/metrics").await, Some(401));
     // Whether it is well is asked by those who have no certificate.
-    assert_eq!(ask_https(address, authority, None, "/healthz").await, Some(200));
+    assert_eq!(ask(authority, None, "/healthz").await, Some(200));
     for own in [
         certificate(&foreign, "someone", Role::Viewer, 1),
         certificate(authority, "someone", Role::Viewer, -1),
     ] {
-        assert_eq!(ask_https(address, authority, Some(&own), "/metrics").await, None);
+        assert_eq!(ask(authority, Some(&own), "/metrics").await, None);
     }
-    assert_eq!(ask_https(address, &foreign, None, "/metrics").await, None);
+    assert_eq!(ask(&foreign, None, "/metrics").await, None);
 }
 
 async fn the_control_plane_refuses_strangers(cluster: &Cluster) {
