@@ -179,6 +179,16 @@ impl Cluster {
         found.into_inner().status
     }
 
+    /// What a volume was asked to be.
+    pub async fn spec(&self, name: &str) -> VolumeSpec {
+        until("a volume", || async {
+            let name = name.to_owned();
+            let found = self.volumes().get_volume(GetVolumeRequest { name }).await.ok()?;
+            found.into_inner().spec
+        })
+        .await
+    }
+
     pub async fn until_status(
         &self,
         name: &str,

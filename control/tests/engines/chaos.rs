@@ -1,6 +1,7 @@
 //! The long run: engines, the control plane and etcd are killed and brought back at random, while volumes are
-//! made, written, snapshotted, grown, moved and deleted. In the end everything is as it was asked for, the
-//! data is what was written, and nothing is left of what was deleted.
+//! made, written, limited, snapshotted, cloned, grown, moved and deleted, and their hosts get other secrets. In
+//! the end everything is as it was asked for, the data is what was written, and nothing is left of what was
+//! deleted.
 //!
 //! `cargo test -p pollux-control --test engines -- chaos --minutes 30 --etcd`
 
@@ -11,11 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use pollux_api::control::v1::{EngineReport, Volume, VolumePolicy};
+use pollux_api::control::v1::{EngineReport, Qos, Volume, VolumePolicy};
+use pollux_control::model::Kind;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
+use crate::asked::{Asked, limits, until_limited};
 use crate::calls::VOLUME_BYTES;
 use crate::cluster::{Cluster, HOST, Layout, POOL_BYTES, Records, until};
 
@@ -33,6 +36,24 @@ const POOL_OWN_BYTES: u64 = 4 << 20;
 
 /// A volume that is there all the time, and of which snapshots are taken together with those of others.
 const STILL: &str = "still";
+
+/// The template that it follows, whose limits are changed all the time.
+const TEMPLATE: &str = "still-template";
+
+/// The pause before limits are changed that a host is to see while it writes.
+const CHANGE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Records of which none is left when all volumes are deleted.
+const GONE: [Kind; 5] = [
+    Kind::Volume,
+    Kind::Snapshot,
+    Kind::GroupSnapshot,
+    Kind::HostSecrets,
+    Kind::Removal,
+];
+
+/// What the control plane has to end what it does, between two looks at its records.
+const RECORDS_PAUSE: Duration = Duration::from_secs(2);
 
 const MIB: u64 = 1 << 20;
 
@@ -59,6 +80,8 @@ struct Counts {
     group_snapshots_failed: AtomicU64,
     clones: AtomicU64,
     growths: AtomicU64,
+    limits: AtomicU64,
+    secrets: AtomicU64,
     drains: AtomicU64,
     engines_killed: AtomicU64,
     controls_killed: AtomicU64,
@@ -130,6 +153,7 @@ impl Taken {
 /// A volume that is to be there in the end.
 struct Kept {
     volume: String,
+    asked: Asked,
     snapshots: Vec<Taken>,
 }
 
@@ -149,7 +173,8 @@ pub async fn run(records: Records, span: Duration, seed: u64) {
         min_in_sync: Some(1),
         ..VolumePolicy::default()
     };
-    cluster.create(STILL, policy).await;
+    cluster.create_template(TEMPLATE, policy).await;
+    cluster.create_following(STILL, TEMPLATE).await;
     cluster.until_healthy(STILL).await;
     let run = Arc::new(Run {
         new_bytes,
@@ -162,6 +187,7 @@ pub async fn run(records: Records, span: Duration, seed: u64) {
     killers.spawn(kill_engines(run.clone(), StdRng::seed_from_u64(seed)));
     killers.spawn(kill_control(run.clone(), StdRng::seed_from_u64(seed + 1)));
     killers.spawn(drain(run.clone(), StdRng::seed_from_u64(seed + 2)));
+    let limiter = tokio::spawn(change_template(run.clone(), StdRng::seed_from_u64(seed + 3)));
     let mut users = JoinSet::new();
     for number in 0..USERS {
         users.spawn(use_volumes(
@@ -178,8 +204,9 @@ pub async fn run(records: Records, span: Duration, seed: u64) {
     while let Some(ended) = users.join_next().await {
         kept.extend(ended.expect("nothing went wrong"));
     }
+    let template = limiter.await.expect("nothing went wrong");
     let began = Instant::now();
-    check(&run, kept).await;
+    check(&run, kept, template).await;
     // There is nobody to tell that nobody can be told.
     let _ = writeln!(
         std::io::stdout(),
@@ -262,13 +289,28 @@ async fn drain(run: Arc<Run>, mut random: StdRng) {
     }
 }
 
+/// Gives a template other limits, again and again; those that it has in the end.
+async fn change_template(run: Arc<Run>, mut random: StdRng) -> Qos {
+    let mut last = Qos::default();
+    while !run.is_over() {
+        run.pause(Duration::from_millis(random.random_range(1_000..8_000)))
+            .await;
+        last = limits(&mut random).unwrap_or_default();
+        run.cluster.limit_template(TEMPLATE, last).await;
+        count(&run.counts.limits);
+    }
+    last
+}
+
 /// Writes to a volume for some time, from what a file says that it holds, and reads everything back.
-async fn write(run: &Arc<Run>, volume: &str, state: &str, seconds: u64) {
+async fn write(run: &Arc<Run>, volume: &str, state: &str, seconds: u64, asked: &Asked) {
     let published = run.cluster.publish(volume, HOST, false).await;
     // Replicas move while it writes.
     let published = run.cluster.anywhere(&published);
     // All engines may be killed while it writes.
-    let more = ["--power-loss", "--patience", HOST_PATIENCE];
+    let own = asked.arguments(&run.cluster);
+    let mut more = vec!["--power-loss", "--patience", HOST_PATIENCE];
+    more.extend(own.iter().map(String::as_str));
     let host = run.cluster.host_with(&published, state, seconds, &more);
     let told = tokio::task::spawn_blocking(move || host.finished()).await;
     let told = told.expect("it has found what it wrote");
@@ -287,7 +329,7 @@ async fn check_snapshot(run: &Arc<Run>, taken: &Taken) {
     run.cluster
         .create_sized(&clone, policy, &taken.name, taken.bytes)
         .await;
-    write(run, &clone, &taken.state, 0).await;
+    write(run, &clone, &taken.state, 0, &Asked::default()).await;
     run.cluster.unpublish(&clone, None).await;
     run.cluster.delete(&clone).await;
     until("the copy is gone", || async {
@@ -335,9 +377,22 @@ async fn use_volumes(run: Arc<Run>, user: u64, mut random: StdRng) -> Option<Kep
         count(&run.counts.volumes);
         let mut bytes = VOLUME_BYTES;
         let mut snapshots: Vec<Taken> = Vec::new();
+        let mut asked = Asked::default();
         for round in 0..random.random_range(2..6) {
-            write(&run, &volume, &volume, random.random_range(1..4)).await;
-            match random.random_range(0..8) {
+            let writing = write(&run, &volume, &volume, random.random_range(1..4), &asked);
+            if random.random_bool(0.4) {
+                let next = limits(&mut random);
+                let limiting = async {
+                    tokio::time::sleep(CHANGE_PAUSE).await;
+                    run.cluster.limit(&volume, next).await;
+                };
+                tokio::join!(writing, limiting);
+                asked.limits = next;
+                count(&run.counts.limits);
+            } else {
+                writing.await;
+            }
+            match random.random_range(0..10) {
                 0 | 1 => {
                     let (name, state) = (format!("{volume}-s{round}"), format!("{volume}-s{round}-state"));
                     run.cluster.snapshot(&name, &volume).await;
@@ -372,10 +427,18 @@ async fn use_volumes(run: Arc<Run>, user: u64, mut random: StdRng) -> Option<Kep
                         together: Some(together),
                     });
                 }
+                6 | 7 => {
+                    asked.change_secrets(&run.cluster, &volume, &mut random).await;
+                    count(&run.counts.secrets);
+                }
                 _ => {}
             }
             if run.is_over() {
-                return Some(Kept { volume, snapshots });
+                return Some(Kept {
+                    volume,
+                    asked,
+                    snapshots,
+                });
             }
         }
         for taken in &snapshots {
@@ -387,7 +450,7 @@ async fn use_volumes(run: Arc<Run>, user: u64, mut random: StdRng) -> Option<Kep
 }
 
 /// The end: what is there is what was asked for, and holds what was written; deleted, nothing is left.
-async fn check(run: &Arc<Run>, kept: Vec<Kept>) {
+async fn check(run: &Arc<Run>, kept: Vec<Kept>, template: Qos) {
     let cluster = &run.cluster;
     let mut wanted: Vec<&str> = kept.iter().map(|kept| kept.volume.as_str()).collect();
     wanted.push(STILL);
@@ -407,8 +470,10 @@ async fn check(run: &Arc<Run>, kept: Vec<Kept>) {
     snapshots.sort();
     let found = until("snapshots are listed", || cluster.all_snapshots()).await;
     assert_eq!(found, snapshots);
+    until_limited(cluster, STILL, Some(template).filter(|qos| !qos.is_nothing())).await;
     for kept in &kept {
-        write(run, &kept.volume, &kept.volume, 0).await;
+        kept.asked.check(cluster, &kept.volume).await;
+        write(run, &kept.volume, &kept.volume, 0, &kept.asked).await;
         for taken in &kept.snapshots {
             check_snapshot(run, taken).await;
         }
@@ -446,6 +511,13 @@ async fn check(run: &Arc<Run>, kept: Vec<Kept>) {
         let is_empty = is_empty && used_bytes(&reports) <= run.new_bytes + POOL_OWN_BYTES;
         let volumes = cluster.all_volumes().await?;
         (is_empty && volumes.is_empty() && reports.len() == ENGINES).then_some(())
+    })
+    .await;
+    until("no record is left", || async {
+        tokio::time::sleep(RECORDS_PAUSE).await;
+        let keys = cluster.keys().await;
+        let is_left = |key: &String| GONE.iter().any(|kind| key.starts_with(&kind.prefix()));
+        (!keys.iter().any(is_left)).then_some(())
     })
     .await;
 }

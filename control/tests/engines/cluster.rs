@@ -12,6 +12,7 @@ use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
 use pollux_api::control::v1::*;
 use pollux_control::security::{Authority, Issued, Role};
+use pollux_control::store::{EmbeddedStore, EtcdSettings, EtcdStore, Store};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
 
@@ -172,6 +173,8 @@ pub struct Cluster {
     pub authority: Option<Authority>,
     directory: tempfile::TempDir,
     control_address: SocketAddr,
+    /// REST and JSON.
+    control_http: SocketAddr,
     control: Slot,
     etcd: Option<Etcd>,
     engines: Vec<Engine>,
@@ -215,11 +218,12 @@ impl Cluster {
         } = layout;
         let authority = is_trusted.then(|| Authority::new("test").expect("it can be made"));
         let directory = tempfile::tempdir().expect("a directory");
-        let free: Vec<TcpListener> = (0..3 + 3 * count)
+        let free: Vec<TcpListener> = (0..4 + 3 * count)
             .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"))
             .collect();
         let mut ports = free.iter().map(|port| port.local_addr().expect("an address"));
         let control_address = ports.next().expect("one more");
+        let control_http = ports.next().expect("one more");
         let engines = (1..=count).map(|number| Engine {
             name: format!("n{number}"),
             agent: ports.next().expect("one more"),
@@ -245,6 +249,7 @@ impl Cluster {
             authority,
             directory,
             control_address,
+            control_http,
             control: Slot::default(),
             etcd,
             engines,
@@ -326,6 +331,11 @@ impl Cluster {
         self.control_address
     }
 
+    /// Where the control plane is asked by REST.
+    pub fn control_http(&self) -> SocketAddr {
+        self.control_http
+    }
+
     /// Whether a node is online, if the control plane answers.
     pub async fn is_online(&self, name: &str) -> Option<bool> {
         is_online(self.channel.clone(), name).await
@@ -337,6 +347,28 @@ impl Cluster {
         std::fs::remove_file(self.directory.path().join("store")).expect("a file");
         self.start_control();
         self.register_nodes().await;
+    }
+
+    /// The keys of all records. The control plane is stopped for the look.
+    pub async fn keys(&self) -> Vec<String> {
+        self.kill_control();
+        let listed = match &self.etcd {
+            Some(etcd) => {
+                let settings = EtcdSettings {
+                    endpoints: vec![format!("http://{}", etcd.clients)],
+                    ..EtcdSettings::default()
+                };
+                let store = EtcdStore::connect(settings).await.expect("it is there");
+                store.list_all("/").await
+            }
+            None => {
+                let store = EmbeddedStore::open(&self.directory.path().join("store")).expect("a store");
+                store.list_all("/").await
+            }
+        };
+        self.start_control();
+        let entries = listed.expect("it can be read").entries.into_iter();
+        entries.map(|entry| entry.key).collect()
     }
 
     /// The device of the pool of an engine.
@@ -436,7 +468,7 @@ impl Cluster {
             "pollux-control".to_owned(),
             "serve".to_owned(),
             format!("--store={store}"),
-            "--http=none".to_owned(),
+            format!("--http={}", self.control_http),
             format!("--listen={}", self.control_address),
             "--unreachable-after=2".to_owned(),
         ];

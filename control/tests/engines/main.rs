@@ -4,6 +4,7 @@
 //! The program is its own engine and control plane: it starts itself with another first argument. So nothing
 //! depends on where other programs were built.
 
+mod asked;
 mod calls;
 mod channels;
 mod chaos;

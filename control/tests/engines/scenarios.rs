@@ -14,6 +14,7 @@ use pollux_api::control::v1::{
 use pollux_api::qos::{Counted, Direction, Limit};
 use tonic::Code;
 
+use crate::asked::until_limited;
 use crate::chaos;
 use crate::cluster::{Cluster, HOST, Records, until};
 use crate::instant::{Writer, numbers};
@@ -286,17 +287,6 @@ async fn hosts_are_admitted_by_their_secrets(cluster: &Cluster) {
     }
     cluster.unpublish("k", None).await;
     cluster.delete("k").await;
-}
-
-/// The limits with which a volume is served, once they are these.
-async fn until_limited(cluster: &Cluster, volume: &str, wanted: Option<Qos>) {
-    until("its target keeps the limits", || async {
-        let reports = cluster.reports().await;
-        let mut targets = reports.iter().flat_map(|report| &report.targets);
-        let target = targets.find(|target| target.volume == volume && !target.standby)?;
-        (target.qos == wanted).then_some(())
-    })
-    .await;
 }
 
 async fn limits_of_templates_are_kept(cluster: &Cluster) {
