@@ -31,8 +31,12 @@ impl Injector for Put<'_> {
     }
 }
 
-/// The span of the caller is the parent of this one, if there is one. What makes no sense is none.
-pub(crate) fn adopt(span: &Span, headers: &HeaderMap) {
+/// The span of the caller, of whom the headers tell, is the parent of one that was just made and not entered
+/// yet, if there is one. What makes no sense is none.
+pub fn adopt(span: &Span, headers: &HeaderMap) {
+    if span.is_disabled() {
+        return;
+    }
     let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Read(headers));
     if parent.has_active_span() {
         // It was made a moment ago, and begins after this.

@@ -42,7 +42,7 @@ impl Origin {
         })
     }
 
-    fn is_fresh(&self) -> bool {
+    pub(crate) fn is_fresh(&self) -> bool {
         self.at.elapsed() < AGE_MAX
     }
 

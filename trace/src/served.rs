@@ -7,7 +7,7 @@ use tower::{Layer, Service};
 use tracing::Instrument;
 
 use crate::code::{CodedFuture, Side, method};
-use crate::{CodedBody, context, span};
+use crate::{CodedBody, adopt, span};
 
 /// Makes a span of each call of gRPC that is served: method, code, time.
 #[derive(Debug, Clone, Copy, Default)]
@@ -50,9 +50,7 @@ where
             rpc.method = method,
             rpc.grpc.status_code = tracing::field::Empty,
         );
-        if !span.is_disabled() {
-            context::adopt(&span, request.headers());
-        }
+        adopt(&span, request.headers());
         let answered = span.in_scope(|| self.0.call(request));
         CodedFuture::new(answered.instrument(span), Side::Server)
     }

@@ -8,7 +8,7 @@ use opentelemetry::trace::{SpanKind, Status};
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
 use tower::{Layer as _, Service, ServiceExt, service_fn};
-use tracing::Subscriber;
+use tracing::{Instrument, Subscriber};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
@@ -169,6 +169,47 @@ fn what_is_done_later_is_part_of_what_was_asked() {
     let (asked, later) = (kept.named("s/m"), kept.named("later"));
     assert_eq!(later.parent_span_id, asked.span_context.span_id());
     assert_eq!(later.span_context.trace_id(), asked.span_context.trace_id());
+}
+
+#[test]
+fn calls_for_somebody_are_part_of_what_was_asked_and_others_are_no_spans() {
+    let (kept, heard) = (Kept::default(), Arc::new(Mutex::new(Vec::new())));
+    let calls = async |origin: Option<Origin>| {
+        let heard = heard.clone();
+        let far = service_fn(move |request| {
+            heard
+                .lock()
+                .expect("nobody fails with it")
+                .push(traceparent(&request));
+            answer("0")
+        });
+        let calls = Calls::for_origin(far, "far", origin);
+        drop(calls.oneshot(call("/far.Service/Get", None)).await);
+    };
+    blocking(subscriber(&kept), async {
+        let asks = span!(parent: None, "asks");
+        let origin = Origin::of(&asks);
+        assert!(origin.is_some());
+        drop(asks);
+        let elsewhere = span!(parent: None, "elsewhere");
+        async {
+            calls(origin).await;
+            calls(None).await;
+        }
+        .instrument(elsewhere)
+        .await;
+    });
+    let (asks, far) = (kept.named("asks"), kept.named("far.Service/Get"));
+    assert_eq!(far.parent_span_id, asks.span_context.span_id());
+    assert_eq!(kept.count(), 3, "the second call is none");
+    let heard = heard.lock().expect("nobody fails with it").clone();
+    assert_eq!(heard.len(), 2);
+    assert!(
+        heard[0]
+            .as_ref()
+            .is_some_and(|parent| parent.contains(&far.span_context.span_id().to_string()))
+    );
+    assert_eq!(heard[1], None);
 }
 
 #[test]

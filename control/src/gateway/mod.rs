@@ -28,10 +28,12 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{Method, StatusCode};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tonic::Status;
+use tracing::Instrument;
 
 use crate::server::Services;
 
@@ -64,19 +66,53 @@ pub fn description() -> serde_json::Value {
 }
 
 async fn dispatch(State(services): State<Services>, request: Request) -> Response {
-    match tokio::time::timeout(CALL_TIMEOUT, call(services, request)).await {
+    let (parts, body) = request.into_parts();
+    let (route, name) = match find(&parts.method, parts.uri.path()) {
+        Ok(found) => found,
+        Err(problem) => return problem.into_response(),
+    };
+    let span = span(route, &parts.headers);
+    let called = call(services, route, name, parts, body).instrument(span.clone());
+    let response = match tokio::time::timeout(CALL_TIMEOUT, called).await {
         Ok(Ok(response)) => response,
         Ok(Err(problem)) => problem.into_response(),
         Err(_) => {
             Problem::of(&Status::deadline_exceeded("the call took too long: ask again")).into_response()
         }
+    };
+    span.record("http.response.status_code", response.status().as_u16());
+    if response.status().is_server_error() {
+        span.record("otel.status_code", "ERROR");
     }
+    response
 }
 
-/// Finds the route of a request, and calls.
-async fn call(services: Services, request: Request) -> Result<Response, Problem> {
-    let (parts, body) = request.into_parts();
-    let (route, name) = find(&parts.method, parts.uri.path())?;
+/// The span of a call, which is part of what its caller does. Of a watch it is until that begins.
+fn span(route: &Route, headers: &HeaderMap) -> tracing::Span {
+    let span = pollux_trace::span!(
+        parent: None,
+        "served",
+        otel.name = format_args!("{} {}", route.verb.method(), route.path),
+        otel.kind = "server",
+        otel.status_code = tracing::field::Empty,
+        http.request.method = route.verb.method().as_str(),
+        http.route = route.path,
+        http.response.status_code = tracing::field::Empty,
+        rpc.service = route.service,
+        rpc.method = route.rpc,
+    );
+    pollux_trace::adopt(&span, headers);
+    span
+}
+
+/// Calls by a route.
+async fn call(
+    services: Services,
+    route: &Route,
+    name: Option<String>,
+    parts: Parts,
+    body: Body,
+) -> Result<Response, Problem> {
     let body = read(route, &parts.headers, body).await?;
     let message = request::message(route, name.as_deref(), parts.uri.query(), body)?;
     let message = request::resumed(route, &parts.headers, message)?;
@@ -120,11 +156,7 @@ fn find(method: &Method, path: &str) -> Result<(&'static Route, Option<String>),
 }
 
 /// The body of a request, if it is of a kind and a size that is taken.
-async fn read(
-    route: &Route,
-    headers: &axum::http::HeaderMap,
-    body: Body,
-) -> Result<Option<serde_json::Value>, Problem> {
+async fn read(route: &Route, headers: &HeaderMap, body: Body) -> Result<Option<serde_json::Value>, Problem> {
     let bytes = axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| {
         Problem::plain(
             StatusCode::PAYLOAD_TOO_LARGE,

@@ -18,7 +18,8 @@ use pollux_api::control::v1::{
     CreateVolumeRequest, HostAccess, HostSecrets, PublishVolumeRequest, Volume, VolumeSpec,
 };
 use prost::Message;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -197,6 +198,9 @@ pub async fn run() {
     let began = Instant::now();
     a_call_and_what_is_done_for_it_are_one_trace(&witness.0, &received).await;
     tell("a_call_and_what_is_done_for_it_are_one_trace", began.elapsed());
+    let began = Instant::now();
+    a_call_by_rest_is_in_the_trace_of_its_caller(&witness.0, &received).await;
+    tell("a_call_by_rest_is_in_the_trace_of_its_caller", began.elapsed());
     serving.stop().await;
     let began = Instant::now();
     a_collector_that_is_away_harms_nothing(&witness.0, &received, address).await;
@@ -320,6 +324,8 @@ async fn a_call_and_what_is_done_for_it_are_one_trace(cluster: &Cluster, receive
         ("pollux-engine", "pollux-control")
     );
 
+    engines_that_ask_each_other_are_in_it(received, &opened).await;
+
     // A caller whose error it is: told, and no fault of the server.
     let mut wrong = volume("traced", 1);
     wrong.volume.as_mut().expect("it is there").spec = None;
@@ -342,6 +348,82 @@ async fn a_call_and_what_is_done_for_it_are_one_trace(cluster: &Cluster, receive
             assert!(!is_there, "{secret} is in spans");
         }
     }
+}
+
+/// The engine that opened a volume has asked the other one for a promise.
+async fn engines_that_ask_each_other_are_in_it(received: &Received, opened: &Found) {
+    let promise = "pollux.engine.v1.Replicas/Promise";
+    let asks = received
+        .until("a promise is asked for", |span| {
+            span.name == promise && span.parent == opened.id
+        })
+        .await;
+    assert_eq!(
+        (asks.service.as_str(), asks.kind),
+        ("pollux-engine", SpanKind::Client as i32)
+    );
+    assert_eq!(asks.instance, opened.instance);
+    let heard = received
+        .until("it is heard", |span| {
+            span.name == promise && span.parent == asks.id
+        })
+        .await;
+    assert_eq!(
+        (heard.service.as_str(), heard.kind),
+        ("pollux-engine", SpanKind::Server as i32)
+    );
+    assert_ne!(heard.instance, asks.instance);
+}
+
+/// Asks by REST, as part of a trace; the status.
+async fn asked_by_rest(address: SocketAddr, path: &str, body: &str, trace: &str) -> u16 {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\ntraceparent: 00-{trace}-{ASKING}-01\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.expect("it is heard");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.expect("it answers");
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
+    status.expect("a status")
+}
+
+async fn a_call_by_rest_is_in_the_trace_of_its_caller(cluster: &Cluster, received: &Received) {
+    let body = format!(
+        r#"{{"metadata": {{"name": "rested"}}, "spec": {{"size_bytes": "{VOLUME_BYTES}", "policy": {{"replicas": 1, "min_in_sync": 1}}}}}}"#
+    );
+    let address = cluster.control_http();
+    assert_eq!(asked_by_rest(address, "/v1/volumes", &body, TRACE).await, 200);
+    let name = "POST /v1/volumes";
+    let served = received
+        .until("the call", |span| {
+            span.name == name && span.attributes["http.response.status_code"] == "200"
+        })
+        .await;
+    assert_eq!(
+        (served.service.as_str(), served.parent.as_str()),
+        ("pollux-control", ASKING)
+    );
+    assert_eq!(served.kind, SpanKind::Server as i32);
+    assert_eq!(served.attributes["rpc.method"], "CreateVolume");
+    // What was decided for it, as with gRPC.
+    let placed = received
+        .until("its places", |span| {
+            span.name == "commit" && span.attributes["record"] == "/volume/rested"
+        })
+        .await;
+    assert_eq!(placed.parent, served.id);
+    // The name is in no span of its path, and an error is told by its status.
+    let publish = "/v1/volumes/rested:publish";
+    assert_eq!(asked_by_rest(address, publish, "[]", TRACE).await, 400);
+    let refused = received
+        .until("the refusal", |span| {
+            span.name == "POST /v1/volumes/{name}:publish"
+        })
+        .await;
+    assert_eq!(refused.attributes["http.response.status_code"], "400");
 }
 
 /// How often somebody has logged something.

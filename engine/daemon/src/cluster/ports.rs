@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pollux_api::control::v1::TargetConfig;
 use pollux_device::DeviceUri;
 use pollux_reactor::ReactorHandle;
+use pollux_trace::Origin;
 use pollux_volume::replica::ReplicaPort;
 use uuid::Uuid;
 
@@ -41,7 +42,7 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// The ways to the replicas of a volume. One whose engine has no address that could be called is left
+    /// The ways to the replicas of a volume, for whoever the present span is for. One whose engine has no address that could be called is left
     /// out: it cannot be reached.
     ///
     /// # Errors
@@ -49,6 +50,7 @@ impl Ports {
     /// [`RecordError::Uuid`].
     pub(super) fn routes(&self, told: &TargetConfig) -> Result<Vec<(Uuid, Route)>, RecordError> {
         let volume = uuid(&told.volume_uid)?;
+        let calls = self.calls.for_origin(Origin::current());
         let mut routes = Vec::with_capacity(told.replicas.len());
         for replica in &told.replicas {
             let id = uuid(&replica.uid)?;
@@ -61,7 +63,7 @@ impl Ports {
             // certificates, without which nobody listens there.
             match address(&replica.address) {
                 Some(address) => {
-                    let (calls, sessions) = (self.calls.clone(), self.sessions.clone());
+                    let (calls, sessions) = (calls.clone(), self.sessions.clone());
                     let remote = RemoteReplica::new(calls, address, volume, id, sessions);
                     routes.push((id, Route::Remote(remote)));
                 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_channel::{mpsc, oneshot};
 use pollux_api::engine::v1::replicas_client::ReplicasClient;
+use pollux_trace::Origin;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
@@ -50,6 +51,9 @@ pub(super) enum CallError {
     Failed(String),
 }
 
+/// A connection to an engine, whose calls are spans if they are made for somebody.
+pub(super) type Traced = pollux_trace::Calls<Channel>;
+
 /// What is done with the connection to an engine, if there is one.
 type Work = Box<dyn FnOnce(Result<Channel, CallError>) -> Working + Send>;
 type Working = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -61,7 +65,10 @@ struct Call {
 
 /// Reaches the task that calls other engines, from any thread. It ends when the last of these is dropped.
 #[derive(Clone)]
-pub struct Calls(mpsc::Sender<Call>);
+pub struct Calls {
+    waiting: mpsc::Sender<Call>,
+    origin: Option<Origin>,
+}
 
 impl Calls {
     /// Starts the task, on the current runtime of tokio. Engines are called without certificates.
@@ -73,25 +80,38 @@ impl Calls {
     pub fn start_with(tls: Option<ClientTlsConfig>) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         tokio::spawn(make(receiver, tls));
-        Self(sender)
+        Self {
+            waiting: sender,
+            origin: None,
+        }
+    }
+
+    /// The same, for what somebody asked for, if that is known: calls are part of its trace.
+    pub fn for_origin(&self, origin: Option<Origin>) -> Self {
+        Self {
+            origin,
+            ..self.clone()
+        }
     }
 
     /// Calls an engine; from any executor. When it is dropped, the answer is not waited for.
     pub(super) async fn ask<F, T>(
         &self,
         address: ControlAddress,
-        call: impl FnOnce(ReplicasClient<Channel>) -> F + Send + 'static,
+        call: impl FnOnce(ReplicasClient<Traced>) -> F + Send + 'static,
     ) -> Result<T, CallError>
     where
         F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
         T: Send + 'static,
     {
         let (mut sender, answer) = oneshot::channel();
+        let (peer, origin) = (address.to_string(), self.origin.clone());
         let work = move |channel: Result<Channel, CallError>| -> Working {
             Box::pin(async move {
-                let called = match channel {
-                    Ok(channel) => tokio::select! {
-                        called = in_time(call(ReplicasClient::new(channel))) => called,
+                let traced = channel.map(|channel| Traced::for_origin(channel, &peer, origin));
+                let called = match traced {
+                    Ok(traced) => tokio::select! {
+                        called = in_time(call(ReplicasClient::new(traced))) => called,
                         // Nobody waits for it any more.
                         () = sender.cancellation() => return,
                     },
@@ -105,7 +125,7 @@ impl Calls {
             address,
             work: Box::new(work),
         };
-        let left = self.0.clone().try_send(call);
+        let left = self.waiting.clone().try_send(call);
         left.map_err(|error| match error.is_full() {
             true => CallError::Busy,
             false => CallError::Stopped,
