@@ -1,5 +1,6 @@
 //! The gRPC interfaces of Pollux: what is generated from the `.proto` files, and what all who use a message
-//! have to read in it alike: what limits it says ([`qos`]), and what secrets in it are ([`secrets`]).
+//! have to read in it alike: what limits it says ([`qos`]), what secrets in it are ([`secrets`]), and what
+//! labels are called ([`labels`]).
 //!
 //! Messages can be serialized, so that what is shown as JSON has the names of the `.proto` files. Those of
 //! the control plane can be read from JSON too, in protobuf's own mapping: 64-bit numbers are texts, enums
@@ -7,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod labels;
 pub mod qos;
 pub mod secrets;
 

@@ -3,6 +3,9 @@
 
 use crate::control::v1::{Qos, QosLimits, QosRate};
 
+/// The largest weight of a volume; the least is 1.
+pub const WEIGHT_MAX: u32 = 10_000;
+
 /// What a limit is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {

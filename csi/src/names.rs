@@ -31,9 +31,9 @@ pub mod label {
     /// On a snapshot: it is for making this volume, and goes once that is made.
     pub const CLONE: &str = "csi.pollux.io/clone";
     /// The claim that a volume is for.
-    pub const CLAIM: &str = "csi.pollux.io/claim";
+    pub const CLAIM: &str = pollux_api::labels::CLAIM;
     /// The namespace of the claim, or of the snapshot.
-    pub const NAMESPACE: &str = "csi.pollux.io/namespace";
+    pub const NAMESPACE: &str = pollux_api::labels::NAMESPACE;
     /// The persistent volume.
     pub const PERSISTENT_VOLUME: &str = "csi.pollux.io/persistent-volume";
     /// The snapshot as the orchestrator's users know it.

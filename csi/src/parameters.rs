@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, HashMap};
 use pollux_api::control::v1::{
     Domain, LabelRule, MediaClass, PlacementPolicy, QosBurst, QosRate, SpreadRule, VolumePolicy, VolumeSpec,
 };
-use pollux_api::qos::{Counted, Direction, Limit};
+use pollux_api::qos::{Counted, Direction, Limit, WEIGHT_MAX};
 
 use crate::capability::FileSystem;
 use crate::error::CallError;
@@ -52,9 +52,6 @@ const TAG_CHARACTERS_MAX: usize = 256;
 
 /// Copies that a volume may have.
 const REPLICAS_MAX: u32 = 5;
-
-/// The largest weight.
-const WEIGHT_MAX: u32 = 10_000;
 
 /// Units of bandwidth, with those of Kubernetes.
 const UNITS: [(&str, u64); 8] = [
@@ -171,7 +168,9 @@ impl Mutable {
                     .parse()
                     .ok()
                     .filter(|weight| (1..=WEIGHT_MAX).contains(weight));
-                self.weight = Some(Some(weight.ok_or_else(|| wrong("1 to 10000, or none"))?));
+                self.weight = Some(Some(
+                    weight.ok_or_else(|| wrong(&format!("1 to {WEIGHT_MAX}, or none")))?,
+                ));
             }
             key => {
                 let Some((limit, part)) = limit_of(key) else {

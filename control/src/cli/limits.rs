@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use pollux_api::control::v1::{Qos, QosBurst, QosRate};
-use pollux_api::qos::{Counted, Direction, Limit};
+use pollux_api::qos::{Counted, Direction, Limit, WEIGHT_MAX};
 
 use super::size::Size;
 
@@ -87,7 +87,7 @@ impl FromStr for Limits {
 
 /// A text that is no weight.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no weight: give none, or 1 to 10000")]
+#[error("{0:?} is no weight: give none, or 1 to {WEIGHT_MAX}")]
 pub(super) struct WeightError(String);
 
 /// What is said of a weight.
@@ -101,7 +101,10 @@ impl FromStr for Weight {
         if text == "none" {
             return Ok(Self(None));
         }
-        let weight = text.parse().ok().filter(|weight| (1..=10_000).contains(weight));
+        let weight = text
+            .parse()
+            .ok()
+            .filter(|weight| (1..=WEIGHT_MAX).contains(weight));
         let weight = weight.ok_or_else(|| WeightError(text.chars().take(64).collect()))?;
         Ok(Self(Some(weight)))
     }

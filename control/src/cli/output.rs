@@ -6,6 +6,7 @@ use pollux_api::control::v1::{
     Event, Group, GroupSnapshot, MediaClass, Node, NodeState, Pool, PoolState, ReplicaState, Severity,
     Snapshot, SnapshotState, Template, Volume, VolumeState,
 };
+use pollux_api::labels;
 use serde::Serialize;
 
 use crate::model::Record;
@@ -178,9 +179,8 @@ impl Row for Volume {
 
 /// The claim that a volume was made for, as the CSI driver labels it: `NAMESPACE/NAME`.
 fn claim_of(volume: &Volume) -> String {
-    let labels = &volume.meta().labels;
-    let label = |key| labels.get(key).map(String::as_str);
-    match (label("csi.pollux.io/namespace"), label("csi.pollux.io/claim")) {
+    let label = |key| volume.meta().labels.get(key).map(String::as_str);
+    match (label(labels::NAMESPACE), label(labels::CLAIM)) {
         (Some(namespace), Some(claim)) => format!("{namespace}/{claim}"),
         (None, Some(claim)) => claim.to_owned(),
         (_, None) => String::new(),
@@ -401,9 +401,12 @@ mod tests {
     fn volumes_tell_the_claim_they_are_for() {
         let mut volume = Volume::default();
         assert_eq!(claim_of(&volume), "");
-        for (key, value) in [("claim", "data"), ("namespace", "shop"), ("cluster", "east")] {
-            let labels = &mut volume.meta_mut().labels;
-            labels.insert(format!("csi.pollux.io/{key}"), value.to_owned());
+        for (key, value) in [
+            (labels::CLAIM, "data"),
+            (labels::NAMESPACE, "shop"),
+            ("other", "east"),
+        ] {
+            volume.meta_mut().labels.insert(key.to_owned(), value.to_owned());
         }
         let table = told(&volume, Output::Table);
         assert!(table.contains("CLAIM      MESSAGE"), "{table}");

@@ -2,7 +2,7 @@
 //! an engine refuses later.
 
 use pollux_api::control::v1::{Qos, QosRate};
-use pollux_api::qos::{Counted, Limit};
+use pollux_api::qos::{Counted, Limit, WEIGHT_MAX};
 
 use super::validate::Checker;
 
@@ -22,9 +22,6 @@ fn most(limit: Limit) -> u64 {
         Counted::Bytes => BYTES_MAX,
     }
 }
-
-/// The largest weight.
-const WEIGHT_MAX: u32 = 10_000;
 
 /// Checks all limits of a volume, and its weight.
 pub(super) fn limits(qos: &Qos, checker: &mut Checker<'_>) {

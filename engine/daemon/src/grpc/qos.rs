@@ -61,6 +61,9 @@ pub(crate) fn from_api(qos: Option<&api::Qos>) -> Qos {
     })
 }
 
+/// All weights that the control plane takes can be kept.
+const _: () = assert!(pollux_api::qos::WEIGHT_MAX == pollux_volume::qos::WEIGHT_MAX);
+
 /// The limits of a volume, not checked.
 pub(crate) fn of_volume(qos: &control::Qos) -> Qos {
     let rate = |direction, counted| {

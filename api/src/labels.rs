@@ -1,0 +1,7 @@
+//! Labels of volumes and snapshots that one part of Pollux sets and another one reads.
+
+/// The claim of Kubernetes that a volume is for, as the CSI driver was told.
+pub const CLAIM: &str = "csi.pollux.io/claim";
+
+/// The namespace of that claim, or of a snapshot.
+pub const NAMESPACE: &str = "csi.pollux.io/namespace";
