@@ -76,6 +76,8 @@ impl Clock for SystemClock {
 #[derive(Debug, Default)]
 pub struct Observations {
     newest: Mutex<BTreeMap<String, Observation>>,
+    /// Why engines could not be told something the last time, by node.
+    unheard: Mutex<BTreeMap<String, String>>,
     changed: Notify,
     telemetry: Telemetry,
     /// Who asked for what, by the UUID of a record: what is done for it is part of that trace.
@@ -129,6 +131,20 @@ impl Observations {
         if before.is_none_or(|before| before.report != observation.report) {
             self.changed.notify_one();
         }
+    }
+
+    fn lock_unheard(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        // Nothing that is done with the lock held can leave it half done.
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an engine could be told something; if not, why.
+    pub(crate) fn note_heard(&self, node: &str, heard: Result<(), String>) {
+        let mut unheard = self.lock_unheard();
+        match heard {
+            Ok(()) => unheard.remove(node),
+            Err(why) => unheard.insert(node.to_owned(), why),
+        };
     }
 
     fn lock_waiting(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
@@ -343,6 +359,9 @@ impl Controller {
             self.note_told(told);
         }
         self.world.reports = self.parts.observations.all();
+        self.world
+            .unheard
+            .clone_from(&self.parts.observations.lock_unheard());
         let world = &mut self.world;
         world.reports.retain(|node, _| world.nodes.contains_key(node));
         // Strictly growing, so that events of two passes have different names.

@@ -342,12 +342,19 @@ async fn tell_one(parts: &Parts, engine: &EngineAddress, term: u64, mut command:
     };
     let told = parts.engines.execute(engine, term, command);
     match tokio::time::timeout(COMMAND_TIMEOUT, told).await {
-        Ok(Ok(())) => Told::Done,
+        Ok(Ok(())) => {
+            parts.observations.note_heard(&engine.node, Ok(()));
+            Told::Done
+        }
         Ok(Err(error @ EngineError::Refused { .. })) => {
+            parts.observations.note_heard(&engine.node, Ok(()));
             tracing::warn!(node = %engine.node, %error, "a command was refused");
             Told::Refused(pool_uid)
         }
         Ok(Err(error @ (EngineError::Unreachable { .. } | EngineError::TermStale { .. }))) => {
+            parts
+                .observations
+                .note_heard(&engine.node, Err(error.to_string()));
             tracing::warn!(node = %engine.node, %error, "an engine could not be told");
             Told::Unheard
         }

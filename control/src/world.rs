@@ -52,6 +52,8 @@ pub struct World {
     pub reports: BTreeMap<String, Observation>,
     /// When a replica could not be made in a pool, the last time, by pool.
     pub failures: BTreeMap<String, u64>,
+    /// Why engines could not be told something the last time, by node: those that could are not here.
+    pub unheard: BTreeMap<String, String>,
     /// The revision of the store that the records are of.
     pub revision: u64,
 }

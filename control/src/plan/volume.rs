@@ -160,6 +160,9 @@ fn plan_volume(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec) {
     draft.status.message.clear();
     if draft.status.epoch == 0 {
         create(context, &mut draft);
+        if draft.status.message.is_empty() {
+            draft.status.message = hindrance(context, &draft.status);
+        }
     } else {
         repair::repair(context, &mut draft);
         targets::choose(context, &mut draft);
@@ -225,6 +228,21 @@ fn number_change(draft: &mut Draft<'_>, old: &VolumeStatus) -> bool {
             false
         }
     }
+}
+
+/// Why replicas are not made that are to be made, if it is known: an engine that reports may not be reached
+/// at the address of its node.
+fn hindrance(context: &Context<'_>, status: &VolumeStatus) -> String {
+    let unmade = status.replicas.iter().filter(|_| status.epoch == 0);
+    let mut unmade = unmade.filter(|replica| context.replica(&replica.uid).is_none());
+    let why = unmade.find_map(|replica| {
+        let why = context.world.unheard.get(&replica.node)?;
+        Some(format!(
+            "{why}: it is called at the address that `pollux node get {}` tells",
+            replica.node
+        ))
+    });
+    why.unwrap_or_default()
 }
 
 /// Before the first epoch: replicas get places and are made; none of them has data yet.

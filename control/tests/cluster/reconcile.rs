@@ -122,6 +122,38 @@ async fn a_lost_node_is_waited_for_then_replaced() {
     cluster.check_settled();
 }
 
+/// As with a node whose address is wrong.
+#[tokio::test]
+async fn what_keeps_a_volume_from_being_made_is_told() {
+    let mut cluster = cluster().await;
+    let nodes: Vec<String> = cluster.world().nodes.keys().cloned().collect();
+    let set_deaf = |cluster: &Cluster, deaf| {
+        for engine in cluster.fleet.lock().engines.values_mut() {
+            engine.deaf = deaf;
+        }
+    };
+    set_deaf(&cluster, true);
+    put(&cluster.store, &volume("v", 3)).await;
+    cluster.ticks(5).await;
+    let status = volume_now(&cluster, "v").await.status.expect("it has one");
+    assert_eq!(status.state(), VolumeState::Creating);
+    let is_told = |node: &String| {
+        status
+            .message
+            .contains(&format!("node {node} does not answer: it is down"))
+            && status.message.contains(&format!("pollux node get {node}"))
+    };
+    assert!(nodes.iter().any(is_told), "{}", status.message);
+    set_deaf(&cluster, false);
+    cluster.settle().await;
+    cluster.check_settled();
+    let status = volume_now(&cluster, "v").await.status.expect("it has one");
+    assert_eq!(
+        (status.state(), status.message.as_str()),
+        (VolumeState::Healthy, "")
+    );
+}
+
 #[tokio::test]
 async fn a_node_that_comes_back_in_time_keeps_its_replicas() {
     let mut cluster = cluster().await;

@@ -140,6 +140,8 @@ pub struct Engine {
     pub given_up: BTreeSet<String>,
     /// Pools in which no replica can be made.
     pub refusing: bool,
+    /// It reports, and nobody can tell it anything.
+    pub deaf: bool,
     report: Option<Arc<EngineReport>>,
 }
 
@@ -549,7 +551,10 @@ impl EngineClient for Fleet {
             node: node.clone(),
             reason: "it is down".to_owned(),
         };
-        let known = engines.engines.get(&node).filter(|engine| engine.up);
+        let known = engines
+            .engines
+            .get(&node)
+            .filter(|engine| engine.up && !engine.deaf);
         if known.is_none() {
             return Err(unreachable);
         }
