@@ -1,11 +1,13 @@
 //! `pollux apply`: nodes, pools, groups and templates from one file; first the difference, then the deed.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 use pollux_api::control::v1::{Group, Node, Pool, Template};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tonic::Code;
 
 use crate::model::{Record, Validate};
@@ -35,17 +37,45 @@ struct Topology {
     pools: Vec<Pool>,
 }
 
-/// Fields that can be changed, and how they look: those that differ are updated.
+/// Fields that can be changed, in protobuf's own mapping: those that differ are updated.
 trait Comparable: Changed + Validate {
-    fn fields(&self) -> Vec<(&'static str, String)>;
+    fn fields(&self) -> Vec<(&'static str, Value)>;
 }
 
-fn shown<T: std::fmt::Debug>(value: &T) -> String {
-    format!("{value:?}")
+/// A field as it is in files. What cannot be written is nothing, and differs from what can.
+fn shown<T: Serialize>(value: &T) -> Value {
+    serde_json::to_value(value).unwrap_or(Value::Null)
+}
+
+/// What differs between two values: the path of each part, as it is, and as it is to be.
+fn differences(path: &str, is: &Value, wanted: &Value, told: &mut Vec<String>) {
+    let nothing = serde_json::Map::new();
+    let parts = |value: &Value| match value {
+        Value::Object(parts) => Some(parts.clone()),
+        Value::Null => Some(nothing.clone()),
+        _ => None,
+    };
+    match (parts(is), parts(wanted)) {
+        (Some(is), Some(wanted)) => {
+            let names: BTreeSet<&String> = is.keys().chain(wanted.keys()).collect();
+            for name in names {
+                let part = |of: &serde_json::Map<String, Value>| of.get(name).cloned().unwrap_or_default();
+                differences(&format!("{path}.{name}"), &part(&is), &part(&wanted), told);
+            }
+        }
+        _ if is == wanted => {}
+        _ => {
+            let text = |value: &Value| match value {
+                Value::Null => "nothing".to_owned(),
+                value => value.to_string(),
+            };
+            told.push(format!("{path} {} -> {}", text(is), text(wanted)));
+        }
+    }
 }
 
 impl Comparable for Node {
-    fn fields(&self) -> Vec<(&'static str, String)> {
+    fn fields(&self) -> Vec<(&'static str, Value)> {
         let spec = self.spec.clone().unwrap_or_default();
         vec![
             ("spec.address", shown(&spec.address)),
@@ -59,7 +89,7 @@ impl Comparable for Node {
 }
 
 impl Comparable for Pool {
-    fn fields(&self) -> Vec<(&'static str, String)> {
+    fn fields(&self) -> Vec<(&'static str, Value)> {
         let spec = self.spec.clone().unwrap_or_default();
         vec![
             // The control plane refuses these two, by name.
@@ -73,7 +103,7 @@ impl Comparable for Pool {
 }
 
 impl Comparable for Template {
-    fn fields(&self) -> Vec<(&'static str, String)> {
+    fn fields(&self) -> Vec<(&'static str, Value)> {
         let policy = self.spec.clone().and_then(|spec| spec.policy);
         vec![
             ("spec.policy", shown(&policy)),
@@ -83,7 +113,7 @@ impl Comparable for Template {
 }
 
 impl Comparable for Group {
-    fn fields(&self) -> Vec<(&'static str, String)> {
+    fn fields(&self) -> Vec<(&'static str, Value)> {
         let schedule = self.spec.as_ref().and_then(|spec| spec.schedule);
         vec![
             ("spec.schedule", shown(&schedule)),
@@ -114,10 +144,15 @@ async fn compare<R: Comparable>(
             Ok(present) => {
                 let mut paths = Vec::new();
                 for ((path, is), (_, wanted)) in present.fields().into_iter().zip(record.fields()) {
-                    if is != wanted {
-                        writeln!(into, "~ {}: {path} {is} -> {wanted}", record.subject())?;
-                        paths.push(path.to_owned());
+                    if is == wanted {
+                        continue;
                     }
+                    let mut told = Vec::new();
+                    differences(path, &is, &wanted, &mut told);
+                    for one in told {
+                        writeln!(into, "~ {}: {one}", record.subject())?;
+                    }
+                    paths.push(path.to_owned());
                 }
                 if !paths.is_empty() {
                     deeds.push(Deed::Update(record, paths));
@@ -167,13 +202,48 @@ pub(super) async fn apply(
         return Ok(());
     }
     if arguments.dry_run {
-        writeln!(into, "{count} changes, none of them made")?;
+        writeln!(into, "{}, none of them made", changes(count))?;
         return Ok(());
     }
     perform(channel, nodes).await?;
     perform(channel, templates).await?;
     perform(channel, groups).await?;
     perform(channel, pools).await?;
-    writeln!(into, "{count} changes made")?;
+    writeln!(into, "{} made", changes(count))?;
     Ok(())
+}
+
+fn changes(count: usize) -> String {
+    match count {
+        1 => "1 change".to_owned(),
+        count => format!("{count} changes"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn differences_are_told_by_their_paths() {
+        let is = json!({"replicas": 3, "qos": {"iops_max": "5", "weight": 7}, "same": [1, 2]});
+        let wanted = json!({"replicas": 2, "qos": {"iops_max": "6"}, "same": [1, 2], "media": ["NVME"]});
+        let mut told = Vec::new();
+        differences("spec.policy", &is, &wanted, &mut told);
+        let expected = [
+            r#"spec.policy.media nothing -> ["NVME"]"#,
+            r#"spec.policy.qos.iops_max "5" -> "6""#,
+            "spec.policy.qos.weight 7 -> nothing",
+            "spec.policy.replicas 3 -> 2",
+        ];
+        assert_eq!(told, expected);
+        told.clear();
+        differences("spec.schedule", &Value::Null, &json!({"kept_max": 7}), &mut told);
+        assert_eq!(told, ["spec.schedule.kept_max nothing -> 7"]);
+        told.clear();
+        differences("spec.policy", &is, &is, &mut told);
+        assert_eq!(told, [""; 0]);
+    }
 }

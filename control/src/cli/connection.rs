@@ -101,6 +101,13 @@ impl From<Status> for CommandError {
     }
 }
 
+impl From<serde_json::Error> for CommandError {
+    fn from(error: serde_json::Error) -> Self {
+        // Whatever it was printed to may be gone.
+        io::Error::from(error).into()
+    }
+}
+
 impl From<io::Error> for CommandError {
     fn from(error: io::Error) -> Self {
         match error.kind() {

@@ -134,7 +134,7 @@ enum Command {
     },
     /// Write manual pages into a directory.
     Man {
-        /// The directory.
+        /// The directory; made if it is not there.
         directory: PathBuf,
     },
 }
@@ -150,6 +150,32 @@ struct ListArguments {
 struct NameArguments {
     /// Its name.
     name: String,
+}
+
+#[derive(Debug, Args)]
+struct DrainArguments {
+    /// Its name.
+    name: String,
+    #[command(flatten)]
+    wait: WaitArguments,
+}
+
+#[derive(Debug, Args)]
+struct RemovalArguments {
+    /// Its name.
+    name: String,
+    #[command(flatten)]
+    wait: WaitArguments,
+}
+
+#[derive(Debug, Args)]
+struct ScheduleArguments {
+    /// Take snapshots every so many seconds.
+    #[arg(long, value_name = "SECONDS", requires = "keep")]
+    every: Option<u64>,
+    /// Keep so many of them.
+    #[arg(long, value_name = "N", requires = "every")]
+    keep: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -186,7 +212,7 @@ enum NodeVerb {
     /// Let new things go there again.
     Uncordon(NameArguments),
     /// Let all that is there go elsewhere.
-    Drain(NameArguments),
+    Drain(DrainArguments),
     /// Let things stay again.
     Undrain(NameArguments),
     /// Forget it.
@@ -215,17 +241,19 @@ enum PoolVerb {
         /// Labels, as KEY=VALUE.
         #[arg(long, value_name = "KEY=VALUE", value_parser = run::label)]
         label: Vec<(String, String)>,
+        #[command(flatten)]
+        wait: WaitArguments,
     },
     /// Let nothing new go there.
     Cordon(NameArguments),
     /// Let new things go there again.
     Uncordon(NameArguments),
     /// Let all that is there go elsewhere.
-    Drain(NameArguments),
+    Drain(DrainArguments),
     /// Let things stay again.
     Undrain(NameArguments),
     /// Take it apart, once nothing is on it.
-    Delete(NameArguments),
+    Delete(RemovalArguments),
 }
 
 /// What data is on.
@@ -289,7 +317,7 @@ enum VolumeVerb {
         #[command(flatten)]
         wait: WaitArguments,
     },
-    /// Change what it follows, and what hosts may ask of it.
+    /// Change what it follows, its group and labels, and what hosts may ask of it.
     #[command(after_help = limits::HELP)]
     Set {
         /// Its name.
@@ -297,6 +325,15 @@ enum VolumeVerb {
         /// The template that it is to follow; empty for none.
         #[arg(long)]
         template: Option<String>,
+        /// The group that it is to be in; empty for none.
+        #[arg(long)]
+        group: Option<String>,
+        /// Labels that it is to have too, as KEY=VALUE.
+        #[arg(long, value_name = "KEY=VALUE", value_parser = run::label)]
+        label: Vec<(String, String)>,
+        /// A label that it is not to have any more.
+        #[arg(long, value_name = "KEY")]
+        no_label: Vec<String>,
         #[command(flatten)]
         limits: limits::LimitArguments,
         /// Take limits from the template again.
@@ -310,6 +347,8 @@ enum VolumeVerb {
         /// The new size, such as 20GiB.
         #[arg(long)]
         size: Size,
+        #[command(flatten)]
+        wait: WaitArguments,
     },
     /// Let a host use it, and tell how to reach it.
     Publish {
@@ -333,9 +372,11 @@ enum VolumeVerb {
         /// The NVMe qualified name of the host.
         #[arg(long, value_name = "NQN")]
         host: Option<String>,
+        #[command(flatten)]
+        wait: WaitArguments,
     },
     /// Delete it and its data.
-    Delete(NameArguments),
+    Delete(RemovalArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -351,9 +392,14 @@ enum SnapshotVerb {
         /// The volume.
         #[arg(long)]
         volume: String,
+        /// Labels, as KEY=VALUE.
+        #[arg(long, value_name = "KEY=VALUE", value_parser = run::label)]
+        label: Vec<(String, String)>,
+        #[command(flatten)]
+        wait: WaitArguments,
     },
     /// Delete it.
-    Delete(NameArguments),
+    Delete(RemovalArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -366,12 +412,18 @@ enum GroupVerb {
     Create {
         /// Its name.
         name: String,
-        /// Take snapshots every so many seconds.
-        #[arg(long, value_name = "SECONDS", requires = "keep")]
-        every: Option<u64>,
-        /// Keep so many of them.
-        #[arg(long, value_name = "N", requires = "every")]
-        keep: Option<u32>,
+        #[command(flatten)]
+        schedule: ScheduleArguments,
+    },
+    /// Change when snapshots are taken.
+    Set {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        schedule: ScheduleArguments,
+        /// Take none any more. Those that were taken stay.
+        #[arg(long, conflicts_with_all = ["every", "keep"])]
+        no_schedule: bool,
     },
     /// Snapshots of several volumes, each of one instant.
     Snapshot {
@@ -402,7 +454,7 @@ enum GroupSnapshotVerb {
         wait: WaitArguments,
     },
     /// Delete all its snapshots.
-    Delete(NameArguments),
+    Delete(RemovalArguments),
 }
 
 #[derive(Debug, Subcommand)]

@@ -85,7 +85,8 @@ impl Row for Node {
             flags(&[
                 (spec.cordoned, "cordoned"),
                 (spec.drained, "drained"),
-                (status.empty, "empty"),
+                // What was noted when it was drained may be noted still.
+                (spec.drained && status.empty, "empty"),
             ]),
             spec.address,
             status.version,
@@ -300,6 +301,22 @@ pub(super) fn time(unix_us: u64) -> String {
     }
 }
 
+/// Makes columns as wide as what is in a line.
+fn widen(widths: &mut Vec<usize>, line: &[String]) {
+    widths.resize(widths.len().max(line.len()), 0);
+    for (width, cell) in widths.iter_mut().zip(line) {
+        *width = (*width).max(cell.chars().count());
+    }
+}
+
+/// Writes a line of cells.
+fn line(cells: &[String], widths: &[usize], into: &mut impl Write) -> Result<(), CommandError> {
+    let cells = cells.iter().zip(widths);
+    let cells: Vec<String> = cells.map(|(cell, width)| format!("{cell:width$}")).collect();
+    writeln!(into, "{}", cells.join("  ").trim_end())?;
+    Ok(())
+}
+
 /// Writes lines of cells in columns as wide as what is in them.
 pub(super) fn table(
     names: &[&str],
@@ -308,20 +325,84 @@ pub(super) fn table(
 ) -> Result<(), CommandError> {
     let mut lines = vec![names.iter().map(ToString::to_string).collect::<Vec<String>>()];
     lines.extend(rows);
-    let width = |column: usize| {
-        let cells = lines.iter().filter_map(|line| line.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..names.len()).map(width).collect();
-    for line in &lines {
-        let cells = line
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"));
-        let text = cells.collect::<Vec<_>>().join("  ");
-        writeln!(into, "{}", text.trim_end())?;
+    let mut widths = Vec::new();
+    for cells in &lines {
+        widen(&mut widths, cells);
+    }
+    for cells in &lines {
+        line(cells, &widths, into)?;
     }
     Ok(())
+}
+
+/// Tells records one after the other, as they change: lines of one table, one JSON object a line, or one YAML
+/// document each. One that is gone is told by its name, to machines as `deleted`.
+pub(super) struct Changing {
+    output: Output,
+    widths: Vec<usize>,
+    is_headed: bool,
+}
+
+impl Changing {
+    /// With columns as wide as these records need.
+    pub(super) fn new<R: Row>(output: Output, records: &[R]) -> Self {
+        let mut widths = Vec::new();
+        for record in records {
+            widen(&mut widths, &record.row());
+        }
+        Self {
+            output,
+            widths,
+            is_headed: false,
+        }
+    }
+
+    fn machine<T: Serialize>(&self, value: &T, into: &mut impl Write) -> Result<(), CommandError> {
+        if self.output == Output::Yaml {
+            writeln!(into, "---")?;
+            return serialized(value, Output::Yaml, into);
+        }
+        serde_json::to_writer(&mut *into, value)?;
+        writeln!(into)?;
+        Ok(())
+    }
+
+    /// It is so from now on.
+    pub(super) fn tell<R: Row>(&mut self, record: &R, into: &mut impl Write) -> Result<(), CommandError> {
+        let columns = match self.output {
+            Output::Json | Output::Yaml => return self.machine(record, into),
+            Output::Table => R::NARROW,
+            Output::Wide => R::COLUMNS.len(),
+        };
+        let mut row = record.row();
+        row.truncate(columns);
+        widen(&mut self.widths, &row);
+        if !self.is_headed {
+            self.is_headed = true;
+            let names: Vec<String> = R::COLUMNS.iter().take(columns).map(ToString::to_string).collect();
+            widen(&mut self.widths, &names);
+            line(&names, &self.widths, into)?;
+        }
+        line(&row, &self.widths, into)
+    }
+
+    /// It is gone.
+    pub(super) fn gone<R: Row>(&self, name: &str, into: &mut impl Write) -> Result<(), CommandError> {
+        match self.output {
+            Output::Json | Output::Yaml => {
+                self.machine(&std::collections::BTreeMap::from([("deleted", name)]), into)
+            }
+            Output::Table | Output::Wide => {
+                writeln!(into, "{} {name} is gone", words::<R>())?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a kind is called, also in commands.
+pub(super) fn words<R: Record>() -> String {
+    R::KIND.name().replace('-', " ")
 }
 
 /// Writes anything that can be serialized.
@@ -337,8 +418,7 @@ pub(super) fn serialized<T: Serialize>(
             write!(into, "{text}")?;
         }
         Output::Json | Output::Table | Output::Wide => {
-            serde_json::to_writer_pretty(&mut *into, value)
-                .map_err(|error| CommandError::Print(error.to_string()))?;
+            serde_json::to_writer_pretty(&mut *into, value)?;
             writeln!(into)?;
         }
     }
@@ -353,8 +433,8 @@ pub(super) fn records<R: Row>(
 ) -> Result<(), CommandError> {
     let columns = match output {
         Output::Json | Output::Yaml => return serialized(&records, output, into),
-        Output::Table if records.is_empty() => {
-            writeln!(into, "there is no {}", R::KIND)?;
+        Output::Table | Output::Wide if records.is_empty() => {
+            writeln!(into, "there is no {}", words::<R>())?;
             return Ok(());
         }
         Output::Table => R::NARROW,
@@ -411,6 +491,44 @@ mod tests {
         let table = told(&volume, Output::Table);
         assert!(table.contains("CLAIM      MESSAGE"), "{table}");
         assert!(table.contains("shop/data"), "{table}");
+    }
+
+    #[test]
+    fn changes_are_lines_of_one_table_or_one_document_each() {
+        let mut short = Group::default();
+        short.meta_mut().name = "g".to_owned();
+        let mut long = Group::default();
+        long.meta_mut().name = "a-long-name".to_owned();
+        let told = |output| {
+            let mut changing = Changing::new(output, &[short.clone(), long.clone()]);
+            let mut text = Vec::new();
+            for group in [&short, &long] {
+                changing.tell(group, &mut text).expect("memory takes it");
+            }
+            changing.gone::<Group>("g", &mut text).expect("memory takes it");
+            String::from_utf8(text).expect("UTF-8")
+        };
+        let table = "NAME         EVERY  KEPT  LAST\ng\na-long-name\ngroup g is gone\n";
+        assert_eq!(told(Output::Table), table);
+        let json = told(Output::Json);
+        let lines: Vec<serde_json::Value> = json
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        assert_eq!(lines[1]["metadata"]["name"], "a-long-name");
+        assert_eq!(lines[2], serde_json::json!({"deleted": "g"}));
+        let yaml = told(Output::Yaml);
+        assert_eq!(yaml.matches("---\n").count(), 3, "{yaml}");
+        assert!(yaml.ends_with("---\ndeleted: g\n"), "{yaml}");
+    }
+
+    #[test]
+    fn that_there_is_nothing_is_told() {
+        for output in [Output::Table, Output::Wide] {
+            let mut text = Vec::new();
+            records::<GroupSnapshot>(&[], output, &mut text).expect("memory takes it");
+            assert_eq!(text, b"there is no group snapshot\n");
+        }
     }
 
     #[test]

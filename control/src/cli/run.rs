@@ -14,12 +14,13 @@ use tokio_stream::StreamExt;
 use crate::model::Record;
 
 use super::connection::{Access, Channel, CommandError, connect};
-use super::output::{Output, records, serialized, table};
+use super::output::{Changing, Output, records, serialized, table, words};
 use super::resource::{Changed, Listed, Named, all};
 use super::{
-    Cli, Command, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb, Media, NodeVerb, PolicyArguments,
-    PoolVerb, SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb, apply, certificates, limits,
-    rebalance, recover, replicas, support, tokens, top, up, wait,
+    Cli, Command, DrainArguments, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb, Media, NodeVerb,
+    PolicyArguments, PoolVerb, RemovalArguments, ScheduleArguments, SnapshotVerb, TemplateVerb,
+    VolumeArguments, VolumeVerb, apply, certificates, limits, rebalance, recover, replicas, support, tokens,
+    top, up, wait,
 };
 
 /// A connection, and how answers are told.
@@ -53,11 +54,15 @@ pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandEr
         Command::Up(arguments) => return up::up(arguments, &cli.control, into).await,
         Command::Demo(arguments) => return up::demo::demo(arguments, into).await,
         Command::Completion { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "pollux", into);
-            return Ok(());
+            // It does not stand that nobody reads it to the end: so it is made first.
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "pollux", &mut text);
+            return Ok(into.write_all(&text)?);
         }
         Command::Man { directory } => {
-            return clap_mangen::generate_to(Cli::command(), directory).map_err(|error| CommandError::File {
+            let made = std::fs::create_dir_all(directory)
+                .and_then(|()| clap_mangen::generate_to(Cli::command(), directory));
+            return made.map_err(|error| CommandError::File {
                 path: directory.clone(),
                 reason: error.to_string(),
             });
@@ -118,10 +123,11 @@ impl<W: Write> Session<'_, W> {
             return records(&found, self.output, self.into);
         }
         let mut changes = R::watch(self.channel.clone()).await?;
+        let mut told = Changing::new(self.output, &all::<R>(&self.channel).await?);
         while let Some(change) = changes.next().await {
             match change? {
-                Ok(record) => records(&[record], self.output, self.into)?,
-                Err(name) => writeln!(self.into, "{} {name} is gone", R::KIND)?,
+                Ok(record) => told.tell(&record, self.into)?,
+                Err(name) => told.gone::<R>(&name, self.into)?,
             }
             self.into.flush()?;
         }
@@ -145,7 +151,19 @@ impl<W: Write> Session<'_, W> {
 
     async fn delete<R: Named>(&mut self, name: &str) -> Result<(), CommandError> {
         R::delete(self.channel.clone(), name.to_owned()).await?;
-        writeln!(self.into, "{} {name} is deleted", R::KIND)?;
+        writeln!(self.into, "{} {name} is deleted", words::<R>())?;
+        Ok(())
+    }
+
+    /// Deletes what takes its time, and waits for that if it is asked for.
+    async fn remove<R: Named>(&mut self, removed: &RemovalArguments) -> Result<(), CommandError> {
+        let (name, waiting) = (&removed.name, &removed.wait);
+        if !waiting.wait {
+            return self.delete::<R>(name).await;
+        }
+        R::delete(self.channel.clone(), name.clone()).await?;
+        wait::gone::<R>(&self.channel, name, waiting.timeout).await?;
+        writeln!(self.into, "{} {name} is gone", words::<R>())?;
         Ok(())
     }
 
@@ -193,9 +211,15 @@ impl<W: Write> Session<'_, W> {
                 self.update(node(&one.name, with(false, false)), "spec.cordoned")
                     .await
             }
-            NodeVerb::Drain(one) => {
-                self.update(node(&one.name, with(false, true)), "spec.drained")
-                    .await
+            NodeVerb::Drain(DrainArguments { name, wait: waiting }) => {
+                let paths = vec!["spec.drained".to_owned()];
+                let drained = node(name, with(false, true));
+                let drained = Node::update(self.channel.clone(), drained, paths).await?;
+                let shown = match waiting.wait {
+                    true => wait::node_empty(&self.channel, name, waiting.timeout).await?,
+                    false => drained,
+                };
+                self.show(shown)
             }
             NodeVerb::Undrain(one) => {
                 self.update(node(&one.name, with(false, false)), "spec.drained")
@@ -227,6 +251,7 @@ impl<W: Write> Session<'_, W> {
                 devices,
                 media,
                 label,
+                wait: waiting,
             } => {
                 let media = media.map_or(MediaClass::Unspecified, |media| match media {
                     Media::Nvme => MediaClass::Nvme,
@@ -240,7 +265,13 @@ impl<W: Write> Session<'_, W> {
                     media: media.into(),
                     ..PoolSpec::default()
                 };
-                self.create(labelled(pool(name, spec), name, label)).await
+                let pool = labelled(pool(name, spec), name, label);
+                let made = Pool::create(self.channel.clone(), pool).await?;
+                let shown = match waiting.wait {
+                    true => wait::online(&self.channel, name, waiting.timeout).await?,
+                    false => made,
+                };
+                self.show(shown)
             }
             PoolVerb::Cordon(one) => {
                 self.update(pool(&one.name, with(true, false)), "spec.cordoned")
@@ -250,15 +281,21 @@ impl<W: Write> Session<'_, W> {
                 self.update(pool(&one.name, with(false, false)), "spec.cordoned")
                     .await
             }
-            PoolVerb::Drain(one) => {
-                self.update(pool(&one.name, with(false, true)), "spec.drained")
-                    .await
+            PoolVerb::Drain(DrainArguments { name, wait: waiting }) => {
+                let paths = vec!["spec.drained".to_owned()];
+                let drained = pool(name, with(false, true));
+                let drained = Pool::update(self.channel.clone(), drained, paths).await?;
+                let shown = match waiting.wait {
+                    true => wait::pool_empty(&self.channel, name, waiting.timeout).await?,
+                    false => drained,
+                };
+                self.show(shown)
             }
             PoolVerb::Undrain(one) => {
                 self.update(pool(&one.name, with(false, false)), "spec.drained")
                     .await
             }
-            PoolVerb::Delete(one) => self.delete::<Pool>(&one.name).await,
+            PoolVerb::Delete(one) => self.remove::<Pool>(one).await,
         }
     }
 
@@ -283,6 +320,9 @@ impl<W: Write> Session<'_, W> {
             VolumeVerb::Set {
                 name,
                 template,
+                group,
+                label,
+                no_label,
                 limits,
                 qos_of_template,
             } => {
@@ -298,16 +338,30 @@ impl<W: Write> Session<'_, W> {
                     policy.qos = limits.applied(policy.qos).filter(|_| !qos_of_template);
                     paths.push("spec.policy.qos".to_owned());
                 }
+                if let Some(group) = group {
+                    spec.group.clone_from(group);
+                    paths.push("spec.group".to_owned());
+                }
+                if !label.is_empty() || !no_label.is_empty() {
+                    let labels = &mut volume.meta_mut().labels;
+                    labels.extend(label.iter().cloned());
+                    labels.retain(|key, _| !no_label.contains(key));
+                    paths.push("metadata.labels".to_owned());
+                }
                 if paths.is_empty() {
-                    let hint = "nothing is to change: give --template, --qos, --qos-read, --qos-write or \
-                                --qos-weight";
+                    let hint = "nothing is to change: give --template, --group, --label, --no-label, --qos, \
+                                --qos-read, --qos-write or --qos-weight";
                     return Err(CommandError::Refused(hint.to_owned()));
                 }
                 // With the revision that was read: what was read is what is changed, or nothing.
                 let updated = Volume::update(self.channel.clone(), volume, paths).await?;
                 self.show(updated)
             }
-            VolumeVerb::Resize { name, size } => {
+            VolumeVerb::Resize {
+                name,
+                size,
+                wait: waiting,
+            } => {
                 let volume = Volume {
                     spec: Some(VolumeSpec {
                         size_bytes: size.0,
@@ -315,7 +369,13 @@ impl<W: Write> Session<'_, W> {
                     }),
                     ..Volume::default()
                 };
-                self.update(named(volume, name), "spec.size_bytes").await
+                let paths = vec!["spec.size_bytes".to_owned()];
+                let grown = Volume::update(self.channel.clone(), named(volume, name), paths).await?;
+                let shown = match waiting.wait {
+                    true => wait::grown(&self.channel, name, waiting.timeout).await?,
+                    false => grown,
+                };
+                self.show(shown)
             }
             VolumeVerb::Publish {
                 name,
@@ -338,19 +398,27 @@ impl<W: Write> Session<'_, W> {
                 self.publish(request, waiting.wait.then_some(waiting.timeout))
                     .await
             }
-            VolumeVerb::Unpublish { name, host } => {
+            VolumeVerb::Unpublish {
+                name,
+                host,
+                wait: waiting,
+            } => {
                 let request = UnpublishVolumeRequest {
                     name: name.clone(),
                     host_nqn: host.clone(),
                     wait_us: None,
                 };
-                VolumesClient::new(self.channel.clone())
-                    .unpublish_volume(request)
-                    .await?;
+                match waiting.wait {
+                    true => wait::unpublished(&self.channel, request, waiting.timeout).await?,
+                    false => {
+                        let mut client = VolumesClient::new(self.channel.clone());
+                        client.unpublish_volume(request).await?;
+                    }
+                }
                 writeln!(self.into, "volume {name} is published there no more")?;
                 Ok(())
             }
-            VolumeVerb::Delete(one) => self.delete::<Volume>(&one.name).await,
+            VolumeVerb::Delete(one) => self.remove::<Volume>(one).await,
         }
     }
 
@@ -421,7 +489,12 @@ impl<W: Write> Session<'_, W> {
         match verb {
             SnapshotVerb::List(arguments) => self.list::<Snapshot>(arguments).await,
             SnapshotVerb::Get(one) => self.get::<Snapshot>(&one.name).await,
-            SnapshotVerb::Create { name, volume } => {
+            SnapshotVerb::Create {
+                name,
+                volume,
+                label,
+                wait: waiting,
+            } => {
                 let snapshot = Snapshot {
                     spec: Some(SnapshotSpec {
                         volume: volume.clone(),
@@ -429,9 +502,15 @@ impl<W: Write> Session<'_, W> {
                     }),
                     ..Snapshot::default()
                 };
-                self.create(named(snapshot, name)).await
+                let snapshot = labelled(snapshot, name, label);
+                let made = Snapshot::create(self.channel.clone(), snapshot).await?;
+                let shown = match waiting.wait {
+                    true => wait::ready(&self.channel, name, waiting.timeout).await?,
+                    false => made,
+                };
+                self.show(shown)
             }
-            SnapshotVerb::Delete(one) => self.delete::<Snapshot>(&one.name).await,
+            SnapshotVerb::Delete(one) => self.remove::<Snapshot>(one).await,
         }
     }
 
@@ -439,16 +518,17 @@ impl<W: Write> Session<'_, W> {
         match verb {
             GroupVerb::List(arguments) => self.list::<Group>(arguments).await,
             GroupVerb::Get(one) => self.get::<Group>(&one.name).await,
-            GroupVerb::Create { name, every, keep } => {
-                let schedule = every.zip(*keep).map(|(seconds, kept_max)| SnapshotSchedule {
-                    interval_us: seconds.saturating_mul(1_000_000),
-                    kept_max,
-                });
-                let group = Group {
-                    spec: Some(GroupSpec { schedule }),
-                    ..Group::default()
-                };
-                self.create(named(group, name)).await
+            GroupVerb::Create { name, schedule } => self.create(scheduled(name, schedule)).await,
+            GroupVerb::Set {
+                name,
+                schedule,
+                no_schedule,
+            } => {
+                if schedule.every.is_none() && !no_schedule {
+                    let hint = "nothing is to change: give --every and --keep, or --no-schedule";
+                    return Err(CommandError::Refused(hint.to_owned()));
+                }
+                self.update(scheduled(name, schedule), "spec.schedule").await
             }
             GroupVerb::Snapshot { verb } => self.group_snapshot(verb).await,
             GroupVerb::Delete(one) => self.delete::<Group>(&one.name).await,
@@ -481,7 +561,7 @@ impl<W: Write> Session<'_, W> {
                     false => self.show(made),
                 }
             }
-            GroupSnapshotVerb::Delete(one) => self.delete::<GroupSnapshot>(&one.name).await,
+            GroupSnapshotVerb::Delete(one) => self.remove::<GroupSnapshot>(one).await,
         }
     }
 
@@ -548,6 +628,20 @@ impl<W: Write> Session<'_, W> {
             self.into,
         )
     }
+}
+
+/// A group with this schedule, or without.
+fn scheduled(name: &str, arguments: &ScheduleArguments) -> Group {
+    let schedule = arguments.every.zip(arguments.keep);
+    let schedule = schedule.map(|(seconds, kept_max)| SnapshotSchedule {
+        interval_us: seconds.saturating_mul(1_000_000),
+        kept_max,
+    });
+    let group = Group {
+        spec: Some(GroupSpec { schedule }),
+        ..Group::default()
+    };
+    named(group, name)
 }
 
 /// A volume as it is asked for.

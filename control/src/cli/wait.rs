@@ -5,55 +5,103 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{
-    GroupSnapshot, GroupSnapshotState, PublishVolumeRequest, PublishVolumeResponse, ReplicaState, Volume,
+    GroupSnapshot, GroupSnapshotState, Node, NodeState, Pool, PoolState, PublishVolumeRequest,
+    PublishVolumeResponse, ReplicaState, Snapshot, SnapshotState, UnpublishVolumeRequest, Volume,
     VolumeState,
 };
 use tokio_stream::StreamExt;
-
-use crate::model::Record;
+use tonic::Code;
 
 use super::connection::{Channel, CommandError};
-use super::resource::Listed;
+use super::output::words;
+use super::resource::Named;
+use super::size::Size;
 
 /// How long the control plane is asked to wait at a time: less than it may.
 const WAIT_AT_A_TIME: Duration = Duration::from_secs(10);
 
-/// Waits until a volume is healthy.
-pub(super) async fn healthy(channel: &Channel, name: &str, seconds: u64) -> Result<Volume, CommandError> {
+/// How far something is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Progress {
+    /// Whether it is so.
+    done: bool,
+    /// What is done of the whole, if that can be counted.
+    part: Option<(u64, u64)>,
+    /// How far it is, for people.
+    state: String,
+}
+
+impl Progress {
+    fn new(done: bool, state: impl Into<String>) -> Self {
+        Self {
+            done,
+            part: None,
+            state: state.into(),
+        }
+    }
+}
+
+/// A bar for one thing, on a terminal.
+fn bar(name: &str) -> ProgressBar {
     let bar = ProgressBar::new(1);
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {bar:20} {pos}/{len} replicas  {msg}")
-    {
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} {bar:20}  {msg}") {
         bar.set_style(style);
     }
     bar.set_prefix(name.to_owned());
+    bar
+}
+
+/// Waits until a record is as it is to be.
+async fn until<R: Named>(
+    channel: &Channel,
+    name: &str,
+    seconds: u64,
+    look: impl Fn(&R) -> Result<Progress, CommandError>,
+) -> Result<R, CommandError> {
+    let done = watched(channel, name, seconds, look, false).await?;
+    done.ok_or_else(|| CommandError::Refused(format!("{} {name} was deleted meanwhile", words::<R>())))
+}
+
+/// Waits until a record is gone.
+pub(super) async fn gone<R: Named>(channel: &Channel, name: &str, seconds: u64) -> Result<(), CommandError> {
+    let look = |_: &R| Ok(Progress::new(false, "it is there still"));
+    watched(channel, name, seconds, look, true).await.map(drop)
+}
+
+/// Looks at a record until it is as it is to be; nothing if it goes, or is gone already and that is wanted.
+async fn watched<R: Named>(
+    channel: &Channel,
+    name: &str,
+    seconds: u64,
+    look: impl Fn(&R) -> Result<Progress, CommandError>,
+    is_gone_wanted: bool,
+) -> Result<Option<R>, CommandError> {
+    let bar = bar(name);
     let mut state = "it is not there".to_owned();
     let wait = async {
-        let mut changes = Volume::watch(channel.clone()).await?;
+        let mut changes = R::watch(channel.clone()).await?;
+        if is_gone_wanted {
+            // What is gone before the watch begins is not told by it.
+            match R::get(channel.clone(), name.to_owned()).await {
+                Err(status) if status.code() == Code::NotFound => return Ok(None),
+                found => drop(found?),
+            }
+        }
         while let Some(change) = changes.next().await {
             match change? {
-                Ok(volume) if volume.name() == name => {
-                    let status = volume.status.clone().unwrap_or_default();
-                    let in_sync = status
-                        .replicas
-                        .iter()
-                        .filter(|replica| replica.state() == ReplicaState::InSync)
-                        .count();
-                    bar.set_length(status.replicas.len().max(1) as u64);
-                    bar.set_position(in_sync as u64);
-                    bar.set_message(status.message.clone());
-                    state = match status.message.is_empty() {
-                        true => format!("{in_sync} of {} replicas are in sync", status.replicas.len()),
-                        false => status.message.clone(),
-                    };
-                    if status.state() == VolumeState::Healthy {
-                        return Ok(volume);
+                Ok(found) if found.name() == name => {
+                    let progress = look(&found)?;
+                    if let Some((part, whole)) = progress.part {
+                        bar.set_length(whole.max(1));
+                        bar.set_position(part);
+                    }
+                    bar.set_message(progress.state.clone());
+                    state = progress.state;
+                    if progress.done {
+                        return Ok(Some(found));
                     }
                 }
-                Err(gone) if gone == name => {
-                    return Err(CommandError::Refused(format!(
-                        "volume {name} was deleted meanwhile"
-                    )));
-                }
+                Err(gone) if gone == name => return Ok(None),
                 Ok(_) | Err(_) => {}
             }
         }
@@ -63,12 +111,124 @@ pub(super) async fn healthy(channel: &Channel, name: &str, seconds: u64) -> Resu
     bar.finish_and_clear();
     done.unwrap_or_else(|_| {
         Err(CommandError::Patience {
-            what: format!("volume {name}"),
+            what: format!("{} {name}", words::<R>()),
             seconds,
             state,
-            look: format!("volume get {name}"),
+            look: format!("{} get {name}", words::<R>()),
         })
     })
+}
+
+fn replicas(volume: &Volume) -> Progress {
+    let status = volume.status.clone().unwrap_or_default();
+    let all = status.replicas.len();
+    let in_sync = status
+        .replicas
+        .iter()
+        .filter(|replica| replica.state() == ReplicaState::InSync)
+        .count();
+    let state = match status.message.is_empty() {
+        true => format!("{in_sync} of {all} replicas are in sync"),
+        false => status.message.clone(),
+    };
+    Progress {
+        done: status.state() == VolumeState::Healthy,
+        part: Some((in_sync as u64, all as u64)),
+        state,
+    }
+}
+
+/// Waits until a volume is healthy.
+pub(super) async fn healthy(channel: &Channel, name: &str, seconds: u64) -> Result<Volume, CommandError> {
+    until(channel, name, seconds, |volume: &Volume| Ok(replicas(volume))).await
+}
+
+/// Waits until a volume has the size that was asked for last.
+pub(super) async fn grown(channel: &Channel, name: &str, seconds: u64) -> Result<Volume, CommandError> {
+    until(channel, name, seconds, |volume: &Volume| {
+        let wanted = volume.spec.as_ref().map_or(0, |spec| spec.size_bytes);
+        let served = volume.status.as_ref().map_or(0, |status| status.size_bytes);
+        let message = volume
+            .status
+            .as_ref()
+            .map_or("", |status| status.message.as_str());
+        let mut state = format!("it has {} of {}", Size(served), Size(wanted));
+        if !message.is_empty() {
+            state = format!("{state}: {message}");
+        }
+        Ok(Progress::new(served >= wanted, state))
+    })
+    .await
+}
+
+/// Waits until a pool can be used.
+pub(super) async fn online(channel: &Channel, name: &str, seconds: u64) -> Result<Pool, CommandError> {
+    until(channel, name, seconds, |pool: &Pool| {
+        let status = pool.status.clone().unwrap_or_default();
+        let state = match status.message.as_str() {
+            "" => "it is being made",
+            message => message,
+        };
+        Ok(Progress::new(status.state() == PoolState::Online, state))
+    })
+    .await
+}
+
+/// Waits until nothing is on a node that is drained.
+pub(super) async fn node_empty(channel: &Channel, name: &str, seconds: u64) -> Result<Node, CommandError> {
+    until(channel, name, seconds, |node: &Node| {
+        let status = node.status.clone().unwrap_or_default();
+        let state = match status.state() {
+            NodeState::Online => "replicas or targets are there still: `pollux pool list` tells how many",
+            _ => "replicas or targets are there still, and the node is away",
+        };
+        Ok(Progress::new(status.empty, state))
+    })
+    .await
+}
+
+/// Waits until no replica is in a pool that is drained.
+pub(super) async fn pool_empty(channel: &Channel, name: &str, seconds: u64) -> Result<Pool, CommandError> {
+    until(channel, name, seconds, |pool: &Pool| {
+        let replicas = pool.status.as_ref().map_or(0, |status| status.replicas);
+        Ok(Progress::new(
+            replicas == 0,
+            format!("{replicas} replicas are there still"),
+        ))
+    })
+    .await
+}
+
+/// Waits until a snapshot is taken.
+pub(super) async fn ready(channel: &Channel, name: &str, seconds: u64) -> Result<Snapshot, CommandError> {
+    until(channel, name, seconds, |snapshot: &Snapshot| {
+        let status = snapshot.status.clone().unwrap_or_default();
+        let is_taken = status.state() == SnapshotState::Ready;
+        Ok(Progress::new(is_taken, "it is not taken yet"))
+    })
+    .await
+}
+
+/// Waits until snapshots of several volumes are taken.
+pub(super) async fn taken(
+    channel: &Channel,
+    name: &str,
+    seconds: u64,
+) -> Result<GroupSnapshot, CommandError> {
+    until(channel, name, seconds, |found: &GroupSnapshot| {
+        let status = found.status.clone().unwrap_or_default();
+        match status.state() {
+            GroupSnapshotState::Failed => Err(CommandError::Refused(format!(
+                "group snapshot {name} is not taken: {}",
+                status.message
+            ))),
+            state => Ok(Progress::new(
+                state == GroupSnapshotState::Ready,
+                "it is not taken yet",
+            )),
+        }
+    })
+    .await
 }
 
 /// Publishes a volume, and waits until all its paths admit the host. The control plane waits, and is asked
@@ -100,40 +260,29 @@ pub(super) async fn published(
     }
 }
 
-/// Waits until snapshots of several volumes are taken.
-pub(super) async fn taken(
+/// Takes a volume away from a host, or from all, and waits until no path admits it any more.
+pub(super) async fn unpublished(
     channel: &Channel,
-    name: &str,
+    mut request: UnpublishVolumeRequest,
     seconds: u64,
-) -> Result<GroupSnapshot, CommandError> {
-    let refused = |why: String| CommandError::Refused(format!("group snapshot {name} {why}"));
-    let wait = async {
-        let mut changes = GroupSnapshot::watch(channel.clone()).await?;
-        while let Some(change) = changes.next().await {
-            match change? {
-                Ok(found) if found.name() == name => {
-                    let status = found.status.clone().unwrap_or_default();
-                    match status.state() {
-                        GroupSnapshotState::Ready => return Ok(found),
-                        GroupSnapshotState::Failed => {
-                            return Err(refused(format!("is not taken: {}", status.message)));
-                        }
-                        _ => {}
-                    }
-                }
-                Err(gone) if gone == name => return Err(refused("was deleted meanwhile".to_owned())),
-                Ok(_) | Err(_) => {}
-            }
+) -> Result<(), CommandError> {
+    let began = Instant::now();
+    let patience = Duration::from_secs(seconds);
+    let mut client = VolumesClient::new(channel.clone());
+    loop {
+        let left = patience.saturating_sub(began.elapsed());
+        let wait = left.min(WAIT_AT_A_TIME);
+        request.wait_us = Some(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX));
+        if client.unpublish_volume(request.clone()).await?.into_inner().ready {
+            return Ok(());
         }
-        Err(CommandError::Refused("the control plane has ended".to_owned()))
-    };
-    let done = tokio::time::timeout(Duration::from_secs(seconds), wait).await;
-    done.unwrap_or_else(|_| {
-        Err(CommandError::Patience {
-            what: format!("group snapshot {name}"),
-            seconds,
-            state: "it is not taken yet".to_owned(),
-            look: format!("group snapshot get {name}"),
-        })
-    })
+        if began.elapsed() >= patience {
+            return Err(CommandError::Patience {
+                what: format!("unpublishing volume {}", request.name),
+                seconds,
+                state: "an engine that shows it has not confirmed that yet".to_owned(),
+                look: format!("volume get {}", request.name),
+            });
+        }
+    }
 }

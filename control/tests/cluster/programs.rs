@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use pollux_api::control::v1::agent_server::{Agent, AgentServer};
@@ -191,9 +190,15 @@ async fn a_cluster_by_its_command_line() {
     );
     assert_eq!(published.matches("nvme connect -t tcp").count(), 3, "{published}");
     assert!(refused(&daemon, &["volume", "delete", "v"]).contains("unpublish it first"));
-    told(&daemon, &["volume", "unpublish", "v"]);
-    let grown = told(&daemon, &["volume", "resize", "v", "--size", "20GiB"]);
+    told(&daemon, &["volume", "unpublish", "v", "--wait"]);
+    let grown = told(&daemon, &["volume", "resize", "v", "--size", "20GiB", "--wait"]);
     assert!(grown.contains("20GiB"), "{grown}");
+    assert!(
+        told(&daemon, &["volume", "get", "v"])
+            .matches("size_bytes: \"21474836480\"")
+            .count()
+            >= 2
+    );
     assert!(refused(&daemon, &["volume", "resize", "v", "--size", "1GiB"]).contains("can only grow"));
     assert!(refused(&daemon, &["volume", "get", "none"]).contains("`pollux volume list`"));
     let preview = told(
@@ -239,7 +244,12 @@ async fn a_cluster_by_its_command_line() {
     assert!(refused(&daemon, &wrong).contains("qos.total.bytes.burst.per_second"));
     told(&daemon, &["node", "cordon", "a"]);
     assert!(told(&daemon, &["node", "list"]).contains("cordoned"));
-    told(&daemon, &["snapshot", "create", "s", "--volume", "v"]);
+    let taken = [
+        "snapshot", "create", "s", "--volume", "v", "--label", "why=look", "--wait",
+    ];
+    let taken = told(&daemon, &taken);
+    assert!(taken.contains("ready"), "{taken}");
+    assert!(told(&daemon, &["snapshot", "get", "s"]).contains("why: look"));
     assert!(told(&daemon, &["snapshot", "list", "-o", "wide"]).contains("UID"));
     assert!(told(&daemon, &["event", "list"]).contains("is healthy"));
     let json: serde_json::Value =
@@ -329,6 +339,105 @@ async fn a_cluster_by_its_command_line() {
     assert!(told(&restored, &["volume", "list"]).contains("20GiB"));
 }
 
+/// Two replicas on three nodes, so that there is a place to go to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_for_can_be_changed_and_waited_for() {
+    let fleet = Fleet::new(["a", "b", "c"]);
+    let daemon = Daemon::start(&["--store", "memory:"]);
+    daemon.serve(&fleet);
+    for node in ["a", "b", "c"] {
+        let address = serve(&fleet, node).await.to_string();
+        told(&daemon, &["node", "create", node, "--address", &address]);
+        let (pool, device) = (format!("{node}.p"), "malloc:///x?size=1GiB");
+        let made = [
+            "pool", "create", &pool, "--node", node, "--device", device, "--wait",
+        ];
+        let made = told(&daemon, &made);
+        assert!(made.contains("online"), "{made}");
+    }
+    let made = [
+        "volume",
+        "create",
+        "v",
+        "--size",
+        "1GiB",
+        "--replicas",
+        "2",
+        "--wait",
+    ];
+    told(&daemon, &made);
+
+    told(
+        &daemon,
+        &["group", "create", "g", "--every", "3600", "--keep", "3"],
+    );
+    let set = told(&daemon, &["group", "set", "g", "--every", "7200", "--keep", "2"]);
+    assert!(set.contains("7200s  2"), "{set}");
+    assert!(refused(&daemon, &["group", "set", "g"]).contains("nothing is to change"));
+    let set = told(&daemon, &["group", "set", "g", "--no-schedule"]);
+    assert!(!set.contains("7200"), "{set}");
+    told(
+        &daemon,
+        &[
+            "volume", "set", "v", "--group", "g", "--label", "tier=hot", "--label", "x=1",
+        ],
+    );
+    told(
+        &daemon,
+        &["volume", "set", "v", "--no-label", "x", "--label", "tier=cold"],
+    );
+    let volume = told(&daemon, &["volume", "get", "v", "-o", "json"]);
+    let volume: serde_json::Value = serde_json::from_str(&volume).expect("JSON");
+    assert_eq!(volume["metadata"]["labels"], serde_json::json!({"tier": "cold"}));
+    assert_eq!(volume["spec"]["group"], "g");
+    told(&daemon, &["volume", "set", "v", "--group", ""]);
+    assert!(!told(&daemon, &["volume", "get", "v"]).contains("group:"));
+
+    // A node is empty once its replica is elsewhere; when there is no place for that, it is said how far it is.
+    let pool = volume["status"]["replicas"][0]["pool"]
+        .as_str()
+        .expect("it is somewhere");
+    let node = pool.trim_end_matches(".p");
+    let drained = told(&daemon, &["node", "drain", node, "--wait"]);
+    assert!(drained.contains("empty"), "{drained}");
+    let volume = told(&daemon, &["volume", "get", "v", "-o", "json"]);
+    let volume: serde_json::Value = serde_json::from_str(&volume).expect("JSON");
+    let replicas = volume["status"]["replicas"]
+        .as_array()
+        .expect("they are somewhere");
+    let places: Vec<&str> = replicas
+        .iter()
+        .filter_map(|replica| replica["pool"].as_str())
+        .collect();
+    assert!(!places.contains(&pool), "{places:?}");
+    let stuck = ["pool", "drain", places[0], "--wait", "--timeout", "1"];
+    let stuck = refused(&daemon, &stuck);
+    assert!(
+        stuck.contains("is not done after 1 s: 1 replicas are there still"),
+        "{stuck}"
+    );
+    told(&daemon, &["pool", "undrain", places[0]]);
+
+    told(&daemon, &["snapshot", "create", "s", "--volume", "v", "--wait"]);
+    let gone = told(&daemon, &["snapshot", "delete", "s", "--wait"]);
+    assert_eq!(gone, "snapshot s is gone\n");
+    assert_eq!(told(&daemon, &["snapshot", "list"]), "there is no snapshot\n");
+    assert_eq!(
+        told(&daemon, &["volume", "delete", "v", "--wait"]),
+        "volume v is gone\n"
+    );
+    assert_eq!(
+        told(&daemon, &["pool", "delete", pool, "--wait"]),
+        format!("pool {pool} is gone\n")
+    );
+    assert_eq!(told(&daemon, &["pool", "list"]).lines().count(), 3);
+    // Again: what is gone is gone.
+    assert_eq!(
+        told(&daemon, &["volume", "delete", "v", "--wait"]),
+        "volume v is gone\n"
+    );
+}
+
 #[test]
 fn completions_and_manual_pages_are_made() {
     for shell in ["bash", "zsh", "fish"] {
@@ -337,9 +446,23 @@ fn completions_and_manual_pages_are_made() {
         assert!(String::from_utf8_lossy(&output.stdout).contains("snapshot"));
     }
     let directory = tempfile::tempdir().expect("a directory");
-    let path = directory.path().to_str().expect("UTF-8");
-    assert!(pollux(&["man", path]).status.success());
-    assert!(Path::new(path).join("pollux-volume-create.1").exists());
+    let path = directory.path().join("man").join("man1");
+    assert!(pollux(&["man", path.to_str().expect("UTF-8")]).status.success());
+    assert!(path.join("pollux-volume-create.1").exists());
+}
+
+#[test]
+fn who_reads_no_more_is_told_nothing() {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_pollux"))
+        .args(["completion", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it was built");
+    drop(process.stdout.take());
+    let output = process.wait_with_output().expect("it ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && errors.is_empty(), "{errors}");
 }
 
 #[test]
