@@ -9,8 +9,8 @@
 //! - A span names things and tells codes. It never has what was sent or answered: no secret can be in it.
 //!
 //! Whose span is the parent of which goes along with calls, as W3C Trace Context (the header `traceparent`):
-//! [`Calls`] sends it and [`ServedLayer`] reads it, or [`adopt`] where calls are not of gRPC. What is done for somebody after the answer is put into
-//! the trace of the asker by its [`Origin`].
+//! [`Calls`] sends it and [`ServedLayer`] reads it, or [`adopt`] where calls are not of gRPC. What is done
+//! for somebody after the answer is put into the trace of the asker by its [`Origin`].
 
 #![forbid(unsafe_code)]
 

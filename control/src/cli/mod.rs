@@ -422,8 +422,8 @@ enum GroupVerb {
         #[command(flatten)]
         schedule: ScheduleArguments,
         /// Take none any more. Those that were taken stay.
-        #[arg(long, conflicts_with_all = ["every", "keep"])]
-        no_schedule: bool,
+        #[arg(long = "no-schedule", conflicts_with_all = ["every", "keep"])]
+        ends: bool,
     },
     /// Snapshots of several volumes, each of one instant.
     Snapshot {

@@ -519,12 +519,8 @@ impl<W: Write> Session<'_, W> {
             GroupVerb::List(arguments) => self.list::<Group>(arguments).await,
             GroupVerb::Get(one) => self.get::<Group>(&one.name).await,
             GroupVerb::Create { name, schedule } => self.create(scheduled(name, schedule)).await,
-            GroupVerb::Set {
-                name,
-                schedule,
-                no_schedule,
-            } => {
-                if schedule.every.is_none() && !no_schedule {
+            GroupVerb::Set { name, schedule, ends } => {
+                if schedule.every.is_none() && !ends {
                     let hint = "nothing is to change: give --every and --keep, or --no-schedule";
                     return Err(CommandError::Refused(hint.to_owned()));
                 }

@@ -393,7 +393,7 @@ async fn what_is_asked_for_can_be_changed_and_waited_for() {
     told(&daemon, &["volume", "set", "v", "--group", ""]);
     assert!(!told(&daemon, &["volume", "get", "v"]).contains("group:"));
 
-    // A node is empty once its replica is elsewhere; when there is no place for that, it is said how far it is.
+    // A node is empty once its replica is elsewhere; without a place for that, it is told how far it is.
     let pool = volume["status"]["replicas"][0]["pool"]
         .as_str()
         .expect("it is somewhere");

@@ -1,7 +1,7 @@
 //! The long run: engines, the control plane and etcd are killed and brought back at random, while volumes are
-//! made, written, limited, snapshotted, cloned, grown, moved and deleted, and their hosts get other secrets. In
-//! the end everything is as it was asked for, the data is what was written, and nothing is left of what was
-//! deleted.
+//! made, written, limited, snapshotted, cloned, grown, moved and deleted, and their hosts get other secrets.
+//! In the end everything is as it was asked for, the data is what was written, and nothing is left of what
+//! was deleted.
 //!
 //! `cargo test -p pollux-control --test engines -- chaos --minutes 30 --etcd`
 

@@ -392,7 +392,8 @@ async fn asked_by_rest(address: SocketAddr, path: &str, body: &str, trace: &str)
 
 async fn a_call_by_rest_is_in_the_trace_of_its_caller(cluster: &Cluster, received: &Received) {
     let body = format!(
-        r#"{{"metadata": {{"name": "rested"}}, "spec": {{"size_bytes": "{VOLUME_BYTES}", "policy": {{"replicas": 1, "min_in_sync": 1}}}}}}"#
+        r#"{{"metadata": {{"name": "rested"}},
+             "spec": {{"size_bytes": "{VOLUME_BYTES}", "policy": {{"replicas": 1, "min_in_sync": 1}}}}}}"#
     );
     let address = cluster.control_http();
     assert_eq!(asked_by_rest(address, "/v1/volumes", &body, TRACE).await, 200);

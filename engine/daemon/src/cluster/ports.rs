@@ -42,8 +42,8 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// The ways to the replicas of a volume, for whoever the present span is for. One whose engine has no address that could be called is left
-    /// out: it cannot be reached.
+    /// The ways to the replicas of a volume, for whoever the present span is for. One whose engine has no
+    /// address that could be called is left out: it cannot be reached.
     ///
     /// # Errors
     ///
