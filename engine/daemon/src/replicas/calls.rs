@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_channel::{mpsc, oneshot};
@@ -67,7 +68,7 @@ struct Call {
 #[derive(Clone)]
 pub struct Calls {
     waiting: mpsc::Sender<Call>,
-    origin: Option<Origin>,
+    origin: Option<Arc<Origin>>,
 }
 
 impl Calls {
@@ -89,7 +90,7 @@ impl Calls {
     /// The same, for what somebody asked for, if that is known: calls are part of its trace.
     pub fn for_origin(&self, origin: Option<Origin>) -> Self {
         Self {
-            origin,
+            origin: origin.map(Arc::new),
             ..self.clone()
         }
     }
@@ -105,7 +106,7 @@ impl Calls {
         T: Send + 'static,
     {
         let (mut sender, answer) = oneshot::channel();
-        let (peer, origin) = (address.to_string(), self.origin.clone());
+        let (peer, origin) = (address.to_string(), self.origin.as_deref().cloned());
         let work = move |channel: Result<Channel, CallError>| -> Working {
             Box::pin(async move {
                 let traced = channel.map(|channel| Traced::for_origin(channel, &peer, origin));
