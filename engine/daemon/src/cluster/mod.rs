@@ -13,6 +13,7 @@ mod admission;
 mod agent;
 mod certificates;
 mod cuts;
+mod pace;
 mod ports;
 mod record;
 mod registry;

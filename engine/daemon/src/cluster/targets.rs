@@ -26,7 +26,7 @@ use pollux_pool::shared::{Owned, OwnedDevice};
 use pollux_reactor::{ReactorHandle, RemoteCallError, timeout};
 use pollux_trace::{Origin, span};
 use pollux_volume::membership::Membership;
-use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, Pace};
+use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError};
 use pollux_volume::qos::{Limits, Qos, Rate, Throttle};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -34,6 +34,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::admission;
+use super::pace::is_given_up;
 use super::ports::Ports;
 use super::record::{BLOCK_BYTES, RecordError, to_api, uuid};
 use super::registry::Registry;
@@ -674,7 +675,7 @@ impl Targets {
                     device.resized(newest.size_blocks);
                     switch.resize(newest.size_bytes());
                     let all = mirror.replicas().into_iter();
-                    let slow = all.filter(|replica| replica.pace == Pace::GivenUp);
+                    let slow = all.filter(|replica| is_given_up(replica.pace));
                     let slow = slow.map(|replica| replica.id).collect();
                     // With thousands of volumes one of them is looked at all the time: nobody is told what
                     // was told before.
