@@ -11,6 +11,7 @@ mod damage;
 mod devices;
 mod full;
 mod generations;
+mod golden;
 mod history;
 mod input;
 mod missing;

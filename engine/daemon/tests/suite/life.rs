@@ -1,13 +1,11 @@
 //! Start, serve, stop.
 
-mod common;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::{EngineProcess, answer, program, run};
+use crate::common::{EngineProcess, answer, program, run};
 
 const DEVICE: &str = "malloc:///a?size=1MiB";
 
@@ -142,7 +140,7 @@ fn settings_from_a_file_are_used() {
     let directory = tempfile::tempdir().expect("a directory");
     let text = "[nvmf]\nsubsystem = \"nqn.2026-11.io.pollux:other\"\n\
                 [[namespaces]]\nuri = \"null:///x?size=1MiB\"\nid = 7\n";
-    let config = common::write(directory.path(), "engine.toml", text);
+    let config = crate::common::write(directory.path(), "engine.toml", text);
     let mut engine = EngineProcess::start(&["--config", &config, DEVICE]);
     assert_eq!(
         engine.wait_for("serving")["subsystem"],
@@ -167,7 +165,8 @@ fn garbage_ends_its_connection_and_nothing_else() {
     let mut host = TcpStream::connect(listener).expect("it listens");
     // Whether all of it is taken does not matter.
     let _ = host.write_all(b"GET / HTTP/1.1\r\nHost: pollux\r\n\r\n");
-    host.set_read_timeout(Some(common::PATIENCE)).expect("a timeout");
+    host.set_read_timeout(Some(crate::common::PATIENCE))
+        .expect("a timeout");
     let mut reply = Vec::new();
     let _ = host.read_to_end(&mut reply);
     assert!(

@@ -1,8 +1,6 @@
 //! `pollux-engine doctor` on the machine that runs the tests, whatever it is.
 
-mod common;
-
-use common::{answer, run};
+use crate::common::{answer, run};
 
 #[test]
 fn json_tells_what_the_table_tells() {

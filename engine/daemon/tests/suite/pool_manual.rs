@@ -1,11 +1,9 @@
 //! The commands of the manual of pools do what it says, in its order.
 
-mod common;
-
 use std::path::Path;
 
-use common::pool::succeeded;
-use common::{EngineProcess, run};
+use crate::common::pool::succeeded;
+use crate::common::{EngineProcess, run};
 
 /// Where the manual has its files, and the socket of its engine.
 const DIRECTORY: &str = "/data/";

@@ -1,7 +1,5 @@
 //! The scenario of pools, and that it finds what drives do wrong.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
 use std::rc::Rc;
 
 use pollux_device::{BlockDevice, Completion, Geometry, Reply, Request};

@@ -1,10 +1,7 @@
 //! The control interface, by the command line and by gRPC.
 
-mod common;
-
 use std::os::unix::fs::PermissionsExt;
 
-use common::{EngineProcess, PATIENCE, answer, errors};
 use pollux_api::control::v1::{QosLimits, QosRate};
 use pollux_api::engine::v1::PoolSpaceLevel;
 use pollux_api::engine::v1::engine_client::EngineClient;
@@ -17,6 +14,8 @@ use pollux_engine::client;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
+
+use crate::common::{EngineProcess, PATIENCE, answer, errors};
 
 const DEVICE: &str = "malloc:///a?size=1MiB";
 
@@ -95,7 +94,7 @@ fn the_command_line_says_what_is_wrong() {
 
 #[test]
 fn an_engine_that_is_not_there_is_told() {
-    let output = common::run(&["namespace", "--grpc", "unix:/nonexistent/engine.sock", "list"]);
+    let output = crate::common::run(&["namespace", "--grpc", "unix:/nonexistent/engine.sock", "list"]);
     assert_eq!(output.status.code(), Some(1));
     let text = errors(&output);
     assert!(
@@ -220,12 +219,12 @@ async fn limits_are_set_told_and_lifted() {
         let status = client.set_qos(request).await.expect_err("it is wrong");
         assert_eq!((status.code(), reason(&status).as_str()), (code, wanted));
     }
-    let host = common::host::Host::connect(engine.listener(), "?reconnect=off").expect("it connects");
+    let host = crate::common::host::Host::connect(engine.listener(), "?reconnect=off").expect("it connects");
     let write = |count: u64| {
         let began = std::time::Instant::now();
         host.run(move |device| async move {
             for block in 0..count {
-                common::content::write(&device, block, 1)
+                crate::common::content::write(&device, block, 1)
                     .await
                     .expect("it is written");
             }
@@ -325,14 +324,14 @@ async fn events_tell_what_happens_in_order() {
 
 #[tokio::test]
 async fn events_tell_of_pools() {
-    let file = common::pool::PoolFile::new(64 << 20);
+    let file = crate::common::pool::PoolFile::new(64 << 20);
     let engine = EngineProcess::start(&[]);
     let mut client = connect(&engine).await;
     let request = WatchEventsRequest {};
     let mut events = client.watch_events(request).await.expect("a stream").into_inner();
     assert!(matches!(next(&mut events).await, What::Started(_)));
     let control = engine.control();
-    let ask = |arguments: &[&str]| common::pool::succeed(&[arguments, &["--grpc", &control]].concat());
+    let ask = |arguments: &[&str]| crate::common::pool::succeed(&[arguments, &["--grpc", &control]].concat());
     ask(&["pool", "create", "tank", &file.uri()]);
     assert!(matches!(next(&mut events).await, What::PoolOpened(opened) if opened.pool == "tank"));
     // A tenth is left, and then all of it again.
@@ -357,7 +356,7 @@ async fn events_tell_of_pools() {
 
 #[tokio::test]
 async fn an_engine_tells_what_it_is_and_does() {
-    let cores = common::cores(2);
+    let cores = crate::common::cores(2);
     let mut engine = EngineProcess::start(&["--cores", &list(&cores), DEVICE]);
     let mut client = connect(&engine).await;
     let info = client
@@ -408,7 +407,7 @@ fn a_socket_that_was_left_behind_is_replaced() {
     drop(std::os::unix::net::UnixListener::bind(&path).expect("a socket"));
     assert!(path.exists());
     let control = format!("unix:{}", path.display());
-    let mut child = common::program()
+    let mut child = crate::common::program()
         .args([
             "serve",
             "--nvmf",
@@ -425,7 +424,7 @@ fn a_socket_that_was_left_behind_is_replaced() {
         .expect("the program can be started");
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
-        let output = common::run(&["namespace", "--grpc", &control, "list"]);
+        let output = crate::common::run(&["namespace", "--grpc", &control, "list"]);
         if output.status.success() {
             break;
         }

@@ -1,7 +1,5 @@
 //! The executor, timers and mailboxes of reactors on the simulated clock.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;

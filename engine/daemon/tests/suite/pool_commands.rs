@@ -1,15 +1,14 @@
 //! Pools and volumes by the command line and by gRPC: what works, and what is refused in which words.
 
-mod common;
-
-use common::pool::{PoolFile, json, refused, succeed, succeeded};
-use common::{EngineProcess, run, start_error};
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::pools_client::PoolsClient;
 use pollux_api::engine::v1::volumes_client::VolumesClient;
 use pollux_engine::client;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
+
+use crate::common::pool::{PoolFile, json, refused, succeed, succeeded};
+use crate::common::{EngineProcess, run, start_error};
 
 const POOL_BYTES: u64 = 64 << 20;
 
@@ -435,7 +434,7 @@ fn what_is_wrong_with_volumes_is_told_in_one_line() {
     }
     let usage = run(&["volume", "show", "db"]);
     assert_eq!(usage.status.code(), Some(2));
-    contains(&common::errors(&usage), &["POOL/NAME"]);
+    contains(&crate::common::errors(&usage), &["POOL/NAME"]);
     file.check();
 }
 

@@ -1,7 +1,5 @@
 //! A mirror does what every device does.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -1,10 +1,8 @@
 //! An engine that cannot start says what, where, and how to mend it, in one line, and leaves with an error.
 
-mod common;
-
 use std::net::TcpListener;
 
-use common::{EngineProcess, start_error, write};
+use crate::common::{EngineProcess, start_error, write};
 
 const DEVICE: &str = "null:///a?size=1MiB";
 const ANY_PORT: [&str; 2] = ["--nvmf", "127.0.0.1:0"];

@@ -1,7 +1,5 @@
 //! What was acknowledged and flushed is there, however an engine ends; and one file has one engine.
 
-mod common;
-
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -10,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::content::{BLOCK_BYTES, read, version, write};
-use common::host::{Host, block_on};
-use common::{EngineProcess, PATIENCE};
 use pollux_device::events::DeviceEvent;
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
 use tokio_stream::StreamExt;
+
+use crate::common::content::{BLOCK_BYTES, read, version, write};
+use crate::common::host::{Host, block_on};
+use crate::common::{EngineProcess, PATIENCE};
 
 const BLOCKS: u64 = 1024;
 
@@ -197,7 +196,7 @@ fn one_file_has_one_engine() {
     let disk = Disk::new();
     let engine = EngineProcess::start(&[&disk.uri()]);
     let uri = disk.uri();
-    let text = common::start_error(&["--nvmf", "127.0.0.1:0", &uri], 1);
+    let text = crate::common::start_error(&["--nvmf", "127.0.0.1:0", &uri], 1);
     let path = disk.path();
     assert!(text.contains(path.to_str().expect("UTF-8")), "{text}");
     assert_eq!(
@@ -209,7 +208,12 @@ fn one_file_has_one_engine() {
     let link = disk.directory.path().join("link");
     std::os::unix::fs::symlink(&path, &link).expect("a link");
     let output = engine.namespace(&["add", &format!("uring://{}", link.display())]);
-    assert_eq!(output.status.code(), Some(1), "{}", common::errors(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "{}",
+        crate::common::errors(&output)
+    );
     engine.stop();
     // Once it has gone, another may.
     EngineProcess::start(&[&disk.uri()]).stop();
@@ -242,7 +246,12 @@ fn hosts_see_a_namespace_grow() {
     let host = Host::connect(engine.listener(), IMPATIENT).expect("it connects");
     let mut events = host.device().subscribe();
     let output = engine.namespace(&["resize", "1", "8MiB"]);
-    assert_eq!(output.status.code(), Some(0), "{}", common::errors(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        crate::common::errors(&output)
+    );
     assert_eq!(block_on(events.next()), Some(DeviceEvent::Resized));
     assert_eq!(host.device().geometry().bytes(), 8 << 20);
     assert_eq!(
@@ -265,7 +274,12 @@ fn hosts_lose_a_namespace_that_is_removed() {
     let host = Host::connect(engine.listener(), IMPATIENT).expect("it connects");
     host.run(|device| async move { write(&device, 3, 9).await.expect("written") });
     let output = engine.namespace(&["remove", "1"]);
-    assert_eq!(output.status.code(), Some(0), "{}", common::errors(&output));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        crate::common::errors(&output)
+    );
     let error = host.run(|device| async move { read(&device, 3).await });
     error.expect_err("there is nothing to read from");
     // The file is free for another engine, with what was written.

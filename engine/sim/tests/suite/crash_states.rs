@@ -1,17 +1,14 @@
 //! The states that power cuts leave of a recorded run.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
-mod common;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use common::{BLOCK, block_of, one_machine, options, with_queue};
 use pollux_device::{BlockDeviceExt, Device};
 use pollux_hugepages::Slice;
 use pollux_sim::oracle::{CheckedDevice, Oracle, Pattern, SharedOracle, Workload};
 use pollux_sim::{CutPoints, Fault, Operation, PowerLoss, Recorder, SimDriveOptions};
+
+use crate::common::{BLOCK, block_of, one_machine, options, with_queue};
 
 /// One sector as far as a power loss is concerned: what it holds for sure, and what it may hold instead.
 #[derive(Clone, Default)]

@@ -1,7 +1,5 @@
 //! The scenarios of this crate, and that they repeat.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
 use pollux_sim::scenarios::SCENARIOS;
 use pollux_sim::{CampaignOptions, run_campaign};
 

@@ -3,8 +3,6 @@
 //! The file was made by `cargo run -p pollux-pool --example golden_image`. Once the format is released it is
 //! never made again; a new format gets a file of its own.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
 mod image;
 
 use pollux_device::{BlockDevice, BlockDeviceExt};
@@ -15,7 +13,7 @@ use pollux_pool::layout::label::Label;
 use pollux_pool::layout::volume::VolumeKind;
 use pollux_sim::World;
 
-use image::{BLOCK, BLOCKS, attach, expected, options, read};
+use self::image::{BLOCK, BLOCKS, attach, expected, options, read};
 
 const FORMAT_1: &[u8] = include_bytes!("format-1.image");
 

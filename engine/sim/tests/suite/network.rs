@@ -1,7 +1,5 @@
 //! What streams of the simulated network keep, and the ways in which they break.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
 use std::cell::RefCell;
 use std::io::{ErrorKind, IoSliceMut};
 use std::rc::Rc;

@@ -1,19 +1,18 @@
 //! Volumes of pools as hosts see them.
 
-mod common;
-
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::content::{BLOCK_BYTES, content, read, read_all, write};
-use common::host::{Host, block_on};
-use common::pool::{PoolFile, json, refused, succeeded};
-use common::{EngineProcess, answer, cores, errors, run};
 use pollux_api::engine::v1::GetStatisticsRequest;
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
 use pollux_engine::client;
 use pollux_hugepages::Buffer;
+
+use crate::common::content::{BLOCK_BYTES, content, read, read_all, write};
+use crate::common::host::{Host, block_on};
+use crate::common::pool::{PoolFile, json, refused, succeeded};
+use crate::common::{EngineProcess, answer, cores, errors, run};
 
 const POOL_BYTES: u64 = 256 << 20;
 const BLOCKS: u64 = 512;

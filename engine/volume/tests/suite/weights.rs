@@ -1,22 +1,19 @@
 //! Shares by weight of volumes that have their data on the same, in virtual time.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
-#[path = "weights/channels.rs"]
 mod channels;
-mod load;
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use channels::Channels;
-use load::{Done, Load, READS, connection, request};
 use pollux_device::{BlockDeviceExt, Device};
 use pollux_reactor::{now, sleep};
 use pollux_sim::{SimReactor, World};
 use pollux_volume::qos::{Backend, Limits, Qos, Rate, ThrottledDevice};
+
+use self::channels::Channels;
+use crate::load::{Done, Load, READS, connection, request};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);

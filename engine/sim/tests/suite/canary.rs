@@ -1,8 +1,6 @@
 //! Devices with one deliberate bug each, which the checks must find: a simulator that finds nothing is
 //! broken.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;

@@ -1,14 +1,9 @@
 //! What simulated drives keep, what a power loss leaves of it, and what goes wrong on demand.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
-mod common;
-
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{BLOCK, block_of, one_machine, options, with_queue};
 use pollux_device::{BlockDevice, BlockDeviceExt, Device, Geometry, IoError, Request, ZeroOptions};
 use pollux_hugepages::{Buffer, Slice};
 use pollux_reactor::{now, spawn};
@@ -16,6 +11,8 @@ use pollux_sim::{
     Crash, Fault, Faults, Fill, Latency, Operation, PowerLoss, SimDrive, SimDriveOptions, World,
 };
 use proptest::prelude::*;
+
+use crate::common::{BLOCK, block_of, one_machine, options, with_queue};
 
 /// The byte that all of a block consists of; `None` if they differ.
 fn uniform(bytes: &[u8]) -> Option<u8> {

@@ -1,19 +1,18 @@
 //! Metrics and health of an engine, over the network, against what a host did.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use common::content::write;
-use common::host::Host;
-use common::pool::PoolFile;
-use common::{EngineProcess, PATIENCE, errors, run};
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_http::families;
 use pollux_http::metrics::{self, Scrape};
 use pollux_hugepages::Buffer;
+
+use crate::common::content::write;
+use crate::common::host::Host;
+use crate::common::pool::PoolFile;
+use crate::common::{EngineProcess, PATIENCE, errors, run};
 
 const WRITES: u64 = 20;
 const BLOCK_BYTES: f64 = 4096.0;

@@ -1,9 +1,5 @@
 //! Limits of a volume, kept by all its connections on all reactors together, in virtual time.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
-mod load;
-
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -11,12 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use load::{BLOCK, Done, Load, READS, connection, request};
 use pollux_device::{BlockDeviceExt, Completion, Device, IoError, Request};
 use pollux_hugepages::Buffer;
 use pollux_reactor::{now, sleep, timeout};
 use pollux_sim::{SimDrive, SimDriveOptions, SimReactor, World};
 use pollux_volume::qos::{Burst, Limits, Qos, Rate, Throttle, ThrottledDevice};
+
+use crate::load::{BLOCK, Done, Load, READS, connection, request};
 
 struct Bench {
     world: World,

@@ -1,17 +1,16 @@
 //! An engine that serves a pool is killed again and again while hosts write.
 
-mod common;
-
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::EngineProcess;
-use common::content::{read_all, write};
-use common::host::{Host, block_on};
-use common::pool::PoolFile;
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
+
+use crate::common::EngineProcess;
+use crate::common::content::{read_all, write};
+use crate::common::host::{Host, block_on};
+use crate::common::pool::PoolFile;
 
 /// How often the engine is killed.
 const ROUNDS: u64 = 50;

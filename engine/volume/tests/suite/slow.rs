@@ -1,19 +1,16 @@
 //! Replicas that are far slower than others: taken out, tested, let back in, given up; and those that are
 //! not.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
-
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::{BLOCKS, Cluster, REGION, VOLUME, data, id};
 use pollux_device::BlockDeviceExt;
 use pollux_reactor::{now, sleep};
 use pollux_volume::membership::{Membership, ReplicaState};
 use pollux_volume::mirror::{Mirror, Pace, SlowOptions};
+
+use crate::common::{BLOCKS, Cluster, REGION, VOLUME, data, id};
 
 /// Times as slow as usual: a write takes 4 to 16 ms.
 const SLOWDOWN: u32 = 400;

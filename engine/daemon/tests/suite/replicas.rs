@@ -1,14 +1,8 @@
 //! Replicas of an engine, reached by targets that are other processes.
 
-mod common;
-
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use common::content::{BLOCK_BYTES, read, write};
-use common::pool::PoolFile;
-use common::target::{Session, TargetThreads, VOLUME, in_tank, replica, replicas};
-use common::{EngineProcess, cores};
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::create_replica_request::Place;
 use pollux_api::engine::v1::promise_response::Outcome;
@@ -19,6 +13,11 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use uuid::Uuid;
 
+use crate::common::content::{BLOCK_BYTES, read, write};
+use crate::common::pool::PoolFile;
+use crate::common::target::{Session, TargetThreads, VOLUME, in_tank, replica, replicas};
+use crate::common::{EngineProcess, cores};
+
 const DATA_BYTES: u64 = 16 << 20;
 
 /// A block of data: behind the reserved area.
@@ -26,7 +25,7 @@ const DATA: u64 = 64;
 
 fn tank() -> (PoolFile, String) {
     let file = PoolFile::new(256 << 20);
-    common::pool::succeed(&["pool", "create", "tank", &file.uri()]);
+    crate::common::pool::succeed(&["pool", "create", "tank", &file.uri()]);
     let uri = file.uri();
     (file, uri)
 }

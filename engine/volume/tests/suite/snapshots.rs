@@ -1,14 +1,9 @@
 //! Snapshots at one instant, on every replica or on none; going back to them; volumes that grow and close.
 
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod common;
-
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::{BLOCKS, Cluster, DATA_START, REGION, VOLUME, data};
 use pollux_device::{BlockDevice, BlockDeviceExt, Completion, IoError, Request};
 use pollux_reactor::{sleep, spawn};
 use pollux_sim::SimDriveOptions;
@@ -16,6 +11,8 @@ use pollux_volume::membership::{MembershipStore, MemoryStore, ReplicaState, Slot
 use pollux_volume::mirror::{GrowError, Mirror, SnapshotError, snapshot_together};
 use pollux_volume::replica::{CommandError, ReplicaAnswer, ReplicaCommand, ReplicaPort};
 use uuid::Uuid;
+
+use crate::common::{BLOCKS, Cluster, DATA_START, REGION, VOLUME, data, id};
 
 fn name(number: u128) -> Uuid {
     Uuid::from_u128(0x5000 + number)
@@ -312,7 +309,7 @@ fn snapshots_of_two_volumes_are_of_one_moment() {
     const OTHER: Uuid = Uuid::from_u128(0x78);
     let cluster = on_pools(9, 4);
     for index in 2..4 {
-        cluster.format(index, common::id(index), OTHER);
+        cluster.format(index, id(index), OTHER);
         cluster.start_host(index);
     }
     let store = MemoryStore::default();
@@ -501,7 +498,7 @@ fn a_volume_that_was_closed_opens_with_nothing_to_compare() {
 #[test]
 fn replicas_come_and_go_while_the_volume_is_served() {
     let cluster = Cluster::new(15, 3);
-    let (slot, third) = (SlotNumber::new(2).unwrap(), common::id(2));
+    let (slot, third) = (SlotNumber::new(2).unwrap(), id(2));
     let record = cluster.store.inner.get(VOLUME).unwrap();
     cluster
         .store

@@ -1,0 +1,13 @@
+//! Volumes as a whole on simulated drives: one program, so that what all share is compiled once. Apart are
+//! `mirror` and `stories`, which deliberate bugs are looked for with.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod conformance;
+mod load;
+mod qos;
+mod slow;
+mod snapshots;
+mod weights;
