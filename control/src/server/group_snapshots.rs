@@ -15,7 +15,7 @@ use crate::store::Condition;
 
 use super::errors::CallError;
 use super::records::{ChangeStream, Managed};
-use super::snapshots::Copied;
+use super::snapshots::{Copied, made};
 use super::{Services, answer, change_message};
 
 #[tonic::async_trait]
@@ -62,11 +62,7 @@ impl Managed for GroupSnapshot {
         }
         let mut members = Vec::with_capacity(volumes.len());
         for volume in volumes {
-            let status = volume.status.as_ref().filter(|status| status.epoch > 0);
-            let status = status.ok_or_else(|| CallError::NotReady {
-                name: volume.name().to_owned(),
-                why: "it is still being made".to_owned(),
-            })?;
+            let status = made(&volume)?;
             let snapshot = format!("{}.{}", self.name(), volume.name());
             if snapshot.chars().count() > NAME_CHARACTERS_MAX {
                 let description = format!(

@@ -4,7 +4,7 @@ use pollux_api::control::v1::snapshots_server::Snapshots;
 use pollux_api::control::v1::{
     CreateSnapshotRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, GetSnapshotRequest,
     ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, SnapshotBlocks, SnapshotChange, SnapshotState,
-    SnapshotStatus, StreamSnapshotBlocksRequest, Volume, WatchRequest,
+    SnapshotStatus, StreamSnapshotBlocksRequest, Volume, VolumeStatus, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -32,13 +32,7 @@ impl Managed for Snapshot {
         }
         let volume = self.spec.as_ref().map_or("", |spec| spec.volume.as_str());
         let (volume, condition) = services.refer::<Volume>("snapshot.spec.volume", volume).await?;
-        let status = volume.status.as_ref().filter(|status| status.epoch > 0);
-        let Some(status) = status else {
-            return Err(CallError::NotReady {
-                name: volume.name().to_owned(),
-                why: "it is still being made".to_owned(),
-            });
-        };
+        let status = made(&volume)?;
         self.status = Some(SnapshotStatus {
             state: SnapshotState::Pending.into(),
             volume_uid: volume.meta().uid.clone(),
@@ -59,6 +53,15 @@ impl Managed for Snapshot {
         }
         self.require_no_copy(services).await
     }
+}
+
+/// The status of a volume that has been made: only of such a one there are snapshots.
+pub(super) fn made(volume: &Volume) -> Result<&VolumeStatus, CallError> {
+    let status = volume.status.as_ref().filter(|status| status.epoch > 0);
+    status.ok_or_else(|| CallError::NotReady {
+        name: volume.name().to_owned(),
+        why: "it is still being made".to_owned(),
+    })
 }
 
 /// What snapshots have to say for themselves.
