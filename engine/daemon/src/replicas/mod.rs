@@ -261,9 +261,9 @@ impl Replicas {
         }
         let (reactor, source) = self.source(&uri)?;
         let attempt = || {
-            let (target, uri) = (self.target.clone(), uri.clone());
+            let (pools, target, uri) = (self.pools.clone(), self.target.clone(), uri.clone());
             let source = source.clone();
-            let opening = reactor.call(move || open::open(source, target, uri, format));
+            let opening = reactor.call(move || open::open(source, pools, target, uri, format));
             async move { opening.await? }
         };
         let replica = while_in_use(attempt, ReplicasError::is_device_in_use).await?;

@@ -12,7 +12,8 @@ use pollux_volume::replica::{PlainMedium, PoolMedium, ReplicaHost, ReplicaMedium
 
 use super::hosted::Hosted;
 use super::{Replica, ReplicasError};
-use crate::pools::PoolsError;
+use crate::pools::{Pools, PoolsError};
+use crate::telemetry::Role;
 
 /// Where a device comes from.
 #[derive(Clone)]
@@ -23,9 +24,11 @@ pub(super) enum Source {
     Registry(Registry),
 }
 
-/// Opens a replica on the current reactor; makes its device one first, if it is to be and is blank.
+/// Opens a replica on the current reactor, and has it measured; makes its device one first, if it is to be
+/// and is blank.
 pub(super) async fn open(
     source: Source,
+    pools: Arc<Pools>,
     target: Arc<Target>,
     uri: DeviceUri,
     format: Option<FormatOptions>,
@@ -49,10 +52,15 @@ pub(super) async fn open(
     }
     let label = Area::open(queue.clone()).await.map(|area| area.label());
     let label = label.map_err(|error| unusable(error.to_string()))?;
+    drop(queue);
     let medium: Rc<dyn ReplicaMedium> = match volume {
         Some(volume) => Rc::new(PoolMedium::new(volume, label.replica)),
         None => Rc::new(PlainMedium::new(device.clone())),
     };
+    let name = label.replica.to_string();
+    let device = pools.meters().wrap(Role::Replica, &name, device);
+    let queue = device.clone().attach().await;
+    let queue = queue.map_err(|error| unusable(error.to_string()))?;
     let host = ReplicaHost::open(queue, medium).await;
     let host = host.map_err(|error| unusable(error.to_string()))?;
     Ok(Replica {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use pollux_api::engine::v1::RemoveReplicaRequest;
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_http::families;
 use pollux_http::metrics::{self, Scrape};
@@ -11,7 +12,8 @@ use pollux_hugepages::Buffer;
 
 use crate::common::content::write;
 use crate::common::host::Host;
-use crate::common::pool::PoolFile;
+use crate::common::pool::{PoolFile, succeed};
+use crate::common::target::{TargetThreads, in_tank, replica, replicas};
 use crate::common::{EngineProcess, PATIENCE, errors, run};
 
 const WRITES: u64 = 20;
@@ -113,6 +115,51 @@ fn what_hosts_do_is_told() {
     drop(host);
     engine.stop();
     assert!(TcpStream::connect(&address).is_err(), "it goes on");
+}
+
+#[test]
+fn what_targets_do_with_replicas_is_told_as_long_as_there_are_any() {
+    let file = PoolFile::new(256 << 20);
+    succeed(&["pool", "create", "tank", &file.uri()]);
+    let threads = TargetThreads::start();
+    let mut engine = EngineProcess::start(&["--pool", &file.uri(), "--http", "127.0.0.1:0"]);
+    let address = engine.wait_for("serving")["http"]
+        .as_str()
+        .expect("an address")
+        .to_owned();
+    threads.runtime.block_on(async {
+        let made = replicas(&engine).await.create_replica(in_tank(1, 16 << 20)).await;
+        made.expect("it is made");
+    });
+    let name = replica(1).to_string();
+    let told = |family: &str, operation: &str| {
+        let labels = [("replica", name.as_str()), ("operation", operation)];
+        scrape(&address).value(&format!("pollux_engine_replica_{family}"), &labels)
+    };
+    let port = threads.port(&engine, 1, "target");
+    // To promise is to write, too.
+    let before = told("operations_total", "write").expect("it is open");
+    let wrote = threads.promised(&port, 5, |granted| async move {
+        for block in 64..64 + WRITES {
+            write(&granted.session, block, 1).await.expect("it is written");
+        }
+        granted.session.flush().await
+    });
+    assert_eq!(wrote, Ok(Ok(())));
+    let writes = told("operations_total", "write").expect("it is open") - before;
+    assert!((WRITES as f64..WRITES as f64 + 8.0).contains(&writes), "{writes}");
+    assert!(told("bytes_total", "write") >= Some(WRITES as f64 * BLOCK_BYTES));
+    assert!(told("operation_seconds_count", "flush") >= Some(1.0));
+    assert_eq!(told("errors_total", "write"), Some(0.0));
+    threads.runtime.block_on(async {
+        let removing = RemoveReplicaRequest {
+            replica: name.clone(),
+        };
+        let removed = replicas(&engine).await.remove_replica(removing).await;
+        assert!(removed.expect("it answers").into_inner().removed);
+    });
+    assert_eq!(told("operations_total", "write"), None);
+    engine.stop();
 }
 
 #[test]
