@@ -4,6 +4,7 @@
 # time limit: 240 s
 # kernel may say: starting error recovery
 # kernel may say: no usable path - requeuing I/O
+# kernel may say: nvme_ns_head_submit_bio:
 # kernel may say: failed to connect socket
 # kernel may say: queue_rq returned
 # kernel may say: Reconnecting in

@@ -12,6 +12,7 @@
 # kernel may say: Failed reconnect attempt
 # kernel may say: starting error recovery
 # kernel may say: no usable path - requeuing I/O
+# kernel may say: nvme_ns_head_submit_bio:
 # kernel may say: I/O fail on reconnect controller
 # kernel may say: queue_rq returned
 # kernel may say: failed nvme_keep_alive_end_io

@@ -4,6 +4,7 @@
 # time limit: 180 s
 # kernel may say: starting error recovery
 # kernel may say: no usable path - requeuing I/O
+# kernel may say: nvme_ns_head_submit_bio:
 # kernel may say: Reconnecting in
 # kernel may say: Failed reconnect attempt
 # kernel may say: failed nvme_keep_alive_end_io
