@@ -6,8 +6,8 @@ use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::process::Command;
-use std::sync::Arc;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
@@ -115,9 +115,9 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        let detached = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        let detached = run(Command::new("losetup").arg("--detach").arg(&self.0));
         assert!(
-            detached.is_ok_and(|status| status.success()),
+            detached.is_ok_and(|output| output.status.success()),
             "{} stays attached",
             self.0
         );
@@ -138,18 +138,35 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status();
+        let unmounted = run(Command::new("umount").arg(&self.0));
         assert!(
-            unmounted.is_ok_and(|status| status.success()),
+            unmounted.is_ok_and(|output| output.status.success()),
             "{} stays",
             self.0.display()
         );
     }
 }
 
+/// Held while a process starts: until it runs its program it has all files of this process, with their locks.
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Runs a command to its end.
+fn run(command: &mut Command) -> std::io::Result<Output> {
+    let child = {
+        let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?
+    };
+    child.wait_with_output()
+}
+
+/// Returns when no other process has files that this one closed, so that they can be opened again.
+pub fn let_go() {
+    drop(STARTING.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
 /// What a command prints; `None`, with a word about it, if it cannot be had or fails.
 fn try_command(command: &mut Command) -> Option<String> {
-    let why = match command.output() {
+    let why = match run(command) {
         Ok(output) if output.status.success() => {
             return Some(String::from_utf8_lossy(&output.stdout).trim().to_owned());
         }
@@ -163,5 +180,6 @@ fn try_command(command: &mut Command) -> Option<String> {
 /// Opens a device on the calling reactor.
 pub async fn open(text: &str) -> Result<Arc<dyn Device>, OpenError> {
     let uri = DeviceUri::parse(text)?;
+    let_go();
     Registry::standard().open(&uri).await
 }
