@@ -39,14 +39,10 @@ fn a_replica_that_fails_leaves_the_set_before_the_write_is_acknowledged_and_come
     let cluster = Cluster::new(2, 3);
     let mirror = cluster.open();
     cluster.paths[2].cut.set(true);
-    cluster.with(&mirror, async |device| {
-        device.write(9, data(7), false).await.unwrap()
-    });
+    cluster.write(&mirror, 9, 7);
     assert_eq!(cluster.in_sync(), 2);
     assert_eq!(cluster.peek(2, 9), [0; BLOCK]);
-    cluster.with(&mirror, async |device| {
-        device.write(60, data(8), false).await.unwrap()
-    });
+    cluster.write(&mirror, 60, 8);
     cluster.paths[2].cut.set(false);
     cluster.wait_in_sync(3);
     assert_eq!(cluster.peek(2, 9), [7; BLOCK]);
@@ -65,9 +61,7 @@ fn with_the_store_away_a_write_that_misses_a_replica_waits_and_others_go_on() {
     let cluster = Cluster::new(3, 2);
     let mirror = cluster.open();
     cluster.store.away.set(true);
-    cluster.with(&mirror, async |device| {
-        device.write(0, data(1), false).await.unwrap()
-    });
+    cluster.write(&mirror, 0, 1);
     cluster.world.run_for(Duration::from_secs(60));
     cluster.with(&mirror, async |device| {
         assert_eq!(device.read(0, data(0)).await.unwrap()[0], 1)
@@ -91,16 +85,12 @@ fn a_swap_whose_answer_is_lost_is_found_out() {
     let mirror = cluster.open();
     cluster.store.deaf.set(true);
     cluster.paths[1].cut.set(true);
-    cluster.with(&mirror, async |device| {
-        device.write(9, data(7), false).await.unwrap()
-    });
+    cluster.write(&mirror, 9, 7);
     assert_eq!(cluster.in_sync(), 1);
     cluster.store.deaf.set(true);
     cluster.paths[1].cut.set(false);
     cluster.wait_in_sync(2);
-    cluster.with(&mirror, async |device| {
-        device.write(9, data(8), false).await.unwrap()
-    });
+    cluster.write(&mirror, 9, 8);
     cluster.assert_identical(&[0, 1]);
 }
 
@@ -108,13 +98,9 @@ fn a_swap_whose_answer_is_lost_is_found_out() {
 fn an_old_target_is_fenced_reads_too() {
     let cluster = Cluster::new(5, 2);
     let old = cluster.open();
-    cluster.with(&old, async |device| {
-        device.write(0, data(1), false).await.unwrap()
-    });
+    cluster.write(&old, 0, 1);
     let new = cluster.open();
-    cluster.with(&new, async |device| {
-        device.write(0, data(2), false).await.unwrap()
-    });
+    cluster.write(&new, 0, 2);
     cluster.with(&old, async |device| {
         assert_eq!(device.read(0, data(0)).await.map(drop), Err(IoError::Fenced));
         assert_eq!(device.write(0, data(3), false).await, Err(IoError::Fenced));
@@ -130,16 +116,12 @@ fn an_old_target_is_fenced_reads_too() {
 fn an_old_target_with_a_replica_of_its_own_reads_nothing_stale() {
     let cluster = Cluster::new(6, 2);
     let old = cluster.open();
-    cluster.with(&old, async |device| {
-        device.write(0, data(1), false).await.unwrap()
-    });
+    cluster.write(&old, 0, 1);
     // The new target does not reach replica 0, which is local to the old one.
     cluster.paths[0].cut.set(true);
     let new = cluster.open();
     cluster.paths[0].cut.set(false);
-    cluster.with(&new, async |device| {
-        device.write(0, data(2), false).await.unwrap()
-    });
+    cluster.write(&new, 0, 2);
     let stale = cluster.with(&old, async |device| {
         device.read(0, data(0)).await.map(|data| data[0])
     });
@@ -161,9 +143,7 @@ fn takeover_after(silence: Duration) -> Duration {
     let new = cluster.open();
     let took = cluster.world.now().saturating_since(began);
     cluster.paths[0].cut.set(false);
-    cluster.with(&new, async |device| {
-        device.write(0, data(2), false).await.unwrap()
-    });
+    cluster.write(&new, 0, 2);
     let stale = cluster.with(&old, async |device| {
         device.read(0, data(0)).await.map(|data| data[0])
     });
@@ -199,9 +179,7 @@ fn a_lease_is_waited_for_also_after_a_takeover_that_did_not_end() {
     let given_up = cluster.try_open_within(Duration::from_millis(20));
     assert!(given_up.is_none());
     let new = cluster.open();
-    cluster.with(&new, async |device| {
-        device.write(0, data(2), false).await.unwrap()
-    });
+    cluster.write(&new, 0, 2);
     // The old one has its replica again before the new one has.
     cluster.paths[0].cut.set(false);
     let stale = cluster.with(&old, async |device| {
@@ -275,9 +253,7 @@ fn short_of_resources_is_no_fault() {
 fn no_space_on_one_replica_is_an_error_and_leaves_them_the_same() {
     let cluster = Cluster::new(10, 3);
     let mirror = cluster.open();
-    cluster.with(&mirror, async |device| {
-        device.write(3, data(1), false).await.unwrap()
-    });
+    cluster.write(&mirror, 3, 1);
     for drive in [1, 2] {
         cluster.drives[drive].fail_nth(Operation::Write, 1, Fault::Error(IoError::CapacityExceeded));
         let full = cluster.with(&mirror, async |device| device.write(3, data(2), false).await);
@@ -401,9 +377,7 @@ fn what_is_in_doubt_on_the_last_replica_stays_as_it_is_there_without_room() {
 fn a_failed_flush_takes_the_replica_out_and_what_it_lost_is_copied_again() {
     let cluster = Cluster::new(11, 2);
     let mirror = cluster.open();
-    cluster.with(&mirror, async |device| {
-        device.write(3, data(7), false).await.unwrap()
-    });
+    cluster.write(&mirror, 3, 7);
     cluster.drives[1].fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
     cluster.with(&mirror, async |device| device.flush().await.unwrap());
     cluster.wait_in_sync(2);
@@ -416,9 +390,7 @@ fn a_failed_flush_takes_the_replica_out_and_what_it_lost_is_copied_again() {
 fn a_failed_flush_of_the_last_replica_is_not_tried_again_as_if_it_had_worked() {
     let cluster = Cluster::new(12, 1);
     let mirror = cluster.open();
-    cluster.with(&mirror, async |device| {
-        device.write(3, data(7), false).await.unwrap()
-    });
+    cluster.write(&mirror, 3, 7);
     cluster.drives[0].fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
     cluster.with(&mirror, async |device| {
         assert_eq!(device.flush().await, Err(IoError::MediaWrite));
@@ -456,9 +428,7 @@ fn a_stale_replica_alone_does_not_open() {
     let cluster = Cluster::new(14, 2);
     let mirror = cluster.open();
     cluster.paths[1].cut.set(true);
-    cluster.with(&mirror, async |device| {
-        device.write(9, data(7), false).await.unwrap()
-    });
+    cluster.write(&mirror, 9, 7);
     drop(mirror);
     cluster.paths[0].cut.set(true);
     cluster.paths[1].cut.set(false);
@@ -470,9 +440,7 @@ fn a_device_of_another_volume_at_the_address_is_left_untouched() {
     let cluster = Cluster::new(15, 2);
     let mirror = cluster.open();
     cluster.paths[1].cut.set(true);
-    cluster.with(&mirror, async |device| {
-        device.write(9, data(7), false).await.unwrap()
-    });
+    cluster.write(&mirror, 9, 7);
     cluster.format(1, id(1), Uuid::from_u128(0x99));
     cluster.drives[1].poke((DATA_START + 5) * BLOCK as u64, &[3; BLOCK]);
     cluster.start_host(1);
@@ -498,9 +466,7 @@ fn a_new_replica_on_a_used_drive_is_copied_in_full() {
         cluster.drives[2].poke((DATA_START + block) * BLOCK as u64, &[0xee; BLOCK]);
     }
     let mirror = cluster.open();
-    cluster.with(&mirror, async |device| {
-        device.write(9, data(7), false).await.unwrap()
-    });
+    cluster.write(&mirror, 9, 7);
     cluster.wait_in_sync(3);
     cluster.assert_identical(&[0, 1, 2]);
     assert_eq!(cluster.peek(2, 100), [0; BLOCK]);
@@ -530,9 +496,7 @@ fn a_replica_that_is_added_while_the_volume_is_served_is_brought_in() {
     drop(mirror);
     let mirror = cluster.open();
     cluster.wait_in_sync(3);
-    cluster.with(&mirror, async |device| {
-        device.write(9, data(7), false).await.unwrap()
-    });
+    cluster.write(&mirror, 9, 7);
     cluster.assert_identical(&[0, 1, 2]);
 }
 

@@ -33,45 +33,24 @@ use pollux_volume::membership::{Epoch, MembershipStore, ReplicaState, SlotNumber
 use pollux_volume::mirror::{Mirror, OpenError, SnapshotError, StopReason, WindDownError};
 use uuid::Uuid;
 
-fn write(cluster: &Cluster, mirror: &Mirror, block: u64, byte: u8) {
-    cluster.with(mirror, async move |device| {
-        device.write(block, data(byte), false).await.unwrap()
-    });
-}
-
-fn assert_reads(cluster: &Cluster, mirror: &Mirror, block: u64, byte: u8) {
-    let found = cluster.with(mirror, async move |device| {
-        device.read(block, data(0)).await.unwrap()[0]
-    });
-    assert_eq!(found, byte, "block {block}");
-}
-
-/// All machines stop and start again.
-fn power_cycle(cluster: &Cluster) {
-    for (index, drive) in cluster.drives.iter().enumerate() {
-        drive.power_loss(PowerLoss::LoseAll);
-        cluster.start_host(index);
-    }
-}
-
 #[test]
 fn a_clean_shutdown_does_not_forget_what_an_absent_replica_missed() {
     let cluster = Cluster::new(1, 2);
     let mirror = cluster.open();
     cluster.paths[1].cut.set(true);
-    write(&cluster, &mirror, 9, 7);
+    cluster.write(&mirror, 9, 7);
     cluster.with(&mirror, async |device| device.flush().await.unwrap());
     // All intents are retired; only the missed bit is left.
     cluster.world.run_for(Duration::from_secs(60));
     drop(mirror);
-    power_cycle(&cluster);
+    cluster.power_cycle();
     let mirror = cluster.open();
     drop(mirror);
-    power_cycle(&cluster);
+    cluster.power_cycle();
     cluster.paths[1].cut.set(false);
     let mirror = cluster.open();
     cluster.wait_in_sync(2);
-    assert_reads(&cluster, &mirror, 9, 7);
+    assert_eq!(cluster.read(&mirror, 9), 7);
     cluster.assert_identical(&[0, 1]);
     assert_eq!(
         mirror.resync_progress().copied_bytes,
@@ -107,18 +86,18 @@ fn a_replica_that_was_made_anew_while_it_was_behind_gets_everything() {
     let cluster = Cluster::new(21, 3);
     let mirror = cluster.open();
     for block in 0..BLOCKS {
-        write(&cluster, &mirror, block, block as u8 | 1);
+        cluster.write(&mirror, block, block as u8 | 1);
     }
     // All intents are retired: the maps tell of nothing but what is missed from now on.
     cluster.world.run_for(Duration::from_secs(60));
     cluster.paths[2].cut.set(true);
-    write(&cluster, &mirror, 5, 99);
+    cluster.write(&mirror, 5, 99);
     cluster.wait_in_sync(2);
     make_anew(&cluster, 2);
     cluster.paths[2].cut.set(false);
     cluster.wait_in_sync(3);
     cluster.assert_identical(&[0, 1, 2]);
-    assert_reads(&cluster, &mirror, 5, 99);
+    assert_eq!(cluster.read(&mirror, 5), 99);
     let copied = mirror.resync_progress().copied_bytes;
     assert!(copied >= BLOCKS * 4096, "{copied}");
 }
@@ -128,7 +107,7 @@ fn a_replica_that_was_made_anew_is_not_in_sync_whatever_the_record_says() {
     let cluster = Cluster::new(22, 3);
     let mirror = cluster.open();
     for block in 0..BLOCKS {
-        write(&cluster, &mirror, block, block as u8 | 1);
+        cluster.write(&mirror, block, block as u8 | 1);
     }
     cluster.with(&mirror, async |device| device.flush().await.unwrap());
     cluster.world.run_for(Duration::from_secs(60));
@@ -137,7 +116,7 @@ fn a_replica_that_was_made_anew_is_not_in_sync_whatever_the_record_says() {
     make_anew(&cluster, 0);
     let mirror = cluster.open();
     for block in 0..BLOCKS {
-        assert_reads(&cluster, &mirror, block, block as u8 | 1);
+        assert_eq!(cluster.read(&mirror, block), block as u8 | 1);
     }
     cluster.wait_in_sync(3);
     cluster.assert_identical(&[0, 1, 2]);
@@ -151,7 +130,7 @@ fn a_replica_that_was_made_anew_is_not_in_sync_whatever_the_record_says() {
     let mirror = cluster.open();
     cluster.paths[1].cut.set(false);
     cluster.wait_in_sync(3);
-    assert_reads(&cluster, &mirror, 7, 7);
+    assert_eq!(cluster.read(&mirror, 7), 7);
     cluster.assert_identical(&[0, 1, 2]);
 }
 
@@ -160,16 +139,16 @@ fn two_of_three_are_away_for_hours_one_after_the_other_and_come_back() {
     let cluster = Cluster::new(2, 3);
     let mirror = cluster.open();
     cluster.paths[1].cut.set(true);
-    write(&cluster, &mirror, 1, 1);
+    cluster.write(&mirror, 1, 1);
     cluster.world.run_for(Duration::from_secs(3600));
     cluster.paths[2].cut.set(true);
     for block in 0..BLOCKS {
-        write(&cluster, &mirror, block, block as u8);
+        cluster.write(&mirror, block, block as u8);
     }
     cluster.world.run_for(Duration::from_secs(3600));
     cluster.paths[2].cut.set(false);
     cluster.wait_in_sync(2);
-    write(&cluster, &mirror, 5, 99);
+    cluster.write(&mirror, 5, 99);
     cluster.paths[1].cut.set(false);
     cluster.wait_in_sync(3);
     cluster.assert_identical(&[0, 1, 2]);
@@ -185,7 +164,7 @@ fn what_is_written_across_regions_under_resync_and_flushed_is_on_the_replica_tha
         let mirror = cluster.open();
         cluster.paths[1].cut.set(true);
         for region in 0..6 {
-            write(&cluster, &mirror, region * REGION, 1);
+            cluster.write(&mirror, region * REGION, 1);
         }
         cluster.paths[1].cut.set(false);
         let span = Duration::from_millis(200 * seed);
@@ -209,9 +188,9 @@ fn what_is_written_across_regions_under_resync_and_flushed_is_on_the_replica_tha
         cluster.paths[0].cut.set(true);
         let mirror = cluster.open();
         for border in 1..6 {
-            assert_reads(&cluster, &mirror, border * REGION - 1, 50 + border as u8);
-            assert_reads(&cluster, &mirror, border * REGION, 50 + border as u8);
-            assert_reads(&cluster, &mirror, border * REGION + 3, 90);
+            assert_eq!(cluster.read(&mirror, border * REGION - 1), 50 + border as u8);
+            assert_eq!(cluster.read(&mirror, border * REGION), 50 + border as u8);
+            assert_eq!(cluster.read(&mirror, border * REGION + 3), 90);
         }
     }
 }
@@ -242,7 +221,7 @@ fn what_is_written_across_regions_on_one_replica_only_is_the_same_after_a_takeov
         let cluster = Cluster::new(53, 2);
         let mirror = cluster.open();
         // The first region has its intent, so that writes are data, an intent and data.
-        write(&cluster, &mirror, 4 * REGION - 2, 1);
+        cluster.write(&mirror, 4 * REGION - 2, 1);
         let span = Duration::from_secs(1);
         cluster.drives[delayed].fail_nth(Operation::Write, number, Fault::Delay(span));
         let device = mirror.device();
@@ -269,14 +248,14 @@ fn a_replica_that_goes_in_the_middle_of_a_rebuild_and_loses_its_cache_misses_wha
         let mirror = cluster.open();
         cluster.paths[1].cut.set(true);
         for region in 0..BLOCKS / REGION {
-            write(&cluster, &mirror, region * REGION + 1, 7);
+            cluster.write(&mirror, region * REGION + 1, 7);
         }
         cluster.paths[1].cut.set(false);
         cluster.world.run_for(Duration::from_millis(250 * moment));
-        write(&cluster, &mirror, 2, 8);
+        cluster.write(&mirror, 2, 8);
         cluster.drives[1].power_loss(PowerLoss::LoseAll);
         cluster.start_host(1);
-        write(&cluster, &mirror, 3, 9);
+        cluster.write(&mirror, 3, 9);
         // Also the target goes, and another one takes up what is left.
         drop(mirror);
         let mirror = cluster.open();
@@ -298,7 +277,7 @@ fn a_source_that_goes_in_the_middle_of_a_rebuild_does_not_leave_a_half_copied_re
         .unwrap();
     cluster.options.resync_bytes_per_second = Some(50_000);
     let mirror = cluster.open();
-    write(&cluster, &mirror, 100, 7);
+    cluster.write(&mirror, 100, 7);
     cluster.world.run_for(Duration::from_secs(2));
     assert!(mirror.resync_progress().copied_bytes > 0);
     drop(mirror);
@@ -308,7 +287,7 @@ fn a_source_that_goes_in_the_middle_of_a_rebuild_does_not_leave_a_half_copied_re
     let mirror = cluster.open();
     cluster.wait_in_sync(2);
     cluster.assert_identical(&[0, 1]);
-    assert_reads(&cluster, &mirror, 100, 7);
+    assert_eq!(cluster.read(&mirror, 100), 7);
 }
 
 #[test]
@@ -316,13 +295,13 @@ fn the_last_one_that_is_lost_while_another_joins_misses_what_is_being_written() 
     let cluster = Cluster::new(17, 2);
     let mirror = cluster.open();
     cluster.paths[0].cut.set(true);
-    write(&cluster, &mirror, 40, 1);
+    cluster.write(&mirror, 40, 1);
     // The other one has everything, and is to join as soon as the store answers.
     cluster.store.away.set(true);
     cluster.paths[0].cut.set(false);
     cluster.world.run_for(Duration::from_secs(2));
     assert_eq!(cluster.in_sync(), 1);
-    write(&cluster, &mirror, 9, 2);
+    cluster.write(&mirror, 9, 2);
     cluster.paths[1].cut.set(true);
     let device = mirror.device();
     let written = cluster.world.spawn(cluster.reactor, async move {
@@ -349,13 +328,13 @@ fn a_write_that_fails_on_the_source_of_a_rebuild_is_not_kept_by_its_copy() {
     let mirror = cluster.open();
     cluster.paths[0].cut.set(true);
     for region in 0..BLOCKS / REGION {
-        write(&cluster, &mirror, region * REGION, 1);
+        cluster.write(&mirror, region * REGION, 1);
     }
     cluster.paths[0].cut.set(false);
     let is_copied = || cluster.peek(0, 2 * REGION)[0] == 1;
     let limit = Duration::from_secs(10);
     cluster.world.run_until(is_copied, limit).unwrap();
-    write(&cluster, &mirror, 1, 2);
+    cluster.write(&mirror, 1, 2);
     cluster.drives[1].fail_nth(Operation::Write, 1, Fault::Error(IoError::MediaWrite));
     let result = cluster.with(&mirror, async |device| device.write(1, data(3), false).await);
     assert_eq!(result, Err(IoError::MediaWrite));
@@ -372,7 +351,7 @@ fn a_rebuild_that_reaches_another_volume_at_a_reused_address_writes_nothing_ther
         let mirror = cluster.open();
         cluster.paths[2].cut.set(true);
         for block in 0..BLOCKS {
-            write(&cluster, &mirror, block, 7);
+            cluster.write(&mirror, block, 7);
         }
         cluster.paths[2].cut.set(false);
         cluster.world.run_for(Duration::from_millis(400 * moment));
@@ -383,7 +362,7 @@ fn a_rebuild_that_reaches_another_volume_at_a_reused_address_writes_nothing_ther
         make_another(&cluster, 2, foreign, other);
         let before: Vec<_> = (0..BLOCKS).map(|block| cluster.peek(2, block)).collect();
         cluster.paths[2].cut.set(false);
-        write(&cluster, &mirror, 3, 8);
+        cluster.write(&mirror, 3, 8);
         cluster.world.run_for(Duration::from_secs(60));
         assert_eq!(cluster.in_sync(), 2);
         // Also a target that is just opening the volume finds it there.
@@ -399,7 +378,7 @@ fn a_rebuild_that_reaches_another_volume_at_a_reused_address_writes_nothing_ther
         make_anew(&cluster, 2);
         cluster.wait_in_sync(3);
         cluster.assert_identical(&[0, 1, 2]);
-        assert_reads(&cluster, &mirror, 3, 8);
+        assert_eq!(cluster.read(&mirror, 3), 8);
     }
 }
 
@@ -408,7 +387,7 @@ fn a_replica_is_not_faulted_because_memory_was_short() {
     let cluster = Cluster::new(50, 3);
     let mirror = cluster.open();
     cluster.paths[2].cut.set(true);
-    write(&cluster, &mirror, 1, 1);
+    cluster.write(&mirror, 1, 1);
     assert_eq!(cluster.in_sync(), 2);
     let failures = mirror.counters().failures;
     let short = Faults {
@@ -421,8 +400,8 @@ fn a_replica_is_not_faulted_because_memory_was_short() {
     // Writes, reads, flushes and a resync: each request is refused more often than not.
     cluster.paths[2].cut.set(false);
     for block in 0..BLOCKS {
-        write(&cluster, &mirror, block, block as u8);
-        assert_reads(&cluster, &mirror, block, block as u8);
+        cluster.write(&mirror, block, block as u8);
+        assert_eq!(cluster.read(&mirror, block), block as u8);
     }
     cluster.with(&mirror, async |device| device.flush().await.unwrap());
     cluster.wait_in_sync(3);
@@ -442,12 +421,12 @@ fn a_replica_is_not_faulted_because_memory_was_short() {
 fn no_tie_breaker_lets_a_stale_drive_back() {
     let cluster = Cluster::new(51, 2);
     let mirror = cluster.open();
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
     cluster.paths[1].cut.set(true);
-    write(&cluster, &mirror, 9, 2);
+    cluster.write(&mirror, 9, 2);
     cluster.with(&mirror, async |device| device.flush().await.unwrap());
     drop(mirror);
-    power_cycle(&cluster);
+    cluster.power_cycle();
     // The stale one is back, alone; half of two, and nobody to ask. However often, and however long.
     cluster.paths[1].cut.set(false);
     cluster.paths[0].cut.set(true);
@@ -458,9 +437,9 @@ fn no_tie_breaker_lets_a_stale_drive_back() {
     }
     cluster.paths[0].cut.set(false);
     let mirror = cluster.open();
-    assert_reads(&cluster, &mirror, 9, 2);
+    assert_eq!(cluster.read(&mirror, 9), 2);
     cluster.wait_in_sync(2);
-    assert_reads(&cluster, &mirror, 9, 2);
+    assert_eq!(cluster.read(&mirror, 9), 2);
     cluster.assert_identical(&[0, 1]);
     assert_eq!(cluster.peek(1, 9)[0], 2);
 }
@@ -470,7 +449,7 @@ fn a_write_that_reached_one_replica_only_is_on_all_or_none_after_a_takeover() {
     for delayed in 0..3 {
         let cluster = Cluster::new(20 + delayed as u64, 3);
         let mirror = cluster.open();
-        write(&cluster, &mirror, 9, 1);
+        cluster.write(&mirror, 9, 1);
         let span = Duration::from_secs(1);
         cluster.drives[delayed].fail_nth(Operation::Write, 1, Fault::Delay(span));
         let device = mirror.device();
@@ -484,9 +463,9 @@ fn a_write_that_reached_one_replica_only_is_on_all_or_none_after_a_takeover() {
         let mirror = cluster.open();
         cluster.assert_identical(&[0, 1, 2]);
         let first = cluster.peek(0, 9)[0];
-        assert_reads(&cluster, &mirror, 9, first);
+        assert_eq!(cluster.read(&mirror, 9), first);
         cluster.world.run_for(Duration::from_secs(60));
-        assert_reads(&cluster, &mirror, 9, first);
+        assert_eq!(cluster.read(&mirror, 9), first);
     }
 }
 
@@ -496,7 +475,7 @@ fn die_while_writing(seed: u64) -> Cluster {
     let cluster = Cluster::new(seed, 2);
     let mirror = cluster.open();
     for region in 0..BLOCKS / REGION - 3 {
-        write(&cluster, &mirror, region * REGION, 1);
+        cluster.write(&mirror, region * REGION, 1);
     }
     let last = BLOCKS - 4 * REGION;
     cluster.drives[1].fail_nth(Operation::Write, 1, Fault::Delay(Duration::from_secs(1)));
@@ -541,14 +520,14 @@ fn what_is_read_after_a_takeover_is_on_all_replicas_before_it_is_told() {
     assert!(doubtful.iter().all(|read| read.is_ended()));
     // The one that it was read from goes.
     cluster.paths[0].cut.set(true);
-    assert_reads(&cluster, &mirror, BLOCKS - 4 * REGION, found);
+    assert_eq!(cluster.read(&mirror, BLOCKS - 4 * REGION), found);
 }
 
 #[test]
 fn what_was_undone_at_a_takeover_and_told_stays_undone_after_a_power_cut() {
     let cluster = Cluster::new(38, 2);
     let mirror = cluster.open();
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
     cluster.with(&mirror, async |device| device.flush().await.unwrap());
     // The last write of the old target reaches the medium of one replica, and nobody is told of it.
     cluster.store.away.set(true);
@@ -562,13 +541,13 @@ fn what_was_undone_at_a_takeover_and_told_stays_undone_after_a_power_cut() {
     cluster.store.away.set(false);
     cluster.paths[0].cut.set(false);
     let mirror = cluster.open();
-    assert_reads(&cluster, &mirror, 9, 1);
+    assert_eq!(cluster.read(&mirror, 9), 1);
     drop(mirror);
-    power_cycle(&cluster);
+    cluster.power_cycle();
     // The one that the old content was taken from is gone.
     cluster.paths[0].cut.set(true);
     let mirror = cluster.open();
-    assert_reads(&cluster, &mirror, 9, 1);
+    assert_eq!(cluster.read(&mirror, 9), 1);
 }
 
 #[test]
@@ -619,7 +598,7 @@ fn what_cannot_be_made_good_is_told_to_whoever_opens_the_volume() {
     for number in 1..=8 {
         let cluster = Cluster::new(39, 1);
         let mirror = cluster.open();
-        write(&cluster, &mirror, 9, 7);
+        cluster.write(&mirror, 9, 7);
         drop(mirror);
         cluster.start_host(0);
         cluster.drives[0].fail_nth(Operation::Write, number, Fault::Error(IoError::MediaWrite));
@@ -634,7 +613,7 @@ fn what_cannot_be_made_good_is_told_to_whoever_opens_the_volume() {
         refused += usize::from(opened == Err(OpenError::Io(IoError::MediaWrite)));
         // What has not failed yet may fail now.
         let mirror = cluster.try_open().unwrap_or_else(|_| cluster.open());
-        assert_reads(&cluster, &mirror, 9, 7);
+        assert_eq!(cluster.read(&mirror, 9), 7);
     }
     assert!(refused > 0, "no write of what was in doubt failed");
 }
@@ -643,14 +622,14 @@ fn what_cannot_be_made_good_is_told_to_whoever_opens_the_volume() {
 fn a_late_request_of_an_old_session_does_not_land_after_the_resync() {
     let cluster = Cluster::new(30, 2);
     let mirror = cluster.open();
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
     // The second replica takes ten seconds for a write, and is given up after five.
     cluster.drives[1].fail_nth(Operation::Write, 1, Fault::Delay(Duration::from_secs(10)));
-    write(&cluster, &mirror, 9, 2);
+    cluster.write(&mirror, 9, 2);
     assert_eq!(cluster.in_sync(), 1);
-    write(&cluster, &mirror, 9, 3);
+    cluster.write(&mirror, 9, 3);
     cluster.wait_in_sync(2);
-    write(&cluster, &mirror, 9, 4);
+    cluster.write(&mirror, 9, 4);
     cluster.world.run_for(Duration::from_secs(60));
     cluster.assert_identical(&[0, 1]);
     assert_eq!(cluster.peek(1, 9)[0], 4);
@@ -661,7 +640,7 @@ fn an_old_target_that_reaches_one_replica_writes_nothing_that_stays() {
     let cluster = Cluster::new(31, 2);
     let old = cluster.open();
     // The intent of the region stays for a while.
-    write(&cluster, &old, 9, 1);
+    cluster.write(&old, 9, 1);
     cluster.paths[0].cut.set(true);
     let new = cluster.open();
     cluster.paths[0].cut.set(false);
@@ -675,7 +654,7 @@ fn an_old_target_that_reaches_one_replica_writes_nothing_that_stays() {
     assert_eq!(old.stopped(), Some(StopReason::Superseded));
     cluster.wait_in_sync(2);
     cluster.assert_identical(&[0, 1]);
-    assert_reads(&cluster, &new, 10, 0);
+    assert_eq!(cluster.read(&new, 10), 0);
 }
 
 /// Nothing keeps the old target from its replicas, and its lease has not run out: it is the sessions that are
@@ -684,9 +663,9 @@ fn an_old_target_that_reaches_one_replica_writes_nothing_that_stays() {
 fn an_old_target_that_reaches_all_replicas_neither_writes_nor_reads() {
     let cluster = Cluster::new(54, 2);
     let old = cluster.open();
-    write(&cluster, &old, 9, 1);
+    cluster.write(&old, 9, 1);
     let new = cluster.open();
-    write(&cluster, &new, 11, 2);
+    cluster.write(&new, 11, 2);
     let device = old.device();
     let ghosts = cluster.world.block_on(cluster.reactor, async move {
         let read = device.read(11, data(0)).await.map(drop);
@@ -694,7 +673,7 @@ fn an_old_target_that_reaches_all_replicas_neither_writes_nor_reads() {
     });
     assert_eq!(ghosts, (Err(IoError::Fenced), Err(IoError::Fenced)));
     assert_eq!(old.stopped(), Some(StopReason::Superseded));
-    assert_reads(&cluster, &new, 10, 0);
+    assert_eq!(cluster.read(&new, 10), 0);
     cluster.assert_identical(&[0, 1]);
 }
 
@@ -702,13 +681,13 @@ fn an_old_target_that_reaches_all_replicas_neither_writes_nor_reads() {
 fn of_the_replicas_that_promise_the_one_that_kept_its_cache_is_the_source() {
     let cluster = Cluster::new(32, 2);
     let mirror = cluster.open();
-    write(&cluster, &mirror, 9, 7);
+    cluster.write(&mirror, 9, 7);
     drop(mirror);
     // Acknowledged, not flushed; the local one loses it, the other one has it.
     cluster.drives[0].power_loss(PowerLoss::LoseAll);
     cluster.start_host(0);
     let mirror = cluster.open();
-    assert_reads(&cluster, &mirror, 9, 7);
+    assert_eq!(cluster.read(&mirror, 9), 7);
     cluster.assert_identical(&[0, 1]);
 }
 
@@ -727,10 +706,8 @@ fn what_nobody_waits_for_any_more_is_ended_all_the_same() {
     }
     cluster.world.run_for(Duration::from_secs(1));
     cluster.assert_identical(&[0, 1]);
-    cluster.with(&mirror, async |device| {
-        device.write(3, data(6), false).await.unwrap()
-    });
-    assert_reads(&cluster, &mirror, 3, 6);
+    cluster.write(&mirror, 3, 6);
+    assert_eq!(cluster.read(&mirror, 3), 6);
 }
 
 #[test]
@@ -738,7 +715,7 @@ fn what_a_drive_forgot_after_a_failed_flush_is_written_anew_and_not_only_flushed
     let cluster = Cluster::new(34, 2);
     let mirror = cluster.open();
     cluster.paths[1].cut.set(true);
-    write(&cluster, &mirror, 9, 7);
+    cluster.write(&mirror, 9, 7);
     cluster.drives[0].fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
     let failed = cluster.with(&mirror, async |device| device.flush().await);
     assert_eq!(failed, Err(IoError::MediaWrite));
@@ -759,7 +736,7 @@ fn what_a_drive_forgot_after_a_failed_flush_is_written_anew_and_not_only_flushed
 fn a_flush_that_failed_unheard_is_not_made_good_by_the_next_one() {
     let cluster = Cluster::new(35, 1);
     let mirror = cluster.open();
-    write(&cluster, &mirror, 9, 7);
+    cluster.write(&mirror, 9, 7);
     // It fails while the path is down, and the path comes back to the same host.
     cluster.drives[0].fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
     let before = cluster.drives[0].counters().flushes;

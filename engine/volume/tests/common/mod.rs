@@ -1,16 +1,18 @@
 //! A volume with replicas on simulated drives of one machine, and paths to them that can be cut.
 
+#![allow(dead_code, reason = "not every test needs all of it")]
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, Completion, Device, Geometry, IoError, Request};
+use pollux_device::{BlockDevice, BlockDeviceExt, Completion, Device, Geometry, IoError, Request};
 use pollux_hugepages::Buffer;
 use pollux_pool::shared::SharedPool;
 use pollux_pool::{CreateOptions, Pool, PoolOptions, VolumeOptions};
 use pollux_reactor::sleep;
-use pollux_sim::{SimDrive, SimDriveOptions, SimReactor, World};
+use pollux_sim::{PowerLoss, SimDrive, SimDriveOptions, SimReactor, World};
 use pollux_volume::membership::{
     Epoch, Membership, MembershipStore, MemoryStore, REPLICAS_MAX, ReplicaEntry, ReplicaState, StoreError,
     StoreFuture,
@@ -351,6 +353,28 @@ impl Cluster {
         let device = mirror.device();
         self.world
             .block_on(self.reactor, async move { act(device).await })
+    }
+
+    /// Writes a block of one byte, over and over.
+    pub fn write(&self, mirror: &Mirror, block: u64, byte: u8) {
+        self.with(mirror, async move |device| {
+            device.write(block, data(byte), false).await.unwrap()
+        });
+    }
+
+    /// The first byte of a block.
+    pub fn read(&self, mirror: &Mirror, block: u64) -> u8 {
+        self.with(mirror, async move |device| {
+            device.read(block, data(0)).await.unwrap()[0]
+        })
+    }
+
+    /// All machines stop and start again.
+    pub fn power_cycle(&self) {
+        for (index, drive) in self.drives.iter().enumerate() {
+            drive.power_loss(PowerLoss::LoseAll);
+            self.start_host(index);
+        }
     }
 
     /// The data of a block on one drive, without asking anybody.

@@ -48,18 +48,6 @@ fn peek_snapshot(cluster: &Cluster, index: usize, mirror: &Mirror, snapshot: Uui
     })
 }
 
-fn write(cluster: &Cluster, mirror: &Mirror, block: u64, byte: u8) {
-    cluster.with(mirror, async move |device| {
-        device.write(block, data(byte), false).await.unwrap()
-    });
-}
-
-fn read(cluster: &Cluster, mirror: &Mirror, block: u64) -> u8 {
-    cluster.with(mirror, async move |device| {
-        device.read(block, data(0)).await.unwrap()[0]
-    })
-}
-
 /// Runs something with a mirror that can be borrowed by it.
 fn run<T: 'static>(
     cluster: &Cluster,
@@ -87,12 +75,12 @@ fn slots(mirror: &Mirror, number: u128) -> (u8, u8) {
 fn a_snapshot_is_on_all_replicas_and_does_not_change() {
     let cluster = on_pools(1, 3);
     let mirror = Rc::new(cluster.open());
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
     snapshot(&cluster, &mirror, 1).unwrap();
-    write(&cluster, &mirror, 9, 2);
+    cluster.write(&mirror, 9, 2);
     snapshot(&cluster, &mirror, 2).unwrap();
     snapshot(&cluster, &mirror, 2).unwrap();
-    write(&cluster, &mirror, 9, 3);
+    cluster.write(&mirror, 9, 3);
     for replica in 0..3 {
         assert_eq!(peek_snapshot(&cluster, replica, &mirror, name(1), 9), 1);
         assert_eq!(peek_snapshot(&cluster, replica, &mirror, name(2), 9), 2);
@@ -113,7 +101,7 @@ fn a_snapshot_is_on_all_replicas_and_does_not_change() {
 fn a_snapshot_survives_that_all_power_is_lost() {
     let cluster = on_pools(2, 2);
     let mirror = Rc::new(cluster.open());
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
     snapshot(&cluster, &mirror, 1).unwrap();
     drop(mirror);
     for (index, drive) in cluster.drives.iter().enumerate() {
@@ -169,7 +157,7 @@ fn replicas_without_snapshots_say_so() {
         ),
         "{error}"
     );
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
 }
 
 #[test]
@@ -248,16 +236,16 @@ fn a_hold_waits_for_writes_and_lets_none_begin() {
 fn a_replica_that_was_away_gets_the_snapshots_before_it_takes_writes() {
     let cluster = on_pools(7, 3);
     let mirror = Rc::new(cluster.open());
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
     snapshot(&cluster, &mirror, 1).unwrap();
     cluster.paths[2].cut.set(true);
-    write(&cluster, &mirror, 9, 2);
-    write(&cluster, &mirror, 70, 2);
+    cluster.write(&mirror, 9, 2);
+    cluster.write(&mirror, 70, 2);
     snapshot(&cluster, &mirror, 2).unwrap();
     assert_eq!(slots(&mirror, 2), (0b011, 0b100));
-    write(&cluster, &mirror, 9, 3);
+    cluster.write(&mirror, 9, 3);
     snapshot(&cluster, &mirror, 3).unwrap();
-    write(&cluster, &mirror, 9, 4);
+    cluster.write(&mirror, 9, 4);
     cluster.paths[2].cut.set(false);
     cluster.wait_in_sync(3);
     for (number, byte) in [(1, 1), (2, 2), (3, 3)] {
@@ -266,7 +254,7 @@ fn a_replica_that_was_away_gets_the_snapshots_before_it_takes_writes() {
     }
     assert_eq!(peek_snapshot(&cluster, 2, &mirror, name(1), 70), 0);
     assert_eq!(peek_snapshot(&cluster, 2, &mirror, name(2), 70), 2);
-    assert_eq!(read(&cluster, &mirror, 9), 4);
+    assert_eq!(cluster.read(&mirror, 9), 4);
 }
 
 #[test]
@@ -282,7 +270,7 @@ fn a_new_replica_gets_all_snapshots() {
     cluster.paths[1].cut.set(true);
     let mirror = Rc::new(cluster.open());
     for (number, block) in [(1, 5), (2, 50), (3, 100)] {
-        write(&cluster, &mirror, block, number as u8);
+        cluster.write(&mirror, block, number as u8);
         snapshot(&cluster, &mirror, number).unwrap();
         assert_eq!(
             slots(&mirror, number),
@@ -371,21 +359,21 @@ fn snapshots_of_two_volumes_are_of_one_moment() {
 fn a_volume_goes_back_to_a_snapshot_on_all_replicas() {
     let cluster = on_pools(11, 2);
     let mirror = Rc::new(cluster.open());
-    write(&cluster, &mirror, 9, 1);
-    write(&cluster, &mirror, 20, 1);
+    cluster.write(&mirror, 9, 1);
+    cluster.write(&mirror, 20, 1);
     snapshot(&cluster, &mirror, 1).unwrap();
     for block in [9, 10, 127] {
-        write(&cluster, &mirror, block, 2);
+        cluster.write(&mirror, block, 2);
     }
     run(&cluster, &mirror, async |mirror| {
         mirror.grow(BLOCKS + REGION).await
     })
     .unwrap();
-    write(&cluster, &mirror, BLOCKS + 1, 2);
+    cluster.write(&mirror, BLOCKS + 1, 2);
     run(&cluster, &mirror, async |mirror| mirror.roll_back(name(1)).await).unwrap();
     let expected = [(9, 1), (10, 0), (20, 1), (127, 0), (BLOCKS + 1, 0)];
     for (block, byte) in expected {
-        assert_eq!(read(&cluster, &mirror, block), byte, "block {block}");
+        assert_eq!(cluster.read(&mirror, block), byte, "block {block}");
     }
     let missing = run(&cluster, &mirror, async |mirror| mirror.roll_back(name(2)).await);
     assert_eq!(missing, Err(SnapshotError::NotFound(name(2))));
@@ -397,7 +385,7 @@ fn a_volume_grows_while_it_is_used_and_so_does_a_replica_that_was_away() {
     let mirror = Rc::new(cluster.open());
     let size = BLOCKS * 4;
     cluster.paths[2].cut.set(true);
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
     run(&cluster, &mirror, async move |mirror| {
         let device = mirror.device();
         let busy = device.clone();
@@ -433,7 +421,7 @@ fn a_volume_grows_while_it_is_used_and_so_does_a_replica_that_was_away() {
     cluster.paths[1].cut.set(true);
     let mirror = Rc::new(cluster.open());
     assert_eq!(
-        (read(&cluster, &mirror, size - 1), read(&cluster, &mirror, 50)),
+        (cluster.read(&mirror, size - 1), cluster.read(&mirror, 50)),
         (7, 3)
     );
     assert_eq!(mirror.membership().size_blocks, size);
@@ -449,7 +437,7 @@ fn a_volume_whose_replica_cannot_grow_stays_what_it_is() {
         "{error}"
     );
     assert_eq!((mirror.membership().size_blocks, cluster.in_sync()), (BLOCKS, 2));
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
 }
 
 /// Who removes a volume removes its replicas next, which must not be in use any more.
@@ -462,7 +450,7 @@ fn a_volume_that_was_closed_lets_go_of_its_replicas_at_once() {
     };
     let before = users();
     let mirror = cluster.open();
-    write(&cluster, &mirror, 1, 7);
+    cluster.write(&mirror, 1, 7);
     cluster.world.block_on(cluster.reactor, async move {
         mirror.wind_down().await.unwrap();
         drop(mirror);
@@ -477,7 +465,7 @@ fn a_volume_that_was_closed_opens_with_nothing_to_compare() {
     let cluster = Cluster::new(14, 2);
     let mirror = cluster.open();
     for block in [1, 50, 100] {
-        write(&cluster, &mirror, block, 7);
+        cluster.write(&mirror, block, 7);
     }
     let device = mirror.device();
     cluster.world.block_on(cluster.reactor, async move {
@@ -491,7 +479,7 @@ fn a_volume_that_was_closed_opens_with_nothing_to_compare() {
         cluster.drives[1].counters().reads - reads < 16,
         "nothing is compared"
     );
-    assert_eq!(read(&cluster, &mirror, 50), 7);
+    assert_eq!(cluster.read(&mirror, 50), 7);
     cluster.assert_identical(&[0, 1]);
 }
 
@@ -512,7 +500,7 @@ fn replicas_come_and_go_while_the_volume_is_served() {
         .swap(record.next().without_replica(slot))
         .unwrap();
     let mirror = Rc::new(cluster.open());
-    write(&cluster, &mirror, 9, 1);
+    cluster.write(&mirror, 9, 1);
     let edit = |change: &dyn Fn(&mut pollux_volume::membership::Membership)| {
         let mut next = cluster.store.inner.get(VOLUME).unwrap().next();
         change(&mut next);
@@ -532,18 +520,18 @@ fn replicas_come_and_go_while_the_volume_is_served() {
     // One that nobody reaches comes, and goes; another one has its slot at once.
     edit(&|next| next.replicas[2] = empty(Uuid::from_u128(99)));
     assert_eq!(mirror.membership().members().len(), 3);
-    write(&cluster, &mirror, 9, 2);
+    cluster.write(&mirror, 9, 2);
     edit(&|next| next.replicas[2] = None);
     assert_eq!(mirror.membership().members().len(), 2);
     edit(&|next| next.replicas[2] = empty(third));
     cluster.wait_in_sync(3);
     cluster.assert_identical(&[0, 1, 2]);
-    write(&cluster, &mirror, 9, 3);
+    cluster.write(&mirror, 9, 3);
     cluster.assert_identical(&[0, 1, 2]);
     // It is taken out by the store's word: the target must not rely on it, nor stop.
     cluster.paths[2].cut.set(true);
-    write(&cluster, &mirror, 9, 4);
+    cluster.write(&mirror, 9, 4);
     edit(&|next| next.replicas[2] = None);
-    write(&cluster, &mirror, 9, 5);
+    cluster.write(&mirror, 9, 5);
     assert_eq!((mirror.membership().members().len(), mirror.stopped()), (2, None));
 }
