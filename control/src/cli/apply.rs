@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use clap::Args;
 use pollux_api::control::v1::{Group, Node, Pool, Template};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tonic::Code;
 
 use crate::model::{Record, Validate};
@@ -47,20 +48,28 @@ fn shown<T: Serialize>(value: &T) -> Value {
     serde_json::to_value(value).unwrap_or(Value::Null)
 }
 
+/// A value's parts, if it may have some: nothing has none.
+fn parts(value: &Value) -> Option<&Map<String, Value>> {
+    static NOTHING: LazyLock<Map<String, Value>> = LazyLock::new(Map::new);
+    match value {
+        Value::Object(parts) => Some(parts),
+        Value::Null => Some(&NOTHING),
+        _ => None,
+    }
+}
+
+fn part<'a>(of: &'a Map<String, Value>, name: &str) -> &'a Value {
+    of.get(name).unwrap_or(&Value::Null)
+}
+
 /// What differs between two values: the path of each part, as it is, and as it is to be.
 fn differences(path: &str, is: &Value, wanted: &Value, told: &mut Vec<String>) {
-    let nothing = serde_json::Map::new();
-    let parts = |value: &Value| match value {
-        Value::Object(parts) => Some(parts.clone()),
-        Value::Null => Some(nothing.clone()),
-        _ => None,
-    };
     match (parts(is), parts(wanted)) {
         (Some(is), Some(wanted)) => {
             let names: BTreeSet<&String> = is.keys().chain(wanted.keys()).collect();
             for name in names {
-                let part = |of: &serde_json::Map<String, Value>| of.get(name).cloned().unwrap_or_default();
-                differences(&format!("{path}.{name}"), &part(&is), &part(&wanted), told);
+                let path = format!("{path}.{name}");
+                differences(&path, part(is, name), part(wanted, name), told);
             }
         }
         _ if is == wanted => {}

@@ -153,15 +153,7 @@ struct NameArguments {
 }
 
 #[derive(Debug, Args)]
-struct DrainArguments {
-    /// Its name.
-    name: String,
-    #[command(flatten)]
-    wait: WaitArguments,
-}
-
-#[derive(Debug, Args)]
-struct RemovalArguments {
+struct AwaitedArguments {
     /// Its name.
     name: String,
     #[command(flatten)]
@@ -212,7 +204,7 @@ enum NodeVerb {
     /// Let new things go there again.
     Uncordon(NameArguments),
     /// Let all that is there go elsewhere.
-    Drain(DrainArguments),
+    Drain(AwaitedArguments),
     /// Let things stay again.
     Undrain(NameArguments),
     /// Forget it.
@@ -249,11 +241,11 @@ enum PoolVerb {
     /// Let new things go there again.
     Uncordon(NameArguments),
     /// Let all that is there go elsewhere.
-    Drain(DrainArguments),
+    Drain(AwaitedArguments),
     /// Let things stay again.
     Undrain(NameArguments),
     /// Take it apart, once nothing is on it.
-    Delete(RemovalArguments),
+    Delete(AwaitedArguments),
 }
 
 /// What data is on.
@@ -376,7 +368,7 @@ enum VolumeVerb {
         wait: WaitArguments,
     },
     /// Delete it and its data.
-    Delete(RemovalArguments),
+    Delete(AwaitedArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -399,7 +391,7 @@ enum SnapshotVerb {
         wait: WaitArguments,
     },
     /// Delete it.
-    Delete(RemovalArguments),
+    Delete(AwaitedArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -454,7 +446,7 @@ enum GroupSnapshotVerb {
         wait: WaitArguments,
     },
     /// Delete all its snapshots.
-    Delete(RemovalArguments),
+    Delete(AwaitedArguments),
 }
 
 #[derive(Debug, Subcommand)]

@@ -17,10 +17,9 @@ use super::connection::{Access, Channel, CommandError, connect};
 use super::output::{Changing, Output, records, serialized, table, words};
 use super::resource::{Changed, Listed, Named, all};
 use super::{
-    Cli, Command, DrainArguments, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb, Media, NodeVerb,
-    PolicyArguments, PoolVerb, RemovalArguments, ScheduleArguments, SnapshotVerb, TemplateVerb,
-    VolumeArguments, VolumeVerb, apply, certificates, limits, rebalance, recover, replicas, support, tokens,
-    top, up, wait,
+    AwaitedArguments, Cli, Command, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb, Media, NodeVerb,
+    PolicyArguments, PoolVerb, ScheduleArguments, SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb,
+    WaitArguments, apply, certificates, limits, rebalance, recover, replicas, support, tokens, top, up, wait,
 };
 
 /// A connection, and how answers are told.
@@ -117,6 +116,20 @@ impl<W: Write> Session<'_, W> {
         records(&[record], self.output, self.into)
     }
 
+    /// Tells of a record as it is, or as it came to be if that is to be waited for.
+    async fn show_when<R: Named>(
+        &mut self,
+        record: R,
+        waiting: &WaitArguments,
+        until: impl AsyncFnOnce(&Channel, &str, u64) -> Result<R, CommandError>,
+    ) -> Result<(), CommandError> {
+        let shown = match waiting.wait {
+            true => until(&self.channel, record.name(), waiting.timeout).await?,
+            false => record,
+        };
+        self.show(shown)
+    }
+
     async fn list<R: Listed>(&mut self, arguments: &ListArguments) -> Result<(), CommandError> {
         if !arguments.watch {
             let found = all::<R>(&self.channel).await?;
@@ -156,7 +169,7 @@ impl<W: Write> Session<'_, W> {
     }
 
     /// Deletes what takes its time, and waits for that if it is asked for.
-    async fn remove<R: Named>(&mut self, removed: &RemovalArguments) -> Result<(), CommandError> {
+    async fn remove<R: Named>(&mut self, removed: &AwaitedArguments) -> Result<(), CommandError> {
         let (name, waiting) = (&removed.name, &removed.wait);
         if !waiting.wait {
             return self.delete::<R>(name).await;
@@ -211,15 +224,11 @@ impl<W: Write> Session<'_, W> {
                 self.update(node(&one.name, with(false, false)), "spec.cordoned")
                     .await
             }
-            NodeVerb::Drain(DrainArguments { name, wait: waiting }) => {
+            NodeVerb::Drain(AwaitedArguments { name, wait: waiting }) => {
                 let paths = vec!["spec.drained".to_owned()];
                 let drained = node(name, with(false, true));
                 let drained = Node::update(self.channel.clone(), drained, paths).await?;
-                let shown = match waiting.wait {
-                    true => wait::node_empty(&self.channel, name, waiting.timeout).await?,
-                    false => drained,
-                };
-                self.show(shown)
+                self.show_when(drained, waiting, wait::node_empty).await
             }
             NodeVerb::Undrain(one) => {
                 self.update(node(&one.name, with(false, false)), "spec.drained")
@@ -267,11 +276,7 @@ impl<W: Write> Session<'_, W> {
                 };
                 let pool = labelled(pool(name, spec), name, label);
                 let made = Pool::create(self.channel.clone(), pool).await?;
-                let shown = match waiting.wait {
-                    true => wait::online(&self.channel, name, waiting.timeout).await?,
-                    false => made,
-                };
-                self.show(shown)
+                self.show_when(made, waiting, wait::online).await
             }
             PoolVerb::Cordon(one) => {
                 self.update(pool(&one.name, with(true, false)), "spec.cordoned")
@@ -281,15 +286,11 @@ impl<W: Write> Session<'_, W> {
                 self.update(pool(&one.name, with(false, false)), "spec.cordoned")
                     .await
             }
-            PoolVerb::Drain(DrainArguments { name, wait: waiting }) => {
+            PoolVerb::Drain(AwaitedArguments { name, wait: waiting }) => {
                 let paths = vec!["spec.drained".to_owned()];
                 let drained = pool(name, with(false, true));
                 let drained = Pool::update(self.channel.clone(), drained, paths).await?;
-                let shown = match waiting.wait {
-                    true => wait::pool_empty(&self.channel, name, waiting.timeout).await?,
-                    false => drained,
-                };
-                self.show(shown)
+                self.show_when(drained, waiting, wait::pool_empty).await
             }
             PoolVerb::Undrain(one) => {
                 self.update(pool(&one.name, with(false, false)), "spec.drained")
@@ -311,11 +312,7 @@ impl<W: Write> Session<'_, W> {
                 wait: waiting,
             } => {
                 let created = Volume::create(self.channel.clone(), asked(volume)).await?;
-                let shown = match waiting.wait {
-                    true => wait::healthy(&self.channel, &volume.name, waiting.timeout).await?,
-                    false => created,
-                };
-                self.show(shown)
+                self.show_when(created, waiting, wait::healthy).await
             }
             VolumeVerb::Set {
                 name,
@@ -371,11 +368,7 @@ impl<W: Write> Session<'_, W> {
                 };
                 let paths = vec!["spec.size_bytes".to_owned()];
                 let grown = Volume::update(self.channel.clone(), named(volume, name), paths).await?;
-                let shown = match waiting.wait {
-                    true => wait::grown(&self.channel, name, waiting.timeout).await?,
-                    false => grown,
-                };
-                self.show(shown)
+                self.show_when(grown, waiting, wait::grown).await
             }
             VolumeVerb::Publish {
                 name,
@@ -504,11 +497,7 @@ impl<W: Write> Session<'_, W> {
                 };
                 let snapshot = labelled(snapshot, name, label);
                 let made = Snapshot::create(self.channel.clone(), snapshot).await?;
-                let shown = match waiting.wait {
-                    true => wait::ready(&self.channel, name, waiting.timeout).await?,
-                    false => made,
-                };
-                self.show(shown)
+                self.show_when(made, waiting, wait::ready).await
             }
             SnapshotVerb::Delete(one) => self.remove::<Snapshot>(one).await,
         }
@@ -539,7 +528,7 @@ impl<W: Write> Session<'_, W> {
                 name,
                 group,
                 volume,
-                wait,
+                wait: waiting,
             } => {
                 let group_snapshot = GroupSnapshot {
                     spec: Some(GroupSnapshotSpec {
@@ -549,13 +538,7 @@ impl<W: Write> Session<'_, W> {
                     ..GroupSnapshot::default()
                 };
                 let made = GroupSnapshot::create(self.channel.clone(), named(group_snapshot, name)).await?;
-                match wait.wait {
-                    true => {
-                        let taken = wait::taken(&self.channel, name, wait.timeout).await?;
-                        self.show(taken)
-                    }
-                    false => self.show(made),
-                }
+                self.show_when(made, waiting, wait::taken).await
             }
             GroupSnapshotVerb::Delete(one) => self.remove::<GroupSnapshot>(one).await,
         }

@@ -231,58 +231,74 @@ pub(super) async fn taken(
     .await
 }
 
-/// Publishes a volume, and waits until all its paths admit the host. The control plane waits, and is asked
-/// again when it has waited as long as it does.
-pub(super) async fn published(
-    channel: &Channel,
-    mut request: PublishVolumeRequest,
+/// Asks again, each time with a wait in microseconds that the control plane allows, until its answer is that
+/// all is ready, or nothing is left of the time.
+async fn asked<T>(
     seconds: u64,
-) -> Result<PublishVolumeResponse, CommandError> {
+    mut ask: impl AsyncFnMut(u64) -> Result<T, tonic::Status>,
+    is_ready: impl Fn(&T) -> bool,
+    patience: impl FnOnce(T) -> CommandError,
+) -> Result<T, CommandError> {
     let began = Instant::now();
-    let patience = Duration::from_secs(seconds);
-    let mut client = VolumesClient::new(channel.clone());
+    let whole = Duration::from_secs(seconds);
     loop {
-        let left = patience.saturating_sub(began.elapsed());
-        let wait = left.min(WAIT_AT_A_TIME);
-        request.wait_us = Some(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX));
-        let answer = client.publish_volume(request.clone()).await?.into_inner();
-        if answer.ready {
+        let wait = whole.saturating_sub(began.elapsed()).min(WAIT_AT_A_TIME);
+        let answer = ask(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX)).await?;
+        if is_ready(&answer) {
             return Ok(answer);
         }
-        if began.elapsed() >= patience {
-            return Err(CommandError::Patience {
-                what: format!("publishing volume {}", request.name),
-                seconds,
-                state: answer.message,
-                look: format!("volume get {}", request.name),
-            });
+        if began.elapsed() >= whole {
+            return Err(patience(answer));
         }
     }
+}
+
+/// Publishes a volume, and waits until all its paths admit the host.
+pub(super) async fn published(
+    channel: &Channel,
+    request: PublishVolumeRequest,
+    seconds: u64,
+) -> Result<PublishVolumeResponse, CommandError> {
+    let name = request.name.clone();
+    let ask = async |wait_us| {
+        let request = PublishVolumeRequest {
+            wait_us: Some(wait_us),
+            ..request.clone()
+        };
+        let mut client = VolumesClient::new(channel.clone());
+        Ok(client.publish_volume(request).await?.into_inner())
+    };
+    let patience = |answer: PublishVolumeResponse| CommandError::Patience {
+        what: format!("publishing volume {name}"),
+        seconds,
+        state: answer.message,
+        look: format!("volume get {name}"),
+    };
+    asked(seconds, ask, |answer| answer.ready, patience).await
 }
 
 /// Takes a volume away from a host, or from all, and waits until no path admits it any more.
 pub(super) async fn unpublished(
     channel: &Channel,
-    mut request: UnpublishVolumeRequest,
+    request: UnpublishVolumeRequest,
     seconds: u64,
 ) -> Result<(), CommandError> {
-    let began = Instant::now();
-    let patience = Duration::from_secs(seconds);
-    let mut client = VolumesClient::new(channel.clone());
-    loop {
-        let left = patience.saturating_sub(began.elapsed());
-        let wait = left.min(WAIT_AT_A_TIME);
-        request.wait_us = Some(u64::try_from(wait.as_micros()).unwrap_or(u64::MAX));
-        if client.unpublish_volume(request.clone()).await?.into_inner().ready {
-            return Ok(());
-        }
-        if began.elapsed() >= patience {
-            return Err(CommandError::Patience {
-                what: format!("unpublishing volume {}", request.name),
-                seconds,
-                state: "an engine that shows it has not confirmed that yet".to_owned(),
-                look: format!("volume get {}", request.name),
-            });
-        }
-    }
+    let name = request.name.clone();
+    let ask = async |wait_us| {
+        let request = UnpublishVolumeRequest {
+            wait_us: Some(wait_us),
+            ..request.clone()
+        };
+        let mut client = VolumesClient::new(channel.clone());
+        Ok(client.unpublish_volume(request).await?.into_inner())
+    };
+    let patience = |_| CommandError::Patience {
+        what: format!("unpublishing volume {name}"),
+        seconds,
+        state: "an engine that shows it has not confirmed that yet".to_owned(),
+        look: format!("volume get {name}"),
+    };
+    asked(seconds, ask, |answer| answer.ready, patience)
+        .await
+        .map(drop)
 }

@@ -230,11 +230,13 @@ fn number_change(draft: &mut Draft<'_>, old: &VolumeStatus) -> bool {
     }
 }
 
-/// Why replicas are not made that are to be made, if it is known: an engine that reports may not be reached
-/// at the address of its node.
+/// Why replicas are not made yet that are to be made, if it is known: an engine that reports may not be
+/// reached at the address of its node.
 fn hindrance(context: &Context<'_>, status: &VolumeStatus) -> String {
-    let unmade = status.replicas.iter().filter(|_| status.epoch == 0);
-    let mut unmade = unmade.filter(|replica| context.replica(&replica.uid).is_none());
+    let mut unmade = status
+        .replicas
+        .iter()
+        .filter(|replica| context.replica(&replica.uid).is_none());
     let why = unmade.find_map(|replica| {
         let why = context.world.unheard.get(&replica.node)?;
         Some(format!(
