@@ -1,5 +1,6 @@
 //! How the command line reaches the control plane, and tells what went wrong.
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -57,6 +58,19 @@ pub enum CommandError {
         /// What went wrong.
         reason: String,
     },
+    /// One of the two does not trust the other.
+    #[error(
+        "the control plane at {address} and the certificates in {directory} do not fit: {reason}; those of \
+         both come from one authority, and `pollux cert issue` makes new ones"
+    )]
+    Trust {
+        /// Where it is.
+        address: String,
+        /// Where the certificates are.
+        directory: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
     /// It said no.
     #[error("{0}")]
     Refused(String),
@@ -93,11 +107,24 @@ pub enum CommandError {
 
 impl From<Status> for CommandError {
     fn from(status: Status) -> Self {
-        let mut text = status.message().to_owned();
-        if status.code() == Code::Unavailable && text.is_empty() {
-            "the connection was lost".clone_into(&mut text);
+        let text = status.message();
+        match status.source() {
+            // It is not the control plane that says so.
+            Some(source) => {
+                let reason = match is_trust(source) {
+                    true => innermost(source),
+                    false => text.to_owned(),
+                };
+                Self::Refused(format!(
+                    "the connection was lost: {reason}; if it is each time, see that --certificates is given \
+                     where the control plane has some, and that those of both come from one authority"
+                ))
+            }
+            None if text.is_empty() && status.code() == Code::Unavailable => {
+                Self::Refused("the connection was lost".to_owned())
+            }
+            None => Self::Refused(text.to_owned()),
         }
-        Self::Refused(text)
     }
 }
 
@@ -143,17 +170,35 @@ fn bearer(path: &Path) -> Result<Bearer, CommandError> {
     Ok(Bearer(Some(value)))
 }
 
+/// An error and what it comes from, the innermost last.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// What an error comes from in the end.
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    causes(error).last().unwrap_or(error).to_string()
+}
+
+/// Whether an error is one of TLS: that is told as data that is not valid.
+fn is_trust(error: &(dyn Error + 'static)) -> bool {
+    causes(error)
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::InvalidData)
+}
+
 /// Connects to the control plane.
 pub(super) async fn connect(access: &Access) -> Result<Channel, CommandError> {
     let address = &access.address;
     let failed = |error: tonic::transport::Error| {
-        let mut innermost: &dyn std::error::Error = &error;
-        while let Some(source) = innermost.source() {
-            innermost = source;
-        }
-        CommandError::Connect {
-            address: address.clone(),
-            reason: innermost.to_string(),
+        let (address, reason) = (address.clone(), innermost(&error));
+        match &access.certificates {
+            Some(directory) if is_trust(&error) => CommandError::Trust {
+                address,
+                directory: directory.clone(),
+                reason,
+            },
+            _ => CommandError::Connect { address, reason },
         }
     };
     let bearer = match &access.token_file {

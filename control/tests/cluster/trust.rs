@@ -1,6 +1,7 @@
 //! Who gets in: certificates, authorities, roles, and time.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -181,6 +182,56 @@ async fn strangers_are_refused() {
             .await;
         assert!(listed.is_err());
     }
+}
+
+/// What the command line fails with, with the certificates in a directory.
+async fn told_by_command_line(address: SocketAddr, certificates: Option<&Path>) -> String {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_pollux"));
+    command.args(["--control", &address.to_string(), "node", "list"]);
+    if let Some(directory) = certificates {
+        command.arg("--certificates").arg(directory);
+    }
+    let output = command.output().await.expect("it was built");
+    String::from_utf8(output.stderr).expect("UTF-8")
+}
+
+/// Who is refused by TLS is told that it is the certificates, and not that nobody is there.
+#[tokio::test]
+async fn strangers_are_told_what_is_wrong() {
+    let server = Server::start().await;
+    let foreign = Authority::new("test").expect("it can be made");
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |authority: &Authority, own: &Authority, name: &str| {
+        let directory = directory.path().join(name);
+        let own = own
+            .issue(&person("someone", Role::Admin, 1))
+            .expect("it can be given");
+        std::fs::create_dir(&directory).expect("a directory");
+        for (file, text) in [
+            ("authority.pem", &authority.issued().certificate),
+            ("own.pem", &own.certificate),
+            ("own.key", &own.key),
+        ] {
+            std::fs::write(directory.join(file), text).expect("a file");
+        }
+        directory
+    };
+    let good = write(&server.authority, &server.authority, "good");
+    assert_eq!(told_by_command_line(server.address, Some(&good)).await, "");
+    let none = told_by_command_line(server.address, None).await;
+    assert!(none.contains("see that --certificates is given"), "{none}");
+    // The control plane does not trust these.
+    let unknown = write(&server.authority, &foreign, "unknown");
+    let unknown = told_by_command_line(server.address, Some(&unknown)).await;
+    assert!(
+        unknown.contains("those of both come from one authority"),
+        "{unknown}"
+    );
+    // These do not trust the control plane.
+    let other = write(&foreign, &foreign, "other");
+    let told = told_by_command_line(server.address, Some(&other)).await;
+    let expected = format!("the certificates in {} do not fit", other.display());
+    assert!(told.contains(&expected), "{told}");
 }
 
 /// Whether the role was the reason.
