@@ -16,9 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_api::control::v1::{
     Certainty, EngineSurvey, FoundPool, FoundReplica, FoundVolume, HostAccess, HostSharing, Membership, Pool,
-    PoolSpec, RecoverySpec, Replica, ReplicaState, Severity, Snapshot, SnapshotSpec, SnapshotState,
-    SnapshotStatus, Survey, SurveyedNode, SurveyedReplica, TargetConfig, TargetHost, Volume, VolumePolicy,
-    VolumeSpec, VolumeState, VolumeStatus, engine_command::Command,
+    PoolSpec, RecoverySpec, Replica, ReplicaState, RollBackState, Severity, Snapshot, SnapshotSpec,
+    SnapshotState, SnapshotStatus, Survey, SurveyedNode, SurveyedReplica, TargetConfig, TargetHost, Volume,
+    VolumePolicy, VolumeRollBack, VolumeSpec, VolumeState, VolumeStatus, engine_command::Command,
 };
 use prost::Message;
 use uuid::Uuid;
@@ -491,6 +491,25 @@ pub fn records(world: &World, survey: &Survey) -> Vec<Transaction> {
     transactions
 }
 
+/// What is known of requests to go back to snapshots: that which replicas know of is done once, whatever else
+/// is lost.
+fn roll_backs(known: Option<&Volume>, record: &Membership) -> Vec<VolumeRollBack> {
+    let known = known.and_then(|known| known.status.as_ref());
+    let mut all = known.map(|status| status.roll_backs.clone()).unwrap_or_default();
+    let Some(recorded) = &record.roll_back else {
+        return all;
+    };
+    if all.iter().all(|known| known.request_uid != recorded.request_uid) {
+        all.push(VolumeRollBack {
+            request_uid: recorded.request_uid.clone(),
+            snapshot_uid: recorded.snapshot_uid.clone(),
+            state: RollBackState::Running.into(),
+            ..VolumeRollBack::default()
+        });
+    }
+    all
+}
+
 fn describe<R: Record>(record: &mut R, world: &World, uid: &str, name: &str) {
     let metadata = record.meta_mut();
     metadata.name = name.to_owned();
@@ -539,6 +558,8 @@ fn volume_records(
             .and_then(|known| known.status.as_ref())
             .map(|status| status.reservations.clone())
             .unwrap_or_default(),
+        roll_backs: roll_backs(known, record),
+        roll_back: record.roll_back.clone(),
     };
     forget_snapshots(&mut status);
     let mut transaction = Transaction::default();

@@ -9,7 +9,7 @@ use pollux_api::control::v1::{
     SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse, Volume,
 };
 
-use crate::model::{Guarded, Kind, Record, check_follows, membership, put_membership};
+use crate::model::{Guarded, Kind, Record, check_follows, is_ending, membership, put_membership};
 use crate::store::{Store, StoreError, Transaction};
 
 /// How often a change is tried against others of the same volume.
@@ -226,7 +226,8 @@ pub async fn swap_reservations(
     Err(RegistryError::Contended(request.volume.clone()))
 }
 
-/// What targets may change: epoch, states, size and snapshots. Who is there is decided here.
+/// What targets may change: epoch, states, size and snapshots, and that a roll-back is done. Who is there is
+/// decided here, and what a volume goes back to.
 fn check_change(next: &Membership, current: &Membership) -> Result<(), String> {
     check_follows(next, current)?;
     let mut states = current.clone();
@@ -238,6 +239,9 @@ fn check_change(next: &Membership, current: &Membership) -> Result<(), String> {
     }
     states.snapshots.clone_from(&next.snapshots);
     states.size_bytes = next.size_bytes;
+    if is_ending(next.roll_back.as_ref(), current.roll_back.as_ref()) {
+        states.roll_back.clone_from(&next.roll_back);
+    }
     match states == *next {
         true => Ok(()),
         false => Err("a target changes epoch, states, size and snapshots, and nothing else".to_owned()),

@@ -10,6 +10,7 @@ mod recover;
 mod redact;
 mod replicas;
 mod resource;
+mod roll_back;
 mod run;
 mod secrets;
 mod size;
@@ -367,6 +368,8 @@ enum VolumeVerb {
         #[command(flatten)]
         wait: WaitArguments,
     },
+    /// Make it what it was when a snapshot was taken; what was written since is lost. Unpublish it first.
+    Rollback(roll_back::RollBackArguments),
     /// Delete it and its data.
     Delete(AwaitedArguments),
 }

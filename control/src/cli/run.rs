@@ -411,6 +411,11 @@ impl<W: Write> Session<'_, W> {
                 writeln!(self.into, "volume {name} is published there no more")?;
                 Ok(())
             }
+            VolumeVerb::Rollback(asked) => {
+                let told = asked.run(&self.channel).await?;
+                writeln!(self.into, "{told}")?;
+                Ok(())
+            }
             VolumeVerb::Delete(one) => self.remove::<Volume>(one).await,
         }
     }

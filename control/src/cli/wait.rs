@@ -18,7 +18,7 @@ use super::resource::Named;
 use super::size::Size;
 
 /// How long the control plane is asked to wait at a time: less than it may.
-const WAIT_AT_A_TIME: Duration = Duration::from_secs(10);
+pub(super) const WAIT_AT_A_TIME: Duration = Duration::from_secs(10);
 
 /// How far something is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -225,6 +225,7 @@ routes! {
     DELETE "/v1/volumes/{name}" Volumes DeleteVolume delete_volume name "name";
     POST "/v1/volumes/{name}:publish" Volumes PublishVolume publish_volume name "name" body *;
     POST "/v1/volumes/{name}:unpublish" Volumes UnpublishVolume unpublish_volume name "name" body *;
+    POST "/v1/volumes/{name}:rollback" Volumes RollBackVolume roll_back_volume name "name" body *;
     GET "/v1/volumes:watch" Volumes WatchVolumes watch_volumes watch changes;
 
     GET "/v1/snapshots" Snapshots ListSnapshots list_snapshots;

@@ -12,10 +12,12 @@
 //! - The volume never shrinks.
 //! - A snapshot that comes is on every replica in sync; one that stays comes to no replica that may have
 //!   taken writes since.
+//! - A roll-back comes as one that is not done, of a snapshot that there is; it is done once, and never
+//!   forgotten.
 
 use std::collections::BTreeSet;
 
-use pollux_api::control::v1::{Member, Membership, ReplicaState, VolumeStatus};
+use pollux_api::control::v1::{Member, Membership, RecordedRollBack, ReplicaState, VolumeStatus};
 
 /// Slots of a record: so many replicas a volume can have at a time, those included that are to go.
 pub const SLOTS: u32 = 5;
@@ -52,6 +54,7 @@ pub fn membership(volume_uid: &str, status: &VolumeStatus) -> Membership {
         min_in_sync: status.min_in_sync,
         members,
         snapshots: status.snapshots.clone(),
+        roll_back: status.roll_back.clone(),
     }
 }
 
@@ -72,12 +75,14 @@ pub fn forget_snapshots(status: &mut VolumeStatus) {
     status.snapshots.retain(|snapshot| snapshot.held_by != 0);
 }
 
-/// Puts what targets change into a status: epoch, version, size, the states of replicas, and snapshots.
+/// Puts what targets change into a status: epoch, version, size, the states of replicas, snapshots, and
+/// whether a roll-back is done.
 pub fn put_membership(status: &mut VolumeStatus, next: &Membership) {
     status.epoch = next.epoch;
     status.version = next.version;
     status.size_bytes = next.size_bytes;
     status.snapshots.clone_from(&next.snapshots);
+    status.roll_back.clone_from(&next.roll_back);
     for replica in &mut status.replicas {
         let member = next.members.iter().find(|member| member.uid == replica.uid);
         if let Some(member) = member {
@@ -204,6 +209,33 @@ fn check_snapshots_follow(next: &Membership, before: &Membership) -> Result<(), 
     Ok(())
 }
 
+/// The one that a target may make of a roll-back.
+pub fn is_ending(next: Option<&RecordedRollBack>, before: Option<&RecordedRollBack>) -> bool {
+    let ended = before.map(|before| RecordedRollBack {
+        done: true,
+        ..before.clone()
+    });
+    next == before || next == ended.as_ref()
+}
+
+fn check_roll_back_follows(next: &Membership, before: &Membership) -> Result<(), String> {
+    let (now, old) = (next.roll_back.as_ref(), before.roll_back.as_ref());
+    if is_ending(now, old) {
+        return Ok(());
+    }
+    let Some(now) = now else {
+        return Err("a roll-back is forgotten".to_owned());
+    };
+    let is_known = old.is_some_and(|old| old.request_uid == now.request_uid);
+    require(!is_known && !now.done, "a roll-back is another one than before")?;
+    require(!now.request_uid.is_empty(), "a roll-back has no name")?;
+    let mut snapshots = next.snapshots.iter();
+    require(
+        snapshots.any(|snapshot| snapshot.uid == now.snapshot_uid),
+        "a roll-back is to a snapshot that is not there",
+    )
+}
+
 fn in_sync(record: &Membership) -> BTreeSet<&str> {
     let members = record.members.iter();
     members
@@ -242,6 +274,7 @@ pub fn check_follows(next: &Membership, before: &Membership) -> Result<(), Strin
     }
     let shared = in_sync(next).intersection(&in_sync(before)).count();
     require(shared > 0, "no replica would stay in sync")?;
+    check_roll_back_follows(next, before)?;
     check_snapshots_follow(next, before)
 }
 
@@ -267,6 +300,8 @@ fn check_step(before: Option<Member>, after: Option<Member>) -> Result<(), Strin
 
 #[cfg(test)]
 mod tests {
+    use pollux_api::control::v1::RecordedSnapshot;
+
     use super::*;
 
     fn record(states: &[(u32, ReplicaState)]) -> Membership {
@@ -285,6 +320,7 @@ mod tests {
                 })
                 .collect(),
             snapshots: Vec::new(),
+            roll_back: None,
         }
     }
 
@@ -323,6 +359,51 @@ mod tests {
         }
         assert!(!follows(&[(0, InSync), (1, Stale)], &[(0, Stale), (1, InSync)]));
         assert!(!follows(&[base], &[(0, Stale)]), "nothing would count");
+    }
+
+    #[test]
+    fn a_roll_back_begins_and_is_done_once() {
+        let begun = |request: &str, snapshot: &str| {
+            Some(RecordedRollBack {
+                request_uid: request.to_owned(),
+                snapshot_uid: snapshot.to_owned(),
+                done: false,
+            })
+        };
+        let done = |roll_back: &Option<RecordedRollBack>| {
+            let mut roll_back = roll_back.clone();
+            roll_back.iter_mut().for_each(|roll_back| roll_back.done = true);
+            roll_back
+        };
+        let (first, second) = (begun("r1", "s"), begun("r2", "s"));
+        for (before, after, legal) in [
+            (None, first.clone(), true),
+            (None, done(&first), false),
+            (None, begun("r1", "other"), false),
+            (None, begun("", "s"), false),
+            (first.clone(), first.clone(), true),
+            (first.clone(), done(&first), true),
+            (first.clone(), None, false),
+            (first.clone(), second.clone(), true),
+            (first.clone(), done(&second), false),
+            (done(&first), first.clone(), false),
+            (done(&first), None, false),
+            (done(&first), second.clone(), true),
+        ] {
+            let with = |version, roll_back: &Option<RecordedRollBack>| Membership {
+                version,
+                roll_back: roll_back.clone(),
+                snapshots: vec![RecordedSnapshot {
+                    uid: "s".to_owned(),
+                    cut: "c".to_owned(),
+                    held_by: 1,
+                    owed_to: 0,
+                }],
+                ..record(&[(0, ReplicaState::InSync)])
+            };
+            let follows = check_follows(&with(8, &after), &with(7, &before));
+            assert_eq!(follows.is_ok(), legal, "{before:?} to {after:?}");
+        }
     }
 
     #[test]

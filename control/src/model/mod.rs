@@ -5,6 +5,7 @@
 mod limits;
 mod membership;
 mod policy;
+mod roll_back;
 mod validate;
 
 #[cfg(test)]
@@ -22,10 +23,13 @@ use prost::Message;
 use crate::store::{Condition, Entry, StoreError, Transaction, Write};
 
 pub use membership::{
-    SLOTS, SNAPSHOTS_MAX, check as check_membership, check_follows, forget_snapshots, free_slot, membership,
-    put_membership,
+    SLOTS, SNAPSHOTS_MAX, check as check_membership, check_follows, forget_snapshots, free_slot, is_ending,
+    membership, put_membership,
 };
 pub use policy::{EffectivePolicy, REPLICAS_MAX};
+pub use roll_back::{
+    add_roll_back, goes_back_to, has_snapshot, is_over, not_whole, roll_back, roll_back_under_way,
+};
 pub use validate::{
     Checker, FieldError, Validate, host_nqn, label_map, name as check_name, node_address, token_spec,
     volume_size,

@@ -21,6 +21,7 @@ mod nodes;
 mod preview;
 mod rebalance;
 mod repair;
+mod roll_backs;
 mod snapshots;
 mod targets;
 mod volume;

@@ -7,7 +7,7 @@ use pollux_api::control::v1::{
     SnapshotState, SnapshotStatus, TargetConfig, Volume,
 };
 
-use crate::model::{GROUP_SNAPSHOT_VOLUMES_MAX, Guarded, Record, SCHEDULE_LABEL};
+use crate::model::{GROUP_SNAPSHOT_VOLUMES_MAX, Guarded, Record, SCHEDULE_LABEL, goes_back_to, not_whole};
 use crate::store::Transaction;
 
 use super::context::Context;
@@ -92,8 +92,13 @@ fn plan_removal(context: &mut Context<'_>, snapshot: &Snapshot, volume: Option<&
     context.commit(transaction);
 }
 
-/// Whether a volume is being made of it.
+/// Whether a volume is being made of it, or goes back to it.
 pub(super) fn is_source(context: &Context<'_>, snapshot: &Snapshot) -> bool {
+    let own = snapshot.spec.as_ref().map_or("", |spec| spec.volume.as_str());
+    let own = context.world.volumes.get(own).and_then(|own| own.status.as_ref());
+    if own.is_some_and(|own| goes_back_to(own, &snapshot.meta().uid)) {
+        return true;
+    }
     context.world.volumes.values().any(|volume| {
         let is_begun = volume.status.as_ref().is_some_and(|status| status.epoch > 0);
         let source = volume.spec.as_ref().map(|spec| spec.source_snapshot.as_str());
@@ -146,8 +151,9 @@ fn take_due(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSchedul
     });
     transaction.put(&changed);
     let served = members.iter().copied().filter(|volume| {
-        let epoch = volume.status.as_ref().map(|status| status.epoch);
-        epoch.is_some_and(|epoch| epoch > 0)
+        // One that goes back to a snapshot is left out this time.
+        let status = volume.status.as_ref();
+        status.is_some_and(|status| status.epoch > 0 && not_whole(status).is_none())
     });
     let served: Vec<&Volume> = served.collect();
     // All of a group at one instant, if they are not too many for that.

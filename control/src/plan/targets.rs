@@ -13,7 +13,7 @@ use pollux_api::control::v1::{
 };
 use pollux_api::qos::{Counted, Direction, Limit};
 
-use crate::model::{Record, SLOTS};
+use crate::model::{Record, SLOTS, goes_back_to};
 
 use super::context::Context;
 use super::repair::{Fitness, fitness};
@@ -257,7 +257,9 @@ fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &Vo
         .iter()
         .filter(|snapshot| {
             let state = snapshot.status.as_ref().map(|status| status.state());
-            !snapshot.is_deleting() && state != Some(SnapshotState::Deleting)
+            let uid = &snapshot.meta().uid;
+            let is_left = !snapshot.is_deleting() && state != Some(SnapshotState::Deleting);
+            is_left || goes_back_to(status, uid)
         })
         .map(|snapshot| snapshot.meta().uid.clone())
         .chain(attempted)

@@ -15,7 +15,7 @@ use crate::store::Condition;
 
 use super::errors::CallError;
 use super::records::{ChangeStream, Managed};
-use super::snapshots::{Copied, made};
+use super::snapshots::{Copied, whole};
 use super::{Services, answer, change_message};
 
 #[tonic::async_trait]
@@ -62,7 +62,7 @@ impl Managed for GroupSnapshot {
         }
         let mut members = Vec::with_capacity(volumes.len());
         for volume in volumes {
-            let status = made(&volume)?;
+            let status = whole(&volume)?;
             let snapshot = format!("{}.{}", self.name(), volume.name());
             if snapshot.chars().count() > NAME_CHARACTERS_MAX {
                 let description = format!(

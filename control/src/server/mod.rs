@@ -16,6 +16,7 @@ mod rebalances;
 mod records;
 mod recoveries;
 mod registry;
+mod roll_backs;
 mod snapshots;
 mod tokens;
 mod volumes;

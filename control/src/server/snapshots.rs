@@ -8,7 +8,7 @@ use pollux_api::control::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::model::{Kind, Record};
+use crate::model::{Kind, Record, goes_back_to, not_whole};
 use crate::security::Action;
 use crate::store::Condition;
 
@@ -32,7 +32,7 @@ impl Managed for Snapshot {
         }
         let volume = self.spec.as_ref().map_or("", |spec| spec.volume.as_str());
         let (volume, condition) = services.refer::<Volume>("snapshot.spec.volume", volume).await?;
-        let status = made(&volume)?;
+        let status = whole(&volume)?;
         self.status = Some(SnapshotStatus {
             state: SnapshotState::Pending.into(),
             volume_uid: volume.meta().uid.clone(),
@@ -55,6 +55,19 @@ impl Managed for Snapshot {
     }
 }
 
+/// The status of a volume that has been made, and that does not go back to a snapshot: only of such a one
+/// snapshots can be taken.
+pub(super) fn whole(volume: &Volume) -> Result<&VolumeStatus, CallError> {
+    let status = made(volume)?;
+    match not_whole(status) {
+        None => Ok(status),
+        Some(why) => Err(CallError::NotReady {
+            name: volume.name().to_owned(),
+            why,
+        }),
+    }
+}
+
 /// The status of a volume that has been made: only of such a one there are snapshots.
 pub(super) fn made(volume: &Volume) -> Result<&VolumeStatus, CallError> {
     let status = volume.status.as_ref().filter(|status| status.epoch > 0);
@@ -67,7 +80,7 @@ pub(super) fn made(volume: &Volume) -> Result<&VolumeStatus, CallError> {
 /// What snapshots have to say for themselves.
 #[tonic::async_trait]
 pub(super) trait Copied {
-    /// Refuses while a volume is being made of it.
+    /// Refuses while a volume is being made of it, or goes back to it.
     async fn require_no_copy(&self, services: &Services) -> Result<(), CallError>;
 }
 
@@ -75,6 +88,18 @@ pub(super) trait Copied {
 impl Copied for Snapshot {
     async fn require_no_copy(&self, services: &Services) -> Result<(), CallError> {
         let volumes = services.all::<Volume>().await?;
+        let uid = &self.meta().uid;
+        let goes_back = |volume: &&Volume| {
+            let status = volume.status.as_ref();
+            status.is_some_and(|status| goes_back_to(status, uid))
+        };
+        if let Some(volume) = volumes.iter().find(goes_back) {
+            return Err(CallError::InUse {
+                kind: Kind::Snapshot,
+                name: self.name().to_owned(),
+                by: format!("volume {} is going back to it: wait for that", volume.name()),
+            });
+        }
         // Once it serves, a copy does not need its source any more.
         let copy = volumes.iter().find(|volume| {
             let is_made = volume.status.as_ref().is_some_and(|status| status.epoch > 0);

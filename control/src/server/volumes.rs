@@ -5,13 +5,13 @@ use pollux_api::control::v1::{
     CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, Group, GroupSnapshot,
     GroupSnapshotState, HostAccess, HostSharing, ListVolumesRequest, ListVolumesResponse, NodeState,
     PlanVolumeRequest, PlanVolumeResponse, PublishVolumeRequest, PublishVolumeResponse, Replica,
-    ReplicaState, Snapshot, TargetConfig, Template, UnpublishVolumeRequest, UnpublishVolumeResponse,
-    UpdateVolumeRequest, Volume, VolumeChange, VolumePath, VolumePolicy, VolumeSpec, VolumeState,
-    VolumeStatus, WatchRequest,
+    ReplicaState, RollBackVolumeRequest, RollBackVolumeResponse, Snapshot, TargetConfig, Template,
+    UnpublishVolumeRequest, UnpublishVolumeResponse, UpdateVolumeRequest, Volume, VolumeChange, VolumePath,
+    VolumePolicy, VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
-use crate::model::{Checker, FieldError, HOSTS_MAX, Kind, Record, Validate, host_nqn};
+use crate::model::{Checker, FieldError, HOSTS_MAX, Kind, Record, Validate, host_nqn, not_whole};
 use crate::plan::explain_volume;
 use crate::security::Action;
 use crate::store::Condition;
@@ -382,6 +382,12 @@ impl Volumes for Services {
                     name: name.clone(),
                 });
             }
+            if let Some(why) = volume.status.as_ref().and_then(not_whole) {
+                return Err(CallError::NotReady {
+                    name: name.clone(),
+                    why,
+                });
+            }
             let spec = volume.spec.get_or_insert_default();
             require_sharing(&name, spec, &host, sharing)?;
             match sharing {
@@ -453,6 +459,15 @@ impl Volumes for Services {
             Err(CallError::Deleting { .. }) => answer!(UnpublishVolumeResponse { ready: false }),
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn roll_back_volume(
+        &self,
+        request: Request<RollBackVolumeRequest>,
+    ) -> Result<Response<RollBackVolumeResponse>, Status> {
+        self.permit(&request, Action::Provision)?;
+        let wait = Wait::of(request.get_ref().wait_us, request.metadata())?;
+        answer!(self.roll_back(wait, request.into_inner()).await?)
     }
 
     async fn plan_volume(

@@ -15,6 +15,7 @@ mod reconcile;
 mod recover;
 mod reservations;
 mod restarted;
+mod roll_backs;
 mod scale;
 mod secrets;
 mod together;

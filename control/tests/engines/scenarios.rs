@@ -8,8 +8,8 @@ use pollux_api::control::v1::engine_command::Command;
 use pollux_api::control::v1::recoveries_client::RecoveriesClient;
 use pollux_api::control::v1::{
     Certainty, CommitRecoveryRequest, FoundVolume, HostSecrets, PoolDevices, PublishVolumeResponse, Qos,
-    QosBurst, QosRate, RecoverySpec, ReplicaState, SurveyEnginesRequest, TargetConfig, TargetRemoval,
-    VolumePolicy, VolumeState,
+    QosBurst, QosRate, RecoverySpec, ReplicaState, RollBackState, RollBackVolumeRequest,
+    SurveyEnginesRequest, TargetConfig, TargetRemoval, VolumePolicy, VolumeState,
 };
 use pollux_api::qos::{Counted, Direction, Limit};
 use tonic::Code;
@@ -78,6 +78,7 @@ pub fn run() -> ExitCode {
             hosts_are_admitted_by_their_secrets,
             reservations_outlive_their_target,
             snapshots_are_kept_and_cloned,
+            a_volume_goes_back_whoever_is_killed,
             snapshots_of_several_are_of_one_instant,
             limits_of_templates_are_kept,
             all_engines_are_killed_at_once,
@@ -370,6 +371,52 @@ async fn snapshots_are_kept_and_cloned(cluster: &Cluster) {
     cluster.delete("c").await;
     blocks_of_snapshots_are_told(cluster).await;
     cluster.delete_snapshot("s").await;
+}
+
+/// It is asked for while the engine that serves is killed, and so is the control plane; a host finds what the
+/// snapshot has, whole, and what it writes then stays, asked again or not.
+async fn a_volume_goes_back_whoever_is_killed(cluster: &Cluster) {
+    let write = async |published: &PublishVolumeResponse, state: &'static str| {
+        let host = cluster.host(published, state, 1);
+        let ended = tokio::task::spawn_blocking(|| host.finished());
+        ended.await.expect("it ends");
+    };
+    cluster.create("b", policy(3, 1)).await;
+    let status = cluster.until_healthy("b").await;
+    let published = cluster.publish("b", HOST, false).await;
+    write(&published, "state-b").await;
+    cluster.snapshot("b-before", "b").await;
+    cluster.copy_state("state-b", "state-of-b");
+    write(&published, "state-b").await;
+    cluster.unpublish("b", None).await;
+    let request = RollBackVolumeRequest {
+        name: "b".to_owned(),
+        snapshot: "b-before".to_owned(),
+        request_uid: "6f6c6c75-7820-4261-8b00-000000000001".to_owned(),
+        wait_us: None,
+    };
+    let ask = async || {
+        let asked = cluster.volumes().roll_back_volume(request.clone()).await;
+        asked.ok()?.into_inner().roll_back
+    };
+    until("it is asked for", &ask).await;
+    cluster.kill(&status.target_node);
+    cluster.kill_control();
+    cluster.start_control();
+    until("it is what it was", async || {
+        let known = ask().await?;
+        (known.state() == RollBackState::Done).then_some(())
+    })
+    .await;
+    cluster.restart(&status.target_node);
+    let published = cluster.publish("b", HOST, false).await;
+    write(&published, "state-of-b").await;
+    until("it is asked again", &ask).await;
+    cluster.until_healthy("b").await;
+    write(&published, "state-of-b").await;
+    cluster.unpublish("b", None).await;
+    cluster.delete_snapshot("b-before").await;
+    cluster.delete("b").await;
 }
 
 /// What hosts write is within the first 8 MiB, in blocks of 4 KiB.

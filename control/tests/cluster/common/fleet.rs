@@ -11,8 +11,9 @@ use std::time::Duration;
 use pollux_api::control::v1::registry_client::RegistryClient;
 use pollux_api::control::v1::{
     EngineReport, EngineSurvey, GetMembershipRequest, HostSecrets, Membership, PoolHealth, PoolReport,
-    RecordedSnapshot, ReplicaConfig, ReplicaReport, ReplicaState, SurveyRequest, SurveyedPool,
-    SurveyedReplica, SwapMembershipRequest, SwapMembershipResponse, TargetConfig, engine_command::Command,
+    RecordedRollBack, RecordedSnapshot, ReplicaConfig, ReplicaReport, ReplicaState, SurveyRequest,
+    SurveyedPool, SurveyedReplica, SwapMembershipRequest, SwapMembershipResponse, TargetConfig,
+    engine_command::Command,
 };
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use pollux_control::registry::{RegistryError, get_membership, swap_membership};
@@ -27,6 +28,9 @@ use cuts::{Cuts, HOLD_TICKS, Instants};
 
 /// Ticks that a rebuild takes.
 const REBUILD_TICKS: u32 = 3;
+
+/// Ticks that going back to a snapshot takes.
+pub const ROLL_BACK_TICKS: u32 = 4;
 
 /// A tick in real time.
 const TICK: Duration = Duration::from_millis(5);
@@ -155,6 +159,10 @@ pub struct Engines {
     /// Ticks that a hold lasts at most.
     pub hold_ticks: u64,
     ticks: u64,
+    /// How often each request to go back to a snapshot was done, by UUID.
+    pub rolled_back: BTreeMap<String, u32>,
+    /// For how many ticks a target has gone back, by volume and epoch.
+    going_back: BTreeMap<(String, u64), u32>,
     /// Most rebuilds that a node took part in at a time, and most altogether.
     pub rebuilds_seen: (usize, usize),
 }
@@ -356,6 +364,14 @@ impl Fleet {
             None => None,
         };
         let mut engines = self.lock();
+        let ended = record.as_ref().and_then(|record| record.roll_back.clone());
+        if let Some(ended) = ended.filter(|ended| ended.done) {
+            let target = engines.target(node, &config.volume_uid);
+            let before = target.and_then(|target| target.record.as_ref()?.roll_back.clone());
+            if before.is_some_and(|before| !before.done) {
+                *engines.rolled_back.entry(ended.request_uid).or_default() += 1;
+            }
+        }
         let recorded = record.iter().flat_map(|record| &record.snapshots);
         let recorded: Vec<String> = recorded.map(|recorded| recorded.uid.clone()).collect();
         if let Some(target) = engines.target(node, &config.volume_uid) {
@@ -445,7 +461,24 @@ impl Engines {
         for (_, node, member) in &in_sync {
             self.replica(node, &member.uid).expect("reached").record = Some(record.clone());
         }
-        if in_sync.len() >= record.min_in_sync as usize && !is_held {
+        let going_back = record.roll_back.as_ref().filter(|recorded| !recorded.done);
+        if let Some(going_back) = going_back {
+            let is_there = record
+                .snapshots
+                .iter()
+                .any(|recorded| recorded.uid == going_back.snapshot_uid);
+            let key = (record.volume_uid.clone(), record.epoch);
+            let ticks = self.going_back.entry(key.clone()).or_default();
+            *ticks += 1;
+            if is_there && *ticks >= ROLL_BACK_TICKS {
+                self.going_back.remove(&key);
+                next.roll_back = Some(RecordedRollBack {
+                    done: true,
+                    ..going_back.clone()
+                });
+            }
+        }
+        if in_sync.len() >= record.min_in_sync as usize && !is_held && going_back.is_none() {
             let written = self.acknowledged.entry(record.volume_uid.clone()).or_default();
             *written += 1;
             let written = *written;
@@ -530,7 +563,8 @@ impl Engines {
         }
         let is_changed = next.members != record.members
             || next.snapshots != record.snapshots
-            || next.size_bytes != record.size_bytes;
+            || next.size_bytes != record.size_bytes
+            || next.roll_back != record.roll_back;
         (is_changed.then_some(next), copied)
     }
 }

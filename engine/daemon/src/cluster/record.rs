@@ -2,7 +2,8 @@
 
 use pollux_api::control::v1 as api;
 use pollux_volume::membership::{
-    Epoch, Membership, MembershipError, REPLICAS_MAX, ReplicaEntry, ReplicaState, SlotSet, SnapshotEntry,
+    Epoch, Membership, MembershipError, REPLICAS_MAX, ReplicaEntry, ReplicaState, RollBack, SlotSet,
+    SnapshotEntry,
 };
 use uuid::Uuid;
 
@@ -63,6 +64,7 @@ pub(super) fn from_api(record: &api::Membership) -> Result<Membership, RecordErr
         min_in_sync: u8::try_from(record.min_in_sync).unwrap_or(u8::MAX),
         replicas,
         snapshots: record.snapshots.iter().map(snapshot).collect::<Result<_, _>>()?,
+        roll_back: record.roll_back.as_ref().map(roll_back).transpose()?,
     };
     record.check()?;
     Ok(record)
@@ -79,6 +81,14 @@ fn snapshot(recorded: &api::RecordedSnapshot) -> Result<SnapshotEntry, RecordErr
         cut: uuid(&recorded.cut)?,
         held_by: slots(recorded.held_by)?,
         owed_to: slots(recorded.owed_to)?,
+    })
+}
+
+fn roll_back(recorded: &api::RecordedRollBack) -> Result<RollBack, RecordError> {
+    Ok(RollBack {
+        id: uuid(&recorded.request_uid)?,
+        snapshot: uuid(&recorded.snapshot_uid)?,
+        is_done: recorded.done,
     })
 }
 
@@ -114,6 +124,11 @@ pub(super) fn to_api(record: &Membership) -> api::Membership {
                 owed_to: entry.owed_to.bits().into(),
             })
             .collect(),
+        roll_back: record.roll_back.map(|roll_back| api::RecordedRollBack {
+            request_uid: roll_back.id.to_string(),
+            snapshot_uid: roll_back.snapshot.to_string(),
+            done: roll_back.is_done,
+        }),
     }
 }
 
@@ -144,6 +159,11 @@ mod tests {
                 held_by: 0b1,
                 owed_to: 0b100,
             }],
+            roll_back: Some(api::RecordedRollBack {
+                request_uid: Uuid::from_u128(10).to_string(),
+                snapshot_uid: Uuid::from_u128(8).to_string(),
+                done: false,
+            }),
         }
     }
 
@@ -158,7 +178,7 @@ mod tests {
     #[test]
     fn bad_records_are_errors() {
         type Damage = fn(&mut api::Membership);
-        let damages: [Damage; 10] = [
+        let damages: [Damage; 12] = [
             |record| record.volume_uid = "volume".to_owned(),
             |record| record.size_bytes = 4097,
             |record| record.size_bytes = 0,
@@ -169,6 +189,8 @@ mod tests {
             |record| record.members[0].uid.clear(),
             |record| record.snapshots[0].held_by = 0b100_0001,
             |record| record.snapshots[0].cut.clear(),
+            |record| record.roll_back.as_mut().expect("it has one").request_uid.clear(),
+            |record| record.roll_back.as_mut().expect("it has one").snapshot_uid = Uuid::nil().to_string(),
         ];
         for (number, damage) in damages.into_iter().enumerate() {
             let mut record = record();

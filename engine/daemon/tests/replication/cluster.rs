@@ -251,6 +251,7 @@ impl Cluster {
             min_in_sync: 1,
             replicas: entries,
             snapshots: Vec::new(),
+            roll_back: None,
         };
         record.check().expect("it is a record");
         Self {

@@ -2,7 +2,9 @@
 
 use uuid::Uuid;
 
-use crate::membership::{Membership, ReplicaState, SNAPSHOTS_MAX, SlotNumber, SlotSet, SnapshotEntry};
+use crate::membership::{
+    Membership, ReplicaState, RollBack, SNAPSHOTS_MAX, SlotNumber, SlotSet, SnapshotEntry,
+};
 
 /// A change that is wanted until the record has it, or cannot have it any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +21,10 @@ pub(crate) enum Change {
     Lost(SlotNumber, Uuid),
     /// A larger size, in blocks.
     Size(u64),
+    /// The volume goes back to a snapshot, unless it has done so under that name.
+    RollBack(RollBack),
+    /// The roll-back of this name is over.
+    RolledBack(Uuid),
 }
 
 impl Change {
@@ -42,7 +48,15 @@ impl Change {
                     });
                 }
             }
-            Self::RemoveSnapshot(id) => record.snapshots.retain(|entry| entry.id != id),
+            Self::RemoveSnapshot(id) => {
+                // One that the volume goes back to stays until it has.
+                let is_source = record
+                    .rolling_back()
+                    .is_some_and(|roll_back| roll_back.snapshot == id);
+                if !is_source {
+                    record.snapshots.retain(|entry| entry.id != id);
+                }
+            }
             Self::Given(slot, cut) => {
                 let entry = record.snapshots.iter_mut().find(|entry| entry.cut == cut);
                 if let Some(entry) = entry.filter(|entry| entry.owed_to.contains(slot)) {
@@ -60,6 +74,18 @@ impl Change {
                 record.snapshots.retain(|entry| !entry.held_by.is_empty());
             }
             Self::Size(size_blocks) => record.size_blocks = record.size_blocks.max(size_blocks),
+            Self::RollBack(wanted) => {
+                let is_new = record.roll_back.is_none_or(|known| known.id != wanted.id);
+                if is_new && record.snapshot(wanted.snapshot).is_some() {
+                    record.roll_back = Some(wanted);
+                }
+            }
+            Self::RolledBack(id) => {
+                let known = record.roll_back.as_mut().filter(|known| known.id == id);
+                if let Some(known) = known {
+                    known.is_done = true;
+                }
+            }
         }
     }
 
@@ -67,7 +93,11 @@ impl Change {
     pub(super) fn is_of(&self, of: SlotNumber) -> bool {
         match self {
             Self::Given(slot, _) | Self::Forgiven(slot) | Self::Lost(slot, _) => *slot == of,
-            Self::AddSnapshot(_) | Self::RemoveSnapshot(_) | Self::Size(_) => false,
+            Self::AddSnapshot(_)
+            | Self::RemoveSnapshot(_)
+            | Self::Size(_)
+            | Self::RollBack(_)
+            | Self::RolledBack(_) => false,
         }
     }
 }

@@ -421,6 +421,7 @@ mod tests {
             min_in_sync: 1,
             replicas: [entry(1), entry(2), entry(3), None, None],
             snapshots: Vec::new(),
+            roll_back: None,
         }
     }
 

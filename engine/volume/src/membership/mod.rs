@@ -10,9 +10,10 @@
 //! - A replica comes in empty, must be behind before it is in sync, and must be out of sync before it goes.
 //! - The volume, its block size stay, and it never shrinks.
 //!
-//! Those of snapshots are in [`snapshots`].
+//! Those of snapshots are in [`snapshots`], those of going back to one in [`roll_back`].
 
 mod memory;
+pub mod roll_back;
 pub mod snapshots;
 mod store;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod tests;
 use uuid::Uuid;
 
 pub use memory::MemoryStore;
+pub use roll_back::RollBack;
 pub use snapshots::{SNAPSHOTS_MAX, SnapshotEntry};
 pub use store::{MembershipStore, StoreError, StoreFuture};
 
@@ -174,6 +176,8 @@ pub struct Membership {
     pub replicas: [Option<ReplicaEntry>; REPLICAS_MAX],
     /// The snapshots, oldest first.
     pub snapshots: Vec<SnapshotEntry>,
+    /// The last roll-back that was begun.
+    pub roll_back: Option<RollBack>,
 }
 
 /// A record, or a change of one, that must not be.
@@ -313,6 +317,7 @@ impl Membership {
         if self.in_sync().is_empty() {
             return Err(MembershipError::NoneInSync);
         }
+        self.check_roll_back()?;
         self.check_snapshots()
     }
 
@@ -344,6 +349,7 @@ impl Membership {
         if self.in_sync().and(before.in_sync()).is_empty() {
             return Err(MembershipError::NoneInSync);
         }
+        self.check_roll_back_follows(before)?;
         self.check_snapshots_follow(before)
     }
 }

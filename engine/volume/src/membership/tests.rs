@@ -22,6 +22,7 @@ fn record() -> Membership {
         min_in_sync: 1,
         replicas: [entry(1, first), entry(2, second), entry(3, third), None, None],
         snapshots: Vec::new(),
+        roll_back: None,
     }
 }
 
@@ -146,6 +147,50 @@ fn snapshots_come_and_stay_as_they_may() {
     let mut after = before.next().with_state(slot(2), ReplicaState::Behind);
     after.snapshots = vec![snapshot(1, 0b01, 0b100)];
     assert_eq!(after.check_follows(&before), Ok(()));
+}
+
+#[test]
+fn a_roll_back_is_begun_once_and_ended_once() {
+    let roll_back = |id: u128, number: u128, is_done| {
+        Some(RollBack {
+            id: Uuid::from_u128(id),
+            snapshot: Uuid::from_u128(number),
+            is_done,
+        })
+    };
+    let with = |roll_back| Membership {
+        roll_back,
+        ..with_snapshots(&[snapshot(1, 0b01, 0), snapshot(2, 0b01, 0)])
+    };
+    let (begun, ended) = (roll_back(7, 1, false), roll_back(7, 1, true));
+    for (before, after, legal) in [
+        (None, begun, true),
+        (None, ended, false),
+        (None, roll_back(7, 3, false), false),
+        (None, roll_back(0, 1, false), false),
+        (begun, begun, true),
+        (begun, ended, true),
+        (begun, None, false),
+        (begun, roll_back(7, 2, false), false),
+        (begun, roll_back(7, 2, true), false),
+        (begun, roll_back(8, 1, false), true),
+        (begun, roll_back(8, 1, true), false),
+        (ended, ended, true),
+        (ended, begun, false),
+        (ended, None, false),
+        (ended, roll_back(8, 2, false), true),
+    ] {
+        let (before, mut after) = (with(before), with(after));
+        after.version += 1;
+        let follows = after.check_follows(&before);
+        assert_eq!(
+            follows.is_ok(),
+            legal,
+            "{:?} to {:?}",
+            before.roll_back,
+            after.roll_back
+        );
+    }
 }
 
 #[test]

@@ -24,6 +24,7 @@
 //! | | 128 + 32 n | slot n: state, u32 (0 none, 1 in sync, 2 behind, 3 empty); 16 on: replica, 16 bytes |
 //! | | 288 | number of snapshots, u32 |
 //! | | 292 + 36 n | snapshot n: name, cut, 16 bytes each; who has it, who is owed it, a bit a slot each |
+//! | | 3892 | roll-back, u32: 0 none, 1 under way, 2 over; its name and snapshot, 16 bytes each |
 //! | map `PLXVRMAP` | 64 | 4028 regions, a byte each |
 
 use crc_fast::{CrcAlgorithm, checksum};
@@ -32,8 +33,8 @@ use uuid::Uuid;
 use super::field::{bytes_at, put, put_u32, put_u64, u8_at, u32_at, u64_at, uuid_at};
 use super::{BLOCK_BYTES, Block};
 use crate::membership::{
-    Epoch, Membership, MembershipError, REPLICAS_MAX, ReplicaEntry, ReplicaState, SNAPSHOTS_MAX, SlotSet,
-    SnapshotEntry,
+    Epoch, Membership, MembershipError, REPLICAS_MAX, ReplicaEntry, ReplicaState, RollBack, SNAPSHOTS_MAX,
+    SlotSet, SnapshotEntry,
 };
 
 /// The version of the format that this program writes.
@@ -54,9 +55,11 @@ const SLOT_BYTES: usize = 32;
 const SNAPSHOT_COUNT_AT: usize = SLOTS_AT + REPLICAS_MAX * SLOT_BYTES;
 const SNAPSHOTS_AT: usize = SNAPSHOT_COUNT_AT + 4;
 const SNAPSHOT_BYTES: usize = 36;
+const ROLL_BACK_AT: usize = SNAPSHOTS_AT + SNAPSHOTS_MAX * SNAPSHOT_BYTES;
+const ROLL_BACK_BYTES: usize = 36;
 
 /// All of them fit.
-const _: () = assert!(SNAPSHOTS_AT + SNAPSHOTS_MAX * SNAPSHOT_BYTES <= CRC_AT);
+const _: () = assert!(ROLL_BACK_AT + ROLL_BACK_BYTES <= CRC_AT);
 
 /// Why a block is not what it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -300,6 +303,11 @@ pub fn encode_record(header: &Header, record: &Membership) -> Block {
         put(&mut block, at + 16, entry.cut.as_bytes());
         put(&mut block, at + 32, &[entry.held_by.bits(), entry.owed_to.bits()]);
     }
+    if let Some(roll_back) = &record.roll_back {
+        put_u32(&mut block, ROLL_BACK_AT, if roll_back.is_done { 2 } else { 1 });
+        put(&mut block, ROLL_BACK_AT + 4, roll_back.id.as_bytes());
+        put(&mut block, ROLL_BACK_AT + 20, roll_back.snapshot.as_bytes());
+    }
     seal(block)
 }
 
@@ -323,6 +331,23 @@ fn snapshots_of(block: &Block) -> Result<Vec<SnapshotEntry>, CodecError> {
         })
     };
     (0..count).map(entry).collect()
+}
+
+fn roll_back_of(block: &Block) -> Result<Option<RollBack>, CodecError> {
+    let is_done = match u32_at(block, ROLL_BACK_AT) {
+        0 => return Ok(None),
+        1 => false,
+        2 => true,
+        _ => {
+            let (structure, field) = (Kind::Record.name(), "state of a roll-back");
+            return Err(CodecError::Field { structure, field });
+        }
+    };
+    Ok(Some(RollBack {
+        id: uuid_at(block, ROLL_BACK_AT + 4),
+        snapshot: uuid_at(block, ROLL_BACK_AT + 20),
+        is_done,
+    }))
 }
 
 /// The record in a block that was checked.
@@ -357,6 +382,7 @@ pub fn record_of(block: &Block) -> Result<Membership, CodecError> {
         min_in_sync,
         replicas,
         snapshots: snapshots_of(block)?,
+        roll_back: roll_back_of(block)?,
     };
     record.check()?;
     Ok(record)

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::codec::{Header, Kind, Label, MAP_BLOCK_REGIONS};
 use super::*;
-use crate::membership::{Epoch, Membership, ReplicaEntry, ReplicaState, SlotSet, SnapshotEntry};
+use crate::membership::{Epoch, Membership, ReplicaEntry, ReplicaState, RollBack, SlotSet, SnapshotEntry};
 
 const VOLUME: Uuid = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
 const REPLICA: Uuid = Uuid::from_u128(7);
@@ -46,6 +46,18 @@ fn record(version: u64) -> Membership {
             held_by: SlotSet::from_bits(0b1).unwrap(),
             owed_to: SlotSet::from_bits(0b10).unwrap(),
         }],
+        roll_back: None,
+    }
+}
+
+fn rolling_back(is_done: bool) -> Membership {
+    Membership {
+        roll_back: Some(RollBack {
+            id: Uuid::from_u128(0xa),
+            snapshot: Uuid::from_u128(0x5),
+            is_done,
+        }),
+        ..record(10)
     }
 }
 
@@ -59,12 +71,13 @@ fn label() -> Label {
     }
 }
 
-fn structures() -> [(Kind, Block); 4] {
+fn structures() -> [(Kind, Block); 5] {
     [
         (Kind::Label, label().encode(5)),
         (Kind::Promise, codec::encode_promise(&HEADER, Epoch(12))),
         (Kind::Record, codec::encode_record(&HEADER, &record(9))),
         (Kind::Map(3), codec::encode_map(&HEADER, 3, &[1, 0, 0x3f])),
+        (Kind::Record, codec::encode_record(&HEADER, &rolling_back(false))),
     ]
 }
 
@@ -91,11 +104,14 @@ fn bytes_are_frozen() {
 
 #[test]
 fn every_structure_is_what_it_was() {
-    let [label_block, promise, copy, map] = structures().map(|(_, block)| block);
+    let [label_block, promise, copy, map, back] = structures().map(|(_, block)| block);
     assert_eq!(Label::decode(&label_block), Ok((label(), 5)));
     assert_eq!(codec::check(&promise, Kind::Promise), Ok(HEADER));
     assert_eq!(codec::promise_of(&promise), Epoch(12));
     assert_eq!(codec::record_of(&copy), Ok(record(9)));
+    assert_eq!(codec::record_of(&back), Ok(rolling_back(false)));
+    let over = codec::encode_record(&HEADER, &rolling_back(true));
+    assert_eq!(codec::record_of(&over), Ok(rolling_back(true)));
     assert_eq!(
         [0, 1, 2, 3].map(|region| codec::region_of(&map, region)),
         [1, 0, 0x3f, 0]
@@ -137,10 +153,15 @@ proptest! {
     #[test]
     fn arbitrary_fields_are_never_a_panic(
         bytes in proptest::collection::vec(any::<u8>(), 600),
-        kind in 0..4_usize,
+        back in (0..4_u32, any::<[u8; 32]>()),
+        kind in 0..5_usize,
     ) {
         let (kind, mut block) = structures()[kind];
         block[16..616].copy_from_slice(&bytes);
+        if kind == Kind::Record {
+            block[3892..3896].copy_from_slice(&back.0.to_le_bytes());
+            block[3896..3928].copy_from_slice(&back.1);
+        }
         block[56..64].copy_from_slice(&3_u64.to_le_bytes());
         let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &block[..BLOCK_BYTES - 4]) as u32;
         block[BLOCK_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());

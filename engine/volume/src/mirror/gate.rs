@@ -23,6 +23,8 @@ pub(super) struct Gate {
     under_way: Cell<u64>,
     /// The number of the hold, from when it is asked for.
     hold: Cell<Option<u64>>,
+    /// Somebody waits until nothing is under way, without a hold.
+    is_draining: Cell<bool>,
     next: Cell<u64>,
     /// The hold ended, or the last change did.
     changed: Signal,
@@ -35,7 +37,7 @@ impl Drop for Passage<'_> {
     fn drop(&mut self) {
         let left = self.0.under_way.get().saturating_sub(1);
         self.0.under_way.set(left);
-        if left == 0 && self.0.hold.get().is_some() {
+        if left == 0 && (self.0.hold.get().is_some() || self.0.is_draining.get()) {
             self.0.changed.wake();
         }
     }
@@ -66,6 +68,18 @@ impl Core {
         }
         gate.under_way.set(gate.under_way.get() + 1);
         Ok(Passage(gate))
+    }
+}
+
+impl Core {
+    /// Waits until no change is under way. Others may begin.
+    pub(super) async fn drained(&self) -> Result<(), IoError> {
+        let gate = &self.gate;
+        gate.is_draining.set(true);
+        let is_over = || (gate.under_way.get() == 0 || self.stopped().is_some()).then_some(());
+        gate.changed.until(is_over).await;
+        gate.is_draining.set(false);
+        self.check_serving()
     }
 }
 

@@ -114,16 +114,19 @@ impl Core {
         }
     }
 
-    /// A snapshot on a replica of the set, a local one if there is one. `None` when none of them has it.
-    pub(super) async fn snapshot_source(
+    /// A snapshot on replicas of the set, a local one first if there is one; at most so many of them. None
+    /// when nobody has it.
+    pub(super) async fn snapshot_sources(
         &self,
         entry: &SnapshotEntry,
-    ) -> Result<Option<(Rc<dyn BlockDevice>, u64)>, CommandError> {
+        at_most: usize,
+    ) -> Result<Vec<(Rc<dyn BlockDevice>, u64)>, CommandError> {
         let holders = entry.held_by.and(self.members.borrow().readable());
         let is_local = |slot: SlotNumber| self.connection(slot).is_some_and(|found| found.is_local);
         let mut slots: Vec<SlotNumber> = holders.iter().collect();
         slots.sort_by_key(|&slot| !is_local(slot));
         let mut last = None;
+        let mut sources = Vec::new();
         for slot in slots {
             let (Some(connection), Some(port)) = (self.connection(slot), self.port(slot)) else {
                 continue;
@@ -131,19 +134,24 @@ impl Core {
             let opening = port.open_snapshot(self.epoch, entry.cut);
             let opened = timeout(self.options.promise_timeout, opening).await;
             match opened.unwrap_or(Err(CommandError::Unreachable)) {
-                Ok(device) => return Ok(Some((device, connection.first_block()))),
+                Ok(device) => sources.push((device, connection.first_block())),
                 Err(error) => last = Some(error),
+            }
+            if sources.len() >= at_most {
+                break;
             }
         }
         match last {
-            None | Some(CommandError::Unsupported | CommandError::NoSnapshot(_)) => Ok(None),
+            _ if !sources.is_empty() => Ok(sources),
+            None | Some(CommandError::Unsupported | CommandError::NoSnapshot(_)) => Ok(sources),
             Some(error) => Err(error),
         }
     }
 
     async fn source_of(&self, entry: &SnapshotEntry) -> Result<Option<Source>, Interrupted> {
-        let found = self.snapshot_source(entry).await.map_err(|_| Interrupted)?;
-        Ok(found.map(|(device, first_block)| Source { device, first_block }))
+        let found = self.snapshot_sources(entry, 1).await.map_err(|_| Interrupted)?;
+        let first = found.into_iter().next();
+        Ok(first.map(|(device, first_block)| Source { device, first_block }))
     }
 
     async fn give_region(

@@ -16,7 +16,7 @@ use super::gate::Gate;
 use super::keeper::{self, WithReplica, join};
 use super::priority::Priority;
 use super::slow;
-use super::{Core, Mirror, MirrorCounters, MirrorOptions, map_writer, resync, snapshot};
+use super::{Core, Mirror, MirrorCounters, MirrorOptions, map_writer, resync, roll_back, snapshot};
 use crate::locks::RangeLocks;
 use crate::members::Members;
 use crate::membership::{
@@ -110,6 +110,9 @@ impl Mirror {
             ._tasks
             .push(reactor.spawn(map_writer::retire(core.clone())));
         mirror._tasks.push(reactor.spawn(snapshot::sweep(core.clone())));
+        mirror
+            ._tasks
+            .push(reactor.spawn(roll_back::go_back(core.clone())));
         mirror._tasks.push(reactor.spawn(slow::watch(core.clone())));
         mirror._tasks.push(reactor.spawn(resync::bring_back(core)));
         Ok(mirror)

@@ -34,6 +34,8 @@ impl Core {
             .get()
             .blocks_of(bytes)
             .ok_or(IoError::InvalidField)?;
+        self.check_whole()?;
+        let before = self.roll_back();
         self.settled(block, blocks).await?;
         let found = {
             let _lock = self.locks.lock(block..block + blocks, Mode::Shared).await;
@@ -41,6 +43,10 @@ impl Core {
             self.confirm_lease().await?;
             found
         };
+        if self.roll_back() != before {
+            // Some of it may be of before, and some not.
+            return Err(IoError::NotReady);
+        }
         if !found.bad.is_empty() {
             // Whoever reads may go away; what was begun on a replica has to be ended before anything else is
             // written there.

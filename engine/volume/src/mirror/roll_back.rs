@@ -1,8 +1,18 @@
 //! Making a volume what it was when a snapshot was cut: what differs is written, on all replicas, like
-//! anything else that is written. So a replica that is away misses it, and a crash leaves a part, to be
-//! gone on with.
+//! anything else that is written. So a replica that is away misses it, and a crash leaves a part.
+//!
+//! Invariants:
+//! - A roll-back is begun by the record, and ended by it once all is flushed. In between hosts neither read
+//!   nor write anything, with no target: each goes on from the start with what the record says.
+//! - What hosts had begun before is done before the first block is written for it. What they read meanwhile
+//!   is not told to them.
+//! - No snapshot is cut of what is there in between.
 
-use pollux_device::{BlockDeviceExt, IoError, ZeroOptions};
+use std::rc::Rc;
+
+use pollux_device::{BlockDevice, BlockDeviceExt, IoError, ZeroOptions};
+use pollux_hugepages::Slice;
+use pollux_reactor::{sleep, timeout};
 use uuid::Uuid;
 
 use super::read::memory;
@@ -10,76 +20,155 @@ use super::snapshot::SnapshotError;
 use super::write::Content;
 use super::{Core, Mirror};
 use crate::locks::Mode;
+use crate::members::Change;
+use crate::membership::{RollBack, SnapshotEntry};
 
 impl Mirror {
     /// Makes the volume what it was when a snapshot was cut, and flushes it; what it has grown by since
-    /// becomes zeros. Nobody may use the volume meanwhile. Until this has ended well the volume holds some
-    /// of both, and it is to be done again.
+    /// becomes zeros. It is done once under a name: asked again, nothing is done. Hosts are refused
+    /// meanwhile. Once it is in the record it goes on whoever waits for it, and with the next target.
     ///
     /// # Errors
     ///
-    /// [`SnapshotError`].
-    pub async fn roll_back(&self, id: Uuid) -> Result<(), SnapshotError> {
+    /// [`SnapshotError::NotFound`] when there is no such snapshot, or none any more;
+    /// [`SnapshotError::SetChanged`] when another roll-back was begun meanwhile; [`SnapshotError::Io`] when
+    /// the volume is not served any more.
+    pub async fn roll_back(&self, id: Uuid, snapshot: Uuid) -> Result<(), SnapshotError> {
         let core = &self.core;
-        let entry = core.members.borrow().record().snapshot(id);
-        let entry = entry.ok_or(SnapshotError::NotFound(id))?;
-        let source = core.snapshot_source(&entry).await;
-        let source = source.map_err(|_| SnapshotError::Io(IoError::NotReady))?;
-        let (snapshot, first_block) = source.ok_or(SnapshotError::NotFound(id))?;
-        let geometry = core.geometry.get();
-        let chunk_blocks = core.chunk_blocks();
-        let held_blocks = snapshot
-            .geometry()
-            .blocks
-            .saturating_sub(first_block)
-            .min(geometry.blocks);
-        let mut at = 0;
-        while at < geometry.blocks {
-            let border = (core.region_of(at) + 1) * core.region_blocks;
-            let mut end = border.min(at + chunk_blocks).min(geometry.blocks);
-            if at < held_blocks {
-                end = end.min(held_blocks);
+        let known = core.members.borrow().record().roll_back;
+        if known.is_none_or(|known| known.id != id) {
+            if core.members.borrow().record().snapshot(snapshot).is_none() {
+                return Err(SnapshotError::NotFound(snapshot));
             }
-            let is_held = at < held_blocks;
-            let runs = match is_held {
-                true => snapshot.allocation(first_block + at, end - at, 1).await?,
-                false => Vec::new(),
+            let is_done = false;
+            let wanted = RollBack {
+                id,
+                snapshot,
+                is_done,
             };
-            let is_hole = !is_held
-                || runs
-                    .first()
-                    .is_some_and(|run| !run.allocated && run.blocks >= end - at);
-            let wanted = match is_hole {
-                true => None,
-                false => {
-                    let bytes = (end - at) as usize * geometry.block_bytes as usize;
-                    Some(snapshot.read(first_block + at, memory(bytes)).await?.freeze())
-                }
-            };
-            core.restore(at, end - at, wanted).await?;
-            at = end;
+            core.decide(Change::RollBack(wanted)).await?;
         }
-        core.flush().await?;
-        Ok(())
+        core.changed.until(|| core.is_over(id)).await
     }
 }
 
 impl Core {
-    /// Writes what is wanted to blocks of one region, unless it is there; `None` for zeros.
-    async fn restore(
+    /// Whether somebody who waits for a roll-back has nothing to wait for any more.
+    fn is_over(&self, id: Uuid) -> Option<Result<(), SnapshotError>> {
+        if let Err(error) = self.check_serving() {
+            return Some(Err(error.into()));
+        }
+        let members = self.members.borrow();
+        let record = members.record();
+        match record.roll_back.filter(|known| known.id == id) {
+            None => Some(Err(SnapshotError::SetChanged)),
+            Some(known) if known.is_done => Some(Ok(())),
+            Some(known) if record.snapshot(known.snapshot).is_none() => {
+                Some(Err(SnapshotError::NotFound(known.snapshot)))
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// The roll-back under way.
+    pub(super) fn rolling_back(&self) -> Option<RollBack> {
+        self.members.borrow().record().rolling_back()
+    }
+
+    /// The last roll-back, and whether it is over: what hosts were told of the volume before another one is
+    /// of no use.
+    pub(super) fn roll_back(&self) -> Option<RollBack> {
+        self.members.borrow().record().roll_back
+    }
+
+    /// Refuses hosts as long as the volume holds some of both.
+    pub(super) fn check_whole(&self) -> Result<(), IoError> {
+        match self.rolling_back() {
+            Some(_) => Err(IoError::NotReady),
+            None => Ok(()),
+        }
+    }
+
+    async fn go_back(&self, wanted: RollBack) -> Result<(), SnapshotError> {
+        let not_found = SnapshotError::NotFound(wanted.snapshot);
+        let entry = self.members.borrow().record().snapshot(wanted.snapshot);
+        let entry = entry.ok_or(not_found)?;
+        tracing::info!(volume = %self.volume(), snapshot = %wanted.snapshot, "goes back to a snapshot");
+        // What hosts had begun is done now, and overwritten.
+        self.drained().await?;
+        let sources = self.sources(&entry).await?;
+        let geometry = self.geometry.get();
+        let chunk_blocks = self.chunk_blocks();
+        let mut at = 0;
+        while at < geometry.blocks {
+            if self.rolling_back() != Some(wanted) {
+                return Err(SnapshotError::SetChanged);
+            }
+            let border = (self.region_of(at) + 1) * self.region_blocks;
+            let mut end = border.min(at + chunk_blocks).min(geometry.blocks);
+            // All sources are as large as the volume was.
+            let held_blocks = sources.first().map_or(0, Source::blocks);
+            if at < held_blocks {
+                end = end.min(held_blocks);
+            }
+            let held = match at < held_blocks {
+                true => self.read_held(&sources, at, end - at).await?,
+                false => None,
+            };
+            self.restore(at, end - at, held).await?;
+            at = end;
+        }
+        self.flush().await?;
+        Ok(())
+    }
+
+    /// What a snapshot holds; `None` for a hole. The next source is asked where one cannot read it.
+    async fn read_held(
         &self,
+        sources: &[Source],
         block: u64,
         blocks: u64,
-        wanted: Option<pollux_hugepages::Slice>,
-    ) -> Result<(), IoError> {
+    ) -> Result<Option<Slice>, SnapshotError> {
+        let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
+        let mut last = IoError::NotReady;
+        for source in sources {
+            let reading = source.read(block, blocks, bytes);
+            match timeout(self.options.request_timeout, reading).await {
+                Ok(Ok(held)) => return Ok(held),
+                Ok(Err(error)) => last = error,
+                Err(_) => last = IoError::PathDown,
+            }
+        }
+        Err(last.into())
+    }
+
+    /// The snapshot on each replica of the set that has it.
+    async fn sources(&self, entry: &SnapshotEntry) -> Result<Vec<Source>, SnapshotError> {
+        let opened = self.snapshot_sources(entry, usize::MAX).await;
+        let opened = opened.map_err(|_| SnapshotError::Io(IoError::NotReady))?;
+        let sources: Vec<Source> = opened
+            .into_iter()
+            .map(|(device, first_block)| Source { device, first_block })
+            .collect();
+        match sources.is_empty() {
+            // Those that have it may be away.
+            true => Err(SnapshotError::Io(IoError::NotReady)),
+            false => Ok(sources),
+        }
+    }
+
+    /// Writes what is wanted to blocks of one region, unless it is there; `None` for zeros.
+    async fn restore(&self, block: u64, blocks: u64, wanted: Option<Slice>) -> Result<(), IoError> {
         let _passage = self.pass_gate().await?;
         self.settled(block, blocks).await?;
         let _lock = self.locks.lock(block..block + blocks, Mode::Exclusive).await;
         let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
-        let now = self.read_locked(block, bytes).await?;
-        let is_there = match &wanted {
-            Some(wanted) => wanted[..] == now[..],
-            None => now.iter().all(|&byte| byte == 0),
+        let now = self.read_locked(block, bytes).await;
+        let is_there = match (&wanted, &now) {
+            (Some(wanted), Ok(now)) => wanted[..] == now[..],
+            (None, Ok(now)) => now.iter().all(|&byte| byte == 0),
+            // Nobody can read what is there, and nobody has to.
+            (_, Err(_)) => false,
         };
         if is_there {
             return Ok(());
@@ -93,5 +182,62 @@ impl Core {
         };
         self.with_intent(block, async || self.replicate(block, blocks, &content).await)
             .await
+    }
+}
+
+/// A snapshot on a replica.
+struct Source {
+    device: Rc<dyn BlockDevice>,
+    /// Where its data begins, in its blocks.
+    first_block: u64,
+}
+
+impl Source {
+    /// The blocks of the volume that it has.
+    fn blocks(&self) -> u64 {
+        self.device.geometry().blocks.saturating_sub(self.first_block)
+    }
+
+    /// What it holds; `None` for a hole.
+    async fn read(&self, block: u64, blocks: u64, bytes: usize) -> Result<Option<Slice>, IoError> {
+        let at = self.first_block + block;
+        let runs = self.device.allocation(at, blocks, 1).await?;
+        let is_hole = |run: &pollux_device::AllocationRun| !run.allocated && run.blocks >= blocks;
+        if runs.first().is_some_and(is_hole) {
+            return Ok(None);
+        }
+        Ok(Some(self.device.read(at, memory(bytes)).await?.freeze()))
+    }
+}
+
+/// Does what the record says; runs as long as the target.
+pub(super) async fn go_back(core: Rc<Core>) {
+    // What keeps it from going on is told once.
+    let mut told: Option<SnapshotError> = None;
+    loop {
+        let due = core.changed.until(|| match core.stopped() {
+            Some(_) => Some(None),
+            None => core.rolling_back().map(Some),
+        });
+        let Some(wanted) = due.await else { return };
+        let gone_back = match core.go_back(wanted).await {
+            Ok(()) => {
+                told = None;
+                let over = core.decide(Change::RolledBack(wanted.id)).await;
+                over.map_err(SnapshotError::from)
+            }
+            Err(error) => Err(error),
+        };
+        match gone_back {
+            Ok(()) => tracing::info!(volume = %core.volume(), snapshot = %wanted.snapshot, "is back at it"),
+            Err(_) if core.stopped().is_some() => return,
+            Err(error) => {
+                if told.as_ref() != Some(&error) {
+                    tracing::warn!(volume = %core.volume(), %error, "cannot go back to a snapshot yet");
+                }
+                told = Some(error);
+                sleep(core.options.rejoin_pause).await;
+            }
+        }
     }
 }

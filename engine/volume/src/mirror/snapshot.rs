@@ -39,6 +39,9 @@ pub enum SnapshotError {
         /// What it said.
         error: CommandError,
     },
+    /// It goes back to a snapshot.
+    #[error("the volume is going back to a snapshot: wait until it has")]
+    RollingBack,
     /// There is no such snapshot.
     #[error("the volume has no snapshot {0}")]
     NotFound(Uuid),
@@ -123,6 +126,10 @@ impl Hold {
     /// [`SnapshotError`]; then nothing came of it.
     pub async fn cut(&self) -> Result<Cut, SnapshotError> {
         let core = &self.core;
+        // A roll-back that begins from here on waits for the hold to end.
+        if core.rolling_back().is_some() {
+            return Err(SnapshotError::RollingBack);
+        }
         let mut cut = Cut::begin(core);
         let settled = || {
             let members = core.members.borrow();
@@ -175,13 +182,17 @@ impl Mirror {
     ///
     /// # Errors
     ///
-    /// [`SnapshotError::Io`] when the volume is not served any more, or the store does not answer.
+    /// [`SnapshotError::RollingBack`] when the volume goes back to it; [`SnapshotError::Io`] when the volume
+    /// is not served any more, or the store does not answer.
     pub async fn delete_snapshot(&self, id: Uuid) -> Result<(), SnapshotError> {
         let is_there = {
             let members = self.core.members.borrow();
             members.record().snapshot(id).is_some() && !members.is_proposing()
         };
         self.core.decide(Change::RemoveSnapshot(id)).await?;
+        if self.core.members.borrow().record().snapshot(id).is_some() {
+            return Err(SnapshotError::RollingBack);
+        }
         self.core.want_sweep();
         match is_there {
             // The store has just said so.

@@ -63,6 +63,7 @@ impl Core {
         };
         self.enough_in_sync().await?;
         let passage = self.pass_gate().await?;
+        self.check_whole()?;
         let end = block + blocks;
         let mut at = block;
         // Region by region: each has an intent of its own, and a resync of its own.

@@ -253,6 +253,7 @@ impl Cluster {
             min_in_sync: 1,
             replicas: entries,
             snapshots: Vec::new(),
+            roll_back: None,
         };
         let store = Store::default();
         store.inner.swap(record).unwrap();

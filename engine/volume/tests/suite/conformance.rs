@@ -83,6 +83,7 @@ fn a_mirror_passes_the_suite_of_devices() {
                 min_in_sync: 2,
                 replicas,
                 snapshots: Vec::new(),
+                roll_back: None,
             };
             store.swap(record).unwrap();
             let store: Rc<dyn MembershipStore> = Rc::new(store);

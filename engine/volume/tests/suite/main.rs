@@ -8,6 +8,7 @@ mod common;
 mod conformance;
 mod load;
 mod qos;
+mod roll_back;
 mod slow;
 mod snapshots;
 mod weights;

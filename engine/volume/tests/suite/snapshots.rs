@@ -370,12 +370,17 @@ fn a_volume_goes_back_to_a_snapshot_on_all_replicas() {
     })
     .unwrap();
     cluster.write(&mirror, BLOCKS + 1, 2);
-    run(&cluster, &mirror, async |mirror| mirror.roll_back(name(1)).await).unwrap();
+    run(&cluster, &mirror, async |mirror| {
+        mirror.roll_back(name(11), name(1)).await
+    })
+    .unwrap();
     let expected = [(9, 1), (10, 0), (20, 1), (127, 0), (BLOCKS + 1, 0)];
     for (block, byte) in expected {
         assert_eq!(cluster.read(&mirror, block), byte, "block {block}");
     }
-    let missing = run(&cluster, &mirror, async |mirror| mirror.roll_back(name(2)).await);
+    let missing = run(&cluster, &mirror, async |mirror| {
+        mirror.roll_back(name(12), name(2)).await
+    });
     assert_eq!(missing, Err(SnapshotError::NotFound(name(2))));
 }
 

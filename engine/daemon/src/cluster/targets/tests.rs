@@ -105,6 +105,7 @@ impl Node {
             min_in_sync: 1,
             replicas: members,
             snapshots: Vec::new(),
+            roll_back: None,
         };
         let route = super::super::ports::Route::Local(self.replicas.local_port(SLOW, REPLICA));
         let reactor = self.thread.handle();

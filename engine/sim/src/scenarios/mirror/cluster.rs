@@ -184,6 +184,7 @@ impl Cluster {
             min_in_sync: if random.chance(0.2) { 2 } else { 1 },
             replicas: entries,
             snapshots: Vec::new(),
+            roll_back: None,
         };
         let min_in_sync = record.min_in_sync;
         let records = MemoryStore::default();
