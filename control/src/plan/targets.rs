@@ -13,7 +13,7 @@ use pollux_api::control::v1::{
 };
 use pollux_api::qos::{Counted, Direction, Limit};
 
-use crate::model::{Record, SLOTS, goes_back_to};
+use crate::model::{Record, SLOTS, goes_back_to, has_snapshot};
 
 use super::context::Context;
 use super::repair::{Fitness, fitness};
@@ -259,7 +259,9 @@ fn config(context: &Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &Vo
             let state = snapshot.status.as_ref().map(|status| status.state());
             let uid = &snapshot.meta().uid;
             let is_left = !snapshot.is_deleting() && state != Some(SnapshotState::Deleting);
-            is_left || goes_back_to(status, uid)
+            // One that was taken and is lost would be taken anew: of another moment, under its name.
+            let is_takeable = state == Some(SnapshotState::Pending) || has_snapshot(status, uid);
+            (is_left || goes_back_to(status, uid)) && is_takeable
         })
         .map(|snapshot| snapshot.meta().uid.clone())
         .chain(attempted)
