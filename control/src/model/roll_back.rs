@@ -53,12 +53,12 @@ pub fn has_snapshot(status: &VolumeStatus, snapshot_uid: &str) -> bool {
     recorded.any(|recorded| recorded.uid == snapshot_uid)
 }
 
-/// A new request, which takes the place of one that cannot go on any more.
+/// A new request, which takes the place of one that has begun.
 pub fn add_roll_back(status: &mut VolumeStatus, new: VolumeRollBack) {
     if let Some(last) = status.roll_backs.last_mut().filter(|last| !is_over(last)) {
         last.set_state(RollBackState::Failed);
         last.ended_unix_us = Some(new.requested_unix_us);
-        "its snapshot was lost, and another request took its place".clone_into(&mut last.message);
+        "another request took its place".clone_into(&mut last.message);
     }
     status.roll_backs.push(new);
     let surplus = status.roll_backs.len().saturating_sub(ROLL_BACKS_MAX);

@@ -139,9 +139,12 @@ fn require_possible(volume: &Volume, snapshot: &Snapshot) -> Result<(), CallErro
         let host = &host.host_nqn;
         return Err(in_use(format!("it is published to {host}: unpublish it first")));
     }
-    // One whose snapshot is lost never ends: another one is the way out.
-    let under_way = roll_back_under_way(status);
-    match under_way.filter(|under_way| has_snapshot(status, &under_way.snapshot_uid)) {
+    // One that has begun and cannot go on, as nobody can read its snapshot, never ends: another snapshot is the
+    // way out, and nothing of what the volume holds by then is needed.
+    let is_in_the_way = |under_way: &&VolumeRollBack| {
+        under_way.state() == RollBackState::Requested || under_way.snapshot_uid == snapshot.meta().uid
+    };
+    match roll_back_under_way(status).filter(is_in_the_way) {
         Some(under_way) => {
             let other = &under_way.snapshot;
             Err(in_use(format!(

@@ -254,6 +254,11 @@ async fn nobody_uses_the_volume_meanwhile() {
         cluster.tick().await;
     }
     look(&cluster).await;
+    refused(
+        ask(&cluster, request("s", 2)).await,
+        Code::FailedPrecondition,
+        "going back to snapshot s",
+    );
     let message = now(&cluster).await.status.expect("it has one").message;
     assert!(message.contains("going back to snapshot s"), "{message}");
     cluster.settle().await;

@@ -5,6 +5,7 @@
 //! of them, and runs some seeds twice to see that they repeat.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,13 +39,18 @@ impl Run {
     }
 }
 
+/// How often things came in a run, by what they are called; also those that did not.
+pub type Reached = BTreeMap<&'static str, u64>;
+
 /// A run that found nothing wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// How long it took in virtual time.
     pub virtual_time: Duration,
     /// The hash of everything that happened.
     pub trace_hash: u64,
+    /// What it exercised.
+    pub reached: Reached,
 }
 
 impl Finished {
@@ -53,6 +59,7 @@ impl Finished {
         Self {
             virtual_time: Duration::from_nanos(world.now().as_nanos()),
             trace_hash: world.trace_hash(),
+            reached: Reached::new(),
         }
     }
 }
@@ -103,6 +110,8 @@ pub struct Summary {
     pub failures: Vec<Failure>,
     /// Virtual time of all runs that found nothing wrong.
     pub virtual_time: Duration,
+    /// What these exercised: in how many runs a thing came, and how often altogether.
+    pub reached: BTreeMap<&'static str, (u64, u64)>,
 }
 
 impl Summary {
@@ -151,6 +160,11 @@ pub fn run_campaign(
             let failure = match result {
                 Ok(finished) => {
                     summary.virtual_time += finished.virtual_time;
+                    for (what, times) in finished.reached {
+                        let (runs, all) = summary.reached.entry(what).or_default();
+                        *runs += u64::from(times > 0);
+                        *all += times;
+                    }
                     None
                 }
                 Err(message) => Some(Failure {
@@ -201,6 +215,7 @@ mod tests {
         Finished {
             virtual_time: Duration::from_secs(1),
             trace_hash,
+            reached: Reached::from([("odd", trace_hash % 2), ("never", 0)]),
         }
     }
 
@@ -238,6 +253,8 @@ mod tests {
         );
         assert_eq!(RUNS.load(Ordering::Relaxed), 30);
         assert_eq!(summary.virtual_time, Duration::from_secs(20));
+        let reached = [("never", (0, 0)), ("odd", (10, 10))];
+        assert_eq!(summary.reached, BTreeMap::from(reached));
         assert_eq!(
             summary.seeds_per_hour(Duration::from_secs(1)),
             summary.runs * 3600

@@ -75,7 +75,7 @@ mod timeline;
 mod trace;
 mod world;
 
-pub use campaign::{CampaignOptions, Failure, Finished, Run, Scenario, Summary, run_campaign};
+pub use campaign::{CampaignOptions, Failure, Finished, Reached, Run, Scenario, Summary, run_campaign};
 pub use clock::CLOCK_DRIFT_PPB_MAX;
 pub use drive::{
     CrashCursor, CrashState, CutPoints, DriveCounters, DriveImage, Fault, Faults, Fill, Latency, Operation,

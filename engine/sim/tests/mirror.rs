@@ -50,6 +50,42 @@ fn twenty_seeds_with_snapshots_pass() {
     pass("mirror-snapshots", 20);
 }
 
+/// What these seeds have to exercise, or they look at nothing: the rare things that lost data once, and what
+/// everything else is built upon.
+#[test]
+fn the_rare_things_come() {
+    let always = [
+        "volume opened",
+        "target superseded",
+        "opening superseded",
+        "replica joined",
+    ];
+    let rare = ["replica without room", "write taken back", "last replica failed"];
+    let more = ["taken over during a resync", "replicas differed at open"];
+    let snapshots = ["snapshot cut", "snapshot given", "volume grown", "roll-back done"];
+    let taken_over = ["roll-back taken over"];
+    let cases: [(&str, u64, &[&[&str]]); 3] = [
+        ("mirror", 60, &[&always, &rare, &more]),
+        ("mirror-swarm", 40, &[&always, &rare]),
+        ("mirror-snapshots", 24, &[&always, &snapshots, &taken_over]),
+    ];
+    for (name, seeds, wanted) in cases {
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
+        let options = CampaignOptions {
+            seeds: 0..seeds,
+            jobs: 2,
+            repeat_every: 0,
+            failures_max: 1,
+        };
+        let summary = run_campaign(scenario, &options, |seed| format!("seed {seed}"), |_, _| {});
+        assert_eq!(summary.failures, []);
+        for what in wanted.iter().copied().flatten() {
+            let (_, times) = summary.reached[what];
+            assert!(times > 0, "{name}: {what} never came: {:?}", summary.reached);
+        }
+    }
+}
+
 /// Replicas whose promises say something else.
 struct OtherPromises {
     port: Rc<dyn ReplicaPort>,

@@ -166,6 +166,7 @@ fn run_scenario(
     });
     written?;
     show_summary(scenario, (&summary, started.elapsed()), &seeds, output)?;
+    show_reached(&summary, output)?;
     Ok(summary)
 }
 
@@ -181,6 +182,14 @@ fn show_failure(scenario: &Scenario, failure: &Failure, output: &mut dyn Write) 
         env!("POLLUX_COMMIT"),
         failure.replay
     )
+}
+
+/// What the runs exercised, and what none of them did.
+fn show_reached(summary: &Summary, output: &mut dyn Write) -> io::Result<()> {
+    for (what, (runs, times)) in &summary.reached {
+        writeln!(output, "  {what}: {times} times, in {runs} seeds")?;
+    }
+    Ok(())
 }
 
 fn show_summary(

@@ -55,6 +55,9 @@ struct Entry {
     durable: bool,
     /// A durable write has come after it, and every read that could still return it has ended.
     outdated: bool,
+    /// It is of a volume that goes back to what it was: its value may have been written before, and it goes
+    /// on whoever is lost.
+    is_restored: bool,
 }
 
 impl Entry {
@@ -70,6 +73,7 @@ impl Entry {
             seen: false,
             durable: true,
             outdated: false,
+            is_restored: false,
         }
     }
 
@@ -120,7 +124,29 @@ impl BlockHistory {
             seen: false,
             durable: false,
             outdated: false,
+            is_restored: false,
         });
+    }
+
+    /// The block is to be what it was.
+    pub(super) fn start_restore(&mut self, write: u64, value: Value, now: Tick) {
+        self.start_write(write, value, now);
+        if let Some(entry) = self.entries.last_mut() {
+            entry.is_restored = true;
+        }
+    }
+
+    /// Whether a write is remembered.
+    pub(super) fn has(&self, write: u64) -> bool {
+        self.entries.iter().any(|entry| entry.write == Some(write))
+    }
+
+    /// The restore under way that a read of this value has found, if nothing else has that value.
+    pub(super) fn restore_found(&self, value: Value) -> Option<u64> {
+        let mut matching = self.entries.iter().filter(|entry| entry.values.contains(&value));
+        let (first, other) = (matching.next()?, matching.next());
+        let is_found = other.is_none() && first.is_restored && first.progress == Progress::Pending;
+        first.write.filter(|_| is_found)
     }
 
     pub(super) fn acknowledge_write(&mut self, write: u64, durable: bool, now: Tick) {
@@ -260,14 +286,16 @@ impl BlockHistory {
     pub(super) fn power_cut(&mut self, cut: Tick, resumed: Option<Tick>) {
         let mut survivors = self.survivors();
         let mut pending = std::mem::take(&mut self.entries);
-        pending.retain(|entry| resumed.is_some() && entry.progress == Progress::Pending);
+        pending
+            .retain(|entry| (resumed.is_some() || entry.is_restored) && entry.progress == Progress::Pending);
         for entry in &mut pending {
             entry.first_end = Tick::MAX;
             entry.last_start = resumed.unwrap_or(cut);
             entry.seen = false;
             entry.outdated = false;
             // Should it have survived, it is as if it happened right after the cut.
-            survivors.retain(|value| !entry.values.contains(value) || *value == Value::ZERO);
+            let is_alone = |value: &Value| !entry.is_restored && *value != Value::ZERO;
+            survivors.retain(|value| !entry.values.contains(value) || !is_alone(value));
         }
         self.entries = vec![Entry::initial(survivors, cut)];
         self.entries.append(&mut pending);
@@ -279,7 +307,7 @@ impl BlockHistory {
         for entry in self
             .entries
             .iter_mut()
-            .filter(|entry| entry.progress == Progress::Pending)
+            .filter(|entry| entry.progress == Progress::Pending && !entry.is_restored)
         {
             entry.progress = Progress::Failed;
             entry.ended = Some(now);

@@ -128,6 +128,8 @@ impl CheckedDevice {
         let durable = force_unit_access || !self.device.geometry().volatile_write_cache;
         let outcome = match result {
             Ok(()) => WriteOutcome::Acknowledged { durable },
+            // It was not begun.
+            Err(IoError::NotReady) => WriteOutcome::Failed,
             Err(_) if self.errors_are_final => WriteOutcome::Failed,
             Err(_) => WriteOutcome::Unknown,
         };
@@ -166,13 +168,20 @@ impl CheckedDevice {
         Ok(self.oracle.borrow_mut().end_read(ticket, &values)?)
     }
 
-    /// Reads every block that was ever written, and checks it.
+    /// Reads every block that was ever written, and checks it; but for those behind the end of the device,
+    /// which would be zeros if it grew.
     ///
     /// # Errors
     ///
     /// [`CheckError`].
     pub async fn read_all(&self) -> Result<(), CheckError> {
-        let touched: Vec<u64> = self.oracle.borrow().touched().collect();
+        let end = self.device.geometry().blocks;
+        let touched: Vec<u64> = self
+            .oracle
+            .borrow()
+            .touched()
+            .filter(|block| *block < end)
+            .collect();
         for block in touched {
             self.read(block, 1).await?;
         }

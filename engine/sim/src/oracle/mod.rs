@@ -103,6 +103,14 @@ impl WriteTicket {
     }
 }
 
+/// A volume on its way to what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "tell the oracle how it ended"]
+pub struct RestoreTicket {
+    number: u64,
+    blocks: u64,
+}
+
 /// A flush under way. One that fails is just dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlushTicket {
@@ -209,6 +217,47 @@ impl Oracle {
         }
     }
 
+    /// A volume is to be what it was: all of its first blocks, at one moment, as reads tell. It is durable from
+    /// then on, and no power cut or loss of clients keeps it from happening. What a read returns of it has been
+    /// whole when that read began. Not for oracles with a record.
+    pub fn start_restore(&mut self, values: &[Value]) -> RestoreTicket {
+        self.last_write += 1;
+        let (number, now) = (self.last_write, self.tick());
+        for (block, &value) in (0..).zip(values) {
+            self.block(block).start_restore(number, value, now);
+        }
+        RestoreTicket {
+            number,
+            blocks: values.len() as u64,
+        }
+    }
+
+    /// It has happened, or never will.
+    pub fn end_restore(&mut self, restore: RestoreTicket, is_done: bool) {
+        let now = self.tick();
+        for block in 0..restore.blocks {
+            match is_done {
+                true => self.block(block).acknowledge_write(restore.number, true, now),
+                false => self.block(block).fail_write(restore.number, now),
+            }
+        }
+    }
+
+    /// Whoever reads a block that is what it was finds all of them so.
+    fn see_restore(&mut self, read: ReadTicket, values: &[Value]) {
+        let found = (read.block..).zip(values).find_map(|(block, value)| {
+            let history = self.blocks.get(&block)?;
+            history.restore_found(*value)
+        });
+        let Some(number) = found else { return };
+        let before = read.started.saturating_sub(1);
+        for history in self.blocks.values_mut() {
+            if history.has(number) {
+                history.acknowledge_write(number, true, before);
+            }
+        }
+    }
+
     /// A flush starts.
     pub fn start_flush(&mut self) -> FlushTicket {
         self.log(|| Call::StartFlush);
@@ -262,6 +311,7 @@ impl Oracle {
             return Ok(());
         }
         let after_power_cut = self.power_cuts > 0;
+        self.see_restore(read, values);
         for (block, &value) in (read.block..read.block + read.blocks).zip(values) {
             let result = self.block(block).end_read(block, read.started, value, now);
             result.map_err(|violation| Violation {

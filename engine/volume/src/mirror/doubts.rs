@@ -252,6 +252,9 @@ impl Core {
                     found.is_some_and(|found| found[..] == data[..])
                 }
             };
+            if !same {
+                self.count(|counters| counters.differences += 1);
+            }
             if !(same && is_trusted) {
                 // What is told to hosts from now on is not undone by a power cut: what this undoes may be on
                 // the medium already. Without hosts a flush comes before anything is told.

@@ -6,12 +6,12 @@
 
 use std::rc::Rc;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, Gather, Request, ZeroOptions};
+use pollux_device::{BlockDevice, BlockDeviceExt, Gather, IoError, Request, ZeroOptions};
 use pollux_hugepages::Slice;
 use pollux_reactor::timeout;
 
 use super::Core;
-use super::connection::Connection;
+use super::connection::{Connection, is_session_lost};
 use super::read::memory;
 use super::resync::Interrupted;
 use crate::members::Change;
@@ -22,6 +22,24 @@ use crate::replica::{CommandError, ReplicaCommand};
 /// ends.
 const ROUNDS_MAX: u32 = 3;
 
+/// So many times a snapshot that its source cannot read is begun with, before it is taken for one that cannot
+/// be had.
+const UNREADABLE_MAX: u32 = 3;
+
+/// Why a snapshot was not given.
+enum NotGiven {
+    /// It is begun anew.
+    Interrupted,
+    /// Its source cannot read a block.
+    Unreadable,
+}
+
+impl From<Interrupted> for NotGiven {
+    fn from(_: Interrupted) -> Self {
+        Self::Interrupted
+    }
+}
+
 /// A snapshot of a replica of the set.
 struct Source {
     device: Rc<dyn BlockDevice>,
@@ -30,9 +48,19 @@ struct Source {
 }
 
 impl Source {
-    async fn read(&self, block: u64, bytes: usize) -> Result<Slice, Interrupted> {
+    async fn read(&self, block: u64, bytes: usize) -> Result<Slice, NotGiven> {
         let read = self.device.read(self.first_block + block, memory(bytes));
-        Ok(read.await.map_err(|_| Interrupted)?.freeze())
+        match read.await {
+            Ok(data) => Ok(data.freeze()),
+            Err(IoError::ResourceShortage | IoError::NotReady | IoError::Fenced) => {
+                Err(NotGiven::Interrupted)
+            }
+            Err(error) if is_session_lost(error) => Err(NotGiven::Interrupted),
+            Err(error) => {
+                tracing::error!(block, %error, "a block of a snapshot cannot be read");
+                Err(NotGiven::Unreadable)
+            }
+        }
     }
 
     async fn is_hole(&self, block: u64, blocks: u64) -> bool {
@@ -70,6 +98,7 @@ impl Core {
                 }
                 let given = Change::Given(slot, entry.cut);
                 self.decide(given).await.map_err(|_| Interrupted)?;
+                self.count(|counters| counters.snapshots_given += 1);
             }
         }
         self.forgive(slot).await
@@ -77,6 +106,7 @@ impl Core {
 
     async fn forgive(&self, slot: SlotNumber) -> Result<(), Interrupted> {
         tracing::warn!(volume = %self.volume(), slot = slot.index(), "a replica goes without some snapshots");
+        self.count(|counters| counters.snapshots_forgiven += 1);
         let forgiven = Change::Forgiven(slot);
         self.decide(forgiven).await.map_err(|_| Interrupted)
     }
@@ -97,7 +127,12 @@ impl Core {
         loop {
             let region = self.regions.borrow().next_missed(next, slot);
             let Some(region) = region else { break };
-            self.give_region(connection, region, &source, before).await?;
+            match self.give_region(connection, region, &source, before).await {
+                Ok(()) => {}
+                Err(NotGiven::Interrupted) => return Err(Interrupted),
+                // It may be for once. If it is not, the replica would never be back.
+                Err(NotGiven::Unreadable) => return self.note_unreadable(entry),
+            }
             next = region + 1;
         }
         self.tell(connection, || Request::Flush).await?;
@@ -110,6 +145,20 @@ impl Core {
             Err(error) => {
                 self.replica_error(slot, error);
                 Err(Interrupted)
+            }
+        }
+    }
+
+    /// Whether a snapshot counts as one that cannot be had.
+    fn note_unreadable(&self, entry: &SnapshotEntry) -> Result<Option<Source>, Interrupted> {
+        let mut unreadable = self.unreadable.borrow_mut();
+        let times = unreadable.entry(entry.cut).or_default();
+        *times += 1;
+        match *times < UNREADABLE_MAX {
+            true => Err(Interrupted),
+            false => {
+                unreadable.remove(&entry.cut);
+                Ok(None)
             }
         }
     }
@@ -160,7 +209,7 @@ impl Core {
         region: u64,
         source: &Source,
         before: Option<&Source>,
-    ) -> Result<(), Interrupted> {
+    ) -> Result<(), NotGiven> {
         let geometry = self.geometry.get();
         let block_bytes = u64::from(geometry.block_bytes);
         let chunk_blocks = self.chunk_blocks();
@@ -188,7 +237,7 @@ impl Core {
         blocks: u64,
         source: &Source,
         before: Option<&Source>,
-    ) -> Result<(), Interrupted> {
+    ) -> Result<(), NotGiven> {
         let hole = source.is_hole(block, blocks).await;
         if hole
             && let Some(before) = before
@@ -204,13 +253,12 @@ impl Core {
                 force_unit_access: false,
                 may_deallocate: true,
             };
-            return self
-                .tell(connection, || Request::WriteZeroes {
-                    block,
-                    blocks,
-                    options,
-                })
-                .await;
+            let zeroes = || Request::WriteZeroes {
+                block,
+                blocks,
+                options,
+            };
+            return Ok(self.tell(connection, zeroes).await?);
         }
         let data = source.read(block, bytes).await?;
         let old = match before {
@@ -236,7 +284,7 @@ impl Core {
             self.check_serving().map_err(|_| Interrupted)?;
             match connection.send(make(), self.options.request_timeout).await {
                 Ok(_) => return Ok(()),
-                Err(pollux_device::IoError::ResourceShortage | pollux_device::IoError::NotReady) => {
+                Err(IoError::ResourceShortage | IoError::NotReady) => {
                     pollux_reactor::sleep(self.options.retry_pause).await;
                 }
                 Err(_) => return Err(Interrupted),

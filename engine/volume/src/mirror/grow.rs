@@ -1,5 +1,6 @@
 //! Making a volume larger while it is used: first all replicas, then the region map, then the record.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use pollux_device::IoError;
@@ -57,9 +58,17 @@ impl Mirror {
         if core.growing.replace(true) {
             return Err(GrowError::Busy);
         }
-        let grown = core.grow(size_blocks).await;
-        core.growing.set(false);
-        Ok(grown?)
+        // Also for whoever does not wait for it to its end.
+        let _growing = Growing(&core.growing);
+        Ok(core.grow(size_blocks).await?)
+    }
+}
+
+struct Growing<'a>(&'a Cell<bool>);
+
+impl Drop for Growing<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
     }
 }
 

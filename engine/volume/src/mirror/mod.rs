@@ -26,6 +26,7 @@ mod wind_down;
 mod write;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -114,6 +115,20 @@ pub struct MirrorCounters {
     pub map_writes: u64,
     /// Replicas that were taken out since they were far slower than others.
     pub slow: u64,
+    /// Times at which the last replica of the set did what no healthy one does.
+    pub last_failures: u64,
+    /// Writes for which a replica of the set had no room.
+    pub no_room: u64,
+    /// Those of them that were taken back on all others.
+    pub taken_back: u64,
+    /// Chunks that were not the same on all replicas when the volume was opened.
+    pub differences: u64,
+    /// Snapshots that were given to replicas that had been away.
+    pub snapshots_given: u64,
+    /// Times at which a replica went without snapshots that it was owed.
+    pub snapshots_forgiven: u64,
+    /// Roll-backs that were done.
+    pub roll_backs: u64,
 }
 
 pub(crate) struct Core {
@@ -155,6 +170,8 @@ pub(crate) struct Core {
     paces: Rc<Paces>,
     /// Those that are far slower than others: they are not read from if there is another one.
     slow: Cell<SlotSet>,
+    /// How often snapshots could not be read while they were given to a replica, by their cuts.
+    unreadable: RefCell<BTreeMap<Uuid, u32>>,
     /// Nothing was sent to replicas for a while; what is sent next wakes who judges them.
     is_idle: Cell<bool>,
     sending: Signal,
@@ -235,8 +252,10 @@ impl Core {
     /// A replica failed with more than a request: see [`Failed`]. The last one stays, whatever it did.
     fn fail(&self, slot: SlotNumber) -> Failed {
         let failed = self.members.borrow_mut().fail(slot);
-        if failed == Failed::Out {
-            self.out(slot);
+        match failed {
+            Failed::Out => self.out(slot),
+            Failed::Last => self.count(|counters| counters.last_failures += 1),
+            Failed::Ignored => {}
         }
         failed
     }

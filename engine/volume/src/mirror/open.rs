@@ -300,6 +300,7 @@ impl Opening {
             priority: Priority::default(),
             paces: Rc::default(),
             slow: Cell::default(),
+            unreadable: RefCell::default(),
             is_idle: Cell::new(true),
             sending: Signal::default(),
             counters: Cell::new(MirrorCounters::default()),

@@ -223,6 +223,7 @@ pub(super) async fn go_back(core: Rc<Core>) {
         let gone_back = match core.go_back(wanted).await {
             Ok(()) => {
                 told = None;
+                core.count(|counters| counters.roll_backs += 1);
                 let over = core.decide(Change::RolledBack(wanted.id)).await;
                 over.map_err(SnapshotError::from)
             }

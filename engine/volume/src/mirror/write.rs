@@ -186,7 +186,9 @@ impl Core {
                 }
             }
             if let Some(slot) = full {
+                self.count(|counters| counters.no_room += 1);
                 if self.take_back(slot, block, blocks).await? {
+                    self.count(|counters| counters.taken_back += 1);
                     return Err(IoError::CapacityExceeded);
                 }
                 // Others may have been given back what was there before: they have the change no more.

@@ -27,7 +27,7 @@ pub(super) struct Backing {
     on_pool: bool,
     replica: Rc<Cell<Uuid>>,
     device: Rc<RefCell<Option<Rc<dyn BlockDevice>>>>,
-    pub(super) geometry: Rc<Cell<Geometry>>,
+    geometry: Rc<Cell<Geometry>>,
 }
 
 fn options() -> PoolOptions {
@@ -49,6 +49,14 @@ impl Backing {
             replica: Rc::new(Cell::new(replica)),
             device: Rc::default(),
         }
+    }
+
+    /// As the device is, or was when it was last seen: a volume of a pool grows.
+    pub(super) fn geometry(&self) -> Geometry {
+        if let Some(device) = self.device() {
+            self.geometry.set(device.geometry());
+        }
+        self.geometry.get()
     }
 
     /// It is to be another replica, which is made of it next.

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::Parts;
 use super::backing::Backing;
+use super::coverage::{Coverage, Event};
 use super::replicas::{Plan, Way};
 use super::snapshots::Book;
 use super::store::SimStore;
@@ -34,8 +35,11 @@ const PORT: u16 = 4420;
 /// Within this time after the last fault all replicas have to be in sync.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(300);
 
-/// Blocks of the volume.
+/// Blocks of the volume, at first.
 pub(super) const BLOCKS: u64 = 96;
+
+/// Blocks that it grows to, at most, where it does.
+pub(super) const GROWN_BLOCKS_MAX: u64 = 160;
 
 /// Where data begins on drives so small.
 const DATA_START_BYTES: u64 = 16 * 4096;
@@ -93,6 +97,9 @@ pub(super) struct Shared {
     pub(super) orderly: Rc<Cell<f64>>,
     /// Changes meant for the machine that serves: the node of the newest target.
     pub(super) serving: Rc<Cell<usize>>,
+    pub(super) coverage: Rc<Coverage>,
+    /// The newest target copies data to a replica, as far as it has told.
+    pub(super) is_resyncing: Rc<Cell<bool>>,
 }
 
 pub(super) struct Cluster {
@@ -218,7 +225,7 @@ impl Cluster {
         let way = |node: &Node| Way {
             machine: node.machine,
             address: world.tcp(node.machine, PORT),
-            geometry: node.backing.geometry.clone(),
+            backing: node.backing.clone(),
             host: node.host.clone(),
         };
         let ways: Vec<Way> = nodes.iter().map(way).collect();
@@ -240,6 +247,8 @@ impl Cluster {
             book: on_pools.then(Rc::default),
             orderly: Rc::default(),
             serving: Rc::default(),
+            coverage: Rc::new(Coverage::new(on_pools)),
+            is_resyncing: Rc::default(),
         };
         let cluster = Self {
             world,
@@ -346,6 +355,9 @@ impl Cluster {
             return;
         };
         self.shared.serving.set(index);
+        if self.shared.is_resyncing.replace(false) {
+            self.shared.coverage.reach(Event::TakenOverInResync);
+        }
         self.shared.generation.set(self.shared.generation.get() + 1);
         self.targets.set(self.targets.get() + 1);
         let store: Rc<dyn MembershipStore> = Rc::new(SimStore {
@@ -429,9 +441,13 @@ impl Cluster {
     /// All replicas hold the same. They are asked as their hosts have them, with all that is in caches.
     fn compare(&self) -> Result<(), String> {
         let mut first: Option<Vec<u8>> = None;
+        let blocks = self
+            .records
+            .get(VOLUME)
+            .map_or(BLOCKS, |record| record.size_blocks);
         for (index, node) in self.with_replicas() {
             let device = node.backing.device().ok_or("a replica is not open")?;
-            let data = self.world.block_on(node.reactor, read_data(device))?;
+            let data = self.world.block_on(node.reactor, read_data(device, blocks))?;
             let first = first.get_or_insert_with(|| data.clone());
             if let Some(byte) = first.iter().zip(&data).position(|(one, other)| one != other) {
                 let block = byte / self.block_bytes();
@@ -444,7 +460,7 @@ impl Cluster {
     fn block_bytes(&self) -> usize {
         self.nodes
             .first()
-            .map_or(4096, |node| node.backing.geometry.get().block_bytes as usize)
+            .map_or(4096, |node| node.backing.geometry().block_bytes as usize)
     }
 
     /// Every snapshot is on the replicas that the record names, as it was when it was cut, and nothing else
@@ -469,13 +485,13 @@ impl Cluster {
     }
 }
 
-/// All data of a replica.
-pub(super) async fn read_data(device: Rc<dyn BlockDevice>) -> Result<Vec<u8>, String> {
+/// All data of a replica, or of a snapshot: so many blocks.
+pub(super) async fn read_data(device: Rc<dyn BlockDevice>, blocks: u64) -> Result<Vec<u8>, String> {
     let geometry = device.geometry();
     let block_bytes = u64::from(geometry.block_bytes);
     let first = DATA_START_BYTES / block_bytes;
     let mut data = Vec::new();
-    for block in 0..BLOCKS {
+    for block in 0..blocks {
         let into = Buffer::from_heap(block_bytes as usize);
         let read = device.read(first + block, into).await;
         data.extend_from_slice(&read.map_err(|error| format!("block {block}: {error}"))?);

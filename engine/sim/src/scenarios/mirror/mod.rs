@@ -11,6 +11,7 @@
 
 mod backing;
 mod cluster;
+mod coverage;
 mod disturb;
 mod replicas;
 mod snapshots;
@@ -102,5 +103,8 @@ fn exercise(
         cluster.verdict()?;
     }
     cluster.finish()?;
-    Ok(Finished::of(&cluster.world))
+    Ok(Finished {
+        reached: cluster.shared.coverage.reached(),
+        ..Finished::of(&cluster.world)
+    })
 }

@@ -9,12 +9,12 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::Geometry;
 use pollux_reactor::net::Address;
 use pollux_volume::membership::{Membership, ReplicaEntry, ReplicaState, SlotNumber};
 use pollux_volume::replica::ReplicaPort;
 use uuid::Uuid;
 
+use super::backing::Backing;
 use super::cluster::{Cluster, Node, Shared, VOLUME};
 use super::wire::{HostSlot, LocalPort, RemotePort};
 use crate::MachineId;
@@ -31,7 +31,7 @@ const MAKING_LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Way {
     pub(super) machine: MachineId,
     pub(super) address: Address,
-    pub(super) geometry: Rc<Cell<Geometry>>,
+    pub(super) backing: Backing,
     pub(super) host: HostSlot,
 }
 
@@ -130,7 +130,7 @@ impl Shared {
                 false => Rc::new(RemotePort {
                     replica: id,
                     address: way.address,
-                    geometry: way.geometry,
+                    backing: way.backing,
                 }),
             };
             ports.push((id, self.wrap_port(port)));

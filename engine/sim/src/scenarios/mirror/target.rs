@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use pollux_device::IoError;
 use pollux_reactor::sleep;
-use pollux_volume::membership::MembershipStore;
-use pollux_volume::mirror::{Mirror, MirrorOptions, OpenError, StopReason};
+use pollux_volume::membership::{Membership, MembershipStore};
+use pollux_volume::mirror::{Mirror, MirrorCounters, MirrorOptions, OpenError, StopReason};
 
 use super::cluster::{BLOCKS, Shared, VOLUME};
+use super::coverage::Event;
 use crate::oracle::{CheckError, CheckedDevice, UnderWay, Workload};
 use crate::random::Random;
 use crate::{Control, MachineId, SimReactor};
@@ -49,11 +50,25 @@ impl Target {
             let opening = Mirror::open(options, self.store.clone(), VOLUME, &ports);
             match opening.await {
                 Ok(mirror) => {
-                    if self.serve(mirror).await == Some(StopReason::Superseded) {
+                    let mut counted = MirrorCounters::default();
+                    let stopped = self.serve(&mirror, &mut counted).await;
+                    self.shared.coverage.look(&mut counted, mirror.counters());
+                    drop(mirror);
+                    match stopped {
+                        Some(StopReason::Superseded) => {
+                            self.shared.coverage.reach(Event::Superseded);
+                            return;
+                        }
+                        Some(StopReason::CacheLost) => self.shared.coverage.reach(Event::CacheLost),
+                        _ => {}
+                    }
+                }
+                Err(OpenError::Superseded) => {
+                    self.shared.coverage.reach(Event::OpeningSuperseded);
+                    if !self.shared.calm.get() {
                         return;
                     }
                 }
-                Err(OpenError::Superseded) if !self.shared.calm.get() => return,
                 Err(_) => {}
             }
             let pause = self.random.duration(Duration::ZERO..=Duration::from_millis(500));
@@ -61,25 +76,32 @@ impl Target {
         }
     }
 
-    async fn serve(&mut self, mirror: Mirror) -> Option<StopReason> {
+    async fn serve(&mut self, mirror: &Mirror, counted: &mut MirrorCounters) -> Option<StopReason> {
         self.opened();
+        self.cover_opening(&mirror.membership());
         let device = mirror.device();
         if self.shared.calm.get() {
-            self.settle(&mirror).await;
+            self.settle(mirror).await;
         }
         for _ in 0..self.random.within(1..=3) {
             let checked = CheckedDevice::remote(device.clone(), self.shared.oracle.clone());
             let mut random = self.control.random("client", self.random.u64());
             let shared = self.shared.clone();
+            let size_blocks = device.geometry().blocks;
             let client = async move {
                 // Few blocks and no pause make clients meet.
                 let is_close = random.chance(0.4);
-                let blocks = random.within(1..=if is_close { HOT_BLOCKS } else { BLOCKS / 2 });
-                let start = if is_close {
+                let mut blocks = random.within(1..=if is_close { HOT_BLOCKS } else { BLOCKS / 2 });
+                let mut start = if is_close {
                     0
                 } else {
                     random.below(BLOCKS - blocks)
                 };
+                // What it has grown by is used as well, across where it ended.
+                if size_blocks > BLOCKS && random.chance(0.4) {
+                    start = BLOCKS - 4;
+                    blocks = size_blocks - start;
+                }
                 let pause = Duration::from_millis(if is_close { 1 } else { 20 });
                 let mixed = Workload {
                     flushes: random.within(1..=6),
@@ -115,22 +137,29 @@ impl Target {
                 .push(self.control.spawn(self.reactor, client));
         }
         if self.random.chance(0.7) {
-            self.watch(&mirror);
+            self.watch(mirror);
         }
         for _ in 0..self.random.within(0..=3) {
-            self.touch(&mirror);
+            self.touch(mirror);
         }
         loop {
             sleep(Duration::from_millis(20)).await;
+            self.shared.coverage.look(counted, mirror.counters());
+            if self.generation == self.shared.generation.get() {
+                let is_resyncing = mirror.replicas().iter().any(|replica| replica.is_resyncing);
+                self.shared.is_resyncing.set(is_resyncing);
+            }
             if let Some(book) = self.shared.book.clone() {
                 let ports = self.shared.ports(self.machine);
-                book.manage(&mirror, &ports, &self.shared.oracle, &mut self.random)
+                book.follow(&mirror.membership(), &self.shared.oracle);
+                let oracle = &self.shared.oracle;
+                book.manage(mirror, &ports, oracle, &mut self.random, &self.shared.coverage)
                     .await;
             }
             // It hears of another plan some time, and is told what it knows again and again.
             let is_new = self.shared.plan.version() != self.followed;
             if self.shared.plan.version() > 0 && self.random.chance(if is_new { 0.2 } else { 0.02 }) {
-                self.follow(&mirror).await;
+                self.follow(mirror).await;
             }
             let is_wanted = self.generation == self.shared.generation.get();
             if mirror.stopped().is_none() && !is_wanted && self.leaves_when_told {
@@ -144,6 +173,18 @@ impl Target {
             if mirror.stopped().is_some() {
                 return mirror.stopped();
             }
+        }
+    }
+
+    /// What there is to be said of a volume that was opened.
+    fn cover_opening(&self, record: &Membership) {
+        let coverage = &self.shared.coverage;
+        coverage.reach(Event::Opened);
+        if record.in_sync() != record.members() {
+            coverage.reach(Event::OpenedDegraded);
+        }
+        if record.rolling_back().is_some() {
+            coverage.reach(Event::RollBackTakenOver);
         }
     }
 
@@ -214,8 +255,37 @@ impl Target {
         }
     }
 
+    /// A write that failed on the last replica of the set may leave a block that nobody can read, in a pool
+    /// that has cut a snapshot of it since: hosts write it anew.
+    async fn rewrite_unreadable(&self, mirror: &Mirror) {
+        let checked = CheckedDevice::remote(mirror.device(), self.shared.oracle.clone());
+        for block in 0..mirror.membership().size_blocks {
+            match checked.read(block, 1).await {
+                Err(CheckError::Io(IoError::ChecksumMismatch)) if self.shared.coverage.has_failed_last() => {
+                    self.shared.coverage.reach(Event::UnreadableRewritten);
+                    let rewritten = checked.write(block, 1, true).await;
+                    if self.shared.has_ended(rewritten) {
+                        return;
+                    }
+                }
+                read => {
+                    if self.shared.has_ended(read) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
     /// All replicas are back, everything is there, and nothing is left to do.
     async fn settle(&mut self, mirror: &Mirror) {
+        while mirror.membership().rolling_back().is_some() && mirror.stopped().is_none() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        if let Some(book) = &self.shared.book {
+            book.follow(&mirror.membership(), &self.shared.oracle);
+            self.rewrite_unreadable(mirror).await;
+        }
         while !self.shared.plan.is_reached(&mirror.membership()) {
             if mirror.stopped().is_some() {
                 return;

@@ -25,6 +25,8 @@ use pollux_volume::replica::{
 };
 use uuid::Uuid;
 
+use super::backing::Backing;
+
 /// The host of a machine's replica, while its process runs and has opened the drive.
 pub(super) type HostSlot = Rc<RefCell<Option<ReplicaHost>>>;
 
@@ -245,7 +247,11 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
             None => Err(CommandError::Unreachable),
         };
         match done {
-            Ok(ReplicaAnswer::Done) => {}
+            Ok(ReplicaAnswer::Done) => {
+                if let Some(opened) = &*session.borrow() {
+                    answer.first = opened.geometry().blocks;
+                }
+            }
             Ok(ReplicaAnswer::Snapshots(cuts)) => {
                 answer.data = cuts.iter().flat_map(|cut| *cut.as_bytes()).collect();
             }
@@ -452,8 +458,9 @@ impl Client {
 /// A session over the network. Closed when it is dropped.
 struct RemoteSession {
     client: Rc<Client>,
-    /// It grows.
-    geometry: Rc<Cell<Geometry>>,
+    backing: Backing,
+    /// Blocks of a snapshot: that is as large as the replica was.
+    snapshot_blocks: Option<u64>,
 }
 
 impl Drop for RemoteSession {
@@ -464,7 +471,11 @@ impl Drop for RemoteSession {
 
 impl BlockDevice for RemoteSession {
     fn geometry(&self) -> Geometry {
-        self.geometry.get()
+        let geometry = self.backing.geometry();
+        Geometry {
+            blocks: self.snapshot_blocks.unwrap_or(geometry.blocks),
+            ..geometry
+        }
     }
 
     fn submit(&self, request: Request) -> Completion {
@@ -496,7 +507,7 @@ impl BlockDevice for RemoteSession {
 pub(super) struct RemotePort {
     pub(super) replica: Uuid,
     pub(super) address: Address,
-    pub(super) geometry: Rc<Cell<Geometry>>,
+    pub(super) backing: Backing,
 }
 
 impl RemotePort {
@@ -506,7 +517,8 @@ impl RemotePort {
         let client = Rc::new(Client::default());
         let session = RemoteSession {
             client: client.clone(),
-            geometry: self.geometry.clone(),
+            backing: self.backing.clone(),
+            snapshot_blocks: None,
         };
         let pumped = client.clone();
         spawn(async move {
@@ -575,7 +587,8 @@ impl ReplicaPort for RemotePort {
                 ..Frame::default()
             };
             let answer = port.ask(first).await;
-            let (session, answer) = answer.ok_or(CommandError::Unreachable)?;
+            let (mut session, answer) = answer.ok_or(CommandError::Unreachable)?;
+            session.snapshot_blocks = Some(answer.first);
             command_answer(OPEN, answer, Some(cut))?;
             Ok(Rc::new(session) as Rc<dyn BlockDevice>)
         })
