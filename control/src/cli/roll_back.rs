@@ -1,14 +1,12 @@
 //! Having a volume go back to a snapshot.
 
-use std::time::{Duration, Instant};
-
 use clap::Args;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{RollBackState, RollBackVolumeRequest, VolumeRollBack};
 use uuid::Uuid;
 
 use super::connection::Channel;
-use super::wait::WAIT_AT_A_TIME;
+use super::wait::asked;
 use super::{CommandError, WaitArguments};
 
 /// Which volume, and to what.
@@ -28,37 +26,43 @@ pub(super) struct RollBackArguments {
 impl RollBackArguments {
     /// Asks, and waits if that is wanted. Returns what is to be said of it.
     pub(super) async fn run(&self, channel: &Channel) -> Result<String, CommandError> {
-        let mut request = RollBackVolumeRequest {
+        let request = RollBackVolumeRequest {
             name: self.name.clone(),
             snapshot: self.snapshot.clone(),
             request_uid: self.request.unwrap_or_else(Uuid::new_v4).to_string(),
             wait_us: None,
         };
-        let began = Instant::now();
-        let patience = Duration::from_secs(if self.wait.wait { self.wait.timeout } else { 0 });
-        let mut client = VolumesClient::new(channel.clone());
-        loop {
-            let left = patience.saturating_sub(began.elapsed()).min(WAIT_AT_A_TIME);
-            request.wait_us = self
-                .wait
-                .wait
-                .then(|| u64::try_from(left.as_micros()).unwrap_or(u64::MAX));
-            let answer = client.roll_back_volume(request.clone()).await?.into_inner();
-            let known = answer.roll_back.unwrap_or_default();
-            let (name, snapshot, uid) = (&self.name, &self.snapshot, &request.request_uid);
-            match known.state() {
-                RollBackState::Done => {
-                    return Ok(format!("volume {name} is what it was in snapshot {snapshot}"));
-                }
-                RollBackState::Failed => return Err(CommandError::Refused(known.message)),
-                _ if !self.wait.wait => {
-                    return Ok(format!(
-                        "volume {name} goes back to snapshot {snapshot}: request {uid}"
-                    ));
-                }
-                _ if began.elapsed() >= patience => return Err(self.patience(known)),
-                _ => {}
+        let ask = async |wait_us: Option<u64>| {
+            let request = RollBackVolumeRequest {
+                wait_us,
+                ..request.clone()
+            };
+            let mut client = VolumesClient::new(channel.clone());
+            let answer = client.roll_back_volume(request).await?.into_inner();
+            Ok(answer.roll_back.unwrap_or_default())
+        };
+        let is_over =
+            |known: &VolumeRollBack| matches!(known.state(), RollBackState::Done | RollBackState::Failed);
+        let seconds = self.wait.timeout;
+        let known = match self.wait.wait {
+            true => {
+                asked(
+                    seconds,
+                    async |wait_us| ask(Some(wait_us)).await,
+                    is_over,
+                    |known| self.patience(known),
+                )
+                .await?
             }
+            false => ask(None).await?,
+        };
+        let (name, snapshot, uid) = (&self.name, &self.snapshot, &known.request_uid);
+        match known.state() {
+            RollBackState::Done => Ok(format!("volume {name} is what it was in snapshot {snapshot}")),
+            RollBackState::Failed => Err(CommandError::Refused(known.message)),
+            _ => Ok(format!(
+                "volume {name} goes back to snapshot {snapshot}: request {uid}"
+            )),
         }
     }
 

@@ -18,7 +18,7 @@ use super::resource::Named;
 use super::size::Size;
 
 /// How long the control plane is asked to wait at a time: less than it may.
-pub(super) const WAIT_AT_A_TIME: Duration = Duration::from_secs(10);
+const WAIT_AT_A_TIME: Duration = Duration::from_secs(10);
 
 /// How far something is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,7 +233,7 @@ pub(super) async fn taken(
 
 /// Asks again, each time with a wait in microseconds that the control plane allows, until its answer is that
 /// all is ready, or nothing is left of the time.
-async fn asked<T>(
+pub(super) async fn asked<T>(
     seconds: u64,
     mut ask: impl AsyncFnMut(u64) -> Result<T, tonic::Status>,
     is_ready: impl Fn(&T) -> bool,

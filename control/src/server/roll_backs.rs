@@ -139,8 +139,8 @@ fn require_possible(volume: &Volume, snapshot: &Snapshot) -> Result<(), CallErro
         let host = &host.host_nqn;
         return Err(in_use(format!("it is published to {host}: unpublish it first")));
     }
-    // One that has begun and cannot go on, as nobody can read its snapshot, never ends: another snapshot is the
-    // way out, and nothing of what the volume holds by then is needed.
+    // One that has begun and cannot go on, as nobody can read its snapshot, never ends: another snapshot is
+    // the way out, and nothing of what the volume holds by then is needed.
     let is_in_the_way = |under_way: &&VolumeRollBack| {
         under_way.state() == RollBackState::Requested || under_way.snapshot_uid == snapshot.meta().uid
     };

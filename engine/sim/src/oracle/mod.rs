@@ -217,9 +217,9 @@ impl Oracle {
         }
     }
 
-    /// A volume is to be what it was: all of its first blocks, at one moment, as reads tell. It is durable from
-    /// then on, and no power cut or loss of clients keeps it from happening. What a read returns of it has been
-    /// whole when that read began. Not for oracles with a record.
+    /// A volume is to be what it was: all of its first blocks, at one moment, as reads tell. It is durable
+    /// from then on, and no power cut or loss of clients keeps it from happening. What a read returns of it
+    /// has been whole when that read began. Not for oracles with a record.
     pub fn start_restore(&mut self, values: &[Value]) -> RestoreTicket {
         self.last_write += 1;
         let (number, now) = (self.last_write, self.tick());

@@ -355,14 +355,14 @@ fn snapshots_of_two_volumes_are_of_one_moment() {
     assert!(peek(0, 0, cuts[0].1[0].cut) < 200, "they were cut while it wrote");
 }
 
-/// A block of a snapshot is bad, on the only replica that has it: the other one comes back without the snapshot,
-/// as it would never come back otherwise.
+/// A block of a snapshot is bad, on the only replica that has it: the other one comes back without the
+/// snapshot, as it would never come back otherwise.
 #[test]
 fn a_snapshot_that_nobody_can_read_keeps_no_replica_away() {
     let cluster = on_pools(21, 2);
     let mirror = Rc::new(cluster.open());
     cluster.paths[1].cut.set(true);
-    write(&cluster, &mirror, 9, 0x5a);
+    cluster.write(&mirror, 9, 0x5a);
     snapshot(&cluster, &mirror, 1).unwrap();
     let mut medium = vec![0; 16 << 20];
     cluster.drives[0].peek(0, &mut medium);
@@ -370,12 +370,12 @@ fn a_snapshot_that_nobody_can_read_keeps_no_replica_away() {
     let place = medium.chunks(4096).position(is_it).unwrap();
     cluster.drives[0].flip_bit(place as u64 * 4096, 0);
     // What hosts have is good again.
-    write(&cluster, &mirror, 9, 2);
+    cluster.write(&mirror, 9, 2);
     assert_eq!(slots(&mirror, 1), (0b01, 0b10));
     cluster.paths[1].cut.set(false);
     cluster.wait_in_sync(2);
     assert_eq!(slots(&mirror, 1), (0b01, 0));
-    assert_eq!(read(&cluster, &mirror, 9), 2);
+    assert_eq!(cluster.read(&mirror, 9), 2);
 }
 
 #[test]
