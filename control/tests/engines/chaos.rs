@@ -165,6 +165,7 @@ pub async fn run(records: Records, span: Duration, seed: u64) {
         is_trusted: false,
         pool_bytes: POOL_BYTES,
         collector: None,
+        slow: None,
     })
     .await;
     let new_bytes = used_bytes(&cluster.reports().await);

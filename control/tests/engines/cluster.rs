@@ -33,6 +33,12 @@ const CANNOT_GO_ON: i32 = 1;
 /// The pause before a process is started again that has ended by itself.
 const KEEP_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long a slow drive takes.
+const SLOW: &str = "write.delay=300ms&flush.delay=300ms";
+
+/// How long a replica may be unfit before it is replaced, in clusters with a slow drive.
+const REPLACE_AFTER: &str = "--replace-after=5";
+
 /// The size of a pool.
 pub const POOL_BYTES: u64 = 1 << 30;
 
@@ -166,6 +172,8 @@ pub struct Layout {
     pub pool_bytes: u64,
     /// Where traces are sent.
     pub collector: Option<SocketAddr>,
+    /// The engine whose drive takes its time.
+    pub slow: Option<&'static str>,
 }
 
 pub struct Cluster {
@@ -179,6 +187,7 @@ pub struct Cluster {
     etcd: Option<Etcd>,
     engines: Vec<Engine>,
     collector: Option<SocketAddr>,
+    slow: Option<&'static str>,
     pub channel: Channel,
 }
 
@@ -203,6 +212,7 @@ impl Cluster {
             is_trusted: false,
             pool_bytes: POOL_BYTES,
             collector: None,
+            slow: None,
         })
         .await
     }
@@ -215,6 +225,7 @@ impl Cluster {
             is_trusted,
             pool_bytes,
             collector,
+            slow,
         } = layout;
         let authority = is_trusted.then(|| Authority::new("test").expect("it can be made"));
         let directory = tempfile::tempdir().expect("a directory");
@@ -254,6 +265,7 @@ impl Cluster {
             etcd,
             engines,
             collector,
+            slow,
             channel,
         };
         if let Some(authority) = &cluster.authority {
@@ -374,7 +386,10 @@ impl Cluster {
     /// The device of the pool of an engine.
     pub fn device(&self, name: &str) -> String {
         let file = self.directory.path().join(name).join("pool");
-        format!("uring://{}?block=4096", file.display())
+        match self.slow == Some(name) {
+            true => format!("faulty:///uring://{}?inner.block=4096&{SLOW}", file.display()),
+            false => format!("uring://{}?block=4096", file.display()),
+        }
     }
 
     async fn register_nodes(&self) {
@@ -472,6 +487,9 @@ impl Cluster {
             format!("--listen={}", self.control_address),
             "--unreachable-after=2".to_owned(),
         ];
+        if self.slow.is_some() {
+            arguments.push(REPLACE_AFTER.to_owned());
+        }
         if let Some(collector) = self.collector {
             arguments.push(format!("--tracing-otlp=http://{collector}"));
         }

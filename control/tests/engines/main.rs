@@ -15,6 +15,7 @@ mod instant;
 mod measure;
 mod reserved;
 mod scenarios;
+mod slow;
 mod traces;
 mod trust;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Some("measure") => measure::run(&arguments[1..]),
         Some("chaos") => chaos::main(&arguments[1..]),
         Some("traces") => traces::main(),
+        Some("slow") => slow::main(),
         Some("more") => scenarios::more(),
         // What test runners ask.
         Some("--list") => ExitCode::SUCCESS,

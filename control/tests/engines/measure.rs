@@ -191,6 +191,7 @@ async fn restart(volumes: usize, late: Duration) {
         is_trusted: false,
         pool_bytes: LARGE_POOL_BYTES,
         collector: None,
+        slow: None,
     })
     .await;
     let permits = Arc::new(Semaphore::new(AT_A_TIME));

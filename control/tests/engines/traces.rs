@@ -193,6 +193,7 @@ pub async fn run() {
         is_trusted: false,
         pool_bytes: POOL_BYTES,
         collector: Some(address),
+        slow: None,
     };
     let witness = Witness(Cluster::with(layout).await);
     let began = Instant::now();

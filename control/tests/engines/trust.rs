@@ -26,6 +26,7 @@ pub async fn run() {
         is_trusted: true,
         pool_bytes: POOL_BYTES,
         collector: None,
+        slow: None,
     };
     let witness = Witness(Cluster::with(layout).await);
     let cluster = &witness.0;
