@@ -35,7 +35,7 @@ const FILES: &[&str] = &[
 ];
 
 /// Messages that hold secrets.
-const SECRET: [&str; 20] = [
+const SECRET: [&str; 23] = [
     ".pollux.control.v1.HostSecrets",
     ".csi.v1.CreateVolumeRequest",
     ".csi.v1.DeleteVolumeRequest",
@@ -43,6 +43,9 @@ const SECRET: [&str; 20] = [
     ".csi.v1.ControllerUnpublishVolumeRequest",
     ".csi.v1.ValidateVolumeCapabilitiesRequest",
     ".csi.v1.ControllerModifyVolumeRequest",
+    ".csi.v1.ControllerListVolumeHealthRequest",
+    ".csi.v1.ControllerGetVolumeHealthRequest",
+    ".csi.v1.NodeGetStorageHealthRequest",
     ".csi.v1.CreateSnapshotRequest",
     ".csi.v1.DeleteSnapshotRequest",
     ".csi.v1.ListSnapshotsRequest",

@@ -8,6 +8,7 @@ mod gateway;
 mod https;
 mod killed;
 mod manual;
+mod manual_run;
 mod previews;
 mod programs;
 mod rebalance;

@@ -1,5 +1,5 @@
 //! The commands of the manuals are commands of the programs: each is taken apart as a shell would, and
-//! understood by the program's own command line. What they do is shown by other tests.
+//! understood by the program's own command line. They are run by `manual_run.rs`.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ const MANUALS: [&str; 3] = ["cluster.md", "control.md", "kubernetes.md"];
 
 /// The words of a command: blanks separate, quotes hold together, and a comment or what a shell does with
 /// the output ends it.
-fn words(command: &str) -> Vec<String> {
+pub fn words(command: &str) -> Vec<String> {
     let parts = command.split('\'').enumerate();
     let words = parts.flat_map(|(at, part)| match at % 2 {
         0 => part.split_whitespace().map(str::to_owned).collect(),
@@ -24,7 +24,7 @@ fn words(command: &str) -> Vec<String> {
 
 /// Whole lines that are indented as blocks, and what is between backticks in others; whether it is one of the
 /// first, which have all that they need.
-fn commands(manual: &str) -> Vec<(String, bool)> {
+pub fn commands(manual: &str) -> Vec<(String, bool)> {
     let mut commands = Vec::new();
     for line in manual.lines() {
         match line.strip_prefix("    ") {
@@ -38,13 +38,17 @@ fn commands(manual: &str) -> Vec<(String, bool)> {
     commands
 }
 
+/// The text of a manual.
+pub fn manual(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
+    std::fs::read_to_string(path).expect("it is there")
+}
+
 #[test]
 fn every_command_of_the_manuals_is_understood() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
     let mut understood = 0;
     for name in MANUALS {
-        let manual = std::fs::read_to_string(directory.join(name)).expect("it is there");
-        for (command, is_whole) in commands(&manual) {
+        for (command, is_whole) in commands(&manual(name)) {
             let words = words(&command);
             let parser = match words.first().map(String::as_str) {
                 Some("pollux") => pollux_control::cli::Cli::command(),

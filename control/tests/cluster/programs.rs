@@ -57,7 +57,7 @@ impl Agent for AgentOf {
 }
 
 /// Serves an engine, and returns where.
-async fn serve(fleet: &Fleet, node: &str) -> SocketAddr {
+pub async fn serve(fleet: &Fleet, node: &str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it has one");
     let agent = AgentOf(
@@ -73,13 +73,13 @@ async fn serve(fleet: &Fleet, node: &str) -> SocketAddr {
 }
 
 /// A control plane of our own, ended with the test.
-struct Daemon {
+pub struct Daemon {
     process: Child,
-    address: String,
+    pub address: String,
 }
 
 impl Daemon {
-    fn start(arguments: &[&str]) -> Self {
+    pub fn start(arguments: &[&str]) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_pollux-control"))
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(arguments)
@@ -99,7 +99,7 @@ impl Daemon {
 
 impl Daemon {
     /// Engines serve volumes as it says.
-    fn serve(&self, fleet: &Fleet) {
+    pub fn serve(&self, fleet: &Fleet) {
         let uri = format!("http://{}", self.address);
         let endpoint = tonic::transport::Endpoint::from_shared(uri).expect("an address");
         tokio::spawn(fleet.clone().run(endpoint.connect_lazy()));
@@ -123,7 +123,7 @@ fn pollux(arguments: &[&str]) -> Output {
 
 /// What a command tells when all goes well.
 #[track_caller]
-fn told(daemon: &Daemon, arguments: &[&str]) -> String {
+pub fn told(daemon: &Daemon, arguments: &[&str]) -> String {
     let output = pollux(&[&["--control", &daemon.address], arguments].concat());
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {errors}");

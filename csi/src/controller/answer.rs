@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use pbjson_types::Timestamp;
 use pollux_api::control::v1::{self as control, Metadata, SnapshotState, VolumeState};
 use pollux_api::csi::v1::volume_content_source::{SnapshotSource, Type as SourceType, VolumeSource};
-use pollux_api::csi::v1::{Snapshot, Topology, Volume, VolumeCondition, VolumeContentSource};
+use pollux_api::csi::v1::volume_health::VolumeHealthEntry;
+use pollux_api::csi::v1::{
+    Snapshot, Topology, Volume, VolumeCondition, VolumeContentSource, VolumeHealth, VolumeHealthErrorType,
+};
 
 use crate::names::label;
 
@@ -73,23 +76,84 @@ pub fn volume(volume: &control::Volume, accessible_topology: Vec<Topology>) -> V
     }
 }
 
-/// How a volume is.
-pub fn condition(volume: &control::Volume) -> VolumeCondition {
-    let status = volume.status.clone().unwrap_or_default();
-    let (abnormal, state) = match status.state() {
-        VolumeState::Healthy => (false, "all copies are in sync"),
-        VolumeState::Creating => (false, "its copies are being made"),
-        VolumeState::Pending => (true, "there is no place for it yet"),
-        VolumeState::Degraded => (true, "it has fewer copies than it should have"),
-        VolumeState::Unavailable => (true, "too few of its copies can be reached"),
-        VolumeState::Deleting => (true, "it is being deleted"),
-        VolumeState::Unspecified => (true, "its state is not known"),
+/// What is wrong with a volume: how bad it is, one word for it, and the same for people.
+struct Trouble {
+    status: VolumeHealthErrorType,
+    reason: &'static str,
+    state: &'static str,
+}
+
+/// What is wrong with a volume in this state; or, of one that is well, how it is.
+fn trouble(state: VolumeState) -> Result<&'static str, Trouble> {
+    let (status, reason, state) = match state {
+        VolumeState::Healthy => return Ok("all copies are in sync"),
+        VolumeState::Creating => return Ok("its copies are being made"),
+        VolumeState::Pending => (
+            VolumeHealthErrorType::Inaccessible,
+            "NoPlace",
+            "there is no place for it yet",
+        ),
+        VolumeState::Degraded => (
+            VolumeHealthErrorType::Degraded,
+            "CopiesMissing",
+            "it has fewer copies than it should have",
+        ),
+        VolumeState::Unavailable => (
+            VolumeHealthErrorType::Inaccessible,
+            "CopiesUnreachable",
+            "too few of its copies can be reached",
+        ),
+        VolumeState::Deleting => (
+            VolumeHealthErrorType::Inaccessible,
+            "Deleting",
+            "it is being deleted",
+        ),
+        VolumeState::Unspecified => (
+            VolumeHealthErrorType::Degraded,
+            "StateUnknown",
+            "its state is not known",
+        ),
     };
-    let message = match status.message.as_str() {
+    Err(Trouble {
+        status,
+        reason,
+        state,
+    })
+}
+
+/// A state, and what the control plane says of it.
+fn with_message(state: &str, message: &str) -> String {
+    match message {
         "" => state.to_owned(),
         message => format!("{state}: {message}"),
-    };
-    VolumeCondition { abnormal, message }
+    }
+}
+
+/// How a volume is, in the words of CSI 1.12.
+pub fn condition(volume: &control::Volume) -> VolumeCondition {
+    let status = volume.status.clone().unwrap_or_default();
+    let trouble = trouble(status.state());
+    let abnormal = trouble.is_err();
+    let state = trouble.unwrap_or_else(|trouble| trouble.state);
+    VolumeCondition {
+        abnormal,
+        message: with_message(state, &status.message),
+    }
+}
+
+/// How a volume is, in the words of CSI 1.13: what is wrong with it, if anything is.
+pub fn health(volume: &control::Volume) -> VolumeHealth {
+    let status = volume.status.clone().unwrap_or_default();
+    let trouble = trouble(status.state()).err();
+    let entry = trouble.map(|trouble| VolumeHealthEntry {
+        status: trouble.status.into(),
+        reason: trouble.reason.to_owned(),
+        message: with_message(trouble.state, &status.message),
+    });
+    VolumeHealth {
+        volume_id: name_of(volume.metadata.as_ref()).to_owned(),
+        health_statuses: entry.into_iter().collect(),
+    }
 }
 
 /// The nodes that may use a volume.

@@ -1,13 +1,15 @@
-//! ListVolumes, ControllerGetVolume, ListSnapshots, GetSnapshot.
+//! ListVolumes, ControllerGetVolume, ControllerListVolumeHealth, ControllerGetVolumeHealth, ListSnapshots,
+//! GetSnapshot.
 //!
 //! A page here is as many pages of the control plane as it takes, since what others made for themselves is
 //! left out. Tokens are those of the control plane.
 
 use pollux_api::control::v1::{self as control, PageRequest, Reason};
 use pollux_api::csi::v1::{
-    ControllerGetVolumeRequest, ControllerGetVolumeResponse, GetSnapshotRequest, GetSnapshotResponse,
-    ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse,
-    controller_get_volume_response, list_snapshots_response, list_volumes_response,
+    ControllerGetVolumeHealthRequest, ControllerGetVolumeHealthResponse, ControllerGetVolumeRequest,
+    ControllerGetVolumeResponse, ControllerListVolumeHealthRequest, ControllerListVolumeHealthResponse,
+    GetSnapshotRequest, GetSnapshotResponse, ListSnapshotsRequest, ListSnapshotsResponse, ListVolumesRequest,
+    ListVolumesResponse, controller_get_volume_response, list_snapshots_response, list_volumes_response,
 };
 
 use crate::control::{PAGE_SIZE, reason};
@@ -47,16 +49,18 @@ impl ControllerService {
         self.control.cluster().host_of_id(nqn).is_some()
     }
 
-    pub(super) async fn volumes(
+    /// What is told of volumes that orchestrators know of, at most so many, and the token for more.
+    async fn told_of_volumes<T>(
         &self,
-        request: ListVolumesRequest,
-    ) -> Result<ListVolumesResponse, CallError> {
-        let wanted = wanted(request.max_entries)?;
-        let mut entries = Vec::new();
-        let mut token = request.starting_token;
+        max_entries: i32,
+        mut token: String,
+        tell: impl Fn(&control::Volume) -> Option<T>,
+    ) -> Result<(Vec<T>, String), CallError> {
+        let wanted = wanted(max_entries)?;
+        let mut told = Vec::new();
         loop {
             let request = control::ListVolumesRequest {
-                page: page(wanted - entries.len(), token),
+                page: page(wanted - told.len(), token),
             };
             let answer = self
                 .control
@@ -65,27 +69,63 @@ impl ControllerService {
                 .await
                 .map_err(refused)?;
             let answer = answer.into_inner();
-            for volume in &answer.volumes {
+            let known = answer.volumes.iter().filter(|volume| {
                 let metadata = volume.metadata.as_ref();
-                if is_deleting(metadata) || !self.control.is_own(metadata) {
-                    continue;
-                }
-                entries.push(list_volumes_response::Entry {
-                    volume: Some(answer::volume(volume, Vec::new())),
-                    status: Some(list_volumes_response::VolumeStatus {
-                        published_node_ids: answer::published_node_ids(volume, |nqn| self.is_node(nqn)),
-                        volume_condition: Some(answer::condition(volume)),
-                    }),
-                });
-            }
+                !is_deleting(metadata) && self.control.is_own(metadata)
+            });
+            told.extend(known.filter_map(&tell));
             token = answer.next_page_token;
-            if token.is_empty() || entries.len() >= wanted {
-                return Ok(ListVolumesResponse {
-                    entries,
-                    next_token: token,
-                });
+            if token.is_empty() || told.len() >= wanted {
+                return Ok((told, token));
             }
         }
+    }
+
+    pub(super) async fn volumes(
+        &self,
+        request: ListVolumesRequest,
+    ) -> Result<ListVolumesResponse, CallError> {
+        let entry = |volume: &control::Volume| {
+            Some(list_volumes_response::Entry {
+                volume: Some(answer::volume(volume, Vec::new())),
+                status: Some(list_volumes_response::VolumeStatus {
+                    published_node_ids: answer::published_node_ids(volume, |nqn| self.is_node(nqn)),
+                    volume_condition: Some(answer::condition(volume)),
+                }),
+            })
+        };
+        let told = self.told_of_volumes(request.max_entries, request.starting_token, entry);
+        let (entries, next_token) = told.await?;
+        Ok(ListVolumesResponse { entries, next_token })
+    }
+
+    pub(super) async fn health_of_all(
+        &self,
+        request: ControllerListVolumeHealthRequest,
+    ) -> Result<ControllerListVolumeHealthResponse, CallError> {
+        let ill = |volume: &control::Volume| {
+            let health = answer::health(volume);
+            Some(health).filter(|health| !health.health_statuses.is_empty())
+        };
+        let told = self.told_of_volumes(request.max_entries, request.starting_token, ill);
+        let (entries, next_token) = told.await?;
+        Ok(ControllerListVolumeHealthResponse { entries, next_token })
+    }
+
+    pub(super) async fn health(
+        &self,
+        request: ControllerGetVolumeHealthRequest,
+    ) -> Result<ControllerGetVolumeHealthResponse, CallError> {
+        if request.volume_id.is_empty() {
+            return Err(CallError::missing("volume_id"));
+        }
+        let volume = self.control.volume(&request.volume_id).await?;
+        if is_deleting(volume.metadata.as_ref()) {
+            return Err(CallError::no_volume(&request.volume_id));
+        }
+        Ok(ControllerGetVolumeHealthResponse {
+            volume_health: Some(answer::health(&volume)),
+        })
     }
 
     pub(super) async fn volume(

@@ -1,6 +1,6 @@
 //! ControllerPublishVolume and ControllerUnpublishVolume: which hosts a volume admits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use pollux_api::control::v1::{
     HostAccess, HostSecrets, HostSharing, PublishVolumeRequest, PublishVolumeResponse, Reason,
@@ -59,10 +59,14 @@ fn sharing(asked: Sharing, read_only: bool) -> HostSharing {
 
 /// What the node service is told.
 fn publish_context(answer: &PublishVolumeResponse, read_only: bool) -> HashMap<String, String> {
-    // In one order, so that the same is told again as long as it is the same.
-    let mut paths: Vec<&str> = answer.paths.iter().map(|path| path.address.as_str()).collect();
-    paths.sort_unstable();
-    paths.dedup();
+    // Those of the node that serves come first, as they came, because nodes try them first; the others in one
+    // order, so that the same is told again as long as it is the same.
+    let serves = answer.paths.first().map(|path| path.node.as_str());
+    let mut paths: Vec<_> = answer.paths.iter().collect();
+    paths.sort_unstable_by_key(|path| (Some(path.node.as_str()) != serves, path.address.as_str()));
+    let mut told = HashSet::new();
+    let addresses = paths.into_iter().map(|path| path.address.as_str());
+    let paths: Vec<&str> = addresses.filter(|address| told.insert(*address)).collect();
     let pairs = [
         (context::SUBSYSTEM_NQN, answer.subsystem_nqn.clone()),
         (context::NAMESPACE_UUID, answer.namespace_uuid.clone()),

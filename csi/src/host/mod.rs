@@ -140,10 +140,15 @@ pub struct Controller {
 }
 
 impl Controller {
+    /// Whether it is connected.
+    pub fn is_live(&self) -> bool {
+        self.state == "live"
+    }
+
     /// Whether requests can go this way.
     pub fn serves(&self) -> bool {
         let accessible = |access: &String| access == "optimized" || access == "non-optimized";
-        self.state == "live" && self.access.as_ref().is_none_or(accessible)
+        self.is_live() && self.access.as_ref().is_none_or(accessible)
     }
 }
 
@@ -174,8 +179,10 @@ pub struct Device {
 /// What is on a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Nothing was ever written, or making a file system was begun and never finished.
+    /// Nothing was ever written.
     Nothing,
+    /// Making a file system was begun and never finished: nobody needs what is there, and it is not all zeros.
+    Unfinished,
     /// A file system.
     FileSystem {
         /// Its kind, as `blkid` calls it.
@@ -304,6 +311,14 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     /// [`HostError::Busy`], or others.
     fn require_unused(&self, device: &Device) -> Result<(), HostError>;
 
+    /// Keeps a device open until the answer is dropped, so that the kernel keeps what it has read of it: it
+    /// forgets a device that nobody has open. Nobody is kept from using it.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`].
+    fn hold(&self, device: &Device) -> Result<Box<dyn Send>, HostError>;
+
     /// What is on a device.
     ///
     /// # Errors
@@ -311,12 +326,13 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     /// [`HostError`].
     fn content(&self, device: &Device) -> Result<Content, HostError>;
 
-    /// Makes a file system on a device that has [`Content::Nothing`].
+    /// Makes a file system on a device that has [`Content::Nothing`], which then `is_blank` and reads as zeros,
+    /// or [`Content::Unfinished`].
     ///
     /// # Errors
     ///
     /// [`HostError`].
-    fn format(&self, device: &Device, file_system: FileSystem) -> Result<(), HostError>;
+    fn format(&self, device: &Device, file_system: FileSystem, is_blank: bool) -> Result<(), HostError>;
 
     /// Repairs what can be repaired before mounting.
     ///

@@ -1,7 +1,7 @@
 //! What is needed by several calls: paths, the device of a volume, and what is mounted where.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,13 @@ use crate::host::{Connection, Controller, Device, HostError, Mount};
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long connecting the other paths may hold up a volume that is there by one: as a rule they are all
-/// there by then, and what is found wrong with several is told. The kernel connects one after the other.
-const OTHER_PATHS_PATIENCE: Duration = Duration::from_millis(500);
+/// there by then, and what is found wrong with several is told. The kernel connects one after the other; where
+/// that takes longer, it goes on while the device is looked at and formatted.
+const OTHER_PATHS_PATIENCE: Duration = Duration::from_millis(100);
+
+/// How long the others wait for the path that is named first, by which the volume is served: the kernel
+/// connects one after the other, and by another one nothing may be read yet.
+const HEAD_START: Duration = Duration::from_millis(100);
 
 /// How long paths may take to go.
 const DISCONNECT_PATIENCE: Duration = Duration::from_secs(20);
@@ -25,10 +30,36 @@ const DISCONNECT_PATIENCE: Duration = Duration::from_secs(20);
 /// Mounts at one place, one above the other, that are unmounted.
 const STACKED_MOUNTS_MAX: usize = 16;
 
+/// Something that others wait for.
+#[derive(Debug, Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn open(&self) {
+        // Nothing that is done with the lock held can leave it half done.
+        *self.is_open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.opened.notify_all();
+    }
+
+    /// Returns once it is open, or after a time.
+    fn wait(&self, at_most: Duration) {
+        let is_open = self.is_open.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whether it is open makes no difference any more.
+        drop(
+            self.opened
+                .wait_timeout_while(is_open, at_most, |is_open| !*is_open),
+        );
+    }
+}
+
 impl Parts {
     /// Connects the paths that are missing. Returns why some of them could not be.
     ///
-    /// All at once, and those that take long are left to themselves once the volume is there by another.
+    /// All at once but for a head start of the first one, and those that take long are left to themselves once
+    /// the volume is there by another.
     pub(super) fn connect(&self, volume_id: &str, reach: &Reach) -> Result<Vec<String>, CallError> {
         let connected = self.machine.controllers(&reach.subsystem_nqn)?;
         let is_missing = |address: &&std::net::SocketAddr| {
@@ -42,8 +73,10 @@ impl Parts {
             false => self.secrets(volume_id, &connected)?,
         };
         let (sender, results) = mpsc::channel();
-        for address in &missing {
+        let first = Arc::new(Gate::default());
+        for (index, address) in missing.iter().enumerate() {
             let address = *address;
+            let first = first.clone();
             let sender = sender.clone();
             let machine = self.machine.clone();
             let records = self.records.clone();
@@ -51,6 +84,9 @@ impl Parts {
             let secrets = secrets.clone();
             let (volume_id, subsystem_nqn) = (volume_id.to_owned(), reach.subsystem_nqn.clone());
             thread::spawn(move || {
+                if index > 0 {
+                    first.wait(HEAD_START);
+                }
                 let result = machine.connect(&Connection {
                     subsystem_nqn: &subsystem_nqn,
                     host: &settings.0,
@@ -58,8 +94,19 @@ impl Parts {
                     secrets: secrets.as_ref(),
                     times: settings.1,
                 });
-                // Nobody listens any more if it took too long; then the volume may be gone from here by now.
-                if sender.send(result).is_err() && matches!(records.get(&volume_id), Ok(None)) {
+                if index == 0 {
+                    first.open();
+                }
+                let problem = result.as_ref().err().map(HostError::to_string);
+                if sender.send(result).is_ok() {
+                    return;
+                }
+                // Nobody listens any more: it took too long.
+                if let Some(problem) = problem {
+                    tracing::warn!(volume = volume_id, problem, "a path is missing");
+                }
+                // The volume may be gone from here by now.
+                if matches!(records.get(&volume_id), Ok(None)) {
                     let late = machine.controllers(&subsystem_nqn).unwrap_or_default();
                     for controller in late {
                         if let Err(error) = machine.disconnect(&controller) {

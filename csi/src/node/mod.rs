@@ -22,10 +22,12 @@ use pollux_api::csi::v1::node_service_capability::rpc::Type;
 use pollux_api::csi::v1::node_service_capability::{Rpc, Type as CapabilityType};
 use pollux_api::csi::v1::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
-    NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetVolumeStatsRequest,
-    NodeGetVolumeStatsResponse, NodePublishVolumeRequest, NodePublishVolumeResponse, NodeServiceCapability,
-    NodeStageVolumeRequest, NodeStageVolumeResponse, NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse,
-    NodeUnstageVolumeRequest, NodeUnstageVolumeResponse,
+    NodeGetCapabilitiesResponse, NodeGetInfoRequest, NodeGetInfoResponse, NodeGetStorageHealthRequest,
+    NodeGetStorageHealthResponse, NodeGetVolumeHealthRequest, NodeGetVolumeHealthResponse,
+    NodeGetVolumeStatsRequest, NodeGetVolumeStatsResponse, NodePublishVolumeRequest,
+    NodePublishVolumeResponse, NodeServiceCapability, NodeStageVolumeRequest, NodeStageVolumeResponse,
+    NodeUnpublishVolumeRequest, NodeUnpublishVolumeResponse, NodeUnstageVolumeRequest,
+    NodeUnstageVolumeResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -38,12 +40,14 @@ use crate::topology::Place;
 pub use record::{Record, Records};
 
 /// What the service can do.
-const CAPABILITIES: [Type; 5] = [
+const CAPABILITIES: [Type; 7] = [
     Type::StageUnstageVolume,
     Type::GetVolumeStats,
     Type::ExpandVolume,
     Type::VolumeCondition,
     Type::SingleNodeMultiWriter,
+    Type::GetVolumeHealth,
+    Type::GetStorageHealth,
 ];
 
 /// How long a call waits for another one that is under way with its volume.
@@ -273,6 +277,28 @@ impl Node for NodeService {
         Ok(Response::new(NodeGetCapabilitiesResponse {
             capabilities: CAPABILITIES.map(capability).to_vec(),
         }))
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        let id = required("volume_id", request.into_inner().volume_id)?;
+        let answer = self
+            .exclusively(&id.clone(), move |parts| parts.health(&id))
+            .await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        _: Request<NodeGetStorageHealthRequest>,
+    ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
+        // Nothing is changed, so nobody is waited for.
+        let parts = self.parts.clone();
+        let answer = tokio::task::spawn_blocking(move || parts.storage_health()).await;
+        let answer = answer.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(answer?))
     }
 
     async fn node_get_info(

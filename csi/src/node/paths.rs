@@ -24,9 +24,6 @@ use crate::host::{Controller, DiscoveryLog};
 /// Between two rounds.
 const ROUND: Duration = Duration::from_secs(15);
 
-/// The state of a controller that works.
-const LIVE: &str = "live";
-
 /// The access of the path by which a volume is served.
 const OPTIMIZED: &str = "optimized";
 
@@ -141,9 +138,9 @@ impl Parts {
         let reach = &record.reach;
         let mut controllers = self.machine.controllers(&reach.subsystem_nqn)?;
         // Who serves the volume knows best; who cannot be reached knows nothing.
-        let rank = |controller: &Controller| match (controller.state.as_str(), controller.access.as_deref()) {
-            (LIVE, Some(OPTIMIZED)) => 0,
-            (LIVE, _) => 1,
+        let rank = |controller: &Controller| match (controller.is_live(), controller.access.as_deref()) {
+            (true, Some(OPTIMIZED)) => 0,
+            (true, _) => 1,
             _ => 2,
         };
         controllers.sort_by_key(rank);
@@ -172,7 +169,7 @@ impl Parts {
             let address = controller.address.as_ref();
             address.is_none_or(|address| reach.paths.contains(address))
         };
-        let works = |controller: &Controller| controller.state == LIVE;
+        let works = Controller::is_live;
         if !controllers.iter().any(|one| is_told(one) && works(one)) {
             return Ok(());
         }

@@ -5,6 +5,7 @@
 //! was asked for is left alone.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use pollux_api::control::v1::HostSecrets;
 use pollux_api::csi::v1::NodeStageVolumeRequest;
@@ -71,6 +72,29 @@ impl Staging {
     }
 }
 
+/// How long each part of a call took, for those who read the log.
+struct Laps {
+    since: Instant,
+    text: String,
+}
+
+impl Laps {
+    fn begin() -> Self {
+        Self {
+            since: Instant::now(),
+            text: String::new(),
+        }
+    }
+
+    fn done(&mut self, part: &str) {
+        let now = Instant::now();
+        let separator = if self.text.is_empty() { "" } else { ", " };
+        let milliseconds = now.duration_since(self.since).as_millis();
+        self.text += &format!("{separator}{part} {milliseconds} ms");
+        self.since = now;
+    }
+}
+
 impl Parts {
     pub(super) fn stage(&self, staging: &Staging) -> Result<(), CallError> {
         let wanted = &staging.record;
@@ -81,15 +105,19 @@ impl Parts {
         if let Some(secrets) = &staging.secrets {
             self.secrets.put(&wanted.volume_id, secrets.clone());
         }
+        let mut laps = Laps::begin();
         let problems = self.connect(&wanted.volume_id, &wanted.reach)?;
         for problem in problems {
             tracing::warn!(volume = wanted.volume_id, problem, "a path is missing");
         }
+        laps.done("paths");
         let device = self.device(&wanted.reach, 1)?;
-        match wanted.form {
-            Form::Block => Ok(()),
-            Form::Mount(file_system) => self.stage_mount(staging, &device, file_system),
+        laps.done("device");
+        if let Form::Mount(file_system) = wanted.form {
+            self.stage_mount(staging, &device, file_system, &mut laps)?;
         }
+        tracing::info!(volume = wanted.volume_id, took = laps.text, "staged");
+        Ok(())
     }
 
     fn stage_mount(
@@ -97,6 +125,7 @@ impl Parts {
         staging: &Staging,
         device: &Device,
         wanted: Option<FileSystem>,
+        laps: &mut Laps,
     ) -> Result<(), CallError> {
         let point = &staging.record.staging_path;
         make_directory(point)?;
@@ -114,18 +143,24 @@ impl Parts {
             None => {}
         }
         let read_only = staging.read_only || device.read_only;
-        let (file_system, is_new) = match self.machine.content(device)? {
-            Content::Nothing if read_only => {
+        // What is looked at is read again by the programs of file systems, and when it is mounted.
+        let _held = self.machine.hold(device)?;
+        let content = self.machine.content(device)?;
+        laps.done("content");
+        let (file_system, is_new) = match content {
+            Content::Nothing | Content::Unfinished if read_only => {
                 return Err(CallError::Precondition(format!(
                     "volume {} has no file system yet, and may only be read: publish it for writing once",
                     staging.record.volume_id
                 )));
             }
-            Content::Nothing => {
+            Content::Nothing | Content::Unfinished => {
                 // Somebody may have the device and its content in hand.
                 self.machine.require_unused(device)?;
                 let file_system = wanted.unwrap_or(staging.unsaid);
-                self.machine.format(device, file_system)?;
+                let is_blank = content == Content::Nothing;
+                self.machine.format(device, file_system, is_blank)?;
+                laps.done("format");
                 (file_system, true)
             }
             Content::FileSystem { kind, uuid } => {
@@ -144,9 +179,11 @@ impl Parts {
         };
         if !read_only && !is_new {
             self.machine.check(device, file_system)?;
+            laps.done("check");
         }
         self.machine
             .mount(device, file_system, point, read_only, &staging.options)?;
+        laps.done("mount");
         if read_only || is_new {
             return Ok(());
         }

@@ -6,6 +6,7 @@ mod clones;
 mod controller;
 mod discovery;
 mod groups;
+mod health;
 mod metadata;
 mod node;
 mod processes;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::thread;
 
 use super::blank::Blank;
 use super::program::{run, succeed};
@@ -29,16 +30,31 @@ fn pairs(output: &str) -> HashMap<&str, &str> {
 
 pub(super) fn content(path: &Path, size_bytes: u64) -> Result<Content, HostError> {
     let failed = |error| HostError::kernel("read", path.display(), error);
-    // Marks are older than whatever else is there.
     let blank = Blank::open(path, size_bytes, false).map_err(failed)?;
-    if blank.is_marked().map_err(failed)? {
-        return Ok(Content::Nothing);
+    let path_text = text(path)?;
+    // All of it takes a while, and is done at once. Where there is a file system, looking for zeros ends soon.
+    let (outcome, is_marked, is_zero) = thread::scope(|scope| {
+        let program = scope.spawn(|| run("blkid", &["-p", "-o", "export", path_text], path_text));
+        let is_marked = blank.is_marked();
+        let is_zero = blank.is_zero();
+        let outcome = program.join().unwrap_or_else(|_| {
+            Err(HostError::Program {
+                program: "blkid",
+                subject: path_text.to_owned(),
+                reason: "the thread that ran it panicked".to_owned(),
+            })
+        });
+        (outcome, is_marked, is_zero)
+    });
+    // Marks are older than whatever else is there.
+    if is_marked.map_err(failed)? {
+        return Ok(Content::Unfinished);
     }
-    let outcome = run("blkid", &["-p", "-o", "export", text(path)?], text(path)?)?;
+    let outcome = outcome?;
     match outcome.status {
         Some(0) => {}
         Some(BLKID_NOTHING) => {
-            return Ok(match blank.is_zero().map_err(failed)? {
+            return Ok(match is_zero.map_err(failed)? {
                 true => Content::Nothing,
                 false => Content::Other("data that is no file system".to_owned()),
             });
@@ -67,7 +83,28 @@ pub(super) fn content(path: &Path, size_bytes: u64) -> Result<Content, HostError
     })
 }
 
-pub(super) fn format(path: &Path, size_bytes: u64, file_system: FileSystem) -> Result<(), HostError> {
+/// Makes ext4. What would be zeroed, its journal and tables of inodes, are zeros on a blank device: to write
+/// them, now or by the kernel's own thread later, would only fill a thin volume and all of its copies.
+fn format_ext4(path: &str, is_blank: bool) -> Result<(), HostError> {
+    const USUAL: &str = "nodiscard";
+    const BLANK: &str = "nodiscard,assume_storage_prezeroed=1";
+    let make = |options| succeed("mkfs.ext4", &["-q", "-F", "-m", "0", "-E", options, path], path);
+    match is_blank {
+        // One that does not know the option (e2fsprogs before 1.47) has written nothing.
+        true => make(BLANK).or_else(|error| {
+            tracing::debug!(%error, "trying again as if the device were not blank");
+            make(USUAL)
+        }),
+        false => make(USUAL),
+    }
+}
+
+pub(super) fn format(
+    path: &Path,
+    size_bytes: u64,
+    file_system: FileSystem,
+    is_blank: bool,
+) -> Result<(), HostError> {
     let failed = |error| HostError::kernel("write", path.display(), error);
     let blank = Blank::open(path, size_bytes, true).map_err(failed)?;
     blank.put_marks().map_err(failed)?;
@@ -75,11 +112,7 @@ pub(super) fn format(path: &Path, size_bytes: u64, file_system: FileSystem) -> R
     // Volumes are thin and were never written, so nothing has to be discarded; what is on them was looked
     // at before, so nothing has to be asked.
     match file_system {
-        FileSystem::Ext4 => succeed(
-            "mkfs.ext4",
-            &["-q", "-F", "-m", "0", "-E", "nodiscard", path],
-            path,
-        )?,
+        FileSystem::Ext4 => format_ext4(path, is_blank)?,
         FileSystem::Xfs => succeed("mkfs.xfs", &["-q", "-f", "-K", path], path)?,
         FileSystem::Btrfs => succeed("mkfs.btrfs", &["-q", "-f", "-K", path], path)?,
     }
@@ -120,7 +153,7 @@ pub(super) fn freeze(point: &Path, still: bool) -> Result<(), HostError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::os::unix::fs::{FileExt, MetadataExt};
     use std::process::Command;
 
     use super::*;
@@ -187,10 +220,26 @@ mod tests {
         file.as_file()
             .write_all_at(&[7; 4096], 8192)
             .expect("it can be written");
-        assert_eq!(kind(&file), "Nothing");
-        format(file.path(), SIZE_BYTES, FileSystem::Ext4).expect("it can be made");
+        assert_eq!(kind(&file), "Unfinished");
+        format(file.path(), SIZE_BYTES, FileSystem::Ext4, false).expect("it can be made");
         assert_eq!(kind(&file), "ext4");
         check(file.path(), FileSystem::Ext4).expect("it is sound");
+    }
+
+    #[test]
+    fn on_a_blank_device_zeros_are_not_written() {
+        if !has("mkfs.ext4") || !has("e2fsck") {
+            return;
+        }
+        let occupied_bytes = |is_blank| {
+            let file = device();
+            format(file.path(), SIZE_BYTES, FileSystem::Ext4, is_blank).expect("it can be made");
+            check(file.path(), FileSystem::Ext4).expect("it is sound");
+            // In units of 512 bytes, whatever the file system's block size is.
+            std::fs::metadata(file.path()).expect("it is there").blocks() * 512
+        };
+        let blank = occupied_bytes(true);
+        assert!(blank < 1 << 20, "{blank}");
     }
 
     #[test]
@@ -199,7 +248,7 @@ mod tests {
             return;
         }
         let file = device();
-        format(file.path(), SIZE_BYTES, FileSystem::Ext4).expect("it can be made");
+        format(file.path(), SIZE_BYTES, FileSystem::Ext4, true).expect("it can be made");
         // The superblock keeps its signature and loses the rest.
         file.as_file()
             .write_all_at(&[0xff; 40], 1024)

@@ -86,12 +86,18 @@ impl Host for LinuxHost {
         sysfs::require_unused(device)
     }
 
+    fn hold(&self, device: &Device) -> Result<Box<dyn Send>, HostError> {
+        let opened = std::fs::File::open(&device.path);
+        let file = opened.map_err(|error| HostError::kernel("open", device.path.display(), error))?;
+        Ok(Box::new(file))
+    }
+
     fn content(&self, device: &Device) -> Result<Content, HostError> {
         file_system::content(&device.path, device.size_bytes)
     }
 
-    fn format(&self, device: &Device, file_system: FileSystem) -> Result<(), HostError> {
-        file_system::format(&device.path, device.size_bytes, file_system)
+    fn format(&self, device: &Device, file_system: FileSystem, is_blank: bool) -> Result<(), HostError> {
+        file_system::format(&device.path, device.size_bytes, file_system, is_blank)
     }
 
     fn check(&self, device: &Device, file_system: FileSystem) -> Result<(), HostError> {

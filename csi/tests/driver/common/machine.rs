@@ -233,6 +233,10 @@ impl Host for Machine {
         Ok(())
     }
 
+    fn hold(&self, _: &Device) -> Result<Box<dyn Send>, HostError> {
+        Ok(Box::new(()))
+    }
+
     fn content(&self, device: &Device) -> Result<Content, HostError> {
         let state = self.begin("content", &device.name)?;
         let uuid = state.uuid_of(device.number).expect("it was found");
@@ -242,7 +246,7 @@ impl Host for Machine {
             .map_or(Content::Nothing, |disk| disk.content.clone()))
     }
 
-    fn format(&self, device: &Device, file_system: FileSystem) -> Result<(), HostError> {
+    fn format(&self, device: &Device, file_system: FileSystem, is_blank: bool) -> Result<(), HostError> {
         let mut state = self.begin("format", &device.name)?;
         let uuid = state.uuid_of(device.number).expect("it was found");
         let disk = Disk {
@@ -253,10 +257,13 @@ impl Host for Machine {
             grown_to: device.size_bytes,
         };
         let before = state.disks.insert(uuid, disk);
-        assert!(
-            before.is_none_or(|before| before.content == Content::Nothing),
-            "data was formatted"
+        let before = before.map_or(Content::Nothing, |before| before.content);
+        assert_eq!(
+            is_blank,
+            before == Content::Nothing,
+            "what is not zero is called so"
         );
+        assert!(is_blank || before == Content::Unfinished, "data was formatted");
         Ok(())
     }
 
