@@ -24,6 +24,7 @@ use tracing_subscriber::EnvFilter;
 use crate::call::{Call, call};
 use crate::control::ControlPlane;
 use crate::controller::ControllerService;
+use crate::hold::{FreezeArguments, freeze};
 use crate::host::PathTimes;
 use crate::host::linux::LinuxHost;
 use crate::identity::IdentityService;
@@ -58,6 +59,8 @@ enum Command {
     Node(NodeArguments),
     /// Call one of the services from a shell.
     Call(CallArguments),
+    /// Hold a mounted volume still while a command runs, such as one that takes a snapshot.
+    Freeze(FreezeArguments),
 }
 
 #[derive(Debug, Args)]
@@ -164,6 +167,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Controller(arguments) => serve_until_told(&cli.command, &arguments.common),
         Command::Node(arguments) => serve_until_told(&cli.command, &arguments.common),
         Command::Call(arguments) => ask(arguments),
+        Command::Freeze(arguments) => hold(arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -195,6 +199,14 @@ fn ask(arguments: &CallArguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+fn hold(arguments: &FreezeArguments) -> Result<(), Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(freeze(&LinuxHost::default(), arguments))?;
+    Ok(())
+}
+
 fn logging(command: &Command, common: &CommonArguments) -> Result<Tracing, Box<dyn Error>> {
     let log = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
@@ -204,7 +216,7 @@ fn logging(command: &Command, common: &CommonArguments) -> Result<Tracing, Box<d
         name: "pollux-csi",
         instance: match command {
             Command::Node(arguments) => &arguments.node,
-            Command::Controller(_) | Command::Call(_) => "",
+            Command::Controller(_) | Command::Call(_) | Command::Freeze(_) => "",
         },
     };
     let filter = EnvFilter::try_new(&common.log)?;
@@ -258,8 +270,8 @@ async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<d
             tokio::spawn(node.clone().keep_paths(stopped.clone()));
             Routes::new(IdentityServer::new(identity)).add_service(NodeServer::new(node))
         }
-        // It serves nothing.
-        Command::Call(_) => return Ok(()),
+        // They serve nothing.
+        Command::Call(_) | Command::Freeze(_) => return Ok(()),
     };
     let counted = Metrics::default();
     if let Some(address) = common.metrics {

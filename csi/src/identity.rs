@@ -51,17 +51,15 @@ impl Identity for IdentityService {
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
         let service = |kind: ServiceType| Type::Service(Service { r#type: kind.into() });
+        // Those of the whole driver, whichever part is asked (CSI specification, GetPluginCapabilities).
         let mut kinds = vec![
             service(ServiceType::ControllerService),
+            service(ServiceType::GroupControllerService),
+            service(ServiceType::SnapshotMetadataService),
             Type::VolumeExpansion(VolumeExpansion {
                 r#type: ExpansionType::Online.into(),
             }),
         ];
-        // Beside the controller service only.
-        if self.control.is_some() {
-            kinds.push(service(ServiceType::GroupControllerService));
-            kinds.push(service(ServiceType::SnapshotMetadataService));
-        }
         if self.has_topology {
             kinds.push(service(ServiceType::VolumeAccessibilityConstraints));
         }

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod control;
 pub mod controller;
 pub mod error;
+pub mod hold;
 pub mod host;
 pub mod identity;
 pub mod metrics;

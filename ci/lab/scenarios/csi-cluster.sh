@@ -2,7 +2,8 @@
 # controller service on the host, the node service in this guest. A volume of three replicas is made, staged,
 # mounted and written; a snapshot is taken of it and restored into another volume, while the engine that
 # serves is killed under the mounted file system; it grows while it is mounted; a block device beside it has
-# what changed between two snapshots told. At the end nothing is left, neither here nor on the engines.
+# what changed between two snapshots told; a volume that was made by hand is used as well. At the end nothing
+# is left, neither here nor on the engines.
 #
 # time limit: 300 s
 # programs: pollux-csi
@@ -41,11 +42,14 @@ tell "mounted $(seconds_since "$began") s after ControllerPublish was called, wi
 until_true 30 paths_are 3
 random_file /mnt/pod/first 24
 (cd /mnt/pod && sha256sum first > /tmp/sums)
-sync
 cp /tmp/sums /tmp/sums-of-snapshot
 
-# A snapshot has what was there when it was taken.
-ask csi snapshot --name before --volume data | grep -qx 'ready true'
+# Held still while it is taken, a snapshot has what was there, also what nobody made durable.
+pollux-csi freeze --target /mnt/pod --seconds 30 -- \
+    sh -c '. /lab/library.sh; ask csi snapshot --name before --volume data' > /tmp/taken
+grep -qx 'ready true' /tmp/taken || fail "the snapshot is not taken"
+if pollux-csi freeze --target /mnt/pod --seconds 1 -- sleep 20; then fail "it takes too long"; fi
+timeout 20 touch /mnt/pod/goes-on || fail "the file system is still held"
 rm /mnt/pod/first
 random_file /mnt/pod/second 16
 (cd /mnt/pod && sha256sum second > /tmp/sums)
@@ -123,5 +127,15 @@ csi_unstage raw /mnt/staging
 ask csi delete-snapshot --snapshot one
 ask csi delete-snapshot --snapshot two
 ask csi delete --volume raw
+
+# A volume that was made without the driver is used by its name.
+ask pollux volume create by-hand --size 64MiB --replicas 2 --wait > /dev/null
+csi stage --volume by-hand --staging /mnt/staging --fs ext4 $(csi_publish by-hand)
+csi publish --volume by-hand --staging /mnt/staging --fs ext4 --target /mnt/pod
+random_file /mnt/pod/data 4
+csi stats --volume by-hand --target /mnt/pod | grep -q 'abnormal false: 2 paths'
+csi unpublish --volume by-hand --target /mnt/pod
+csi_unstage by-hand /mnt/staging
+ask pollux volume delete by-hand --wait > /dev/null
 
 csi_end

@@ -4,7 +4,6 @@
 # time limit: 300 s
 # programs: pollux-csi
 # modules: btrfs
-# only by name: most of it is shown by csi-cluster
 # kernel may say: I/O fail on reconnect controller
 # kernel may say: long keepalive RTT
 

@@ -3,7 +3,6 @@
 #
 # time limit: 900 s
 # programs: csi-sanity pollux-csi
-# only by name: it takes minutes
 # kernel may say: I/O fail on reconnect controller
 # kernel may say: long keepalive RTT
 

@@ -181,7 +181,7 @@ pub struct Device {
 pub enum Content {
     /// Nothing was ever written.
     Nothing,
-    /// Making a file system was begun and never finished: nobody needs what is there, and it is not all zeros.
+    /// Making a file system was begun and never finished: nobody needs what is there, and it is not zeros.
     Unfinished,
     /// A file system.
     FileSystem {
@@ -326,8 +326,8 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     /// [`HostError`].
     fn content(&self, device: &Device) -> Result<Content, HostError>;
 
-    /// Makes a file system on a device that has [`Content::Nothing`], which then `is_blank` and reads as zeros,
-    /// or [`Content::Unfinished`].
+    /// Makes a file system on a device that has [`Content::Nothing`], which `is_blank` and reads as zeros, or
+    /// [`Content::Unfinished`].
     ///
     /// # Errors
     ///

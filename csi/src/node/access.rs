@@ -16,8 +16,8 @@ use crate::host::{Connection, Controller, Device, HostError, Mount};
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long connecting the other paths may hold up a volume that is there by one: as a rule they are all
-/// there by then, and what is found wrong with several is told. The kernel connects one after the other; where
-/// that takes longer, it goes on while the device is looked at and formatted.
+/// there by then, and what is found wrong with several is told. The kernel connects one after the other;
+/// where that takes longer, it goes on while the device is looked at and formatted.
 const OTHER_PATHS_PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long the others wait for the path that is named first, by which the volume is served: the kernel
@@ -58,8 +58,8 @@ impl Gate {
 impl Parts {
     /// Connects the paths that are missing. Returns why some of them could not be.
     ///
-    /// All at once but for a head start of the first one, and those that take long are left to themselves once
-    /// the volume is there by another.
+    /// All at once but for a head start of the first one, and those that take long are left to themselves
+    /// once the volume is there by another.
     pub(super) fn connect(&self, volume_id: &str, reach: &Reach) -> Result<Vec<String>, CallError> {
         let connected = self.machine.controllers(&reach.subsystem_nqn)?;
         let is_missing = |address: &&std::net::SocketAddr| {

@@ -258,6 +258,7 @@ impl Parts {
             let others = self.other_places(&device, &[path])?;
             require_nowhere(volume_id, &others)?;
         }
+        self.let_go_on(path)?;
         self.unmount_all(path)?;
         if let Some(device) = self.find_device(&record.reach)? {
             self.machine.require_unused(&device)?;
@@ -265,6 +266,17 @@ impl Parts {
         self.disconnect(&record.reach.subsystem_nqn)?;
         self.secrets.forget(volume_id);
         self.records.delete(volume_id)
+    }
+
+    /// Whoever held a file system still may have been killed. Unmounted so, it could never be let go.
+    fn let_go_on(&self, path: &Path) -> Result<(), CallError> {
+        if self.mounted_at(path)?.is_some()
+            && let Err(error) = self.machine.freeze(path, false)
+        {
+            // As a rule: nobody held it.
+            tracing::debug!(%error, "it was not still");
+        }
+        Ok(())
     }
 
     /// Undoes a staging that nothing is known of, by what is mounted: the records may be lost.
@@ -288,6 +300,7 @@ impl Parts {
             .map(|other| other.point)
             .collect();
         require_nowhere(&mount.source, &others)?;
+        self.let_go_on(path)?;
         self.unmount_all(path)?;
         self.disconnect(&subsystem_nqn)
     }

@@ -7,6 +7,7 @@ mod controller;
 mod discovery;
 mod groups;
 mod health;
+mod hold;
 mod metadata;
 mod node;
 mod processes;

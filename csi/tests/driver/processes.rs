@@ -144,10 +144,14 @@ async fn a_node_says_what_it_is_called_and_where_it_stands() {
     assert_eq!(info.max_volumes_per_node, 32);
     let place = info.accessible_topology.expect("it stands somewhere").segments;
     assert_eq!(place["topology.pollux.io/zone"], "z1");
-    // A control plane is nothing that a node needs.
-    let ready = IdentityClient::new(connect(socket).await)
-        .probe(ProbeRequest {})
+    // It is asked what the whole driver can do, as the controller service is.
+    let mut identity = IdentityClient::new(connect(socket).await);
+    let able = identity
+        .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
         .await;
+    assert_eq!(able.expect("it answers").into_inner().capabilities.len(), 5);
+    // A control plane is nothing that a node needs.
+    let ready = identity.probe(ProbeRequest {}).await;
     assert!(
         ready
             .expect("it answers")

@@ -1,5 +1,7 @@
 //! Which nodes may use a volume.
 
+use pollux_api::control::v1 as control;
+use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::csi::v1::volume_capability::access_mode::Mode;
 use pollux_api::csi::v1::*;
 use tonic::Code;
@@ -209,4 +211,57 @@ async fn who_has_a_volume_alone_stays_alone() {
         .controller_publish_volume(both)
         .await
         .expect("nobody has it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_was_made_without_the_driver_is_used_by_its_name() {
+    let pollux = Pollux::start().await.ready().await;
+    let volume = control::Volume {
+        metadata: Some(control::Metadata {
+            name: "by-hand".to_owned(),
+            ..control::Metadata::default()
+        }),
+        spec: Some(control::VolumeSpec {
+            size_bytes: 1 << 30,
+            ..control::VolumeSpec::default()
+        }),
+        status: None,
+    };
+    let request = control::CreateVolumeRequest {
+        volume: Some(volume),
+        wait_us: None,
+    };
+    let made = VolumesClient::new(pollux.channel.clone())
+        .create_volume(request)
+        .await;
+    made.expect("it is new");
+    let mut driver = pollux.controller("default").await;
+    let validate = ValidateVolumeCapabilitiesRequest {
+        volume_id: "by-hand".to_owned(),
+        volume_capabilities: vec![mount("")],
+        ..Default::default()
+    };
+    let valid = driver
+        .validate_volume_capabilities(validate)
+        .await
+        .expect("it is there");
+    assert!(valid.into_inner().confirmed.is_some());
+    let publish = |id: &str| ControllerPublishVolumeRequest {
+        volume_id: id.to_owned(),
+        ..publish(&node(1), mount(""))
+    };
+    driver
+        .controller_publish_volume(publish("by-hand"))
+        .await
+        .expect("nobody uses it");
+    let unpublish = ControllerUnpublishVolumeRequest {
+        volume_id: "by-hand".to_owned(),
+        ..unpublish(&node(1))
+    };
+    driver
+        .controller_unpublish_volume(unpublish)
+        .await
+        .expect("it is published");
+    let refused = driver.controller_publish_volume(publish("nobody-made-it")).await;
+    assert_eq!(refused.expect_err("there is none").code(), Code::NotFound);
 }

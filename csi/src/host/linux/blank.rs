@@ -125,6 +125,7 @@ impl Blank {
             self.prefetch(from, to - from);
         }
         let mut chunk = vec![0; CHUNK_BYTES];
+        let zeros = vec![0; CHUNK_BYTES];
         for (from, to) in ranges {
             let mut place = from;
             while place < to {
@@ -133,7 +134,8 @@ impl Blank {
                     .min(CHUNK_BYTES);
                 let part = chunk.get_mut(..length).unwrap_or_default();
                 self.file.read_exact_at(part, place)?;
-                if part.iter().any(|byte| *byte != 0) {
+                // As a whole, which is faster than byte by byte.
+                if Some(&*part) != zeros.get(..length) {
                     return Ok(false);
                 }
                 place += length as u64;

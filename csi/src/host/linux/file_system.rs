@@ -32,7 +32,7 @@ pub(super) fn content(path: &Path, size_bytes: u64) -> Result<Content, HostError
     let failed = |error| HostError::kernel("read", path.display(), error);
     let blank = Blank::open(path, size_bytes, false).map_err(failed)?;
     let path_text = text(path)?;
-    // All of it takes a while, and is done at once. Where there is a file system, looking for zeros ends soon.
+    // All of it takes a while, and is done at once. Where there is a file system, zeros end soon.
     let (outcome, is_marked, is_zero) = thread::scope(|scope| {
         let program = scope.spawn(|| run("blkid", &["-p", "-o", "export", path_text], path_text));
         let is_marked = blank.is_marked();
