@@ -16,6 +16,7 @@ use crate::store::Condition;
 use super::errors::CallError;
 use super::records::{ChangeStream, Managed};
 use super::snapshots::{Copied, whole};
+use super::waiting::Wait;
 use super::{Services, answer, change_message};
 
 #[tonic::async_trait]
@@ -115,7 +116,16 @@ impl GroupSnapshots for Services {
         request: Request<CreateGroupSnapshotRequest>,
     ) -> Result<Response<GroupSnapshot>, Status> {
         self.permit(&request, Action::Provision)?;
-        answer!(self.create(request.into_inner().group_snapshot).await?)
+        let wait = Wait::of(request.get_ref().wait_us, request.metadata())?;
+        let group_snapshot = self.create(request.into_inner().group_snapshot).await?;
+        let is_over = |group_snapshot: &GroupSnapshot| {
+            let state = group_snapshot.status.as_ref().map(GroupSnapshotStatus::state);
+            matches!(
+                state,
+                Some(GroupSnapshotState::Ready | GroupSnapshotState::Failed)
+            )
+        };
+        answer!(self.await_record(wait, group_snapshot, is_over).await?)
     }
 
     async fn get_group_snapshot(

@@ -14,6 +14,7 @@ use crate::store::Condition;
 
 use super::errors::CallError;
 use super::records::{ChangeStream, Managed, require_name};
+use super::waiting::Wait;
 use super::{Services, answer, change_message};
 
 #[tonic::async_trait]
@@ -127,7 +128,13 @@ impl Snapshots for Services {
         request: Request<CreateSnapshotRequest>,
     ) -> Result<Response<Snapshot>, Status> {
         self.permit(&request, Action::Provision)?;
-        answer!(self.create(request.into_inner().snapshot).await?)
+        let wait = Wait::of(request.get_ref().wait_us, request.metadata())?;
+        let snapshot = self.create(request.into_inner().snapshot).await?;
+        let is_taken = |snapshot: &Snapshot| {
+            let status = snapshot.status.as_ref();
+            status.is_some_and(|status| status.state() == SnapshotState::Ready)
+        };
+        answer!(self.await_record(wait, snapshot, is_taken).await?)
     }
 
     async fn get_snapshot(&self, request: Request<GetSnapshotRequest>) -> Result<Response<Snapshot>, Status> {

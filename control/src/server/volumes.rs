@@ -317,6 +317,16 @@ fn require_sharing(
     }
 }
 
+/// Whether the replicas of a volume are made.
+fn has_replicas(volume: &Volume) -> bool {
+    let state = volume.status.as_ref().map(VolumeStatus::state);
+    let is_begun = matches!(
+        state,
+        None | Some(VolumeState::Unspecified | VolumeState::Pending | VolumeState::Creating)
+    );
+    !is_begun
+}
+
 #[tonic::async_trait]
 impl Volumes for Services {
     type WatchVolumesStream = ChangeStream<VolumeChange>;
@@ -325,7 +335,7 @@ impl Volumes for Services {
         self.permit(&request, Action::Provision)?;
         let wait = Wait::of(request.get_ref().wait_us, request.metadata())?;
         let volume = self.create(request.into_inner().volume).await?;
-        answer!(self.made(wait, volume).await?)
+        answer!(self.await_record(wait, volume, has_replicas).await?)
     }
 
     async fn get_volume(&self, request: Request<GetVolumeRequest>) -> Result<Response<Volume>, Status> {

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pollux_api::control::v1::{Node, Volume, VolumeState};
+use pollux_api::control::v1::{Node, Volume};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
@@ -174,33 +174,26 @@ impl Services {
         }
     }
 
-    /// A volume once its replicas are made, or as it is when the time is over.
+    /// A record once it is as it is to be, or as it is when the time is over. The record alone decides that.
     ///
     /// # Errors
     ///
-    /// As [`Services::await_volume`].
-    pub(super) async fn made(&self, wait: Wait, mut volume: Volume) -> Result<Volume, CallError> {
-        let (uid, name) = (volume.meta().uid.clone(), volume.name().to_owned());
-        let gone = || CallError::Deleting {
-            kind: Kind::Volume,
-            name: name.clone(),
-        };
-        let is_made = |volume: &Volume| {
-            let state = volume.status.as_ref().map(|status| status.state());
-            let is_begun = matches!(
-                state,
-                None | Some(VolumeState::Unspecified | VolumeState::Pending | VolumeState::Creating)
-            );
-            !is_begun
-        };
+    /// [`CallError::NotFound`] and [`CallError::Deleting`] if it is deleted meanwhile; those of the store.
+    pub(super) async fn await_record<R: Record>(
+        &self,
+        wait: Wait,
+        mut record: R,
+        is_done: impl Fn(&R) -> bool,
+    ) -> Result<R, CallError> {
         let Some(until) = wait.until else {
-            return Ok(volume);
+            return Ok(record);
         };
-        while !is_made(&volume) && Instant::now() < until {
+        let uid = record.meta().uid.clone();
+        while !is_done(&record) && Instant::now() < until {
             let mut watcher = self
                 .parts
                 .store
-                .watch(&volume.key(), volume.meta().revision)
+                .watch(&record.key(), record.meta().revision)
                 .await?;
             match tokio::time::timeout_at(until, watcher.next()).await {
                 // The history was cut off: the record itself tells.
@@ -208,12 +201,16 @@ impl Services {
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => break,
             }
-            volume = self.find(&name).await?;
-            if volume.meta().uid != uid || volume.is_deleting() {
-                return Err(gone());
+            let found: R = self.find(record.name()).await?;
+            if found.meta().uid != uid || found.is_deleting() {
+                return Err(CallError::Deleting {
+                    kind: R::KIND,
+                    name: record.name().to_owned(),
+                });
             }
+            record = found;
         }
-        Ok(volume)
+        Ok(record)
     }
 }
 

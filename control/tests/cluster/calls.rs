@@ -237,11 +237,15 @@ async fn wrong_fields_of_every_call_are_named() {
         VolumesClient.plan_volume(PlanVolumeRequest { volume: None }) => "volume",
         VolumesClient.plan_volume(PlanVolumeRequest { volume: Some(volume("v", 0)) })
             => "volume.spec.policy.replicas",
-        SnapshotsClient.create_snapshot(CreateSnapshotRequest { snapshot: None }) => "snapshot",
+        SnapshotsClient.create_snapshot(CreateSnapshotRequest { snapshot: None, wait_us: None })
+            => "snapshot",
         SnapshotsClient.create_snapshot(CreateSnapshotRequest { snapshot: Some(Snapshot {
             spec: Some(SnapshotSpec { volume: "none".to_owned(), group_snapshot: String::new() }),
             ..named(Snapshot::default(), "s")
-        }) }) => "snapshot.spec.volume",
+        }), wait_us: None }) => "snapshot.spec.volume",
+        SnapshotsClient.create_snapshot(
+            CreateSnapshotRequest { snapshot: None, wait_us: Some(30_000_001) }
+        ) => "wait_us",
         SnapshotsClient.get_snapshot(GetSnapshotRequest { name: bad() }) => "name",
         SnapshotsClient.list_snapshots(ListSnapshotsRequest { page: None, volume: bad() }) => "volume",
         SnapshotsClient.delete_snapshot(DeleteSnapshotRequest { name: bad() }) => "name",
@@ -259,8 +263,12 @@ async fn wrong_fields_of_every_call_are_named() {
         GroupsClient.get_group(GetGroupRequest { name: bad() }) => "name",
         GroupsClient.update_group(UpdateGroupRequest { group: None, update_mask: None }) => "group",
         GroupsClient.delete_group(DeleteGroupRequest { name: bad() }) => "name",
-        GroupSnapshotsClient.create_group_snapshot(CreateGroupSnapshotRequest { group_snapshot: None })
-            => "group_snapshot",
+        GroupSnapshotsClient.create_group_snapshot(
+            CreateGroupSnapshotRequest { group_snapshot: None, wait_us: None }
+        ) => "group_snapshot",
+        GroupSnapshotsClient.create_group_snapshot(
+            CreateGroupSnapshotRequest { group_snapshot: None, wait_us: Some(30_000_001) }
+        ) => "wait_us",
         GroupSnapshotsClient.get_group_snapshot(GetGroupSnapshotRequest { name: bad() }) => "name",
         GroupSnapshotsClient.delete_group_snapshot(DeleteGroupSnapshotRequest { name: bad() }) => "name",
         EventsClient.list_events(ListEventsRequest { page: None, subject: bad() }) => "subject",

@@ -230,6 +230,7 @@ async fn nobody_uses_the_volume_meanwhile() {
                 status: None,
                 ..snapshot("new", &volume("v", 3))
             }),
+            wait_us: None,
         };
         let new = services.create_snapshot(Request::new(new)).await;
         refused(new, Code::FailedPrecondition, "going back to snapshot s");
@@ -242,6 +243,7 @@ async fn nobody_uses_the_volume_meanwhile() {
         };
         let together = CreateGroupSnapshotRequest {
             group_snapshot: Some(named(together, "both")),
+            wait_us: None,
         };
         let together = services.create_group_snapshot(Request::new(together)).await;
         refused(together, Code::FailedPrecondition, "going back to snapshot s");

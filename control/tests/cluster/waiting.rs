@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pollux_api::control::v1::group_snapshots_server::GroupSnapshots;
+use pollux_api::control::v1::snapshots_server::Snapshots;
 use pollux_api::control::v1::volumes_server::Volumes;
 use pollux_api::control::v1::{
-    CreateVolumeRequest, GetVolumeRequest, HostAccess, Node, NodeSpec, Pool, PoolSpec, PublishVolumeRequest,
-    PublishVolumeResponse, UnpublishVolumeRequest, Volume, VolumeState,
+    CreateGroupSnapshotRequest, CreateSnapshotRequest, CreateVolumeRequest, GetSnapshotRequest,
+    GetVolumeRequest, GroupSnapshot, GroupSnapshotSpec, GroupSnapshotState, HostAccess, Node, NodeSpec, Pool,
+    PoolSpec, PublishVolumeRequest, PublishVolumeResponse, Snapshot, SnapshotSpec, SnapshotState,
+    UnpublishVolumeRequest, Volume, VolumeState,
 };
 use pollux_control::controller::{Clock, Controller, Observations, Parts, SystemClock};
 use pollux_control::model::Record;
@@ -113,6 +117,39 @@ impl Instance {
         made.status.expect("it has one").state()
     }
 
+    async fn snapshot(&self, wait_us: u64) -> Result<SnapshotState, Status> {
+        let snapshot = Snapshot {
+            spec: Some(SnapshotSpec {
+                volume: "v".to_owned(),
+                ..SnapshotSpec::default()
+            }),
+            ..Snapshot::default()
+        };
+        let request = CreateSnapshotRequest {
+            snapshot: Some(named(snapshot, "s")),
+            wait_us: Some(wait_us),
+        };
+        let answer = self.services.create_snapshot(Request::new(request)).await?;
+        Ok(answer.into_inner().status.expect("it has one").state())
+    }
+
+    async fn snapshot_together(&self, wait_us: u64) -> GroupSnapshotState {
+        let group_snapshot = GroupSnapshot {
+            spec: Some(GroupSnapshotSpec {
+                volumes: vec!["v".to_owned()],
+                ..GroupSnapshotSpec::default()
+            }),
+            ..GroupSnapshot::default()
+        };
+        let request = CreateGroupSnapshotRequest {
+            group_snapshot: Some(named(group_snapshot, "together")),
+            wait_us: Some(wait_us),
+        };
+        let answer = self.services.create_group_snapshot(Request::new(request)).await;
+        let taken = answer.expect("it is new, or the same").into_inner();
+        taken.status.expect("it has one").state()
+    }
+
     async fn get(&self) -> Volume {
         let request = GetVolumeRequest { name: "v".to_owned() };
         let answer = self.services.get_volume(Request::new(request)).await;
@@ -175,6 +212,12 @@ async fn calls_return_once_it_is_so() {
         assert_eq!((answer.state(), answer.paths.len()), (VolumeState::Healthy, 3));
     }
     assert!(instance.publish(0).await.expect("it is there").ready);
+    for _ in 0..2 {
+        let state = instance.snapshot(LONG_US).await.expect("the volume is there");
+        assert_eq!(state, SnapshotState::Ready);
+        let state = instance.snapshot_together(LONG_US).await;
+        assert_eq!(state, GroupSnapshotState::Ready);
+    }
     for _ in 0..2 {
         assert!(instance.unpublish(LONG_US).await);
     }
@@ -265,5 +308,34 @@ async fn a_volume_may_go_meanwhile() {
     let (answer, ()) = tokio::join!(instance.publish(LONG_US), deleting);
     let refused = answer.expect_err("it is being deleted");
     assert_eq!(reason(&refused), "DELETING");
+    assert!(began.elapsed() < SOON);
+}
+
+#[tokio::test]
+async fn snapshots_may_take_longer_or_go_meanwhile() {
+    let (store, fleet) = (MemoryStore::default(), Fleet::new(["a", "b", "c"]));
+    let instance = Instance::new(&store, &fleet);
+    let lead = instance.lead().await;
+    let hears = instance.hears(&fleet).await;
+    add_nodes(&store).await;
+    instance.create(Some(LONG_US)).await;
+    // Nobody plans any more.
+    drop((lead, hears));
+    let began = Instant::now();
+    let state = instance.snapshot(300_000).await.expect("the volume is there");
+    assert_eq!(state, SnapshotState::Pending);
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    let deleting = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let name = "s".to_owned();
+        let found = instance
+            .services
+            .get_snapshot(Request::new(GetSnapshotRequest { name }));
+        let mut found = found.await.expect("it is there").into_inner();
+        found.meta_mut().deleted_unix_us = Some(1);
+        put(&store, &found).await;
+    };
+    let (answer, ()) = tokio::join!(instance.snapshot(LONG_US), deleting);
+    assert_eq!(reason(&answer.expect_err("it is being deleted")), "DELETING");
     assert!(began.elapsed() < SOON);
 }

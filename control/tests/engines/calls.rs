@@ -287,6 +287,7 @@ impl Cluster {
         };
         let request = CreateSnapshotRequest {
             snapshot: Some(snapshot),
+            wait_us: Some(WAIT_US),
         };
         until("a snapshot", || async {
             tolerated(self.snapshots().create_snapshot(request.clone()).await)
@@ -337,6 +338,7 @@ impl Cluster {
         };
         let request = CreateGroupSnapshotRequest {
             group_snapshot: Some(group_snapshot),
+            wait_us: Some(WAIT_US),
         };
         until("snapshots", || async {
             let mut client = self.group_snapshots();

@@ -318,6 +318,7 @@ impl ControllerService {
         };
         let request = CreateSnapshotRequest {
             snapshot: Some(snapshot),
+            wait_us: Some(WAIT_US),
         };
         match self.control.snapshots().create_snapshot(request).await {
             Ok(_) => {}

@@ -14,7 +14,7 @@ use pollux_api::csi::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::control::{Waiting, reason};
+use crate::control::{WAIT_US, Waiting, reason};
 use crate::error::CallError;
 use crate::names::{group_name, is_resource_name, label};
 use crate::parameters::snapshot_tags;
@@ -66,6 +66,7 @@ impl ControllerService {
             };
             let new = control::CreateGroupSnapshotRequest {
                 group_snapshot: Some(group_snapshot),
+                wait_us: Some(WAIT_US),
             };
             match self.control.group_snapshots().create_group_snapshot(new).await {
                 Ok(_) => {}

@@ -7,7 +7,7 @@ use pollux_api::csi::v1::{
     CreateSnapshotRequest, CreateSnapshotResponse, DeleteSnapshotRequest, DeleteSnapshotResponse,
 };
 
-use crate::control::{Waiting, reason};
+use crate::control::{WAIT_US, Waiting, reason};
 use crate::error::CallError;
 use crate::names::{is_resource_name, label, resource_name};
 use crate::parameters::snapshot_tags;
@@ -55,6 +55,7 @@ impl ControllerService {
             };
             let new = control::CreateSnapshotRequest {
                 snapshot: Some(snapshot),
+                wait_us: Some(WAIT_US),
             };
             match self.control.snapshots().create_snapshot(new).await {
                 Ok(_) => {}

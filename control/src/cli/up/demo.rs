@@ -43,6 +43,9 @@ const VOLUME_BYTES: u64 = 256 << 20;
 /// The size of each pool.
 const POOL_BYTES: u64 = 2 << 30;
 
+/// How long the control plane waits for a snapshot before it answers, in microseconds.
+const WAIT_US: u64 = 5_000_000;
+
 /// How long a step may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -181,20 +184,18 @@ impl<W: Write> Stage<'_, W> {
             }),
             status: None,
         };
-        let request = CreateSnapshotRequest {
-            snapshot: Some(snapshot),
-        };
-        snapshots.create_snapshot(request).await?;
         let began = Instant::now();
         loop {
-            let name = SNAPSHOT.to_owned();
-            let taken = snapshots.get_snapshot(GetSnapshotRequest { name }).await?;
+            let request = CreateSnapshotRequest {
+                snapshot: Some(snapshot.clone()),
+                wait_us: Some(WAIT_US),
+            };
+            let taken = snapshots.create_snapshot(request).await?;
             let status = taken.into_inner().status.unwrap_or_default();
             if status.state() == SnapshotState::Ready {
                 break;
             }
             self.check_patience(began, "the snapshot is not taken")?;
-            tokio::time::sleep(PAUSE).await;
         }
         let (written, before) = (
             self.cluster.directory.join(WRITTEN),
