@@ -179,10 +179,8 @@ pub struct Device {
 /// What is on a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Nothing was ever written.
+    /// Nothing was ever written, or making a file system was begun and never finished.
     Nothing,
-    /// Making a file system was begun and never finished: nobody needs what is there, and it is not zeros.
-    Unfinished,
     /// A file system.
     FileSystem {
         /// Its kind, as `blkid` calls it.
@@ -326,13 +324,12 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     /// [`HostError`].
     fn content(&self, device: &Device) -> Result<Content, HostError>;
 
-    /// Makes a file system on a device that has [`Content::Nothing`], which `is_blank` and reads as zeros, or
-    /// [`Content::Unfinished`].
+    /// Makes a file system on a device that has [`Content::Nothing`].
     ///
     /// # Errors
     ///
     /// [`HostError`].
-    fn format(&self, device: &Device, file_system: FileSystem, is_blank: bool) -> Result<(), HostError>;
+    fn format(&self, device: &Device, file_system: FileSystem) -> Result<(), HostError>;
 
     /// Repairs what can be repaired before mounting.
     ///

@@ -148,18 +148,17 @@ impl Parts {
         let content = self.machine.content(device)?;
         laps.done("content");
         let (file_system, is_new) = match content {
-            Content::Nothing | Content::Unfinished if read_only => {
+            Content::Nothing if read_only => {
                 return Err(CallError::Precondition(format!(
                     "volume {} has no file system yet, and may only be read: publish it for writing once",
                     staging.record.volume_id
                 )));
             }
-            Content::Nothing | Content::Unfinished => {
+            Content::Nothing => {
                 // Somebody may have the device and its content in hand.
                 self.machine.require_unused(device)?;
                 let file_system = wanted.unwrap_or(staging.unsaid);
-                let is_blank = content == Content::Nothing;
-                self.machine.format(device, file_system, is_blank)?;
+                self.machine.format(device, file_system)?;
                 laps.done("format");
                 (file_system, true)
             }

@@ -233,8 +233,6 @@ async fn what_holds_anything_else_is_left_alone() {
     assert_eq!(used.unstage().await, Err(Code::FailedPrecondition));
     assert_eq!(used.done("disconnect"), 3, "the three of before, and no more");
     used.driver.machine.state().busy.clear();
-    // What making a file system left that was cut off is nobody's, and no zeros.
-    used.put(Content::Unfinished);
     assert_eq!(used.stage().await, Ok(()));
     assert_eq!(used.done("format"), 1);
     assert_eq!(used.unstage().await, Ok(()));

@@ -96,8 +96,8 @@ impl Host for LinuxHost {
         file_system::content(&device.path, device.size_bytes)
     }
 
-    fn format(&self, device: &Device, file_system: FileSystem, is_blank: bool) -> Result<(), HostError> {
-        file_system::format(&device.path, device.size_bytes, file_system, is_blank)
+    fn format(&self, device: &Device, file_system: FileSystem) -> Result<(), HostError> {
+        file_system::format(&device.path, device.size_bytes, file_system)
     }
 
     fn check(&self, device: &Device, file_system: FileSystem) -> Result<(), HostError> {

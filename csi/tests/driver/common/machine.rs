@@ -246,7 +246,7 @@ impl Host for Machine {
             .map_or(Content::Nothing, |disk| disk.content.clone()))
     }
 
-    fn format(&self, device: &Device, file_system: FileSystem, is_blank: bool) -> Result<(), HostError> {
+    fn format(&self, device: &Device, file_system: FileSystem) -> Result<(), HostError> {
         let mut state = self.begin("format", &device.name)?;
         let uuid = state.uuid_of(device.number).expect("it was found");
         let disk = Disk {
@@ -258,12 +258,7 @@ impl Host for Machine {
         };
         let before = state.disks.insert(uuid, disk);
         let before = before.map_or(Content::Nothing, |before| before.content);
-        assert_eq!(
-            is_blank,
-            before == Content::Nothing,
-            "what is not zero is called so"
-        );
-        assert!(is_blank || before == Content::Unfinished, "data was formatted");
+        assert_eq!(before, Content::Nothing, "data was formatted");
         Ok(())
     }
 
