@@ -69,9 +69,7 @@ impl Core {
         gate.under_way.set(gate.under_way.get() + 1);
         Ok(Passage(gate))
     }
-}
 
-impl Core {
     /// Waits until no change is under way. Others may begin.
     pub(super) async fn drained(&self) -> Result<(), IoError> {
         let gate = &self.gate;
