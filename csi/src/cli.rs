@@ -112,6 +112,11 @@ struct ControllerArguments {
     /// Nodes tell where they stand: volumes are made near those that use them.
     #[arg(long)]
     topology: bool,
+
+    /// Volumes that a node can use at a time, as nodes are told with --volumes; 0: any number. More are
+    /// refused, whatever the orchestrator counts.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    volumes_per_node: u32,
 }
 
 #[derive(Debug, Args)]
@@ -257,7 +262,7 @@ async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<d
                 common.cluster.clone(),
             )?;
             let identity = IdentityService::new(arguments.topology, Some(control.clone()));
-            let service = ControllerService::new(control);
+            let service = ControllerService::new(control).with_volumes_max(arguments.volumes_per_node);
             Routes::new(IdentityServer::new(identity))
                 .add_service(ControllerServer::new(service.clone()))
                 .add_service(GroupControllerServer::new(service.clone()))

@@ -9,7 +9,7 @@
 to_host
 controller="$(ask cluster start 3)"
 ask pollux template create gold --replicas 3
-csi_start
+csi_start --volumes 16
 printf 'replicas: "2"\nqosIops: "5000"\n' > /tmp/class.yaml
 printf 'qosIops: "2000"\ntemplate: gold\n' > /tmp/attributes.yaml
 
@@ -20,7 +20,7 @@ for access in mount block; do
         --csi.mountdir=/tmp/target --csi.stagingdir=/tmp/staging --csi.testvolumesize=$((64 << 20)) \
         --csi.testvolumeexpandsize=$((96 << 20)) --csi.testvolumeparameters=/tmp/class.yaml \
         --csi.testvolumemutableparameters=/tmp/attributes.yaml --csi.testvolumeaccesstype="$access" \
-        --ginkgo.no-color --ginkgo.v > /tmp/sanity 2>&1 || status=$?
+        --csi.testnodevolumeattachlimit --ginkgo.no-color --ginkgo.v > /tmp/sanity 2>&1 || status=$?
     tell "$access: $(grep 'Passed' /tmp/sanity), in $(seconds_since "$began") s"
     grep '\[FAIL\]' /tmp/sanity || true
     [ "$status" = 0 ] || { tail -n 60 /tmp/sanity; tail -n 20 /tmp/driver; fail "csi-sanity, $access"; }

@@ -50,7 +50,7 @@ impl ControllerService {
     }
 
     /// What is told of volumes that orchestrators know of, at most so many, and the token for more.
-    async fn told_of_volumes<T>(
+    pub(super) async fn told_of_volumes<T>(
         &self,
         max_entries: i32,
         mut token: String,

@@ -14,6 +14,8 @@ mod metadata;
 mod publish;
 mod snapshots;
 
+use std::sync::Arc;
+
 use pollux_api::csi::v1::controller_server::Controller;
 use pollux_api::csi::v1::controller_service_capability::rpc::Type;
 use pollux_api::csi::v1::controller_service_capability::{Rpc, Type as CapabilityType};
@@ -30,6 +32,7 @@ use pollux_api::csi::v1::{
     ListSnapshotsResponse, ListVolumesRequest, ListVolumesResponse, ValidateVolumeCapabilitiesRequest,
     ValidateVolumeCapabilitiesResponse,
 };
+use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
 use crate::control::ControlPlane;
@@ -59,12 +62,27 @@ const CAPABILITIES: [Type; 17] = [
 #[derive(Debug, Clone)]
 pub struct ControllerService {
     control: ControlPlane,
+    /// Volumes that a node can use at a time; 0 for any number.
+    volumes_max: u32,
+    /// Held from when the volumes of a node are counted until one more is its own.
+    counting: Arc<Mutex<()>>,
 }
 
 impl ControllerService {
     /// By this control plane.
     pub fn new(control: ControlPlane) -> Self {
-        Self { control }
+        Self {
+            control,
+            volumes_max: 0,
+            counting: Arc::default(),
+        }
+    }
+
+    /// The same, and no node gets more volumes at a time than this; 0 for any number. Services of one
+    /// cluster that answer at the same time may each give it the last one.
+    #[must_use]
+    pub fn with_volumes_max(self, volumes_max: u32) -> Self {
+        Self { volumes_max, ..self }
     }
 }
 

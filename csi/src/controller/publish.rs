@@ -19,7 +19,7 @@ use crate::node::context;
 use crate::secrets;
 
 use super::ControllerService;
-use super::answer::is_deleting;
+use super::answer::{is_deleting, name_of};
 
 /// A node that may use a volume.
 struct Publication {
@@ -35,6 +35,20 @@ impl Publication {
     fn known<'a>(&self, volume: &'a Volume) -> Option<&'a HostAccess> {
         let hosts = volume.spec.as_ref().map_or(&[][..], |spec| &spec.hosts);
         hosts.iter().find(|host| host.host_nqn == self.host.nqn)
+    }
+
+    fn request(&self, wait_us: Option<u64>) -> PublishVolumeRequest {
+        PublishVolumeRequest {
+            name: self.id.clone(),
+            host: Some(HostAccess {
+                host_nqn: self.host.nqn.clone(),
+                read_only: self.read_only,
+                ..HostAccess::default()
+            }),
+            sharing: self.sharing.into(),
+            wait_us,
+            secrets: self.secrets.clone(),
+        }
     }
 
     fn otherwise(&self) -> CallError {
@@ -111,27 +125,42 @@ impl ControllerService {
             Some(known) if known.read_only != read_only => return Err(publication.otherwise()),
             _ => {}
         }
+        if self.volumes_max > 0 && publication.known(&volume).is_none() {
+            self.admit_one_more(&publication).await?;
+        }
         let answer = self.admitted(&publication).await?;
         Ok(ControllerPublishVolumeResponse {
             publish_context: publish_context(&answer, read_only),
         })
     }
 
+    /// Admits a host, unless it has as many volumes as it can have. That its target does is not waited for.
+    async fn admit_one_more(&self, publication: &Publication) -> Result<(), CallError> {
+        let _counting = self.counting.lock().await;
+        let is_other_of_host = |volume: &Volume| {
+            let is_other = name_of(volume.metadata.as_ref()) != publication.id;
+            (is_other && publication.known(volume).is_some()).then_some(())
+        };
+        let (others, _) = self.told_of_volumes(0, String::new(), is_other_of_host).await?;
+        if others.len() >= self.volumes_max as usize {
+            return Err(CallError::NoPlace(format!(
+                "node {} has {} volumes, and cannot use more",
+                publication.host.nqn,
+                others.len()
+            )));
+        }
+        let request = publication.request(None);
+        match self.control.volumes().publish_volume(request).await {
+            Ok(_) => Ok(()),
+            Err(status) => Err(self.refused(publication, status).await),
+        }
+    }
+
     /// Admits a host, and waits until the target does.
     async fn admitted(&self, publication: &Publication) -> Result<PublishVolumeResponse, CallError> {
         let mut waiting = Waiting::default();
         loop {
-            let request = PublishVolumeRequest {
-                name: publication.id.clone(),
-                host: Some(HostAccess {
-                    host_nqn: publication.host.nqn.clone(),
-                    read_only: publication.read_only,
-                    ..HostAccess::default()
-                }),
-                sharing: publication.sharing.into(),
-                wait_us: Some(WAIT_US),
-                secrets: publication.secrets.clone(),
-            };
+            let request = publication.request(Some(WAIT_US));
             let answer = match self.control.volumes().publish_volume(request).await {
                 Ok(answer) => answer.into_inner(),
                 Err(status) => return Err(self.refused(publication, status).await),

@@ -6,7 +6,7 @@ use pollux_api::csi::v1::volume_capability::access_mode::Mode;
 use pollux_api::csi::v1::*;
 use tonic::Code;
 
-use crate::common::{GIB, Pollux, block, bytes, mount, new_volume};
+use crate::common::{GIB, Pollux, VOLUMES_MAX, block, bytes, mount, new_volume};
 
 fn node(number: u32) -> String {
     format!("nqn.2026-11.io.pollux:node:default:n{number}")
@@ -264,4 +264,55 @@ async fn a_volume_that_was_made_without_the_driver_is_used_by_its_name() {
         .expect("it is published");
     let refused = driver.controller_publish_volume(publish("nobody-made-it")).await;
     assert_eq!(refused.expect_err("there is none").code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_gets_no_more_volumes_than_it_can_use() {
+    let pollux = Pollux::start().await.ready().await;
+    let mut driver = pollux.counting_controller("default").await;
+    let of = |number: u32, node_number: u32| ControllerPublishVolumeRequest {
+        volume_id: format!("v{number}"),
+        ..publish(&node(node_number), mount(""))
+    };
+    for number in 0..=VOLUMES_MAX {
+        let volume = new_volume(&format!("v{number}"));
+        driver.create_volume(volume).await.expect("it is new");
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..=VOLUMES_MAX {
+        let mut driver = driver.clone();
+        tasks.spawn(async move { (number, driver.controller_publish_volume(of(number, 1)).await) });
+    }
+    let (mut given, mut refused) = (Vec::new(), Vec::new());
+    while let Some(done) = tasks.join_next().await {
+        match done.expect("no panic") {
+            (number, Ok(_)) => given.push(number),
+            (number, Err(status)) => {
+                assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+                refused.push(number);
+            }
+        }
+    }
+    let &[refused] = &refused[..] else {
+        panic!("one is too many: {refused:?}")
+    };
+    // Those that it has it has when it is asked again, and other nodes have room.
+    let again = driver.controller_publish_volume(of(given[0], 1)).await;
+    again.expect("it has it");
+    let elsewhere = driver.controller_publish_volume(of(refused, 2)).await;
+    elsewhere.expect("it is the first one there");
+    let full = driver.controller_publish_volume(of(refused, 1)).await;
+    assert_eq!(full.expect_err("it has enough").code(), Code::ResourceExhausted);
+    for (number, node_number) in [(given[0], 1), (refused, 2)] {
+        let request = ControllerUnpublishVolumeRequest {
+            volume_id: format!("v{number}"),
+            ..unpublish(&node(node_number))
+        };
+        driver
+            .controller_unpublish_volume(request)
+            .await
+            .expect("it has it");
+    }
+    let room = driver.controller_publish_volume(of(refused, 1)).await;
+    room.expect("there is room again");
 }

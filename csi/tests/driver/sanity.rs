@@ -14,7 +14,7 @@ use pollux_csi::controller::ControllerService;
 use pollux_csi::identity::IdentityService;
 use tonic::service::Routes;
 
-use crate::common::{Driver, Pollux, served};
+use crate::common::{Driver, Pollux, VOLUMES_MAX, served};
 
 /// Where `go install` puts programs, and where the search path leads.
 fn program() -> Option<PathBuf> {
@@ -39,7 +39,9 @@ async fn passes(access: &str, focus: &str) {
     let control = pollux.control("default");
     let identity = IdentityService::new(false, Some(control.clone()));
     let routes = Routes::new(IdentityServer::new(identity))
-        .add_service(ControllerServer::new(ControllerService::new(control.clone())))
+        .add_service(ControllerServer::new(
+            ControllerService::new(control.clone()).with_volumes_max(VOLUMES_MAX),
+        ))
         .add_service(GroupControllerServer::new(ControllerService::new(control)))
         .add_service(NodeServer::new(driver.service.clone()));
     let endpoint = served(routes).await;
@@ -66,6 +68,7 @@ async fn passes(access: &str, focus: &str) {
         .arg(format!("--csi.testvolumemutableparameters={attributes}"))
         .arg(format!("--csi.testvolumeaccesstype={access}"))
         .arg(format!("--ginkgo.focus={focus}"))
+        .arg("--csi.testnodevolumeattachlimit")
         .arg("--ginkgo.no-color")
         .arg("--ginkgo.v")
         .stdin(Stdio::null());

@@ -60,6 +60,9 @@ use machine::Machine;
 /// For how long volumes are held at most, in ticks of 5 ms: long enough for a busy machine.
 const HOLD_TICKS: u64 = 1000;
 
+/// Volumes that a node can use at a time.
+pub const VOLUMES_MAX: u32 = 6;
+
 pub const MIB: i64 = 1 << 20;
 pub const GIB: i64 = 1 << 30;
 
@@ -278,7 +281,17 @@ impl Pollux {
 
     /// A controller service of its own.
     pub async fn controller(&self, cluster: &str) -> ControllerClient<Channel> {
-        let service = ControllerService::new(self.control(cluster));
+        self.controller_of(cluster, ControllerService::new(self.control(cluster)))
+            .await
+    }
+
+    /// One that gives a node no more volumes than it can use.
+    pub async fn counting_controller(&self, cluster: &str) -> ControllerClient<Channel> {
+        let service = ControllerService::new(self.control(cluster)).with_volumes_max(VOLUMES_MAX);
+        self.controller_of(cluster, service).await
+    }
+
+    async fn controller_of(&self, cluster: &str, service: ControllerService) -> ControllerClient<Channel> {
         let identity = IdentityService::new(false, Some(self.control(cluster)));
         let routes = Routes::new(IdentityServer::new(identity)).add_service(ControllerServer::new(service));
         ControllerClient::new(connect(served(routes).await).await)
@@ -381,7 +394,7 @@ pub fn settings(node: &str, records: PathBuf) -> NodeSettings {
     NodeSettings {
         host: cluster.host(node).expect("a name"),
         place: Place::default(),
-        volumes_max: 0,
+        volumes_max: VOLUMES_MAX,
         records,
         times: PathTimes::default(),
         device_timeout: Duration::from_secs(2),
