@@ -190,7 +190,7 @@ impl Cluster {
             "controller".to_owned(),
             format!("--control={control_address}"),
             format!("--endpoint=unix://{}", socket.display()),
-            "--volumes-per-node=16".to_owned(),
+            "--volumes-per-node=6".to_owned(),
         ];
         let csi = programs.join("pollux-csi");
         let csi = Process::start(&csi, &arguments, &directory.join("csi.log"))?;
