@@ -5,6 +5,8 @@ use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{RollBackState, RollBackVolumeRequest, VolumeRollBack};
 use uuid::Uuid;
 
+use crate::model::is_over;
+
 use super::connection::Channel;
 use super::wait::asked;
 use super::{CommandError, WaitArguments};
@@ -41,8 +43,6 @@ impl RollBackArguments {
             let answer = client.roll_back_volume(request).await?.into_inner();
             Ok(answer.roll_back.unwrap_or_default())
         };
-        let is_over =
-            |known: &VolumeRollBack| matches!(known.state(), RollBackState::Done | RollBackState::Failed);
         let seconds = self.wait.timeout;
         let known = match self.wait.wait {
             true => {

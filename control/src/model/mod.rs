@@ -2,6 +2,7 @@
 //!
 //! A record is stored under `/KIND/NAME`. Its revision is the store's and is not stored with it.
 
+mod group_snapshot;
 mod limits;
 mod membership;
 mod policy;
@@ -22,6 +23,7 @@ use prost::Message;
 
 use crate::store::{Condition, Entry, StoreError, Transaction, Write};
 
+pub use group_snapshot::{is_being_taken_of, is_settled};
 pub use membership::{
     SLOTS, SNAPSHOTS_MAX, check as check_membership, check_follows, forget_snapshots, free_slot, is_ending,
     membership, put_membership,

@@ -13,18 +13,18 @@ const ROLL_BACKS_MAX: usize = 16;
 /// The request that has not come to its end.
 pub fn roll_back_under_way(status: &VolumeStatus) -> Option<&VolumeRollBack> {
     let newest = status.roll_backs.last();
-    newest.filter(|newest| matches!(newest.state(), RollBackState::Requested | RollBackState::Running))
+    newest.filter(|newest| !is_over(newest))
 }
 
 /// Why a volume may neither be used nor have snapshots taken now, for people, if it may not.
 pub fn not_whole(status: &VolumeStatus) -> Option<String> {
-    let is_half = status.roll_back.as_ref().is_some_and(|recorded| !recorded.done);
     if let Some(newest) = roll_back_under_way(status) {
         let snapshot = &newest.snapshot;
         return Some(format!(
             "it is going back to snapshot {snapshot}: wait until it has"
         ));
     }
+    let is_half = status.roll_back.as_ref().is_some_and(|recorded| !recorded.done);
     is_half.then(|| "its snapshot was lost while it went back to it: roll it back to another one".to_owned())
 }
 

@@ -4,11 +4,9 @@
 //! What is begun is a part of the record of who takes part, and so of one transaction with it: whichever
 //! target has the volume then goes on with it, and only the newest one can end it.
 
-use pollux_api::control::v1::{
-    GroupSnapshotState, RecordedRollBack, RollBackState, Severity, SnapshotState, VolumeRollBack,
-};
+use pollux_api::control::v1::{RecordedRollBack, RollBackState, Severity, SnapshotState, VolumeRollBack};
 
-use crate::model::{Record, has_snapshot, not_whole};
+use crate::model::{Record, has_snapshot, is_being_taken_of, is_over, not_whole};
 
 use super::context::Context;
 use super::volume::Draft;
@@ -23,7 +21,7 @@ pub(super) fn advance(context: &Context<'_>, draft: &mut Draft<'_>) {
         RollBackState::Running => follow(draft, &mut newest),
         RollBackState::Done | RollBackState::Failed | RollBackState::Unspecified => None,
     };
-    if event.is_some() && matches!(newest.state(), RollBackState::Done | RollBackState::Failed) {
+    if event.is_some() && is_over(&newest) {
         newest.ended_unix_us = Some(context.world.now_unix_us);
     }
     draft.events.extend(event);
@@ -98,17 +96,6 @@ fn being_taken(context: &Context<'_>, volume_uid: &str) -> Option<String> {
         return Some(format!("snapshot {}", snapshot.name()));
     }
     let mut together = context.world.group_snapshots.values();
-    let taking = together.find(|group_snapshot| {
-        let Some(status) = &group_snapshot.status else {
-            return false;
-        };
-        let is_open = matches!(
-            status.state(),
-            GroupSnapshotState::Pending | GroupSnapshotState::Holding | GroupSnapshotState::Committing
-        );
-        let mut members = status.members.iter();
-        let is_in = members.any(|member| member.volume_uid == volume_uid);
-        is_open && is_in && !group_snapshot.is_deleting()
-    });
+    let taking = together.find(|group_snapshot| is_being_taken_of(group_snapshot, volume_uid));
     taking.map(|group_snapshot| format!("group snapshot {}", group_snapshot.name()))
 }

@@ -9,7 +9,7 @@ use pollux_api::control::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::model::{GROUP_SNAPSHOT_VOLUMES_MAX, NAME_CHARACTERS_MAX, Record};
+use crate::model::{GROUP_SNAPSHOT_VOLUMES_MAX, NAME_CHARACTERS_MAX, Record, is_settled};
 use crate::security::Action;
 use crate::store::Condition;
 
@@ -118,14 +118,7 @@ impl GroupSnapshots for Services {
         self.permit(&request, Action::Provision)?;
         let wait = Wait::of(request.get_ref().wait_us, request.metadata())?;
         let group_snapshot = self.create(request.into_inner().group_snapshot).await?;
-        let is_over = |group_snapshot: &GroupSnapshot| {
-            let state = group_snapshot.status.as_ref().map(GroupSnapshotStatus::state);
-            matches!(
-                state,
-                Some(GroupSnapshotState::Ready | GroupSnapshotState::Failed)
-            )
-        };
-        answer!(self.await_record(wait, group_snapshot, is_over).await?)
+        answer!(self.await_record(wait, group_snapshot, is_settled).await?)
     }
 
     async fn get_group_snapshot(

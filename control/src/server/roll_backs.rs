@@ -55,11 +55,10 @@ impl Services {
         check(&request)?;
         let uid = &request.request_uid;
         let volume = self.asked_to_roll_back(&request).await?;
-        let look = self
-            .await_volume(wait, volume, |volume, _| told(volume, uid).is_none_or(is_over))
-            .await?;
+        let is_told_over = |volume: &Volume| told(volume, uid).is_none_or(is_over);
+        let volume = self.await_record(wait, volume, is_told_over).await?;
         Ok(RollBackVolumeResponse {
-            roll_back: told(&look.volume, uid).cloned(),
+            roll_back: told(&volume, uid).cloned(),
         })
     }
 

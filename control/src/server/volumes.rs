@@ -3,15 +3,17 @@
 use pollux_api::control::v1::volumes_server::Volumes;
 use pollux_api::control::v1::{
     CreateVolumeRequest, DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, Group, GroupSnapshot,
-    GroupSnapshotState, HostAccess, HostSharing, ListVolumesRequest, ListVolumesResponse, NodeState,
-    PlanVolumeRequest, PlanVolumeResponse, PublishVolumeRequest, PublishVolumeResponse, Replica,
-    ReplicaState, RollBackVolumeRequest, RollBackVolumeResponse, Snapshot, TargetConfig, Template,
-    UnpublishVolumeRequest, UnpublishVolumeResponse, UpdateVolumeRequest, Volume, VolumeChange, VolumePath,
-    VolumePolicy, VolumeSpec, VolumeState, VolumeStatus, WatchRequest,
+    HostAccess, HostSharing, ListVolumesRequest, ListVolumesResponse, NodeState, PlanVolumeRequest,
+    PlanVolumeResponse, PublishVolumeRequest, PublishVolumeResponse, Replica, ReplicaState,
+    RollBackVolumeRequest, RollBackVolumeResponse, Snapshot, TargetConfig, Template, UnpublishVolumeRequest,
+    UnpublishVolumeResponse, UpdateVolumeRequest, Volume, VolumeChange, VolumePath, VolumePolicy, VolumeSpec,
+    VolumeState, VolumeStatus, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
-use crate::model::{Checker, FieldError, HOSTS_MAX, Kind, Record, Validate, host_nqn, not_whole};
+use crate::model::{
+    Checker, FieldError, HOSTS_MAX, Kind, Record, Validate, host_nqn, is_being_taken_of, not_whole,
+};
 use crate::plan::explain_volume;
 use crate::security::Action;
 use crate::store::Condition;
@@ -100,17 +102,9 @@ impl Managed for Volume {
             return Err(in_use(by));
         }
         let together = services.all::<GroupSnapshot>().await?;
-        let taking = together.iter().find(|group_snapshot| {
-            let status = group_snapshot.status.clone().unwrap_or_default();
-            let is_over = matches!(
-                status.state(),
-                GroupSnapshotState::Ready | GroupSnapshotState::Failed
-            );
-            let mut members = status.members.iter();
-            let is_in = members.any(|member| member.volume_uid == self.meta().uid);
-            is_in && !is_over && !group_snapshot.is_deleting()
-        });
-        match taking {
+        let uid = &self.meta().uid;
+        let mut together = together.iter();
+        match together.find(|group_snapshot| is_being_taken_of(group_snapshot, uid)) {
             Some(group_snapshot) => {
                 let name = group_snapshot.name();
                 Err(in_use(format!(
