@@ -16,6 +16,7 @@ use pollux_api::csi::v1::node_server::NodeServer;
 use pollux_api::csi::v1::snapshot_metadata_server::SnapshotMetadataServer;
 use pollux_trace::{Process, TraceArguments, Tracing};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -194,21 +195,20 @@ fn serve_until_told(command: &Command, common: &CommonArguments) -> Result<(), B
     done
 }
 
+/// For what is done once.
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
 fn ask(arguments: &CallArguments) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let socket = socket_path(&arguments.endpoint)?;
-    let answer = runtime.block_on(call(socket, &arguments.call))?;
+    let answer = runtime()?.block_on(call(socket, &arguments.call))?;
     write!(io::stdout(), "{answer}")?;
     Ok(())
 }
 
 fn hold(arguments: &FreezeArguments) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(freeze(&LinuxHost::default(), arguments))?;
+    runtime()?.block_on(freeze(&LinuxHost::default(), arguments))?;
     Ok(())
 }
 

@@ -47,10 +47,7 @@ impl ControllerService {
             require_of(&found, &volumes)?;
         } else {
             for volume in &volumes {
-                let found = self.control.volume(volume).await?;
-                if is_deleting(found.metadata.as_ref()) {
-                    return Err(CallError::no_volume(volume));
-                }
+                self.known_volume(volume).await?;
             }
             let group_snapshot = control::GroupSnapshot {
                 metadata: Some(Metadata {

@@ -119,10 +119,7 @@ impl ControllerService {
         if request.volume_id.is_empty() {
             return Err(CallError::missing("volume_id"));
         }
-        let volume = self.control.volume(&request.volume_id).await?;
-        if is_deleting(volume.metadata.as_ref()) {
-            return Err(CallError::no_volume(&request.volume_id));
-        }
+        let volume = self.known_volume(&request.volume_id).await?;
         Ok(ControllerGetVolumeHealthResponse {
             volume_health: Some(answer::health(&volume)),
         })
@@ -135,10 +132,7 @@ impl ControllerService {
         if request.volume_id.is_empty() {
             return Err(CallError::missing("volume_id"));
         }
-        let volume = self.control.volume(&request.volume_id).await?;
-        if is_deleting(volume.metadata.as_ref()) {
-            return Err(CallError::no_volume(&request.volume_id));
-        }
+        let volume = self.known_volume(&request.volume_id).await?;
         Ok(ControllerGetVolumeResponse {
             volume: Some(answer::volume(&volume, Vec::new())),
             status: Some(controller_get_volume_response::VolumeStatus {
@@ -146,6 +140,15 @@ impl ControllerService {
                 volume_condition: Some(answer::condition(&volume)),
             }),
         })
+    }
+
+    /// A volume that orchestrators know of.
+    pub(super) async fn known_volume(&self, id: &str) -> Result<control::Volume, CallError> {
+        let volume = self.control.volume(id).await?;
+        match is_deleting(volume.metadata.as_ref()) {
+            true => Err(CallError::no_volume(id)),
+            false => Ok(volume),
+        }
     }
 
     /// A snapshot that orchestrators know of.

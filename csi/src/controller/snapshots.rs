@@ -37,10 +37,7 @@ impl ControllerService {
         if let Some(snapshot) = self.control.find_snapshot(&name).await? {
             self.require_of(&snapshot, &request.source_volume_id)?;
         } else {
-            let volume = self.control.volume(&request.source_volume_id).await?;
-            if is_deleting(volume.metadata.as_ref()) {
-                return Err(CallError::no_volume(&request.source_volume_id));
-            }
+            self.known_volume(&request.source_volume_id).await?;
             let snapshot = control::Snapshot {
                 metadata: Some(Metadata {
                     name: name.clone(),
