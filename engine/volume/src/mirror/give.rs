@@ -41,29 +41,32 @@ impl From<Interrupted> for NotGiven {
 }
 
 /// A snapshot of a replica of the set.
-struct Source {
+pub(super) struct Source {
     device: Rc<dyn BlockDevice>,
     /// Where its data begins, in its blocks.
     first_block: u64,
 }
 
 impl Source {
-    async fn read(&self, block: u64, bytes: usize) -> Result<Slice, NotGiven> {
+    /// What it holds of the volume.
+    pub(super) async fn read(&self, block: u64, bytes: usize) -> Result<Slice, IoError> {
         let read = self.device.read(self.first_block + block, memory(bytes));
-        match read.await {
-            Ok(data) => Ok(data.freeze()),
-            Err(IoError::ResourceShortage | IoError::NotReady | IoError::Fenced) => {
-                Err(NotGiven::Interrupted)
-            }
-            Err(error) if is_session_lost(error) => Err(NotGiven::Interrupted),
-            Err(error) => {
-                tracing::error!(block, %error, "a block of a snapshot cannot be read");
-                Err(NotGiven::Unreadable)
-            }
-        }
+        Ok(read.await?.freeze())
     }
 
-    async fn is_hole(&self, block: u64, blocks: u64) -> bool {
+    async fn read_to_give(&self, block: u64, bytes: usize) -> Result<Slice, NotGiven> {
+        self.read(block, bytes).await.map_err(|error| match error {
+            IoError::ResourceShortage | IoError::NotReady | IoError::Fenced => NotGiven::Interrupted,
+            error if is_session_lost(error) => NotGiven::Interrupted,
+            error => {
+                tracing::error!(block, %error, "a block of a snapshot cannot be read");
+                NotGiven::Unreadable
+            }
+        })
+    }
+
+    /// Whether it is told to hold nothing there.
+    pub(super) async fn is_hole(&self, block: u64, blocks: u64) -> bool {
         let runs = self.device.allocation(self.first_block + block, blocks, 1).await;
         runs.is_ok_and(|runs| {
             runs.first()
@@ -72,7 +75,7 @@ impl Source {
     }
 
     /// The blocks of the volume that it has: the volume may have grown since.
-    fn blocks(&self) -> u64 {
+    pub(super) fn blocks(&self) -> u64 {
         self.device.geometry().blocks.saturating_sub(self.first_block)
     }
 }
@@ -163,13 +166,13 @@ impl Core {
         }
     }
 
-    /// A snapshot on replicas of the set, a local one first if there is one; at most so many of them. None
+    /// A snapshot on replicas of the set, a local one first if there is one; at most so many of them. Empty
     /// when nobody has it.
     pub(super) async fn snapshot_sources(
         &self,
         entry: &SnapshotEntry,
         at_most: usize,
-    ) -> Result<Vec<(Rc<dyn BlockDevice>, u64)>, CommandError> {
+    ) -> Result<Vec<Source>, CommandError> {
         let holders = entry.held_by.and(self.members.borrow().readable());
         let is_local = |slot: SlotNumber| self.connection(slot).is_some_and(|found| found.is_local);
         let mut slots: Vec<SlotNumber> = holders.iter().collect();
@@ -183,7 +186,10 @@ impl Core {
             let opening = port.open_snapshot(self.epoch, entry.cut);
             let opened = timeout(self.options.promise_timeout, opening).await;
             match opened.unwrap_or(Err(CommandError::Unreachable)) {
-                Ok(device) => sources.push((device, connection.first_block())),
+                Ok(device) => sources.push(Source {
+                    device,
+                    first_block: connection.first_block(),
+                }),
                 Err(error) => last = Some(error),
             }
             if sources.len() >= at_most {
@@ -199,8 +205,7 @@ impl Core {
 
     async fn source_of(&self, entry: &SnapshotEntry) -> Result<Option<Source>, Interrupted> {
         let found = self.snapshot_sources(entry, 1).await.map_err(|_| Interrupted)?;
-        let first = found.into_iter().next();
-        Ok(first.map(|(device, first_block)| Source { device, first_block }))
+        Ok(found.into_iter().next())
     }
 
     async fn give_region(
@@ -260,9 +265,11 @@ impl Core {
             };
             return Ok(self.tell(connection, zeroes).await?);
         }
-        let data = source.read(block, bytes).await?;
+        let data = source.read_to_give(block, bytes).await?;
         let old = match before {
-            Some(before) if block + blocks <= before.blocks() => Some(before.read(block, bytes).await?),
+            Some(before) if block + blocks <= before.blocks() => {
+                Some(before.read_to_give(block, bytes).await?)
+            }
             Some(_) | None => None,
         };
         // What did not change between two snapshots shares its space on this replica too.

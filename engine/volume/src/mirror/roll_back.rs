@@ -10,12 +10,12 @@
 
 use std::rc::Rc;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, IoError, ZeroOptions};
+use pollux_device::{IoError, ZeroOptions};
 use pollux_hugepages::Slice;
 use pollux_reactor::{sleep, timeout};
 use uuid::Uuid;
 
-use super::read::memory;
+use super::give::Source;
 use super::snapshot::SnapshotError;
 use super::write::Content;
 use super::{Core, Mirror};
@@ -132,7 +132,12 @@ impl Core {
         let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
         let mut last = IoError::NotReady;
         for source in sources {
-            let reading = source.read(block, blocks, bytes);
+            let reading = async {
+                match source.is_hole(block, blocks).await {
+                    true => Ok(None),
+                    false => source.read(block, bytes).await.map(Some),
+                }
+            };
             match timeout(self.options.request_timeout, reading).await {
                 Ok(Ok(held)) => return Ok(held),
                 Ok(Err(error)) => last = error,
@@ -145,11 +150,7 @@ impl Core {
     /// The snapshot on each replica of the set that has it.
     async fn sources(&self, entry: &SnapshotEntry) -> Result<Vec<Source>, SnapshotError> {
         let opened = self.snapshot_sources(entry, usize::MAX).await;
-        let opened = opened.map_err(|_| SnapshotError::Io(IoError::NotReady))?;
-        let sources: Vec<Source> = opened
-            .into_iter()
-            .map(|(device, first_block)| Source { device, first_block })
-            .collect();
+        let sources = opened.map_err(|_| SnapshotError::Io(IoError::NotReady))?;
         match sources.is_empty() {
             // Those that have it may be away.
             true => Err(SnapshotError::Io(IoError::NotReady)),
@@ -182,31 +183,6 @@ impl Core {
         };
         self.with_intent(block, async || self.replicate(block, blocks, &content).await)
             .await
-    }
-}
-
-/// A snapshot on a replica.
-struct Source {
-    device: Rc<dyn BlockDevice>,
-    /// Where its data begins, in its blocks.
-    first_block: u64,
-}
-
-impl Source {
-    /// The blocks of the volume that it has.
-    fn blocks(&self) -> u64 {
-        self.device.geometry().blocks.saturating_sub(self.first_block)
-    }
-
-    /// What it holds; `None` for a hole.
-    async fn read(&self, block: u64, blocks: u64, bytes: usize) -> Result<Option<Slice>, IoError> {
-        let at = self.first_block + block;
-        let runs = self.device.allocation(at, blocks, 1).await?;
-        let is_hole = |run: &pollux_device::AllocationRun| !run.allocated && run.blocks >= blocks;
-        if runs.first().is_some_and(is_hole) {
-            return Ok(None);
-        }
-        Ok(Some(self.device.read(at, memory(bytes)).await?.freeze()))
     }
 }
 
