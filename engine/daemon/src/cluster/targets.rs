@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pollux_api::control::v1::{ReplicaState, TargetConfig};
+use pollux_api::control::v1::{ReplicaState, TargetConfig, TargetReplica};
 use pollux_nvme::target::{
     ControllerIds, Hosts, NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError, Target, TargetError,
 };
@@ -158,6 +158,9 @@ struct Serving {
     device: Arc<OwnedDevice>,
     /// It is being made what it was told.
     settling: Arc<AtomicBool>,
+    /// The replicas that the mirror knows how to reach: those that were told before it was opened, or when it
+    /// was last made what it was told.
+    known: Arc<Mutex<Vec<TargetReplica>>>,
     /// As the mirror told last.
     record: Arc<Mutex<Membership>>,
     /// The replicas that the mirror has given up, as it told last.
@@ -166,13 +169,14 @@ struct Serving {
 
 impl Serving {
     /// On the reactor of the mirror.
-    fn new(volume: Uuid, mirror: Mirror) -> Self {
+    fn new(volume: Uuid, mirror: Mirror, known: Vec<TargetReplica>) -> Self {
         let record = Arc::new(Mutex::new(mirror.membership()));
         let device = OwnedDevice::new(format!("mirror/{volume}"), Some(volume), mirror.device());
         Self {
             mirror: Owned::new(Rc::new(mirror)),
             device,
             settling: Arc::default(),
+            known: Arc::new(Mutex::new(known)),
             record,
             given_up: Arc::default(),
         }
@@ -181,6 +185,11 @@ impl Serving {
     fn record(&self) -> Membership {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         record.clone()
+    }
+
+    fn known(&self) -> Vec<TargetReplica> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clone()
     }
 }
 
@@ -243,6 +252,8 @@ impl Shown {
                     }
                 }
                 config.min_in_sync = record.min_in_sync;
+                // Those that were told while it was opened, or settled, are told again.
+                config.replicas = serving.known();
                 for replica in &mut config.replicas {
                     let mut members = record.members.iter();
                     let member = members.find(|member| member.uid == replica.uid);
@@ -357,14 +368,14 @@ impl Targets {
         admission::admit(&shown.subsystem, &known, &mut told.hosts, secrets)?;
         shown.subsystem.set_elsewhere(elsewhere);
         let serving = shown.serving();
-        let before = std::mem::replace(&mut shown.state().told, told.clone());
+        shown.state().told = told.clone();
         if serving.is_some() && !told.standby {
             shown.limit(self);
         }
         match serving {
             Some(_) if told.standby => self.step_down(&shown).await,
             Some(serving) if serving.record().epoch.0 == told.epoch => {
-                if before.replicas != told.replicas || shown.report() != told {
+                if serving.known() != told.replicas || shown.report() != told {
                     self.settle(&shown, &serving, told)?;
                 }
             }
@@ -551,8 +562,12 @@ impl Targets {
         }
         let (mirror, settling) = (serving.mirror.clone(), serving.settling.clone());
         let (volume, changed) = (shown.volume, self.changed.clone());
+        let known = serving.known.clone();
         tokio::spawn(async move {
-            let settled = mirror.call(move |mirror| async move { wanted.settle(&mirror, &routes).await });
+            let settled = mirror.call(move |mirror| async move {
+                put(&known, told.replicas);
+                wanted.settle(&mirror, &routes).await
+            });
             match settled.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%volume, %error, "the volume is not yet as it is to be"),
@@ -641,7 +656,7 @@ impl Targets {
         let opened = reactor.call(move || async move {
             let ports = Ports::open(&routes);
             let mirror = Mirror::open(options, Rc::new(store), volume, &ports).await?;
-            Ok::<_, OpeningError>(Serving::new(volume, mirror))
+            Ok::<_, OpeningError>(Serving::new(volume, mirror, told.replicas))
         });
         let serving = opened.await??;
         match self.adopt_reservations(shown, &serving).await {

@@ -115,7 +115,7 @@ impl Node {
             let ports = Ports::open(&[(REPLICA, route)]);
             let options = MirrorOptions::default();
             let mirror = Mirror::open(options, Rc::new(store), SLOW, &ports).await?;
-            Ok::<_, OpenError>(Serving::new(SLOW, mirror))
+            Ok::<_, OpenError>(Serving::new(SLOW, mirror, vec![replica(REPLICA)]))
         });
         let serving = opened
             .await
@@ -132,6 +132,17 @@ impl Node {
             when: When::default(),
             fault: Fault::Stick,
         }]);
+    }
+}
+
+fn replica(uid: Uuid) -> TargetReplica {
+    TargetReplica {
+        uid: uid.to_string(),
+        node: if uid == REPLICA { "n" } else { "other" }.to_owned(),
+        address: "127.0.0.1:1".to_owned(),
+        in_sync: uid == REPLICA,
+        slot: u32::from(uid != REPLICA),
+        leaving: false,
     }
 }
 
@@ -200,5 +211,51 @@ async fn nobody_is_told_what_was_told_before() {
     again.await.expect("the reactor turns");
     assert!(told().await.is_ok(), "its mirror has stopped");
     assert_eq!(serving.record(), newest);
+    node.targets.close().await;
+}
+
+#[tokio::test]
+async fn replicas_that_are_told_while_a_volume_is_opened_or_settled_are_told_again() {
+    let node = Node::start();
+    node.serve_and_hold().await;
+    node.faults.clear();
+    let shown = node.targets.shown().get(&SLOW).cloned().expect("it was shown");
+    let serving = shown.serving().expect("it is served");
+    let uids = || {
+        let replicas = shown.report().replicas.into_iter();
+        replicas.map(|replica| replica.uid).collect::<Vec<_>>()
+    };
+    let (one, two, three) = (REPLICA, Uuid::from_u128(4), Uuid::from_u128(5));
+    let names = |uids: &[Uuid]| uids.iter().map(Uuid::to_string).collect::<Vec<_>>();
+    let told = |uids: &[Uuid]| TargetConfig {
+        epoch: serving.record().epoch.0,
+        replicas: uids.iter().copied().map(replica).collect(),
+        standby: false,
+        ..standby(SLOW)
+    };
+    let until = async |wanted: &[Uuid]| {
+        for _ in 0..3000 {
+            if uids() == names(wanted) && !serving.settling.load(Ordering::Acquire) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?} are known, and {wanted:?} were told", uids());
+    };
+    // It was opened with one; the second one came meanwhile.
+    shown.state().told = told(&[one, two]);
+    assert_eq!(uids(), names(&[one]), "the mirror knows no other");
+    let again = node.targets.ensure(told(&[one, two])).await;
+    again.expect("it is served");
+    until(&[one, two]).await;
+    // It is being settled; the third one comes meanwhile.
+    serving.settling.store(true, Ordering::Release);
+    let meanwhile = node.targets.ensure(told(&[one, two, three])).await;
+    meanwhile.expect("it is served");
+    assert_eq!(uids(), names(&[one, two]), "the mirror knows no other");
+    serving.settling.store(false, Ordering::Release);
+    let again = node.targets.ensure(told(&[one, two, three])).await;
+    again.expect("it is served");
+    until(&[one, two, three]).await;
     node.targets.close().await;
 }
