@@ -15,7 +15,7 @@ use pollux_api::csi::v1::{
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::{SecretArguments, capability, pair};
+use super::{FormArguments, SecretArguments, pair};
 
 /// A call of the controller service.
 #[derive(Debug, Subcommand)]
@@ -36,9 +36,9 @@ pub enum ControllerCall {
         /// The node, as it calls itself.
         #[arg(long, value_name = "ID")]
         node: String,
-        /// As a block device.
-        #[arg(long)]
-        block: bool,
+        /// As what.
+        #[command(flatten)]
+        form: FormArguments,
         /// For reading only.
         #[arg(long)]
         read_only: bool,
@@ -107,9 +107,9 @@ pub struct CreateArguments {
     /// A parameter of its class.
     #[arg(long = "parameter", value_name = "KEY=VALUE", value_parser = pair)]
     parameters: Vec<(String, String)>,
-    /// As a block device.
-    #[arg(long)]
-    block: bool,
+    /// As what.
+    #[command(flatten)]
+    form: FormArguments,
     /// A snapshot that it begins as a copy of.
     #[arg(long, value_name = "ID", conflicts_with = "from_volume")]
     from_snapshot: Option<String>,
@@ -131,7 +131,7 @@ impl CreateArguments {
         CreateVolumeRequest {
             name: self.name.clone(),
             capacity_range: range(self.bytes),
-            volume_capabilities: vec![capability(self.block, "", &[])],
+            volume_capabilities: vec![self.form.capability("", &[])],
             parameters: HashMap::from_iter(self.parameters.iter().cloned()),
             volume_content_source: snapshot
                 .or(volume)
@@ -177,14 +177,14 @@ pub(super) async fn answer(channel: Channel, call: &ControllerCall) -> Result<Ve
         ControllerCall::Publish {
             volume,
             node,
-            block,
+            form,
             read_only,
             secrets,
         } => {
             let request = ControllerPublishVolumeRequest {
                 volume_id: volume.clone(),
                 node_id: node.clone(),
-                volume_capability: Some(capability(*block, "", &[])),
+                volume_capability: Some(form.capability("", &[])),
                 readonly: *read_only,
                 secrets: secrets.read()?,
                 ..ControllerPublishVolumeRequest::default()

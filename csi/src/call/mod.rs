@@ -70,21 +70,36 @@ impl SecretArguments {
     }
 }
 
-/// One node that writes a file system, of a kind or the usual one, or a block device.
-fn capability(is_block: bool, fs_type: &str, options: &[String]) -> VolumeCapability {
-    let access = match is_block {
-        true => AccessType::Block(BlockVolume {}),
-        false => AccessType::Mount(MountVolume {
-            fs_type: fs_type.to_owned(),
-            mount_flags: options.to_vec(),
-            volume_mount_group: String::new(),
-        }),
-    };
-    VolumeCapability {
-        access_mode: Some(AccessMode {
-            mode: Mode::SingleNodeWriter.into(),
-        }),
-        access_type: Some(access),
+/// As what a volume is used.
+#[derive(Debug, Args)]
+pub struct FormArguments {
+    /// As a block device.
+    #[arg(long)]
+    block: bool,
+    /// As one that several nodes write.
+    #[arg(long, requires = "block")]
+    shared: bool,
+}
+
+impl FormArguments {
+    /// A file system, of a kind or the usual one, or a block device.
+    fn capability(&self, fs_type: &str, options: &[String]) -> VolumeCapability {
+        let access = match self.block {
+            true => AccessType::Block(BlockVolume {}),
+            false => AccessType::Mount(MountVolume {
+                fs_type: fs_type.to_owned(),
+                mount_flags: options.to_vec(),
+                volume_mount_group: String::new(),
+            }),
+        };
+        let mode = match self.shared {
+            true => Mode::MultiNodeMultiWriter,
+            false => Mode::SingleNodeWriter,
+        };
+        VolumeCapability {
+            access_mode: Some(AccessMode { mode: mode.into() }),
+            access_type: Some(access),
+        }
     }
 }
 

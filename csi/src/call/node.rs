@@ -12,7 +12,7 @@ use pollux_api::csi::v1::{
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::{SecretArguments, capability, pair};
+use super::{FormArguments, SecretArguments, pair};
 
 /// A call of the node service.
 #[derive(Debug, Subcommand)]
@@ -90,11 +90,10 @@ pub struct VolumeArguments {
     /// Where it is staged.
     #[arg(long, value_name = "PATH")]
     staging: String,
-    /// As a block device.
-    #[arg(long, conflicts_with = "fs")]
-    block: bool,
+    #[command(flatten)]
+    form: FormArguments,
     /// As a file system: ext4, xfs or btrfs; empty for the default.
-    #[arg(long, value_name = "KIND", default_value = "")]
+    #[arg(long, value_name = "KIND", default_value = "", conflicts_with = "block")]
     fs: String,
     /// Options of mount.
     #[arg(long = "option", value_name = "OPTION")]
@@ -103,7 +102,7 @@ pub struct VolumeArguments {
 
 impl VolumeArguments {
     fn capability(&self) -> Option<VolumeCapability> {
-        Some(capability(self.block, &self.fs, &self.options))
+        Some(self.form.capability(&self.fs, &self.options))
     }
 }
 
