@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::asked::{Asked, limits, until_limited};
 use crate::calls::VOLUME_BYTES;
-use crate::cluster::{Cluster, HOST, Layout, POOL_BYTES, Records, until};
+use crate::cluster::{Cluster, HOST, Layout, Records, until};
 
 /// Machines: one more than a volume has replicas, so that there is a place to go.
 const ENGINES: usize = 4;
@@ -162,10 +162,7 @@ pub async fn run(records: Records, span: Duration, seed: u64) {
     let cluster = Cluster::with(Layout {
         engines: ENGINES,
         records,
-        is_trusted: false,
-        pool_bytes: POOL_BYTES,
-        collector: None,
-        slow: None,
+        ..Layout::default()
     })
     .await;
     let new_bytes = used_bytes(&cluster.reports().await);

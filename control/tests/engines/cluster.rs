@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 
 use crate::calls::named;
 use crate::channels::{certificate, is_online, plain_channel, trusted_channel};
+use crate::host::Host;
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -176,6 +177,19 @@ pub struct Layout {
     pub slow: Option<&'static str>,
 }
 
+impl Default for Layout {
+    fn default() -> Self {
+        Self {
+            engines: 3,
+            records: Records::Embedded,
+            is_trusted: false,
+            pool_bytes: POOL_BYTES,
+            collector: None,
+            slow: None,
+        }
+    }
+}
+
 pub struct Cluster {
     /// Whom all trust.
     pub authority: Option<Authority>,
@@ -208,11 +222,7 @@ impl Cluster {
     pub async fn new(count: usize) -> Self {
         Self::with(Layout {
             engines: count,
-            records: Records::Embedded,
-            is_trusted: false,
-            pool_bytes: POOL_BYTES,
-            collector: None,
-            slow: None,
+            ..Layout::default()
         })
         .await
     }
@@ -677,7 +687,7 @@ impl Cluster {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn();
-        Host(child.expect("it can be started"))
+        Host::of(child.expect("it can be started"))
     }
 
     /// The file of a text.
@@ -712,30 +722,5 @@ impl Cluster {
             // There is nobody to tell that nobody can be told.
             let _ = writeln!(std::io::stderr(), "--- {name}\n{}", lines[from..].join("\n"));
         }
-    }
-}
-
-/// A host that writes and reads.
-pub struct Host(Child);
-
-impl Host {
-    /// Whether it finds no way to the volume, and gives up.
-    pub fn fails(&mut self) -> bool {
-        !self.0.wait().expect("it ends").success()
-    }
-
-    /// Why it gives up, having found no way to the volume.
-    pub fn failure(self) -> String {
-        let output = self.0.wait_with_output().expect("it ends");
-        assert!(!output.status.success(), "the host finds a way");
-        String::from_utf8_lossy(&output.stderr).into_owned()
-    }
-
-    /// What it tells; it has found what it wrote.
-    pub fn finished(self) -> serde_json::Value {
-        let output = self.0.wait_with_output().expect("it ends");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "the host: {errors}");
-        serde_json::from_slice(&output.stdout).expect("a report")
     }
 }

@@ -9,6 +9,7 @@ mod calls;
 mod channels;
 mod chaos;
 mod cluster;
+mod host;
 #[path = "../shared/https.rs"]
 mod https;
 mod instant;

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::calls::named;
-use crate::cluster::{Cluster, HOST, Layout, Records};
+use crate::cluster::{Cluster, HOST, Layout};
 
 /// Volumes one after the other, after a few that warm everything.
 const ALONE: usize = 100;
@@ -186,12 +186,8 @@ async fn restarted(cluster: &Cluster, name: &str, volumes: usize, (time, late): 
 /// Many volumes, and a control plane that is started again and again.
 async fn restart(volumes: usize, late: Duration) {
     let cluster = Cluster::with(Layout {
-        engines: 3,
-        records: Records::Embedded,
-        is_trusted: false,
         pool_bytes: LARGE_POOL_BYTES,
-        collector: None,
-        slow: None,
+        ..Layout::default()
     })
     .await;
     let permits = Arc::new(Semaphore::new(AT_A_TIME));

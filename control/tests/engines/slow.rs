@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pollux_api::control::v1::{ReplicaState, VolumeStatus};
 
-use crate::cluster::{Cluster, HOST, Layout, POOL_BYTES, Records};
+use crate::cluster::{Cluster, HOST, Layout};
 use crate::scenarios::{Witness, policy, tell};
 
 /// The engine with the drive.
@@ -36,11 +36,8 @@ fn has_in_sync(status: &VolumeStatus, node: &str) -> bool {
 async fn run() {
     let layout = Layout {
         engines: 4,
-        records: Records::Embedded,
-        is_trusted: false,
-        pool_bytes: POOL_BYTES,
-        collector: None,
         slow: Some(SLOW),
+        ..Layout::default()
     };
     let witness = Witness(Cluster::with(layout).await);
     let cluster = &witness.0;

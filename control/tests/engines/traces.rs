@@ -26,7 +26,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::calls::{VOLUME_BYTES, named};
-use crate::cluster::{Cluster, HOST, Layout, POOL_BYTES, Records, until};
+use crate::cluster::{Cluster, HOST, Layout, until};
 use crate::scenarios::{SECRETS, Witness, each, policy, tell};
 
 /// The trace of somebody who asks, and the span in it.
@@ -189,11 +189,8 @@ pub async fn run() {
     let address = serving.address;
     let layout = Layout {
         engines: 2,
-        records: Records::Embedded,
-        is_trusted: false,
-        pool_bytes: POOL_BYTES,
         collector: Some(address),
-        slow: None,
+        ..Layout::default()
     };
     let witness = Witness(Cluster::with(layout).await);
     let began = Instant::now();

@@ -11,7 +11,7 @@ use pollux_control::security::{Authority, Issued, Role};
 use tonic::{Code, Status};
 
 use crate::channels::{certificate, is_online, trusted_channel};
-use crate::cluster::{Cluster, HOST, Layout, POOL_BYTES, Records, until};
+use crate::cluster::{Cluster, HOST, Layout, until};
 use crate::https::ask_https;
 use crate::scenarios::{Witness, each};
 
@@ -22,11 +22,8 @@ const SILENCE: Duration = Duration::from_secs(2);
 pub async fn run() {
     let layout = Layout {
         engines: 2,
-        records: Records::Embedded,
         is_trusted: true,
-        pool_bytes: POOL_BYTES,
-        collector: None,
-        slow: None,
+        ..Layout::default()
     };
     let witness = Witness(Cluster::with(layout).await);
     let cluster = &witness.0;

@@ -215,6 +215,15 @@ async fn verify(
     });
     run.all_lanes(&options, Stage::Read).await;
     if options.seconds > 0 {
+        if !run.check_failure() {
+            // Nobody may be listening.
+            let _ = writeln!(
+                io::stderr(),
+                "{} blocks were read; writing for {} s",
+                options.blocks,
+                options.seconds
+            );
+        }
         let until = now() + Duration::from_secs(options.seconds);
         run.all_lanes(&options, Stage::Write(until)).await;
         run.all_lanes(&options, Stage::Read).await;

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
 
@@ -19,8 +19,14 @@ const ROUNDS: u64 = 50;
 const BLOCKS: u64 = 1024;
 const WRITERS: u64 = 8;
 
-/// How long a round writes.
+/// How long a round writes, at least.
 const ROUND: Duration = Duration::from_millis(120);
+
+/// Writes of a round, at least.
+const WRITES_MIN: u64 = 4 * WRITERS;
+
+/// How long those may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is known of a block: it holds a version from `flushed` to `attempted`.
 #[derive(Clone, Copy, Default)]
@@ -106,7 +112,12 @@ fn fifty_kills_lose_nothing_that_was_flushed() {
         });
         std::thread::scope(|scope| {
             let writing = scope.spawn(|| block_on(writing));
+            let began = Instant::now();
             std::thread::sleep(ROUND);
+            let written = || NEXT_VERSION.load(Ordering::Relaxed) - before;
+            while written() < WRITES_MIN && began.elapsed() < PATIENCE {
+                std::thread::sleep(ROUND);
+            }
             // Some are killed in the middle of a change of the table of volumes too.
             match round % 5 {
                 1 => drop(engine.command("volume", &["snapshot", "tank/db", "before"])),
@@ -119,7 +130,7 @@ fn fifty_kills_lose_nothing_that_was_flushed() {
             writing.join().expect("the writers end with an error");
         });
         let now = NEXT_VERSION.load(Ordering::Relaxed);
-        assert!(now > before + WRITERS, "round {round} wrote next to nothing");
+        assert!(now >= before + WRITES_MIN, "round {round} wrote next to nothing");
         written += now - before;
         file.check();
     }
