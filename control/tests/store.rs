@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity};
 
 /// Longest wait for something that has to come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn put(key: &str, value: &str) -> Write {
     Write::Put {

@@ -9,6 +9,9 @@ use tonic::Code;
 
 use crate::common::{Pollux, new_volume};
 
+/// How often a call is made again that another one is in the way of, 10 or 20 ms apart.
+const ATTEMPTS: usize = 2000;
+
 fn copy(name: &str, of: &str) -> CreateVolumeRequest {
     CreateVolumeRequest {
         volume_content_source: Some(VolumeContentSource {
@@ -41,7 +44,7 @@ async fn a_copy_that_was_cut_off_is_finished_or_cleared_away() {
         if round % 2 == 0 {
             // What another call is in the middle of may have to be asked for again.
             let mut again = driver.create_volume(copy(&name, "v")).await;
-            for _ in 0..50 {
+            for _ in 0..ATTEMPTS {
                 match &again {
                     Err(status) if status.code() == Code::Aborted => {}
                     _ => break,
@@ -60,7 +63,7 @@ async fn a_copy_that_was_cut_off_is_finished_or_cleared_away() {
     assert!(cut > 0, "no call was cut off");
     // Calls that were cut off late may have taken snapshots after the deletion; the source takes them along.
     let mut gone = driver.delete_volume(delete("v")).await;
-    for _ in 0..50 {
+    for _ in 0..ATTEMPTS {
         if gone.is_ok() {
             break;
         }
