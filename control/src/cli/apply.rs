@@ -28,7 +28,7 @@ pub(super) struct ApplyArguments {
     dry_run: bool,
 }
 
-/// What a file holds. What is not in it stays as it is.
+/// What a file holds. What is not in it stays as it is: resources, and fields of those that it has.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Topology {
@@ -131,6 +131,13 @@ impl Comparable for Group {
     }
 }
 
+/// Whether the file says anything of a field.
+fn says(written: &Value, path: &str) -> bool {
+    let mut names = path.split('.');
+    let found = names.try_fold(written, |value, name| value.get(name));
+    found.is_some()
+}
+
 /// One thing that is to be done.
 enum Deed<R> {
     Create(R),
@@ -141,10 +148,12 @@ enum Deed<R> {
 async fn compare<R: Comparable>(
     channel: &Channel,
     wanted: Vec<R>,
+    written: &Value,
     into: &mut impl Write,
 ) -> Result<Vec<Deed<R>>, CommandError> {
     let mut deeds = Vec::new();
-    for record in wanted {
+    for (index, record) in wanted.into_iter().enumerate() {
+        let written = written.get(index).unwrap_or(&Value::Null);
         if let Some(error) = record.field_errors().first() {
             let text = format!("{}: {} {}", record.subject(), error.field, error.description);
             return Err(CommandError::Refused(text));
@@ -153,7 +162,7 @@ async fn compare<R: Comparable>(
             Ok(present) => {
                 let mut paths = Vec::new();
                 for ((path, is), (_, wanted)) in present.fields().into_iter().zip(record.fields()) {
-                    if is == wanted {
+                    if is == wanted || !says(written, path) {
                         continue;
                     }
                     let mut told = Vec::new();
@@ -200,11 +209,12 @@ pub(super) async fn apply(
     };
     let text = String::from_utf8(text).map_err(|_| wrong("is not UTF-8".to_owned()))?;
     let topology: Topology = serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let written: Value = serde_saphyr::from_str(&text).map_err(|error| wrong(error.to_string()))?;
     // All is compared before anything is done.
-    let nodes = compare(channel, topology.nodes, into).await?;
-    let templates = compare(channel, topology.templates, into).await?;
-    let groups = compare(channel, topology.groups, into).await?;
-    let pools = compare(channel, topology.pools, into).await?;
+    let nodes = compare(channel, topology.nodes, &written["nodes"], into).await?;
+    let templates = compare(channel, topology.templates, &written["templates"], into).await?;
+    let groups = compare(channel, topology.groups, &written["groups"], into).await?;
+    let pools = compare(channel, topology.pools, &written["pools"], into).await?;
     let count = nodes.len() + templates.len() + groups.len() + pools.len();
     if count == 0 {
         writeln!(into, "all is as the file says")?;
@@ -234,6 +244,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn fields_are_found_where_the_file_has_them() {
+        let text = "{metadata: {name: a, labels: {}}, spec: {zone: '', drained: false, policy: null}}";
+        let written: Value = serde_saphyr::from_str(text).expect("it is YAML");
+        for path in ["metadata.labels", "spec.zone", "spec.drained", "spec.policy"] {
+            assert!(says(&written, path), "{path}");
+        }
+        for path in ["spec.cordoned", "spec.rack", "status.zone"] {
+            assert!(!says(&written, path), "{path}");
+        }
+    }
 
     #[test]
     fn differences_are_told_by_their_paths() {

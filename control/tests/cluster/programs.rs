@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use pollux_api::control::v1::agent_server::{Agent, AgentServer};
@@ -138,6 +139,24 @@ fn refused(daemon: &Daemon, arguments: &[&str]) -> String {
     String::from_utf8(output.stderr).expect("UTF-8")
 }
 
+/// A node that is kept free of replicas stays so when the file is applied again that put it on record.
+fn fields_that_a_file_leaves_out_stay(daemon: &Daemon, directory: &Path) {
+    let partial = directory.join("partial.yaml");
+    let apply = |text: &str| {
+        std::fs::write(&partial, text).expect("it can be written");
+        told(daemon, &["apply", "-f", partial.to_str().expect("UTF-8")])
+    };
+    let node = told(daemon, &["node", "get", "c", "-o", "json"]);
+    let node: serde_json::Value = serde_json::from_str(&node).expect("JSON");
+    let address = node["spec"]["address"].as_str().expect("it has one");
+    told(daemon, &["node", "cordon", "c"]);
+    let head = format!("nodes: [{{metadata: {{name: c}}, spec: {{address: '{address}'");
+    assert_eq!(apply(&format!("{head}}}}}]")), "all is as the file says\n");
+    let uncordoned = apply(&format!("{head}, cordoned: false}}}}]"));
+    assert!(uncordoned.contains("spec.cordoned true ->"), "{uncordoned}");
+    assert!(uncordoned.ends_with("1 change made\n"), "{uncordoned}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_by_its_command_line() {
     let fleet = Fleet::new(["a", "b", "c"]);
@@ -166,6 +185,7 @@ async fn a_cluster_by_its_command_line() {
     assert!(told(&daemon, &["apply", "-f", file, "--dry-run"]).contains("7 changes, none of them made"));
     assert!(told(&daemon, &["apply", "-f", file]).ends_with("7 changes made\n"));
     assert_eq!(told(&daemon, &["apply", "-f", file]), "all is as the file says\n");
+    fields_that_a_file_leaves_out_stay(&daemon, directory.path());
 
     let made = told(
         &daemon,
