@@ -31,7 +31,7 @@ use crate::host::linux::LinuxHost;
 use crate::identity::IdentityService;
 use crate::metrics::{self, Metrics};
 use crate::names::Cluster;
-use crate::node::{NodeService, NodeSettings};
+use crate::node::{NodeService, NodeSettings, OTHER_PATHS_PATIENCE};
 use crate::serve::{listen, serve, socket_path};
 use crate::topology::Place;
 
@@ -248,6 +248,7 @@ impl NodeArguments {
                 keep_alive_s: self.keep_alive.max(1),
             },
             device_timeout: Duration::from_secs(self.device_timeout.max(1).into()),
+            other_paths_patience: OTHER_PATHS_PATIENCE,
         })
     }
 }

@@ -15,11 +15,6 @@ use crate::host::{Connection, Controller, Device, HostError, Mount};
 /// Between two looks whether a device is there, or gone.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long connecting the other paths may hold up a volume that is there by one: as a rule they are all
-/// there by then, and what is found wrong with several is told. The kernel connects one after the other;
-/// where that takes longer, it goes on while the device is looked at and formatted.
-const OTHER_PATHS_PATIENCE: Duration = Duration::from_millis(100);
-
 /// How long the others wait for the path that is named first, by which the volume is served: the kernel
 /// connects one after the other, and by another one nothing may be read yet.
 const HEAD_START: Duration = Duration::from_millis(100);
@@ -79,7 +74,7 @@ impl Parts {
             let first = first.clone();
             let sender = sender.clone();
             let machine = self.machine.clone();
-            let records = self.records.clone();
+            let (records, turns) = (self.records.clone(), self.turns.clone());
             let settings = (self.settings.host.clone(), self.settings.times);
             let secrets = secrets.clone();
             let (volume_id, subsystem_nqn) = (volume_id.to_owned(), reach.subsystem_nqn.clone());
@@ -105,7 +100,9 @@ impl Parts {
                 if let Some(problem) = problem {
                     tracing::warn!(volume = volume_id, problem, "a path is missing");
                 }
-                // The volume may be gone from here by now.
+                // The volume may be gone from here by now. It may also be about to come back: whoever does
+                // that goes first, and has a record of it.
+                let _turn = turns.of(&volume_id).blocking_lock_owned();
                 if matches!(records.get(&volume_id), Ok(None)) {
                     let late = machine.controllers(&subsystem_nqn).unwrap_or_default();
                     for controller in late {
@@ -123,7 +120,7 @@ impl Parts {
         for _ in &missing {
             let patience = match working {
                 0 => self.settings.device_timeout,
-                _ => OTHER_PATHS_PATIENCE,
+                _ => self.settings.other_paths_patience,
             };
             match results.recv_timeout(patience.saturating_sub(began.elapsed())) {
                 Ok(Ok(())) => working += 1,

@@ -53,6 +53,11 @@ const CAPABILITIES: [Type; 7] = [
 /// How long a call waits for another one that is under way with its volume.
 const TURN_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long connecting the other paths may hold up a volume that is there by one: as a rule they are all
+/// there by then, and what is found wrong with several is told. The kernel connects one after the other;
+/// where that takes longer, it goes on while the device is looked at and formatted.
+pub const OTHER_PATHS_PATIENCE: Duration = Duration::from_millis(100);
+
 /// Longest path: PATH_MAX of Linux.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -71,6 +76,8 @@ pub struct NodeSettings {
     pub times: PathTimes,
     /// How long a device may take to appear after a path to it is connected.
     pub device_timeout: Duration,
+    /// How long other paths are waited for once there is one: [`OTHER_PATHS_PATIENCE`] but in tests.
+    pub other_paths_patience: Duration,
 }
 
 /// Who does one thing with a volume at a time.
@@ -101,13 +108,13 @@ struct Parts {
     secrets: Kept,
     /// What targets tell of where volumes are.
     told: paths::Told,
+    turns: Arc<Turns>,
 }
 
 /// Answers calls about volumes on this node. Clones share all of it.
 #[derive(Debug, Clone)]
 pub struct NodeService {
     parts: Arc<Parts>,
-    turns: Arc<Turns>,
 }
 
 impl NodeService {
@@ -124,10 +131,10 @@ impl NodeService {
             records,
             secrets: Kept::default(),
             told: paths::Told::default(),
+            turns: Arc::default(),
         };
         Ok(Self {
             parts: Arc::new(parts),
-            turns: Arc::new(Turns::default()),
         })
     }
 
@@ -137,7 +144,7 @@ impl NodeService {
         id: &str,
         work: impl FnOnce(&Parts) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, CallError> {
-        let turn = tokio::time::timeout(TURN_PATIENCE, self.turns.of(id).lock_owned()).await;
+        let turn = tokio::time::timeout(TURN_PATIENCE, self.parts.turns.of(id).lock_owned()).await;
         let turn = turn.map_err(|_| CallError::Pending {
             kind: "volume",
             id: id.to_owned(),

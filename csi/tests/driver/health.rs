@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use pollux_api::control::v1::volumes_client::VolumesClient;
-use pollux_api::control::v1::{self as control, Metadata, VolumePolicy, VolumeSpec};
+use pollux_api::control::v1::VolumePolicy;
 use pollux_api::csi::v1::*;
 use pollux_csi::names::label;
 use tonic::Code;
 
-use crate::common::{Driver, Pollux, mount, new_volume, parameters};
+use crate::common::{Driver, Pollux, new_volume, parameters};
 
 fn of(id: &str) -> ControllerGetVolumeHealthRequest {
     ControllerGetVolumeHealthRequest {
@@ -23,27 +22,8 @@ async fn stuck(pollux: &Pollux, name: &str) {
         replicas: Some(5),
         ..VolumePolicy::default()
     };
-    let volume = control::Volume {
-        metadata: Some(Metadata {
-            name: name.to_owned(),
-            labels: BTreeMap::from([(label::CLUSTER.to_owned(), "default".to_owned())]),
-            ..Metadata::default()
-        }),
-        spec: Some(VolumeSpec {
-            size_bytes: 1 << 30,
-            policy: Some(policy),
-            ..VolumeSpec::default()
-        }),
-        status: None,
-    };
-    let request = control::CreateVolumeRequest {
-        volume: Some(volume),
-        wait_us: None,
-    };
-    let made = VolumesClient::new(pollux.channel.clone())
-        .create_volume(request)
-        .await;
-    made.expect("it is on record");
+    let labels = BTreeMap::from([(label::CLUSTER.to_owned(), "default".to_owned())]);
+    pollux.by_hand(name, labels, Some(policy)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -121,23 +101,12 @@ async fn volumes_with_which_something_is_wrong_are_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_tells_which_paths_and_targets_are_missing() {
     let pollux = Pollux::start().await.ready().await;
-    let mut controller = pollux.controller("default").await;
+    let driver = Driver::start(&pollux, "n1").await;
     let request = CreateVolumeRequest {
         parameters: parameters(&[("replicas", "3")]),
         ..new_volume("v")
     };
-    controller.create_volume(request).await.expect("it is new");
-    let driver = Driver::start(&pollux, "n1").await;
-    let publish = ControllerPublishVolumeRequest {
-        volume_id: "v".to_owned(),
-        node_id: driver.node_id.clone(),
-        volume_capability: Some(mount("")),
-        ..Default::default()
-    };
-    let published = controller
-        .controller_publish_volume(publish)
-        .await
-        .expect("nobody uses it");
+    let stage = driver.published(&pollux, request).await;
     let mut node = driver.client.clone();
     let health = NodeGetVolumeHealthRequest {
         volume_id: "v".to_owned(),
@@ -149,13 +118,6 @@ async fn a_node_tells_which_paths_and_targets_are_missing() {
         .node_get_volume_health(NodeGetVolumeHealthRequest::default())
         .await;
     assert_eq!(refused.expect_err("it names none").code(), Code::InvalidArgument);
-    let stage = NodeStageVolumeRequest {
-        volume_id: "v".to_owned(),
-        publish_context: published.into_inner().publish_context,
-        staging_target_path: driver.directory.path().join("staging").display().to_string(),
-        volume_capability: Some(mount("")),
-        ..Default::default()
-    };
     node.node_stage_volume(stage).await.expect("it can be staged");
     let connected = driver.machine.state().controllers.len();
     assert_eq!(connected, 3);

@@ -5,35 +5,14 @@ use std::path::PathBuf;
 use pollux_api::csi::v1::*;
 use pollux_csi::hold::{FreezeArguments, FreezeError, freeze};
 
-use crate::common::{Driver, Pollux, mount, new_volume};
+use crate::common::{Driver, Pollux, new_volume};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_system_is_still_while_a_command_runs_and_goes_on_whatever_comes_of_it() {
     let pollux = Pollux::start().await.ready().await;
-    let mut controller = pollux.controller("default").await;
-    controller
-        .create_volume(new_volume("v"))
-        .await
-        .expect("it is new");
     let driver = Driver::start(&pollux, "n1").await;
-    let publish = ControllerPublishVolumeRequest {
-        volume_id: "v".to_owned(),
-        node_id: driver.node_id.clone(),
-        volume_capability: Some(mount("")),
-        ..Default::default()
-    };
-    let published = controller
-        .controller_publish_volume(publish)
-        .await
-        .expect("nobody uses it");
-    let staging = driver.directory.path().join("staging");
-    let stage = NodeStageVolumeRequest {
-        volume_id: "v".to_owned(),
-        publish_context: published.into_inner().publish_context,
-        staging_target_path: staging.display().to_string(),
-        volume_capability: Some(mount("")),
-        ..Default::default()
-    };
+    let stage = driver.published(&pollux, new_volume("v")).await;
+    let staging = PathBuf::from(&stage.staging_target_path);
     let mut node = driver.client.clone();
     node.node_stage_volume(stage).await.expect("it can be staged");
     let held = |target: PathBuf, command: &[&str]| FreezeArguments {

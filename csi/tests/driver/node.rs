@@ -25,25 +25,17 @@ struct Used {
 
 impl Used {
     async fn new(pollux: &Pollux, id: &str, capability: VolumeCapability) -> Self {
-        let mut controller = pollux.controller("default").await;
         let request = CreateVolumeRequest {
             volume_capabilities: vec![capability.clone()],
             parameters: parameters(&[("replicas", "3")]),
             ..new_volume(id)
         };
-        controller.create_volume(request).await.expect("it is new");
         let driver = Driver::start(pollux, "n1").await;
-        let publish = ControllerPublishVolumeRequest {
-            volume_id: id.to_owned(),
-            node_id: driver.node_id.clone(),
-            volume_capability: Some(capability.clone()),
-            ..Default::default()
-        };
-        let published = controller.controller_publish_volume(publish).await;
+        let stage = driver.published(pollux, request).await;
         Self {
             driver,
             id: id.to_owned(),
-            context: published.expect("nobody uses it").into_inner().publish_context,
+            context: stage.publish_context,
             capability,
         }
     }

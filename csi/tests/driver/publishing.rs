@@ -1,7 +1,7 @@
 //! Which nodes may use a volume.
 
-use pollux_api::control::v1 as control;
-use pollux_api::control::v1::volumes_client::VolumesClient;
+use std::collections::BTreeMap;
+
 use pollux_api::csi::v1::volume_capability::access_mode::Mode;
 use pollux_api::csi::v1::*;
 use tonic::Code;
@@ -216,25 +216,7 @@ async fn who_has_a_volume_alone_stays_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_volume_that_was_made_without_the_driver_is_used_by_its_name() {
     let pollux = Pollux::start().await.ready().await;
-    let volume = control::Volume {
-        metadata: Some(control::Metadata {
-            name: "by-hand".to_owned(),
-            ..control::Metadata::default()
-        }),
-        spec: Some(control::VolumeSpec {
-            size_bytes: 1 << 30,
-            ..control::VolumeSpec::default()
-        }),
-        status: None,
-    };
-    let request = control::CreateVolumeRequest {
-        volume: Some(volume),
-        wait_us: None,
-    };
-    let made = VolumesClient::new(pollux.channel.clone())
-        .create_volume(request)
-        .await;
-    made.expect("it is new");
+    pollux.by_hand("by-hand", BTreeMap::new(), None).await;
     let mut driver = pollux.controller("default").await;
     let validate = ValidateVolumeCapabilitiesRequest {
         volume_id: "by-hand".to_owned(),

@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use pollux_api::control::v1::HostSecrets;
 use pollux_csi::capability::FileSystem;
@@ -46,11 +47,20 @@ pub struct State {
     pub done: Vec<String>,
 }
 
+/// Where the machine stands still.
+#[derive(Debug, Default)]
+struct Hold {
+    operation: Option<&'static str>,
+    is_held: bool,
+}
+
 /// A machine in memory.
 #[derive(Debug)]
 pub struct Machine {
     fleet: Fleet,
     state: Mutex<State>,
+    hold: Mutex<Hold>,
+    goes_on: Condvar,
 }
 
 fn uid(subsystem_nqn: &str) -> Uuid {
@@ -65,7 +75,30 @@ impl Machine {
         Self {
             fleet,
             state: Mutex::default(),
+            hold: Mutex::default(),
+            goes_on: Condvar::new(),
         }
+    }
+
+    /// From now on who comes to this operation, with what follows it if that is named too, waits there.
+    pub fn hold_at(&self, operation: &'static str) {
+        *self.hold.lock().expect("no test panics with it") = Hold {
+            operation: Some(operation),
+            is_held: false,
+        };
+    }
+
+    /// Waits until somebody does.
+    pub async fn is_held(&self) {
+        while !self.hold.lock().expect("no test panics with it").is_held {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Nobody waits any more.
+    pub fn let_go_on(&self) {
+        self.hold.lock().expect("no test panics with it").operation = None;
+        self.goes_on.notify_all();
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -103,8 +136,15 @@ impl Machine {
     }
 
     fn begin(&self, operation: &'static str, subject: &str) -> Result<MutexGuard<'_, State>, HostError> {
+        let mut hold = self.hold.lock().expect("no test panics with it");
+        let name = format!("{operation} {subject}");
+        while hold.operation.is_some_and(|held| name.starts_with(held)) {
+            hold.is_held = true;
+            hold = self.goes_on.wait(hold).expect("no test panics with it");
+        }
+        drop(hold);
         let mut state = self.state();
-        state.done.push(format!("{operation} {subject}"));
+        state.done.push(name);
         if let Some(index) = state.failing.iter().position(|failing| *failing == operation) {
             state.failing.remove(index);
             return Err(HostError::kernel(operation, subject, "the test wants it so"));
@@ -136,6 +176,13 @@ impl Host for Machine {
             .ok_or_else(refused)?;
         if !self.authenticates(connection) {
             return Err(refused());
+        }
+        // As the kernel has it: a path is there once.
+        let is_there = |(nqn, controller): &(String, Controller)| {
+            nqn == connection.subsystem_nqn && controller.address == Some(connection.address)
+        };
+        if state.controllers.iter().any(is_there) {
+            return Ok(());
         }
         state.counter += 1;
         if let Some(secrets) = connection.secrets {

@@ -5,6 +5,7 @@
 pub mod fleet;
 pub mod machine;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,9 +19,9 @@ use pollux_api::control::v1::snapshots_client::SnapshotsClient;
 use pollux_api::control::v1::templates_client::TemplatesClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{
-    BlockRange, CreateNodeRequest, CreatePoolRequest, CreateTemplateRequest, EngineReport,
+    self as control, BlockRange, CreateNodeRequest, CreatePoolRequest, CreateTemplateRequest, EngineReport,
     ListReplicaBlocksRequest, ListReplicaBlocksResponse, ListSnapshotsRequest, ListVolumesRequest, Metadata,
-    Node, NodeSpec, Pool, PoolSpec, Template, TemplateSpec, VolumePolicy,
+    Node, NodeSpec, Pool, PoolSpec, Template, TemplateSpec, VolumePolicy, VolumeSpec,
 };
 use pollux_api::csi::v1::controller_client::ControllerClient;
 use pollux_api::csi::v1::controller_server::ControllerServer;
@@ -33,7 +34,10 @@ use pollux_api::csi::v1::snapshot_metadata_client::SnapshotMetadataClient;
 use pollux_api::csi::v1::snapshot_metadata_server::SnapshotMetadataServer;
 use pollux_api::csi::v1::volume_capability::access_mode::Mode;
 use pollux_api::csi::v1::volume_capability::{AccessMode, AccessType, BlockVolume, MountVolume};
-use pollux_api::csi::v1::{CapacityRange, CreateVolumeRequest, VolumeCapability};
+use pollux_api::csi::v1::{
+    CapacityRange, ControllerPublishVolumeRequest, CreateVolumeRequest, NodeStageVolumeRequest,
+    VolumeCapability,
+};
 use pollux_control::controller::{Clock, Controller, Observations, Parts, SystemClock};
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use pollux_control::plan::Limits;
@@ -274,6 +278,31 @@ impl Pollux {
         client.create_template(request).await.expect("it is new");
     }
 
+    /// Has a volume of a GiB made without the driver.
+    pub async fn by_hand(&self, name: &str, labels: BTreeMap<String, String>, policy: Option<VolumePolicy>) {
+        let volume = control::Volume {
+            metadata: Some(Metadata {
+                name: name.to_owned(),
+                labels,
+                ..Metadata::default()
+            }),
+            spec: Some(VolumeSpec {
+                size_bytes: 1 << 30,
+                policy,
+                ..VolumeSpec::default()
+            }),
+            status: None,
+        };
+        let request = control::CreateVolumeRequest {
+            volume: Some(volume),
+            wait_us: None,
+        };
+        let made = VolumesClient::new(self.channel.clone())
+            .create_volume(request)
+            .await;
+        made.expect("it is new");
+    }
+
     pub fn control(&self, cluster: &str) -> ControlPlane {
         let cluster = Cluster::new(cluster).expect("a name");
         ControlPlane::new(&self.address.to_string(), None, cluster).expect("an address")
@@ -397,15 +426,22 @@ pub fn settings(node: &str, records: PathBuf) -> NodeSettings {
         volumes_max: VOLUMES_MAX,
         records,
         times: PathTimes::default(),
-        device_timeout: Duration::from_secs(2),
+        device_timeout: Duration::from_secs(5),
+        // All are there when a call is answered, however busy this machine is.
+        other_paths_patience: Duration::from_secs(60),
     }
 }
 
 impl Driver {
     pub async fn start(pollux: &Pollux, node: &str) -> Self {
+        Self::start_with(pollux, node, |_| {}).await
+    }
+
+    pub async fn start_with(pollux: &Pollux, node: &str, change: impl FnOnce(&mut NodeSettings)) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let machine = Arc::new(Machine::new(pollux.fleet.clone()));
-        let settings = settings(node, directory.path().join("records"));
+        let mut settings = settings(node, directory.path().join("records"));
+        change(&mut settings);
         let node_id = settings.host.nqn.clone();
         let service = NodeService::new(machine.clone(), settings).expect("it can be made");
         let identity = IdentityService::new(false, None);
@@ -417,6 +453,29 @@ impl Driver {
             machine,
             directory,
             node_id,
+        }
+    }
+}
+
+impl Driver {
+    /// Has a volume made and published to this node; how it is to be staged.
+    pub async fn published(&self, pollux: &Pollux, volume: CreateVolumeRequest) -> NodeStageVolumeRequest {
+        let mut controller = pollux.controller("default").await;
+        let (id, capability) = (volume.name.clone(), volume.volume_capabilities.first().cloned());
+        controller.create_volume(volume).await.expect("it is new");
+        let publish = ControllerPublishVolumeRequest {
+            volume_id: id.clone(),
+            node_id: self.node_id.clone(),
+            volume_capability: capability.clone(),
+            ..Default::default()
+        };
+        let published = controller.controller_publish_volume(publish).await;
+        NodeStageVolumeRequest {
+            volume_id: id,
+            publish_context: published.expect("nobody uses it").into_inner().publish_context,
+            staging_target_path: self.directory.path().join("staging").display().to_string(),
+            volume_capability: capability,
+            ..Default::default()
         }
     }
 }
