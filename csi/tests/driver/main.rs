@@ -4,6 +4,7 @@ mod common;
 
 mod clones;
 mod controller;
+mod cut;
 mod discovery;
 mod groups;
 mod health;
