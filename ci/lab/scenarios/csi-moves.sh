@@ -18,6 +18,7 @@
 # kernel may say: Property Set error
 # kernel may say: Connect Invalid Data Parameter
 # kernel may say: failed to connect queue
+# kernel may say: Connect command failed: host path error
 # kernel may say: long keepalive RTT
 
 to_host
