@@ -242,8 +242,12 @@ impl Volume {
                 Ok(Completion::done())
             }
             Ok(Err(IoError::ResourceShortage)) => Err(kept.into_gather()),
-            Ok(Err(error)) => Ok(Completion::failed(error)),
-            Err(completion) => {
+            Ok(Err(error)) if !self.head.checksums => Ok(Completion::failed(error)),
+            unsettled => {
+                let completion = match unsettled {
+                    Ok(result) => Completion::ready(result),
+                    Err(completion) => completion,
+                };
                 // Locked before anybody else can look.
                 let Some(lock) = self.head.locks.try_lock(part.slot, part.mask()) else {
                     return Err(kept.into_gather());
@@ -277,23 +281,30 @@ impl Volume {
         data: Kept,
     ) -> Result<Reply, IoError> {
         let InPlace { part, extent, .. } = *in_place;
-        match completion.await {
-            Ok(_) => {}
+        let written = match completion.await {
             Err(IoError::ResourceShortage) => {
                 let device = self.pool.device(extent.device())?;
                 let at = extent.number() * EXTENT_BLOCKS as u64 + u64::from(part.first);
-                device.write(at, data.into_gather(), false).await?;
+                device.write(at, data.into_gather(), false).await
             }
-            Err(error) => return Err(error),
-        }
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
         if self.head.checksums {
             let mut plan = WritePlan::default();
             plan.in_place.push(Target {
                 extent,
                 mask: part.mask(),
             });
-            let _admitted = self.pool.admit(self.head.claim).await?;
-            self.record_write(part.slot, &plan, None, &checksums).await?;
+            let admitted = self.pool.admit(self.head.claim).await;
+            match (&written, &admitted) {
+                (Ok(()), Ok(_)) => self.record_write(part.slot, &plan, None, &checksums).await?,
+                (Err(_), Ok(_)) => self.record_failed(part.slot, &plan, &checksums).await,
+                (_, Err(_)) => {}
+            }
+            written.and(admitted.map(drop).map_err(IoError::from))?;
+        } else {
+            written?;
         }
         drop(lock);
         self.pool.changed();

@@ -4,7 +4,7 @@
 //! are overwritten in place; write the data; change the slot and append its record in one step. With FUA,
 //! or at the next flush, the journal is committed.
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use pollux_device::{Gather, IoError, Reply};
 
 use super::locks::WHOLE_SLOT;
@@ -73,7 +73,9 @@ impl Volume {
                 (Some(part), None) => self.write_part(part, &from).await?,
                 (Some(first), Some(second)) => {
                     let all = [first, second].into_iter().chain(parts);
-                    try_join_all(all.map(|part| self.write_part(part, &from))).await?;
+                    // All come to their end, also when one fails: what was written has to be recorded.
+                    let results = join_all(all.map(|part| self.write_part(part, &from))).await;
+                    results.into_iter().collect::<Result<(), IoError>>()?;
                 }
             }
         }
@@ -164,8 +166,15 @@ impl Volume {
         if let Some(fresh) = &fresh {
             self.copy_blocks(plan, fresh.fresh.extent).await?;
         }
-        self.write_data(part, data, plan, fresh.as_ref().map(|fresh| fresh.fresh.extent))
-            .await?;
+        let written = self
+            .write_data(part, data, plan, fresh.as_ref().map(|fresh| fresh.fresh.extent))
+            .await;
+        if let Err(error) = written {
+            if self.head.checksums {
+                self.record_failed(part.slot, plan, checksums).await;
+            }
+            return Err(error);
+        }
         // With checksums off, what is overwritten in place changes nothing else.
         let unchanged = !self.head.checksums && !plan.needs_extent() && plan.fill.is_none();
         if !unchanged {
@@ -302,14 +311,47 @@ impl Volume {
         }
         let targets = first.into_iter().chain(second).chain(targets);
         let writes = targets.flat_map(|target| runs(target.mask).map(move |run| (target.extent, run)));
-        try_join_all(writes.map(|(extent, (first, blocks))| async move {
+        let written = join_all(writes.map(|(extent, (first, blocks))| async move {
             let device = self.pool.device(extent.device())?;
             let at = usize::from(first - part.first) * BLOCK_BYTES;
             let piece = data.range(at, usize::from(blocks) * BLOCK_BYTES);
             device.write(block_of(extent, first), piece, false).await
-        }))
-        .await?;
-        Ok(())
+        }));
+        Ok(written.await.into_iter().collect::<Result<(), IoError>>()?)
+    }
+
+    /// Some of a write in place failed, and its blocks are locked still: those that the device shows with the
+    /// new data all the same get its checksums. They hold what was to be written, of which nobody was told
+    /// that it is there. Any other block is left as it is: with what was there before, or an error to whoever
+    /// reads it.
+    pub(super) async fn record_failed(&self, index: u64, plan: &WritePlan, checksums: &[u32; EXTENT_BLOCKS]) {
+        let mut shown = WritePlan::default();
+        for Target { extent, mask } in &plan.in_place {
+            let mut found = 0;
+            for block in (0..EXTENT_BLOCKS as u8).filter(|block| mask >> block & 1 == 1) {
+                let Ok(device) = self.pool.device(extent.device()) else {
+                    continue;
+                };
+                let read = device
+                    .read_into(block_of(*extent, block), memory(BLOCK_BYTES))
+                    .await;
+                let wanted = checksums.get(usize::from(block));
+                if read.is_ok_and(|bytes| Some(&crc32c(&bytes)) == wanted) {
+                    found |= 1 << block;
+                }
+            }
+            if found != 0 {
+                shown.in_place.push(Target {
+                    extent: *extent,
+                    mask: found,
+                });
+            }
+        }
+        if shown.in_place.is_empty() {
+            return;
+        }
+        // It says so itself if it cannot.
+        let _ = self.record_write(index, &shown, None, checksums).await;
     }
 
     /// Changes the slot and appends its record. Other blocks of the slot may have changed since it was

@@ -9,6 +9,7 @@ mod concurrent;
 mod crash;
 mod damage;
 mod devices;
+mod failed_writes;
 mod full;
 mod generations;
 mod golden;

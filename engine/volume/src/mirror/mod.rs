@@ -172,6 +172,8 @@ pub(crate) struct Core {
     slow: Cell<SlotSet>,
     /// How often snapshots could not be read while they were given to a replica, by their cuts.
     unreadable: RefCell<BTreeMap<Uuid, u32>>,
+    /// Nobody of the set can read the chunk from this block on, so that a resync did not end.
+    unreadable_block: Cell<Option<u64>>,
     /// Nothing was sent to replicas for a while; what is sent next wakes who judges them.
     is_idle: Cell<bool>,
     sending: Signal,

@@ -301,6 +301,7 @@ impl Opening {
             paces: Rc::default(),
             slow: Cell::default(),
             unreadable: RefCell::default(),
+            unreadable_block: Cell::default(),
             is_idle: Cell::new(true),
             sending: Signal::default(),
             counters: Cell::new(MirrorCounters::default()),

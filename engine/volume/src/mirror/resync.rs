@@ -24,6 +24,13 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// The resync did not come to its end: it goes on from where it was, later.
 pub(super) struct Interrupted;
 
+/// What became of the copy of a region.
+enum Copied {
+    Whole,
+    /// From the chunk at this block on there is none: nobody of the set can read that.
+    Unreadable(u64),
+}
+
 /// Brings back one replica after the other; runs as long as the target.
 pub(super) async fn bring_back(core: Rc<Core>) {
     // What is copied from one replica of the set has to be the same on the others.
@@ -193,6 +200,7 @@ impl Core {
         let mut from = 0;
         let mut unflushed = Vec::new();
         let mut flushed_at = clock();
+        let mut unreadable = None;
         loop {
             self.check_syncing(slot)?;
             let next = self.regions.borrow().next_missed(from, slot);
@@ -200,9 +208,12 @@ impl Core {
                 // From here on the replica takes the writes of the region: what is written before its chunk
                 // is copied is copied again, with the same content.
                 self.regions.borrow_mut().begin_copy(region, slot);
-                self.copy_region(slot, region).await?;
                 from = region + 1;
-                unflushed.push(region);
+                match self.copy_region(slot, region).await? {
+                    Copied::Whole => unflushed.push(region),
+                    // It stays missed. All others are copied first.
+                    Copied::Unreadable(block) => drop(unreadable.get_or_insert(block)),
+                }
             }
             let is_due = unflushed.len() >= REGIONS_PER_FLUSH
                 || next.is_none()
@@ -213,9 +224,29 @@ impl Core {
                 flushed_at = clock();
             }
             if next.is_none() {
-                return Ok(());
+                return match unreadable {
+                    None => Ok(()),
+                    Some(block) => self.end_unreadable(slot, block),
+                };
             }
         }
+    }
+
+    /// A block of the volume can be read from nobody of the set. So it cannot be copied, and must not look as
+    /// if it were: the replica stays out until a host has written the block anew. What was copied of other
+    /// regions is not copied again.
+    fn end_unreadable(&self, slot: SlotNumber, block: u64) -> Result<(), Interrupted> {
+        if self.unreadable_block.replace(Some(block)) != Some(block) {
+            let volume = self.volume();
+            tracing::error!(
+                %volume,
+                slot = slot.index(),
+                block,
+                "a replica stays out, as blocks from here on can be read from no other: they have to be written"
+            );
+        }
+        self.fail(slot);
+        Err(Interrupted)
     }
 
     /// Flushes the replica: the regions that were copied before count from then on.
@@ -226,7 +257,7 @@ impl Core {
         Ok(())
     }
 
-    async fn copy_region(&self, slot: SlotNumber, region: u64) -> Result<(), Interrupted> {
+    async fn copy_region(&self, slot: SlotNumber, region: u64) -> Result<Copied, Interrupted> {
         let block_bytes = u64::from(self.geometry.get().block_bytes);
         let chunk_blocks = self.chunk_blocks();
         let start = region * self.region_blocks;
@@ -245,11 +276,9 @@ impl Core {
                 }
                 match self.read_locked(at, bytes as usize).await {
                     Ok(data) => self.put(slot, at, blocks, data).await?,
-                    // What cannot be read on any of the set cannot be copied, and must not look as if it
-                    // were.
                     Err(_) => {
-                        self.fail(slot);
-                        return Err(Interrupted);
+                        self.check_syncing(slot)?;
+                        return Ok(Copied::Unreadable(at));
                     }
                 }
             }
@@ -257,7 +286,7 @@ impl Core {
             at += blocks;
             self.pace_resync(bytes).await;
         }
-        Ok(())
+        Ok(Copied::Whole)
     }
 
     /// Whether nothing is stored of blocks that are locked: they are zeros then. Asked of the replica that is
@@ -353,6 +382,7 @@ impl Core {
             .await;
         if self.members.borrow().record().in_sync().contains(slot) {
             self.mapped.set(None);
+            self.unreadable_block.set(None);
             // Snapshots may have been deleted since it was swept, when it was not of the set yet.
             self.want_sweep();
             return Ok(());

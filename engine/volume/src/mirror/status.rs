@@ -20,6 +20,8 @@ pub struct ResyncProgress {
     pub bytes_per_second: Option<f64>,
     /// How long it will take at this speed, if all that is missed has to be copied.
     pub time_left: Option<Duration>,
+    /// A resync did not end, as nobody of the set can read blocks from this one on. They have to be written.
+    pub unreadable_block: Option<u64>,
 }
 
 /// A replica as the target sees it.
@@ -58,6 +60,7 @@ impl Mirror {
             copied_bytes: core.copied_bytes.get(),
             bytes_per_second: speed,
             time_left: seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            unreadable_block: core.unreadable_block.get(),
         }
     }
 

@@ -379,6 +379,37 @@ fn a_snapshot_that_nobody_can_read_keeps_no_replica_away() {
 }
 
 #[test]
+fn a_block_that_nobody_can_read_keeps_only_its_region_from_being_copied() {
+    let cluster = Cluster::new(22, 2);
+    let mirror = Rc::new(cluster.open());
+    cluster.paths[1].cut.set(true);
+    for region in 0..4 {
+        cluster.write(&mirror, region * REGION + 1, 7);
+    }
+    // All else in its region is well.
+    cluster.drives[0].make_unreadable(DATA_START + REGION + 1, 1);
+    let missed = |mirror: &Mirror| mirror.resync_progress().missed_regions;
+    assert!(missed(&mirror) >= 4);
+    cluster.paths[1].cut.set(false);
+    let limit = Duration::from_secs(60);
+    let stuck = || missed(&mirror) == 1 && mirror.resync_progress().unreadable_block.is_some();
+    cluster.world.run_until(stuck, limit).unwrap();
+    let unreadable = mirror.resync_progress().unreadable_block.unwrap();
+    assert_eq!(unreadable / REGION, 1, "{unreadable}");
+    assert_eq!(cluster.in_sync(), 1, "nothing was made up");
+    // Hosts are told of that block, and of no other.
+    run(&cluster, &mirror, async |mirror| {
+        let read = mirror.device().read(REGION + 1, data(0)).await;
+        assert_eq!(read.unwrap_err(), IoError::MediaRead);
+    });
+    assert_eq!(cluster.read(&mirror, 2 * REGION + 1), 7);
+    cluster.write(&mirror, REGION + 1, 8);
+    let back = || cluster.in_sync() == 2 && mirror.resync_progress().unreadable_block.is_none();
+    cluster.world.run_until(back, limit).unwrap();
+    cluster.assert_identical(&[0, 1]);
+}
+
+#[test]
 fn a_volume_goes_back_to_a_snapshot_on_all_replicas() {
     let cluster = on_pools(11, 2);
     let mirror = Rc::new(cluster.open());
