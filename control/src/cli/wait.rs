@@ -203,6 +203,10 @@ pub(super) async fn pool_empty(channel: &Channel, name: &str, seconds: u64) -> R
 pub(super) async fn ready(channel: &Channel, name: &str, seconds: u64) -> Result<Snapshot, CommandError> {
     until(channel, name, seconds, |snapshot: &Snapshot| {
         let status = snapshot.status.clone().unwrap_or_default();
+        if status.state() == SnapshotState::Lost {
+            let lost = format!("snapshot {name} is lost: it is on no replica any more");
+            return Err(CommandError::Refused(lost));
+        }
         let is_taken = status.state() == SnapshotState::Ready;
         Ok(Progress::new(is_taken, "it is not taken yet"))
     })

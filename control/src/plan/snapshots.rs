@@ -1,4 +1,4 @@
-//! Snapshots: taken and deleted by targets, and taken again and again by schedules.
+//! Snapshots: taken and deleted by targets, lost with their replicas, and taken again and again by schedules.
 
 use std::collections::BTreeMap;
 
@@ -31,6 +31,7 @@ pub(super) fn plan_snapshots(context: &mut Context<'_>) {
         match (volume, snapshot.is_deleting(), status.state()) {
             (volume, true, _) => plan_removal(context, snapshot, volume),
             (Some(volume), false, SnapshotState::Pending) => note_taken(context, snapshot, status, volume),
+            (Some(volume), false, SnapshotState::Ready) => note_lost(context, snapshot, status, volume),
             (_, false, _) => {}
         }
     }
@@ -60,6 +61,28 @@ fn note_taken(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotS
         Severity::Info,
         snapshot.subject(),
         format!("is taken of {}", volume.subject()),
+    );
+    context.commit(transaction);
+}
+
+/// A snapshot that was taken, and is not on record any more though nobody deletes it: all replicas that had it
+/// are gone.
+fn note_lost(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotStatus, volume: &Volume) {
+    if is_on_record(volume, &snapshot.meta().uid) {
+        return;
+    }
+    let mut changed = snapshot.clone();
+    changed.status = Some(SnapshotStatus {
+        state: SnapshotState::Lost.into(),
+        ..status.clone()
+    });
+    let mut transaction = Transaction::default();
+    transaction.put(&changed);
+    context.event(
+        &mut transaction,
+        Severity::Error,
+        snapshot.subject(),
+        format!("is lost: no replica of {} has it any more", volume.subject()),
     );
     context.commit(transaction);
 }

@@ -325,6 +325,11 @@ fn source(context: &Context<'_>, spec: &VolumeSpec) -> Result<Option<Source>, St
     let (Some(snapshot), Some(status)) = (snapshot, status) else {
         return Err(format!("its source, snapshot {name}, is gone"));
     };
+    if status.state() == SnapshotState::Lost {
+        return Err(format!(
+            "its source, snapshot {name}, is lost: it is on no replica any more"
+        ));
+    }
     if status.state() != SnapshotState::Ready {
         return Err(format!("its source, snapshot {name}, is not taken yet"));
     }

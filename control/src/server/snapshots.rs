@@ -132,7 +132,7 @@ impl Snapshots for Services {
         let snapshot = self.create(request.into_inner().snapshot).await?;
         let is_taken = |snapshot: &Snapshot| {
             let status = snapshot.status.as_ref();
-            status.is_some_and(|status| status.state() == SnapshotState::Ready)
+            status.is_some_and(|status| matches!(status.state(), SnapshotState::Ready | SnapshotState::Lost))
         };
         answer!(self.await_record(wait, snapshot, is_taken).await?)
     }

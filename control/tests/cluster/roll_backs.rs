@@ -56,6 +56,21 @@ async fn now(cluster: &Cluster) -> Volume {
     cluster.get::<Volume>("v").await.expect("it is there")
 }
 
+async fn events(cluster: &Cluster) -> Vec<Event> {
+    let listed = cluster.store.list_all(&Kind::Event.prefix()).await;
+    let listed = listed.expect("the store answers").entries;
+    let read = listed
+        .iter()
+        .map(|entry| Event::read(entry).expect("it can be read"));
+    read.collect()
+}
+
+/// How far a snapshot is, if it is there.
+async fn snapshot_state(cluster: &Cluster, name: &str) -> Option<SnapshotState> {
+    let found = cluster.get::<Snapshot>(name).await?;
+    Some(found.status.expect("it has one").state())
+}
+
 /// A cluster with volumes `v` and `other`, and a snapshot of each, `s` and `of-other`.
 async fn cluster() -> Cluster {
     let mut cluster = Cluster::new(&layout(1, 4), Limits::default()).await;
@@ -105,12 +120,7 @@ async fn a_request_is_done_once() {
     assert!(late.ended_unix_us.is_some());
     cluster.settle().await;
     assert_eq!(times(&cluster, 1), 1);
-    let listed = cluster.store.list_all(&Kind::Event.prefix()).await;
-    let listed = listed.expect("the store answers").entries;
-    let events: Vec<Event> = listed
-        .iter()
-        .map(|entry| Event::read(entry).expect("it can be read"))
-        .collect();
+    let events = events(&cluster).await;
     for told in ["goes back to snapshot s", "is what it was in snapshot s"] {
         assert_eq!(
             events.iter().filter(|event| event.message == told).count(),
@@ -349,6 +359,37 @@ async fn a_snapshot_that_is_lost_leaves_the_volume_as_it_was_or_closed() {
         1,
         "what is lost is not taken anew under its name"
     );
+    assert_eq!(snapshot_state(&cluster, "s").await, Some(SnapshotState::Lost));
+    assert_eq!(snapshot_state(&cluster, "t").await, Some(SnapshotState::Ready));
+    let told = events(&cluster).await.into_iter();
+    let lost: Vec<Event> = told
+        .filter(|event| event.message.starts_with("is lost"))
+        .collect();
+    assert_eq!(lost.len(), 1, "{lost:?}");
+    assert_eq!(lost[0].severity(), Severity::Error);
+    assert!(
+        lost[0].message.contains("no replica of volume/v has it"),
+        "{lost:?}"
+    );
+    // Nothing can be made of it, and it can be deleted.
+    let mut clone = volume("clone", 1);
+    clone.spec.as_mut().expect("it has one").source_snapshot = "s".to_owned();
+    put(&cluster.store, &clone).await;
+    cluster.settle().await;
+    let clone = cluster.get::<Volume>("clone").await.expect("it is there");
+    let status = clone.status.expect("it has one");
+    assert!(status.message.contains("is lost"), "{}", status.message);
+    cluster
+        .update::<Volume>("clone", |clone| clone.meta_mut().deleted_unix_us = Some(1))
+        .await;
+    cluster.settle().await;
+    let one = DeleteSnapshotRequest { name: "s".to_owned() };
+    services(&cluster)
+        .delete_snapshot(Request::new(one))
+        .await
+        .expect("nobody needs it");
+    cluster.settle().await;
+    assert_eq!(snapshot_state(&cluster, "s").await, None);
 
     let mut cluster = self::cluster().await;
     put(&cluster.store, &snapshot("t", &volume("v", 3))).await;

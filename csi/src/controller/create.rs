@@ -286,7 +286,7 @@ impl ControllerService {
         let status = snapshot.status.clone().unwrap_or_default();
         match status.state() {
             SnapshotState::Ready => Ok((id.clone(), status.size_bytes)),
-            SnapshotState::Deleting => Err(not_found()),
+            SnapshotState::Deleting | SnapshotState::Lost => Err(not_found()),
             SnapshotState::Pending | SnapshotState::Unspecified => Err(CallError::Pending {
                 kind: "snapshot",
                 id: id.clone(),
