@@ -16,16 +16,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_api::control::v1::{
     Certainty, EngineSurvey, FoundPool, FoundReplica, FoundVolume, HostAccess, HostSharing, Membership, Pool,
-    PoolSpec, RecoverySpec, Replica, ReplicaState, RollBackState, Severity, Snapshot, SnapshotSpec,
-    SnapshotState, SnapshotStatus, Survey, SurveyedNode, SurveyedReplica, TargetConfig, TargetHost, Volume,
-    VolumePolicy, VolumeRollBack, VolumeSpec, VolumeState, VolumeStatus, engine_command::Command,
+    PoolSpec, RecoverySpec, Replica, ReplicaState, Severity, Snapshot, SnapshotSpec, SnapshotState,
+    SnapshotStatus, Survey, SurveyedNode, SurveyedReplica, TargetConfig, TargetHost, Volume, VolumePolicy,
+    VolumeRollBack, VolumeSpec, VolumeState, VolumeStatus, engine_command::Command,
 };
 use prost::Message;
 use uuid::Uuid;
 
 use crate::model::{
     Checker, Guarded, HOSTS_MAX, REPLICAS_MAX, Record, VOLUME_UNIT_BYTES, check_membership, check_name,
-    forget_snapshots, host_nqn,
+    forget_snapshots, host_nqn, recovered_roll_backs,
 };
 use crate::plan::add_event;
 use crate::store::Transaction;
@@ -491,23 +491,17 @@ pub fn records(world: &World, survey: &Survey) -> Vec<Transaction> {
     transactions
 }
 
-/// What is known of requests to go back to snapshots: that which replicas know of is done once, whatever else
-/// is lost.
-fn roll_backs(known: Option<&Volume>, record: &Membership) -> Vec<VolumeRollBack> {
+/// What is known of requests to go back to snapshots.
+fn roll_backs(world: &World, known: Option<&Volume>, record: &Membership) -> Vec<VolumeRollBack> {
     let known = known.and_then(|known| known.status.as_ref());
-    let mut all = known.map(|status| status.roll_backs.clone()).unwrap_or_default();
-    let Some(recorded) = &record.roll_back else {
-        return all;
+    let all = known.map(|status| status.roll_backs.clone()).unwrap_or_default();
+    let name_of = |uid: &str| {
+        let mut snapshots = world.snapshots.values();
+        let found = snapshots.find(|snapshot| snapshot.meta().uid == uid);
+        // Those that are not known are put on record by what they are.
+        found.map_or(uid, |snapshot| snapshot.name()).to_owned()
     };
-    if all.iter().all(|known| known.request_uid != recorded.request_uid) {
-        all.push(VolumeRollBack {
-            request_uid: recorded.request_uid.clone(),
-            snapshot_uid: recorded.snapshot_uid.clone(),
-            state: RollBackState::Running.into(),
-            ..VolumeRollBack::default()
-        });
-    }
-    all
+    recovered_roll_backs(all, record.roll_back.as_ref(), name_of, world.now_unix_us)
 }
 
 fn describe<R: Record>(record: &mut R, world: &World, uid: &str, name: &str) {
@@ -558,7 +552,7 @@ fn volume_records(
             .and_then(|known| known.status.as_ref())
             .map(|status| status.reservations.clone())
             .unwrap_or_default(),
-        roll_backs: roll_backs(known, record),
+        roll_backs: roll_backs(world, known, record),
         roll_back: record.roll_back.clone(),
     };
     forget_snapshots(&mut status);

@@ -30,7 +30,8 @@ pub use membership::{
 };
 pub use policy::{EffectivePolicy, REPLICAS_MAX};
 pub use roll_back::{
-    add_roll_back, goes_back_to, has_snapshot, is_over, not_whole, roll_back, roll_back_under_way,
+    add_roll_back, goes_back_to, has_snapshot, is_over, not_whole, recovered_roll_backs, roll_back,
+    roll_back_under_way,
 };
 pub use validate::{
     Checker, FieldError, Validate, host_nqn, label_map, name as check_name, node_address, token_spec,

@@ -1,6 +1,7 @@
 //! The store is lost: what is put on record again, and what is not.
 
 use pollux_api::control::v1::recoveries_server::Recoveries;
+use pollux_api::control::v1::volumes_server::Volumes;
 use pollux_api::control::v1::*;
 use pollux_control::engines::{EngineAddress, EngineClient};
 use pollux_control::model::Record;
@@ -408,4 +409,159 @@ async fn an_old_backup_is_brought_up_to_date() {
     assert_eq!(snapshots, [newest.snapshots[0].uid.as_str()]);
     let found = survey(&cluster, &spec).await;
     assert_eq!(found.volumes, Vec::new(), "nothing is left");
+}
+
+const REQUEST: &str = "00000000-0000-0000-0000-000000007001";
+
+async fn go_back(cluster: &Cluster) {
+    let request = RollBackVolumeRequest {
+        name: "v".to_owned(),
+        snapshot: "s".to_owned(),
+        request_uid: REQUEST.to_owned(),
+        wait_us: None,
+    };
+    let asked = services(cluster).roll_back_volume(Request::new(request)).await;
+    asked.expect("it can");
+}
+
+async fn roll_back_of(cluster: &Cluster) -> VolumeRollBack {
+    let volume = cluster.get::<Volume>("v").await.expect("it is there");
+    let known = volume.status.expect("it has one").roll_backs;
+    assert_eq!(known.len(), 1, "{known:?}");
+    known.into_iter().next().expect("one")
+}
+
+async fn until_roll_back_is(cluster: &mut Cluster, state: RollBackState, case: &str) {
+    for _ in 0..100 {
+        if roll_back_of(cluster).await.state() == state {
+            return;
+        }
+        cluster.tick().await;
+    }
+    panic!("{case}: {:?} is not {state:?}", status(cluster));
+}
+
+fn times_gone_back(cluster: &Cluster) -> u32 {
+    cluster
+        .fleet
+        .lock()
+        .rolled_back
+        .get(REQUEST)
+        .copied()
+        .unwrap_or(0)
+}
+
+/// Whether replicas have a roll-back on record: before, nothing of it has happened.
+fn is_on_replicas(cluster: &Cluster) -> bool {
+    let engines = cluster.fleet.lock();
+    let mut replicas = engines
+        .engines
+        .values()
+        .flat_map(|engine| engine.replicas.values());
+    replicas.any(|replica| {
+        let record = replica.record.as_ref();
+        record.is_some_and(|record| record.roll_back.is_some())
+    })
+}
+
+async fn publish(cluster: &Cluster) -> Result<(), tonic::Status> {
+    let request = PublishVolumeRequest {
+        name: "v".to_owned(),
+        host: Some(HostAccess {
+            host_nqn: "nqn.2026-11.x:host".to_owned(),
+            ..HostAccess::default()
+        }),
+        ..PublishVolumeRequest::default()
+    };
+    services(cluster)
+        .publish_volume(Request::new(request))
+        .await
+        .map(drop)
+}
+
+/// Replicas know nothing of it: nothing happened, and nothing is held up.
+#[tokio::test]
+async fn a_roll_back_that_only_the_lost_store_knew_is_forgotten() {
+    let mut cluster = cluster().await;
+    cluster.ticks(1).await;
+    go_back(&cluster).await;
+    assert!(!is_on_replicas(&cluster));
+    lose_store(&mut cluster).await;
+    commit(&cluster, &RecoverySpec::default()).await;
+    cluster.settle().await;
+    cluster.check_settled();
+    assert_eq!(status(&cluster).roll_backs, []);
+    assert_eq!(times_gone_back(&cluster), 0);
+    publish(&cluster).await.expect("it is whole");
+}
+
+/// How far a roll-back is when the store is lost, and when a backup is made, if one is.
+#[tokio::test]
+async fn a_roll_back_is_done_once_though_the_store_is_lost() {
+    use RollBackState::{Done, Requested, Running};
+    for (backed_up_at, lost_at) in [
+        (None, Running),
+        (None, Done),
+        (Some(Requested), Requested),
+        (Some(Requested), Running),
+        (Some(Requested), Done),
+        (Some(Running), Running),
+        (Some(Running), Done),
+        (Some(Done), Done),
+    ] {
+        let case = format!("backed up {backed_up_at:?}, lost {lost_at:?}");
+        let mut cluster = cluster().await;
+        cluster.ticks(1).await;
+        go_back(&cluster).await;
+        let mut backup = None;
+        for state in [Requested, Running, Done] {
+            until_roll_back_is(&mut cluster, state, &case).await;
+            if backed_up_at == Some(state) {
+                backup = Some(write_backup(&cluster.store).await.expect("the store answers"));
+            }
+            if state == lost_at {
+                break;
+            }
+        }
+        while lost_at == Running && !is_on_replicas(&cluster) {
+            cluster.tick().await;
+        }
+        let before = times_gone_back(&cluster);
+        assert_eq!(before, u32::from(lost_at == Done), "{case}");
+        match backup {
+            None => lose_store(&mut cluster).await,
+            Some(backup) => {
+                cluster.store = MemoryStore::default();
+                restore(&cluster.store, &backup).await.expect("it is empty");
+                cluster.restart().await;
+                cluster.ticks(5).await;
+            }
+        }
+        commit(&cluster, &RecoverySpec::default()).await;
+        if lost_at != Done && roll_back_of(&cluster).await.state() != Done {
+            let refused = publish(&cluster).await.expect_err("it holds some of both");
+            assert_eq!(
+                refused.code(),
+                tonic::Code::FailedPrecondition,
+                "{case}: {refused}"
+            );
+        }
+        until_roll_back_is(&mut cluster, Done, &case).await;
+        cluster.settle().await;
+        cluster.check_settled();
+        assert_eq!(times_gone_back(&cluster), 1, "{case}");
+        let known = roll_back_of(&cluster).await;
+        assert_eq!(
+            (known.state(), known.request_uid.as_str()),
+            (Done, REQUEST),
+            "{case}"
+        );
+        assert!(
+            !known.snapshot.is_empty() && known.ended_unix_us.is_some(),
+            "{case}: {known:?}"
+        );
+        publish(&cluster)
+            .await
+            .unwrap_or_else(|status| panic!("{case}: {status}"));
+    }
 }
