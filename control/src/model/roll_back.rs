@@ -54,8 +54,8 @@ pub fn has_snapshot(status: &VolumeStatus, snapshot_uid: &str) -> bool {
 }
 
 /// The requests of a volume whose record replicas tell anew, by what else is known of them. That which they
-/// have is as far as they say: what they have done must not begin again, as hosts have written since. One that
-/// had begun and that they know nothing of had changed nothing yet, and begins anew.
+/// have is as far as they say: what they have done must not begin again, as hosts have written since. One
+/// that had begun and that they know nothing of had changed nothing yet, and begins anew.
 pub fn recovered_roll_backs(
     known: Vec<VolumeRollBack>,
     recorded: Option<&RecordedRollBack>,

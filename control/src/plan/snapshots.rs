@@ -65,8 +65,8 @@ fn note_taken(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotS
     context.commit(transaction);
 }
 
-/// A snapshot that was taken, and is not on record any more though nobody deletes it: all replicas that had it
-/// are gone.
+/// A snapshot that was taken, and is not on record any more though nobody deletes it: all replicas that had
+/// it are gone.
 fn note_lost(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotStatus, volume: &Volume) {
     if is_on_record(volume, &snapshot.meta().uid) {
         return;

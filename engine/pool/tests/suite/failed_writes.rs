@@ -1,5 +1,5 @@
-//! Writes that the drive says have failed, though it did all of them, some or none: what was overwritten is what
-//! was there before or what was to be there, and can be read, also from a snapshot that is cut before
+//! Writes that the drive says have failed, though it did all of them, some or none: what was overwritten is
+//! what was there before or what was to be there, and can be read, also from a snapshot that is cut before
 //! anything is written anew.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -242,7 +242,7 @@ impl Core {
                 %volume,
                 slot = slot.index(),
                 block,
-                "a replica stays out, as blocks from here on can be read from no other: they have to be written"
+                "a replica stays out, as blocks from here on can be read nowhere: they have to be written"
             );
         }
         self.fail(slot);
