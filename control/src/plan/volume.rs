@@ -469,12 +469,14 @@ fn send(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec, status: &
 
 /// The volume is forgotten, and what may be of it on engines becomes removals, in one transaction.
 fn plan_deletion(context: &mut Context<'_>, volume: &Volume) {
-    if !context.snapshots(&volume.meta().uid).is_empty() {
-        return;
-    }
     let (Some(spec), status) = (&volume.spec, volume.status.clone().unwrap_or_default()) else {
         return;
     };
+    if !context.snapshots(&volume.meta().uid).is_empty() {
+        // They are being deleted: its target takes them off the record once it is told that they are to go.
+        targets::send(context, volume, spec, &status);
+        return;
+    }
     let mut draft = Draft {
         volume,
         spec,

@@ -487,6 +487,23 @@ async fn snapshots_are_taken_cloned_and_gone() {
 }
 
 #[tokio::test]
+async fn a_volume_goes_with_its_snapshots_if_both_are_to_go_at_once() {
+    let mut cluster = cluster().await;
+    put(&cluster.store, &volume("v", 3)).await;
+    cluster.settle().await;
+    let found = volume_now(&cluster, "v").await;
+    put(&cluster.store, &snapshot("s", &found)).await;
+    cluster.settle().await;
+    // Its target was not told yet that the snapshot is to go.
+    delete::<Snapshot>(&cluster, "s").await;
+    delete::<Volume>(&cluster, "v").await;
+    cluster.settle().await;
+    assert!(cluster.get::<Snapshot>("s").await.is_none());
+    assert!(cluster.get::<Volume>("v").await.is_none());
+    cluster.check_settled();
+}
+
+#[tokio::test]
 async fn schedules_take_and_forget_snapshots() {
     let mut cluster = cluster().await;
     let hourly = Group {
