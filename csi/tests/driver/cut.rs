@@ -23,7 +23,7 @@ use tonic::{Code, Request, Response, Status};
 use crate::common::{Driver, GIB, Pollux, bytes, mount, new_volume, parameters};
 
 /// How often a call is made that says that another one is under way.
-const ATTEMPTS_MAX: usize = 200;
+const ATTEMPTS_MAX: usize = 2000;
 
 /// Stories that go on at a time.
 const AT_ONCE: usize = 8;
