@@ -88,7 +88,8 @@ fn note_lost(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotSt
 }
 
 /// A snapshot is forgotten once the target of its volume has taken it off the record, or has never heard of
-/// it. Targets see to replicas that still have something of it, when these return.
+/// it. Targets see to replicas that still have something of it, when these return. One of a volume that is
+/// being deleted waits for nobody, as its target may never come back: it goes with the replicas.
 fn plan_removal(context: &mut Context<'_>, snapshot: &Snapshot, volume: Option<&Volume>) {
     // It came to be the source of a volume while its deletion was asked for: that is finished first.
     if is_source(context, snapshot) {
@@ -99,7 +100,8 @@ fn plan_removal(context: &mut Context<'_>, snapshot: &Snapshot, volume: Option<&
     let is_gone = volume.is_none_or(|volume| {
         let targets = context.targets(&volume.meta().uid);
         let is_told = |target: &TargetConfig| target.snapshot_uids.contains(uid);
-        !is_on_record(volume, uid) && !targets.iter().any(|(_, target)| is_told(target))
+        volume.is_deleting()
+            || !is_on_record(volume, uid) && !targets.iter().any(|(_, target)| is_told(target))
     });
     if !is_gone {
         return;

@@ -472,9 +472,8 @@ fn plan_deletion(context: &mut Context<'_>, volume: &Volume) {
     let (Some(spec), status) = (&volume.spec, volume.status.clone().unwrap_or_default()) else {
         return;
     };
+    // They are being deleted, and go first.
     if !context.snapshots(&volume.meta().uid).is_empty() {
-        // They are being deleted: its target takes them off the record once it is told that they are to go.
-        targets::send(context, volume, spec, &status);
         return;
     }
     let mut draft = Draft {

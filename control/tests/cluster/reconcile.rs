@@ -486,21 +486,27 @@ async fn snapshots_are_taken_cloned_and_gone() {
     assert!(replicas.into_iter().all(|replica| replica.snapshots.is_empty()));
 }
 
+/// Its target was not told yet that the snapshot is to go, and may never be.
 #[tokio::test]
 async fn a_volume_goes_with_its_snapshots_if_both_are_to_go_at_once() {
-    let mut cluster = cluster().await;
-    put(&cluster.store, &volume("v", 3)).await;
-    cluster.settle().await;
-    let found = volume_now(&cluster, "v").await;
-    put(&cluster.store, &snapshot("s", &found)).await;
-    cluster.settle().await;
-    // Its target was not told yet that the snapshot is to go.
-    delete::<Snapshot>(&cluster, "s").await;
-    delete::<Volume>(&cluster, "v").await;
-    cluster.settle().await;
-    assert!(cluster.get::<Snapshot>("s").await.is_none());
-    assert!(cluster.get::<Volume>("v").await.is_none());
-    cluster.check_settled();
+    for has_target in [true, false] {
+        let mut cluster = cluster().await;
+        put(&cluster.store, &volume("v", 3)).await;
+        cluster.settle().await;
+        let found = volume_now(&cluster, "v").await;
+        put(&cluster.store, &snapshot("s", &found)).await;
+        cluster.settle().await;
+        let target = found.status.expect("it has one").target_node;
+        cluster.fleet.set_up(&target, has_target);
+        delete::<Snapshot>(&cluster, "s").await;
+        delete::<Volume>(&cluster, "v").await;
+        cluster.ticks(20).await;
+        assert!(cluster.get::<Snapshot>("s").await.is_none());
+        assert!(cluster.get::<Volume>("v").await.is_none());
+        cluster.fleet.set_up(&target, true);
+        cluster.settle().await;
+        cluster.check_settled();
+    }
 }
 
 #[tokio::test]
