@@ -121,6 +121,8 @@ pub async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::Shutdown;
+
     use super::*;
 
     #[test]
@@ -139,6 +141,8 @@ mod tests {
         let path = directory.path().join("deep/csi.sock");
         let first = listen(&path).await.expect("nothing is there");
         assert!(matches!(listen(&path).await, Err(ServeError::Taken(_))));
+        // A process that another test has forked has it as well, until it executes its program.
+        rustix::net::shutdown(&first, Shutdown::Both).expect("it listens");
         drop(first);
         let again = listen(&path).await.expect("nobody answers there");
         let mode = std::fs::metadata(&path)

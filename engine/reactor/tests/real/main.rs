@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
 
-mod block_device;
 mod common;
 mod files;
 mod sockets;

@@ -1,13 +1,15 @@
-//! A block device on a reactor: a loop device, where this process may make one.
+//! A block device on a reactor: a loop device, where this process may make one. Apart from the other tests:
+//! a process that is forked has the sockets and locks of all of them until it executes its program.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails it by panicking")]
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use pollux_hugepages::Buffer;
+use pollux_hugepages::{Buffer, PoolOptions};
 use pollux_reactor::file::{Allocate, File, FileKind, OpenOptions};
-
-use crate::common::{SLEEPY, reactor};
+use pollux_reactor::real::{ReactorThread, Settings};
 
 const BLOCK: usize = 4096;
 const DEVICE_BLOCKS: usize = 256;
@@ -93,7 +95,15 @@ fn a_block_device_is_read_written_zeroed_and_discarded() {
         println!("skipped: loop devices are not for this process");
         return;
     };
-    let reactor = reactor(0, SLEEPY);
+    let buffers = PoolOptions {
+        total_bytes: 8 << 20,
+        ..PoolOptions::default()
+    };
+    let reactor = ReactorThread::spawn(Settings {
+        buffers,
+        ..Settings::default()
+    });
+    let reactor = reactor.expect("a reactor starts");
     let path = device.path.clone();
     let ran = reactor
         .handle()
