@@ -85,19 +85,16 @@ pub fn recovered_roll_backs(
     });
     let is_newest = at + 1 == all.len();
     if let Some(found) = all.get_mut(at) {
-        match recorded.done {
-            true if found.state() != RollBackState::Done => {
+        if recorded.done {
+            if found.state() != RollBackState::Done {
                 found.set_state(RollBackState::Done);
                 found.ended_unix_us = Some(now_unix_us);
                 found.message.clear();
             }
-            true => {}
+        } else if is_newest {
             // One that another request has taken the place of is that no less.
-            false if is_newest => {
-                found.set_state(RollBackState::Running);
-                found.ended_unix_us = None;
-            }
-            false => {}
+            found.set_state(RollBackState::Running);
+            found.ended_unix_us = None;
         }
     }
     if !is_newest {

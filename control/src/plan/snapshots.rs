@@ -48,21 +48,13 @@ fn note_taken(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotS
     if !is_on_record(volume, &snapshot.meta().uid) {
         return;
     }
-    let mut changed = snapshot.clone();
-    changed.status = Some(SnapshotStatus {
+    let taken = SnapshotStatus {
         state: SnapshotState::Ready.into(),
         taken_unix_us: Some(context.world.now_unix_us),
         ..status.clone()
-    });
-    let mut transaction = Transaction::default();
-    transaction.put(&changed);
-    context.event(
-        &mut transaction,
-        Severity::Info,
-        snapshot.subject(),
-        format!("is taken of {}", volume.subject()),
-    );
-    context.commit(transaction);
+    };
+    let message = format!("is taken of {}", volume.subject());
+    note(context, snapshot, taken, Severity::Info, message);
 }
 
 /// A snapshot that was taken, and is not on record any more though nobody deletes it: all replicas that had
@@ -71,19 +63,27 @@ fn note_lost(context: &mut Context<'_>, snapshot: &Snapshot, status: &SnapshotSt
     if is_on_record(volume, &snapshot.meta().uid) {
         return;
     }
-    let mut changed = snapshot.clone();
-    changed.status = Some(SnapshotStatus {
+    let lost = SnapshotStatus {
         state: SnapshotState::Lost.into(),
         ..status.clone()
-    });
+    };
+    let message = format!("is lost: no replica of {} has it any more", volume.subject());
+    note(context, snapshot, lost, Severity::Error, message);
+}
+
+/// A snapshot is something else from now on, and an event tells so.
+fn note(
+    context: &mut Context<'_>,
+    snapshot: &Snapshot,
+    status: SnapshotStatus,
+    severity: Severity,
+    message: String,
+) {
+    let mut changed = snapshot.clone();
+    changed.status = Some(status);
     let mut transaction = Transaction::default();
     transaction.put(&changed);
-    context.event(
-        &mut transaction,
-        Severity::Error,
-        snapshot.subject(),
-        format!("is lost: no replica of {} has it any more", volume.subject()),
-    );
+    context.event(&mut transaction, severity, snapshot.subject(), message);
     context.commit(transaction);
 }
 

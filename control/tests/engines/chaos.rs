@@ -310,8 +310,7 @@ async fn write(run: &Arc<Run>, volume: &str, state: &str, seconds: u64, asked: &
     let mut more = vec!["--power-loss", "--patience", HOST_PATIENCE];
     more.extend(own.iter().map(String::as_str));
     let host = run.cluster.host_with(&published, state, seconds, &more);
-    let told = tokio::task::spawn_blocking(move || host.finished()).await;
-    let told = told.expect("it has found what it wrote");
+    let told = host.finished().await;
     let writes = told["writes"].as_u64().expect("a number");
     run.counts.writes.fetch_add(writes, Ordering::Relaxed);
 }

@@ -702,8 +702,7 @@ impl Cluster {
     pub async fn until_whole(&self, volume: &str, state: &str) {
         let published = self.publish(volume, HOST, false).await;
         let host = self.host(&published, state, 1);
-        let written = tokio::task::spawn_blocking(|| host.finished());
-        written.await.expect("it ends");
+        host.finished().await;
         self.until_healthy(volume).await;
     }
 

@@ -33,31 +33,29 @@ impl Host {
         begun.await.expect("it writes")
     }
 
-    /// Whether it finds no way to the volume, and gives up.
-    pub fn fails(&mut self) -> bool {
-        !self.child.wait().expect("it ends").success()
-    }
-
     /// Why it gives up, having found no way to the volume.
-    pub fn failure(self) -> String {
-        let (status, _, errors) = self.ended();
+    pub async fn failure(self) -> String {
+        let (status, _, errors) = self.ended().await;
         assert!(!status.success(), "the host finds a way");
         errors
     }
 
     /// What it tells; it has found what it wrote.
-    pub fn finished(self) -> serde_json::Value {
-        let (status, output, errors) = self.ended();
+    pub async fn finished(self) -> serde_json::Value {
+        let (status, output, errors) = self.ended().await;
         assert!(status.success(), "the host: {errors}");
         serde_json::from_slice(&output).expect("a report")
     }
 
     /// How it ended, its output and its errors.
-    fn ended(mut self) -> (ExitStatus, Vec<u8>, String) {
-        let mut errors = String::new();
-        let read = self.errors.read_to_string(&mut errors);
-        read.expect("it can be read");
-        let output = self.child.wait_with_output().expect("it ends");
-        (output.status, output.stdout, errors)
+    async fn ended(mut self) -> (ExitStatus, Vec<u8>, String) {
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut errors = String::new();
+            let read = self.errors.read_to_string(&mut errors);
+            read.expect("it can be read");
+            let output = self.child.wait_with_output().expect("it ends");
+            (output.status, output.stdout, errors)
+        });
+        ended.await.expect("it is waited for")
     }
 }

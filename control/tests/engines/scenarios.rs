@@ -17,7 +17,6 @@ use tonic::Code;
 use crate::asked::until_limited;
 use crate::chaos;
 use crate::cluster::{Cluster, HOST, Records, until};
-use crate::host::Host;
 use crate::instant::{Writer, numbers};
 use crate::reserved::reservations_outlive_their_target;
 use crate::{traces, trust};
@@ -125,9 +124,7 @@ async fn a_volume_survives_its_target(cluster: &Cluster) {
     let healthy = cluster.until_healthy("v").await;
     let is_in_sync = |state: ReplicaState| state == ReplicaState::InSync;
     assert!(healthy.replicas.iter().all(|replica| is_in_sync(replica.state())));
-    let told = tokio::task::spawn_blocking(|| host.finished())
-        .await
-        .expect("it ends");
+    let told = host.finished().await;
     assert!(told["writes"].as_u64().expect("a number") > 0, "{told}");
     assert!(told["path_changes"].as_u64().expect("a number") > 0, "{told}");
 }
@@ -166,9 +163,7 @@ async fn io_goes_on_without_a_control_plane(cluster: &Cluster) {
     let published = cluster.publish("v", HOST, false).await;
     cluster.kill_control();
     let told = cluster.host(&published, "state", 2);
-    let told = tokio::task::spawn_blocking(|| told.finished())
-        .await
-        .expect("it ends");
+    let told = told.finished().await;
     assert_eq!(told["path_changes"].as_u64(), Some(0), "{told}");
     cluster.start_control();
     cluster.until_healthy("v").await;
@@ -202,8 +197,8 @@ async fn hosts_are_admitted_as_they_are_listed(cluster: &Cluster) {
     cluster.unpublish("v", Some(HOST)).await;
     assert_eq!(hosts_of().await, [1, 1, 1]);
     // Nobody reaches it by the name of a host that is not listed.
-    let mut host = cluster.host_with(&published, "none", 1, &["--patience", "1"]);
-    assert!(host.fails(), "a host that is not listed");
+    let host = cluster.host_with(&published, "none", 1, &["--patience", "1"]);
+    host.failure().await;
     cluster.unpublish("v", None).await;
     cluster.publish("v", HOST, false).await;
 }
@@ -248,11 +243,11 @@ async fn hosts_are_admitted_by_their_secrets(cluster: &Cluster) {
         };
         let hosts: Vec<_> = (0..all.paths.len()).map(start).collect();
         for (at, host) in hosts.into_iter().enumerate() {
-            let mut told = host.failure();
+            let mut told = host.failure().await;
             // On a busy machine the last of its attempts may have ended by time.
             let mut more = ATTEMPTS;
             while told.contains(LATE) && more > 0 {
-                told = start(at).failure();
+                told = start(at).failure().await;
                 more -= 1;
             }
             assert!(told.contains(why), "{told}");
@@ -266,24 +261,23 @@ async fn hosts_are_admitted_by_their_secrets(cluster: &Cluster) {
         let host = with(host, 2);
         cluster.host_with(&published, "state-of-k", seconds, &host)
     };
-    let ends = |host: Host| tokio::task::spawn_blocking(|| host.finished());
-    ends(start(0, 1)).await.expect("it ends");
+    start(0, 1).finished().await;
     // Another secret: who is connected goes on, and who comes needs the new one.
-    let running = ends(start(0, 2).writing().await);
+    let running = start(0, 2).writing().await;
     cluster.publish_with("k", HOST, false, Some(given(1))).await;
-    let told = running.await.expect("it ends");
+    let told = running.finished().await;
     assert_eq!(told["path_changes"].as_u64(), Some(0), "{told}");
     refused(&with(0, 2), WRONG).await;
     // The same after a failover, and from an engine that was started again.
     let target = cluster.until_healthy("k").await.target_node;
-    let running = ends(start(1, 2).writing().await);
+    let running = start(1, 2).writing().await;
     cluster.kill(&target);
-    let told = running.await.expect("it ends");
+    let told = running.finished().await;
     assert!(told["path_changes"].as_u64().expect("a number") > 0, "{told}");
     cluster.restart(&target);
     cluster.until_healthy("k").await;
     refused(&with(0, 2), WRONG).await;
-    ends(start(1, 0)).await.expect("it ends");
+    start(1, 0).finished().await;
     for (name, log) in cluster.logs() {
         assert!(
             !log.contains("DHHC-1") && !log.contains("ia6zGodO"),
@@ -336,9 +330,7 @@ async fn limits_of_templates_are_kept(cluster: &Cluster) {
     until_limited(cluster, VOLUME, Some(writes)).await;
     let began = std::time::Instant::now();
     let host = cluster.host(&published, "state-of-l", 2);
-    let told = tokio::task::spawn_blocking(|| host.finished())
-        .await
-        .expect("it ends");
+    let told = host.finished().await;
     let written = told["writes"].as_u64().expect("a number");
     // One begins at once, and one is less than the credit of 40 ms.
     let most = WRITES * (began.elapsed().as_secs() + 1) + 2;
@@ -361,16 +353,12 @@ async fn snapshots_are_kept_and_cloned(cluster: &Cluster) {
     cluster.snapshot("s", "v").await;
     cluster.copy_state("state", "state-of-s");
     let host = cluster.host(&published, "state", 1);
-    tokio::task::spawn_blocking(|| host.finished())
-        .await
-        .expect("it ends");
+    host.finished().await;
     cluster.create_of("c", policy(3, 1), "s").await;
     cluster.until_healthy("c").await;
     let clone = cluster.publish("c", HOST, false).await;
     let host = cluster.host(&clone, "state-of-s", 1);
-    tokio::task::spawn_blocking(|| host.finished())
-        .await
-        .expect("it ends");
+    host.finished().await;
     cluster.unpublish("c", None).await;
     cluster.delete("c").await;
     blocks_of_snapshots_are_told(cluster).await;
@@ -382,8 +370,7 @@ async fn snapshots_are_kept_and_cloned(cluster: &Cluster) {
 async fn a_volume_goes_back_whoever_is_killed(cluster: &Cluster) {
     let write = async |published: &PublishVolumeResponse, state: &'static str| {
         let host = cluster.host(published, state, 1);
-        let ended = tokio::task::spawn_blocking(|| host.finished());
-        ended.await.expect("it ends");
+        host.finished().await;
     };
     cluster.create("b", policy(3, 1)).await;
     let status = cluster.until_healthy("b").await;
@@ -542,9 +529,7 @@ async fn all_engines_are_killed_at_once(cluster: &Cluster) {
     for name in ["n1", "n2", "n3"] {
         cluster.restart(name);
     }
-    tokio::task::spawn_blocking(|| host.finished())
-        .await
-        .expect("it ends");
+    host.finished().await;
     cluster.until_healthy("v").await;
 }
 

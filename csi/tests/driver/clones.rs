@@ -7,10 +7,7 @@ use pollux_api::csi::v1::volume_content_source::{Type as SourceType, VolumeSourc
 use pollux_api::csi::v1::{CreateVolumeRequest, DeleteVolumeRequest, VolumeContentSource};
 use tonic::Code;
 
-use crate::common::{Pollux, new_volume};
-
-/// How often a call is made again that another one is in the way of, 10 or 20 ms apart.
-const ATTEMPTS: usize = 2000;
+use crate::common::{ATTEMPTS_MAX, Pollux, again, new_volume};
 
 fn copy(name: &str, of: &str) -> CreateVolumeRequest {
     CreateVolumeRequest {
@@ -43,17 +40,11 @@ async fn a_copy_that_was_cut_off_is_finished_or_cleared_away() {
         cut += u32::from(first.is_err());
         if round % 2 == 0 {
             // What another call is in the middle of may have to be asked for again.
-            let mut again = driver.create_volume(copy(&name, "v")).await;
-            for _ in 0..ATTEMPTS {
-                match &again {
-                    Err(status) if status.code() == Code::Aborted => {}
-                    _ => break,
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                again = driver.create_volume(copy(&name, "v")).await;
-            }
-            let again = again.expect("it is finished").into_inner();
-            assert_eq!(again.volume.expect("it has one").volume_id, name);
+            let finished = again("it is finished", || {
+                let (mut driver, request) = (driver.clone(), copy(&name, "v"));
+                async move { driver.create_volume(request).await }
+            });
+            assert_eq!(finished.await.volume.expect("it has one").volume_id, name);
         }
         driver
             .delete_volume(delete(&name))
@@ -63,7 +54,7 @@ async fn a_copy_that_was_cut_off_is_finished_or_cleared_away() {
     assert!(cut > 0, "no call was cut off");
     // Calls that were cut off late may have taken snapshots after the deletion; the source takes them along.
     let mut gone = driver.delete_volume(delete("v")).await;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..ATTEMPTS_MAX {
         if gone.is_ok() {
             break;
         }

@@ -18,12 +18,9 @@ use pollux_api::csi::v1::*;
 use pollux_csi::controller::ControllerService;
 use pollux_csi::node::NodeSettings;
 use tokio::task::JoinSet;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
-use crate::common::{Driver, GIB, Pollux, bytes, mount, new_volume, parameters};
-
-/// How often a call is made that says that another one is under way.
-const ATTEMPTS_MAX: usize = 2000;
+use crate::common::{Driver, GIB, Pollux, again, bytes, mount, new_mirror, new_volume, parameters};
 
 /// Stories that go on at a time.
 const AT_ONCE: usize = 8;
@@ -49,23 +46,6 @@ async fn cut<T>(call: impl Future<Output = T>, waits: usize) -> Option<T> {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     done
-}
-
-/// Makes a call until nothing else is under way.
-async fn again<T, F>(what: &str, call: impl Fn() -> F) -> T
-where
-    F: Future<Output = Result<Response<T>, Status>>,
-{
-    for _ in 0..ATTEMPTS_MAX {
-        match call().await {
-            Ok(answer) => return answer.into_inner(),
-            Err(status) if status.code() == Code::Aborted => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(status) => panic!("{what}: {status}"),
-        }
-    }
-    panic!("{what}: something is under way for ever");
 }
 
 /// The calls of one volume, each of which is cut off when it has waited so often.
@@ -415,11 +395,7 @@ impl Used {
 async fn calls_of_the_node_service_are_cut_off_at_each_step() {
     let pollux = Pollux::start().await.ready().await;
     let driver = Driver::start(&pollux, "n1").await;
-    let request = CreateVolumeRequest {
-        parameters: parameters(&[("replicas", "3")]),
-        ..new_volume("v")
-    };
-    let stage = driver.published(&pollux, request).await;
+    let stage = driver.published(&pollux, new_mirror("v")).await;
     let used = Used { driver, stage };
     let service = &used.driver.service;
     let publish = NodePublishVolumeRequest {
@@ -528,11 +504,7 @@ async fn a_path_that_comes_after_its_volume_has_gone_goes_too() {
     let pollux = Pollux::start().await.ready().await;
     let impatient = |settings: &mut NodeSettings| settings.other_paths_patience = Duration::ZERO;
     let driver = Driver::start_with(&pollux, "n1", impatient).await;
-    let request = CreateVolumeRequest {
-        parameters: parameters(&[("replicas", "3")]),
-        ..new_volume("v")
-    };
-    let stage = driver.published(&pollux, request).await;
+    let stage = driver.published(&pollux, new_mirror("v")).await;
     let used = Used { driver, stage };
     let (service, machine) = (&used.driver.service, &used.driver.machine);
     let unstage = NodeUnstageVolumeRequest {

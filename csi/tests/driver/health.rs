@@ -7,7 +7,7 @@ use pollux_api::csi::v1::*;
 use pollux_csi::names::label;
 use tonic::Code;
 
-use crate::common::{Driver, Pollux, new_volume, parameters};
+use crate::common::{Driver, Pollux, new_mirror, new_volume};
 
 fn of(id: &str) -> ControllerGetVolumeHealthRequest {
     ControllerGetVolumeHealthRequest {
@@ -102,11 +102,7 @@ async fn volumes_with_which_something_is_wrong_are_told() {
 async fn a_node_tells_which_paths_and_targets_are_missing() {
     let pollux = Pollux::start().await.ready().await;
     let driver = Driver::start(&pollux, "n1").await;
-    let request = CreateVolumeRequest {
-        parameters: parameters(&[("replicas", "3")]),
-        ..new_volume("v")
-    };
-    let stage = driver.published(&pollux, request).await;
+    let stage = driver.published(&pollux, new_mirror("v")).await;
     let mut node = driver.client.clone();
     let health = NodeGetVolumeHealthRequest {
         volume_id: "v".to_owned(),

@@ -6,7 +6,7 @@ use pollux_api::csi::v1::{
 };
 use tonic::{Code, Status, Streaming};
 
-use crate::common::{GIB, Pollux, new_volume, parameters};
+use crate::common::{GIB, Pollux, new_mirror};
 
 async fn all<T>(answers: tonic::Response<Streaming<T>>) -> Result<Vec<T>, Status> {
     let mut answers = answers.into_inner();
@@ -46,9 +46,8 @@ async fn blocks_of_snapshots_are_told() {
     let pollux = Pollux::start().await.ready().await;
     let mut driver = pollux.controller("default").await;
     for volume in ["v", "w"] {
-        let mut request = new_volume(volume);
         // On node a there is one copy, and the others are asked if it knows nothing.
-        request.parameters = parameters(&[("replicas", "3")]);
+        let request = new_mirror(volume);
         driver.create_volume(request).await.expect("it is new");
     }
     for (name, volume) in [("one", "v"), ("two", "v"), ("other", "w")] {

@@ -13,7 +13,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::common::machine::Disk;
-use crate::common::{Driver, GIB, Pollux, block, bytes, mount, new_volume, parameters, settings};
+use crate::common::{Driver, GIB, Pollux, block, bytes, mount, new_mirror, parameters, settings};
 
 /// A volume that is published to the node of a driver.
 struct Used {
@@ -27,8 +27,7 @@ impl Used {
     async fn new(pollux: &Pollux, id: &str, capability: VolumeCapability) -> Self {
         let request = CreateVolumeRequest {
             volume_capabilities: vec![capability.clone()],
-            parameters: parameters(&[("replicas", "3")]),
-            ..new_volume(id)
+            ..new_mirror(id)
         };
         let driver = Driver::start(pollux, "n1").await;
         let stage = driver.published(pollux, request).await;

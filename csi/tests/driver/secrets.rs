@@ -7,7 +7,7 @@ use pollux_csi::node::NodeService;
 use pollux_csi::secrets::{CONTROLLER, HOST};
 use tonic::Code;
 
-use crate::common::{Driver, Pollux, mount, new_volume, parameters, settings};
+use crate::common::{Driver, Pollux, mount, new_mirror, settings};
 
 const SECRET: &str = "DHHC-1:00:ia6zGodOr4SEG0Zzaw398rpY0wqipUWj4jWjUh4HWUz6aQ2n:";
 
@@ -24,8 +24,7 @@ async fn secrets_go_from_calls_to_engines_and_the_kernel_and_nowhere_else() {
     let capability = mount("");
     let create = CreateVolumeRequest {
         volume_capabilities: vec![capability.clone()],
-        parameters: parameters(&[("replicas", "3")]),
-        ..new_volume("v")
+        ..new_mirror("v")
     };
     controller.create_volume(create).await.expect("it is new");
     let driver = Driver::start(&pollux, "n1").await;

@@ -57,6 +57,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status};
 
 use fleet::Fleet;
 use machine::Machine;
@@ -506,6 +507,9 @@ pub fn bytes(required_bytes: i64) -> Option<CapacityRange> {
     })
 }
 
+/// How often a call is made again that another one is in the way of, 20 ms apart.
+pub const ATTEMPTS_MAX: usize = 2000;
+
 /// A request for a volume of a GiB with one copy.
 pub fn new_volume(name: &str) -> CreateVolumeRequest {
     CreateVolumeRequest {
@@ -514,6 +518,31 @@ pub fn new_volume(name: &str) -> CreateVolumeRequest {
         volume_capabilities: vec![mount("")],
         ..CreateVolumeRequest::default()
     }
+}
+
+/// A request for a volume of a GiB with a copy on each engine.
+pub fn new_mirror(name: &str) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        parameters: parameters(&[("replicas", "3")]),
+        ..new_volume(name)
+    }
+}
+
+/// Makes a call until no other one is under way.
+pub async fn again<T, F>(what: &str, call: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    for _ in 0..ATTEMPTS_MAX {
+        match call().await {
+            Ok(answer) => return answer.into_inner(),
+            Err(status) if status.code() == Code::Aborted => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(status) => panic!("{what}: {status}"),
+        }
+    }
+    panic!("{what}: something is under way for ever");
 }
 
 pub fn parameters(pairs: &[(&str, &str)]) -> std::collections::HashMap<String, String> {

@@ -296,16 +296,15 @@ impl Volume {
                 extent,
                 mask: part.mask(),
             });
-            let admitted = self.pool.admit(self.head.claim).await;
-            match (&written, &admitted) {
-                (Ok(()), Ok(_)) => self.record_write(part.slot, &plan, None, &checksums).await?,
-                (Err(_), Ok(_)) => self.record_failed(part.slot, &plan, &checksums).await,
-                (_, Err(_)) => {}
+            match self.pool.admit(self.head.claim).await {
+                Ok(_admitted) if written.is_ok() => {
+                    self.record_write(part.slot, &plan, None, &checksums).await?;
+                }
+                Ok(_admitted) => self.record_failed(part.slot, &plan, &checksums).await,
+                Err(error) => return Err(written.err().unwrap_or(error.into())),
             }
-            written.and(admitted.map(drop).map_err(IoError::from))?;
-        } else {
-            written?;
         }
+        written?;
         drop(lock);
         self.pool.changed();
         Ok(Reply::Done)
