@@ -7,11 +7,12 @@ use std::io::Write;
 
 use pollux_api::control::v1::measurements_client::MeasurementsClient;
 use pollux_api::control::v1::{
-    GetMeasurementsRequest, MirrorMeasurements, NodeMeasurements, Replica, ReplicaPace, Volume,
+    GetMeasurementsRequest, MirrorMeasurements, NodeMeasurements, Replica, ReplicaPace, RollBackProgress,
+    Volume, VolumeStatus,
 };
 use serde::Serialize;
 
-use crate::model::Record;
+use crate::model::{Record, roll_back};
 
 use super::Size;
 use super::connection::{Channel, CommandError};
@@ -32,7 +33,25 @@ struct Told {
     /// How long it will take at this speed, if all that is missed has to be copied.
     #[serde(skip_serializing_if = "Option::is_none")]
     copy_time_left_us: Option<u64>,
+    /// While it goes back to a snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roll_back: Option<ToldRollBack>,
     replicas: Vec<ToldReplica>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct ToldRollBack {
+    request_uid: String,
+    /// The name of the snapshot, or its UUID where that is not known any more.
+    snapshot: String,
+    compared_bytes: u64,
+    size_bytes: u64,
+    /// Once it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compared_bytes_per_second: Option<u64>,
+    /// How long it will take at this speed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_left_us: Option<u64>,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -108,7 +127,25 @@ fn told(volume: &Volume, measured: Vec<NodeMeasurements>) -> Told {
         copied_bytes_per_second: mirror.as_ref().and_then(|mirror| mirror.copied_bytes_per_second),
         copy_time_left_us: mirror.as_ref().and_then(|mirror| mirror.copy_time_left_us),
         replicas: replicas.collect(),
+        roll_back: mirror
+            .and_then(|mirror| mirror.roll_back)
+            .map(|progress| roll_back_told(&status, progress)),
         target_node: status.target_node,
+    }
+}
+
+fn roll_back_told(status: &VolumeStatus, progress: RollBackProgress) -> ToldRollBack {
+    let request = roll_back(status, &progress.request_uid);
+    let name = request.map(|request| request.snapshot.clone());
+    ToldRollBack {
+        snapshot: name
+            .filter(|name| !name.is_empty())
+            .unwrap_or(progress.snapshot_uid),
+        request_uid: progress.request_uid,
+        compared_bytes: progress.compared_bytes,
+        size_bytes: progress.size_bytes,
+        compared_bytes_per_second: progress.compared_bytes_per_second,
+        time_left_us: progress.time_left_us,
     }
 }
 
@@ -153,17 +190,27 @@ fn show(told: &Told, into: &mut impl Write) -> Result<(), CommandError> {
         writeln!(into, "how they are now is not known: {}", told.problem)?;
     }
     if let Some(speed) = told.copied_bytes_per_second {
-        let left = told
-            .copy_time_left_us
-            .map(|us| format!(", {} s left", us.div_ceil(1_000_000)));
+        let left = time_left(told.copy_time_left_us);
+        writeln!(into, "{} are copied in a second{left}", Size(speed))?;
+    }
+    if let Some(roll_back) = &told.roll_back {
+        let speed = roll_back.compared_bytes_per_second;
+        let speed = speed.map(|speed| format!(", {} in a second", Size(speed)));
         writeln!(
             into,
-            "{} are copied in a second{}",
-            Size(speed),
-            left.unwrap_or_default()
+            "it goes back to snapshot {}: {} of {} are compared{}{}",
+            roll_back.snapshot,
+            Size(roll_back.compared_bytes),
+            Size(roll_back.size_bytes),
+            speed.unwrap_or_default(),
+            time_left(roll_back.time_left_us),
         )?;
     }
     Ok(())
+}
+
+fn time_left(us: Option<u64>) -> String {
+    us.map_or_else(String::new, |us| format!(", {} s left", us.div_ceil(1_000_000)))
 }
 
 fn pace(seen: &Seen) -> String {
@@ -177,7 +224,7 @@ fn pace(seen: &Seen) -> String {
 #[cfg(test)]
 mod tests {
     use pollux_api::control::v1::{
-        EngineMeasurements, Metadata, MirroredReplica, ReplicaState, VolumeStatus,
+        EngineMeasurements, Metadata, MirroredReplica, ReplicaState, VolumeRollBack,
     };
 
     use super::*;
@@ -265,6 +312,43 @@ mod tests {
     }
 
     #[test]
+    fn the_way_back_to_a_snapshot_is_told_by_its_name() {
+        let (mut volume, mut measured) = (volume(), measured());
+        let mirrors = measured.measurements.as_mut().map(|told| &mut told.mirrors);
+        let mirror = mirrors.and_then(|mirrors| mirrors.first_mut()).expect("one");
+        mirror.copied_bytes_per_second = None;
+        let progress = RollBackProgress {
+            request_uid: "r1".to_owned(),
+            snapshot_uid: "s1".to_owned(),
+            compared_bytes: 3 << 30,
+            size_bytes: 10 << 30,
+            ..RollBackProgress::default()
+        };
+        mirror.roll_back = Some(progress.clone());
+        let early = shown(&told(&volume, vec![measured.clone()]));
+        let line = "it goes back to snapshot s1: 3GiB of 10GiB are compared";
+        assert_eq!(early.lines().last(), Some(line));
+        let status = volume.status.as_mut().expect("it has one");
+        status.roll_backs.push(VolumeRollBack {
+            request_uid: "r1".to_owned(),
+            snapshot: "monday".to_owned(),
+            ..VolumeRollBack::default()
+        });
+        let mirrors = measured.measurements.as_mut().map(|told| &mut told.mirrors);
+        let mirror = mirrors.and_then(|mirrors| mirrors.first_mut()).expect("one");
+        mirror.roll_back = Some(RollBackProgress {
+            compared_bytes_per_second: Some(1 << 30),
+            time_left_us: Some(7_000_000),
+            ..progress
+        });
+        let later = told(&volume, vec![measured]);
+        let line = "it goes back to snapshot monday: 3GiB of 10GiB are compared, 1GiB in a second, 7 s left";
+        assert_eq!(shown(&later).lines().last(), Some(line));
+        let json = serde_json::to_value(&later).expect("it is told");
+        assert_eq!(json["roll_back"]["compared_bytes"], 3_u64 << 30);
+    }
+
+    #[test]
     fn without_an_answer_the_record_is_told_alone_and_why() {
         let silent = NodeMeasurements {
             problem: "it takes too long".to_owned(),
@@ -284,7 +368,7 @@ mod tests {
             assert_eq!((told.problem.as_str(), told.replicas.len()), (problem, 3));
             assert!(shown(&told).contains(problem));
             let json = serde_json::to_value(&told).expect("it is told");
-            assert!(json["replicas"][0].get("pace").is_none());
+            assert!(json["replicas"][0].get("pace").is_none() && json.get("roll_back").is_none());
         }
     }
 }

@@ -55,6 +55,10 @@ families! {
         "Bytes that were copied to replicas since the volume was opened.";
     MIRROR_LEFT: Gauge "pollux_engine_mirror_copy_seconds_left" ["volume"]
         "How long a copy will take at its present speed.";
+    MIRROR_ROLL_BACK_BYTES: Gauge "pollux_engine_mirror_roll_back_bytes_left" ["volume"]
+        "Bytes that a volume that goes back to a snapshot has still to compare with it.";
+    MIRROR_ROLL_BACK_LEFT: Gauge "pollux_engine_mirror_roll_back_seconds_left" ["volume"]
+        "How long going back to a snapshot will take at its present speed.";
     DRIVE_OPERATIONS: Counter "pollux_engine_drive_operations_total" ["drive", "operation"]
         "Operations on a drive that were done.";
     DRIVE_BYTES: Counter "pollux_engine_drive_bytes_total" ["drive", "operation"] "Bytes that were moved.";

@@ -52,6 +52,12 @@ fn engine(seconds: u64, writes: u64) -> EngineMeasurements {
                 ..MirroredReplica::default()
             }],
             copy_time_left_us: Some(90_000_000),
+            roll_back: Some(RollBackProgress {
+                compared_bytes: 1 << 28,
+                size_bytes: 1 << 30,
+                time_left_us: Some(30_000_000),
+                ..RollBackProgress::default()
+            }),
             ..MirrorMeasurements::default()
         }],
     }
@@ -117,7 +123,7 @@ fn rates_are_differences() {
         (1, 2, 1)
     );
     assert_eq!((busiest.missed_bytes, busiest.replicas_slow), (3 << 20, 1));
-    assert_eq!(busiest.cells()[3], "1/2 +1 3.0MiB 90s 1 slow");
+    assert_eq!(busiest.cells()[3], "1/2 +1 3.0MiB 90s back 25% 30s 1 slow");
     let expected = Rate {
         operations: 1000.0,
         bytes: 4_096_000.0,

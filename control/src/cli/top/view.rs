@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use pollux_api::control::v1::{
-    DeviceRole, MirrorMeasurements, NodeState, PoolState, ReplicaPace, ReplicaState, VolumeState,
+    DeviceRole, MirrorMeasurements, NodeState, PoolState, ReplicaPace, ReplicaState, RollBackProgress,
+    VolumeState,
 };
 use serde::Serialize;
 
@@ -46,7 +47,18 @@ pub(super) struct VolumeRow {
     pub(super) missed_bytes: u64,
     /// How long the copy will take; nothing if nothing is copied, or it is too early to tell.
     pub(super) copy_seconds_left: Option<f64>,
+    /// How far it has gone back to a snapshot; nothing if it does not.
+    pub(super) roll_back: Option<RollBackRow>,
     pub(super) activity: Activity,
+}
+
+/// The way back to a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct RollBackRow {
+    pub(super) compared_bytes: u64,
+    pub(super) size_bytes: u64,
+    /// Nothing if it is too early to tell.
+    pub(super) seconds_left: Option<f64>,
 }
 
 /// A pool.
@@ -200,6 +212,13 @@ impl VolumeRow {
         if let Some(seconds) = self.copy_seconds_left {
             resync += &format!(" {seconds:.0}s");
         }
+        if let Some(roll_back) = &self.roll_back {
+            let part = roll_back.compared_bytes as f64 / roll_back.size_bytes.max(1) as f64;
+            resync += &format!(" back {:.0}%", part * 100.0);
+            if let Some(seconds) = roll_back.seconds_left {
+                resync += &format!(" {seconds:.0}s");
+            }
+        }
         if self.replicas_slow > 0 {
             resync += &format!(" {} slow", self.replicas_slow);
         }
@@ -216,6 +235,16 @@ impl VolumeRow {
             time(read.latency_p99_us),
             time(write.latency_p99_us),
         ]
+    }
+}
+
+impl From<&RollBackProgress> for RollBackRow {
+    fn from(progress: &RollBackProgress) -> Self {
+        Self {
+            compared_bytes: progress.compared_bytes,
+            size_bytes: progress.size_bytes,
+            seconds_left: progress.time_left_us.map(|us| us as f64 / 1e6),
+        }
     }
 }
 
@@ -292,6 +321,9 @@ fn volumes(now: &Sample, by_device: &BTreeMap<String, Activity>) -> Vec<VolumeRo
                     mirror.replicas.iter().map(|replica| replica.missed_bytes).sum()
                 }),
                 copy_seconds_left: mirror.and_then(|mirror| Some(mirror.copy_time_left_us? as f64 / 1e6)),
+                roll_back: mirror
+                    .and_then(|mirror| mirror.roll_back.as_ref())
+                    .map(RollBackRow::from),
                 name: volume.name().to_owned(),
                 state: short(state.as_str_name(), "VOLUME_STATE_"),
                 size_bytes: status.size_bytes,
@@ -321,6 +353,7 @@ fn volumes(now: &Sample, by_device: &BTreeMap<String, Activity>) -> Vec<VolumeRo
                 replicas_slow: 0,
                 missed_bytes: 0,
                 copy_seconds_left: None,
+                roll_back: None,
                 activity: *activity,
             });
         }

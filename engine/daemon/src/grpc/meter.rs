@@ -6,7 +6,7 @@ use pollux_api::control::v1 as api;
 use pollux_api::control::v1::meter_server::{Meter, MeterServer};
 use pollux_device::metered::{BOUNDS_NS, Operation};
 use pollux_volume::membership::ReplicaState;
-use pollux_volume::mirror::Pace;
+use pollux_volume::mirror::{Pace, RollBackProgress};
 use tonic::{Request, Response, Status};
 
 use crate::engine::{Engine, unix_us};
@@ -58,6 +58,17 @@ fn nanoseconds(span: std::time::Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
+fn roll_back(progress: RollBackProgress) -> api::RollBackProgress {
+    api::RollBackProgress {
+        request_uid: progress.id.to_string(),
+        snapshot_uid: progress.snapshot.to_string(),
+        compared_bytes: progress.compared_bytes,
+        size_bytes: progress.size_bytes,
+        compared_bytes_per_second: progress.bytes_per_second.map(|speed| speed as u64),
+        time_left_us: progress.time_left.map(|left| nanoseconds(left) / 1000),
+    }
+}
+
 fn mirror(status: MirrorStatus) -> api::MirrorMeasurements {
     let replicas = status.replicas.into_iter().map(|replica| api::MirroredReplica {
         uid: replica.id.to_string(),
@@ -80,6 +91,7 @@ fn mirror(status: MirrorStatus) -> api::MirrorMeasurements {
         copied_bytes_per_second: status.progress.bytes_per_second.map(|speed| speed as u64),
         copy_time_left_us: status.progress.time_left.map(|left| nanoseconds(left) / 1000),
         slow_taken_out: status.counters.slow,
+        roll_back: status.roll_back.map(roll_back),
     }
 }
 

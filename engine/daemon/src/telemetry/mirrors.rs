@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use pollux_pool::shared::Owned;
-use pollux_volume::mirror::{Mirror, MirrorCounters, ReplicaStatus, ResyncProgress};
+use pollux_volume::mirror::{Mirror, MirrorCounters, ReplicaStatus, ResyncProgress, RollBackProgress};
 
 /// What a mirror tells.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub struct MirrorStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// How far resync is.
     pub progress: ResyncProgress,
+    /// How far it has gone back to a snapshot; `None` when it does not.
+    pub roll_back: Option<RollBackProgress>,
     /// What the mirror did.
     pub counters: MirrorCounters,
 }
@@ -45,15 +47,16 @@ impl Mirrors {
         for (volume, mirror) in present {
             let asked = mirror.call(|mirror| async move {
                 let is_serving = mirror.stopped().is_none();
-                is_serving.then(|| (mirror.replicas(), mirror.resync_progress(), mirror.counters()))
-            });
-            if let Ok(Some((replicas, progress, counters))) = asked.await {
-                told.push(MirrorStatus {
+                is_serving.then(|| MirrorStatus {
                     volume,
-                    replicas,
-                    progress,
-                    counters,
-                });
+                    replicas: mirror.replicas(),
+                    progress: mirror.resync_progress(),
+                    roll_back: mirror.roll_back_progress(),
+                    counters: mirror.counters(),
+                })
+            });
+            if let Ok(Some(status)) = asked.await {
+                told.push(status);
             }
         }
         told

@@ -197,6 +197,21 @@ fn replicas(mirrors: &[MirrorStatus], text: &mut Exposition) {
             samples.add(&[&mirror.volume], left.as_secs_f64());
         }
     }
+    let roll_backs = || {
+        let mirrors = mirrors.iter();
+        mirrors.filter_map(|mirror| Some((mirror.volume.as_str(), mirror.roll_back?)))
+    };
+    let mut samples = text.family(&families::MIRROR_ROLL_BACK_BYTES);
+    for (volume, roll_back) in roll_backs() {
+        let left_bytes = roll_back.size_bytes.saturating_sub(roll_back.compared_bytes);
+        samples.add(&[volume], left_bytes as f64);
+    }
+    let mut samples = text.family(&families::MIRROR_ROLL_BACK_LEFT);
+    for (volume, roll_back) in roll_backs() {
+        if let Some(left) = roll_back.time_left {
+            samples.add(&[volume], left.as_secs_f64());
+        }
+    }
 }
 
 /// What limits did to volumes.

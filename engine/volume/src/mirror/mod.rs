@@ -21,6 +21,7 @@ mod resync;
 mod roll_back;
 mod slow;
 mod snapshot;
+mod speed;
 mod status;
 mod wind_down;
 mod write;
@@ -47,10 +48,11 @@ pub use gate::Hold;
 pub use grow::GrowError;
 pub use open::OpenError;
 use priority::Priority;
+use roll_back::GoneBack;
 use slow::Paces;
 pub use slow::{Pace, SlowOptions};
 pub use snapshot::{Cut, SnapshotError, snapshot_together};
-pub use status::{ReplicaStatus, ResyncProgress};
+pub use status::{ReplicaStatus, ResyncProgress, RollBackProgress};
 pub use wind_down::WindDownError;
 
 /// Bytes that are copied or compared under one lock.
@@ -166,6 +168,8 @@ pub(crate) struct Core {
     /// More of the region map is durable.
     map_written: Signal,
     copied_bytes: Cell<u64>,
+    /// How far this target has gone back to a snapshot.
+    gone_back: Cell<Option<GoneBack>>,
     priority: Priority,
     paces: Rc<Paces>,
     /// Those that are far slower than others: they are not read from if there is another one.

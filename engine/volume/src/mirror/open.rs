@@ -297,6 +297,7 @@ impl Opening {
             map_changed: Signal::default(),
             map_written: Signal::default(),
             copied_bytes: Cell::new(0),
+            gone_back: Cell::default(),
             priority: Priority::default(),
             paces: Rc::default(),
             slow: Cell::default(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use pollux_reactor::{Instant, sleep};
 
+use super::speed::Speed;
 use super::{Core, clock};
 
 /// How long requests of hosts are counted before a resync is made faster or slower, and how long it stops
@@ -41,9 +42,6 @@ const FASTER: f64 = 1.2;
 /// Places of a histogram for each power of two.
 const PLACES_PER_OCTAVE_SHIFT: u32 = 3;
 const PLACES: usize = 40 << PLACES_PER_OCTAVE_SHIFT;
-
-/// The time over which the speed of a copy is told, about.
-const SPEED_SPAN: Duration = Duration::from_secs(5);
 
 /// Requests of an interval.
 #[derive(Debug, Clone)]
@@ -161,10 +159,7 @@ struct Controller {
     /// When the next chunk may be copied, and when it was begun.
     next_at: Instant,
     began: Instant,
-    /// For how fast it is: bytes of this span, and the rate before it.
-    speed_began: Instant,
-    speed_bytes: u64,
-    speed: Option<f64>,
+    speed: Speed,
 }
 
 impl Controller {
@@ -178,9 +173,7 @@ impl Controller {
             rate: RATE_START,
             next_at: origin,
             began: origin,
-            speed_began: origin,
-            speed_bytes: 0,
-            speed: None,
+            speed: Speed::new(origin),
         }
     }
 
@@ -231,15 +224,7 @@ impl Controller {
         let span = Duration::try_from_secs_f64(bytes as f64 / rate).unwrap_or(INTERVAL);
         // The time that copying took is a part of the span. What was lost by being late is not made up for.
         self.next_at = self.next_at.max(self.began) + span;
-        let span = now.saturating_since(self.speed_began);
-        self.speed_bytes += bytes;
-        if span >= SPEED_SPAN {
-            // After a pause between two resyncs nothing is known.
-            let speed = self.speed_bytes as f64 / span.as_secs_f64();
-            self.speed =
-                (span < 2 * SPEED_SPAN).then(|| self.speed.map_or(speed, |before| (before + speed) / 2.0));
-            (self.speed_began, self.speed_bytes) = (now, 0);
-        }
+        self.speed.add(now, bytes);
         self.began = self.next_at.max(now);
         self.next_at
     }
@@ -263,7 +248,7 @@ impl Priority {
 
     /// How fast the copy is, in bytes a second, if that is known.
     pub(super) fn speed(&self) -> Option<f64> {
-        self.0.borrow().speed
+        self.0.borrow().speed.told()
     }
 }
 

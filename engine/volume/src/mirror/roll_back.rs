@@ -15,13 +15,24 @@ use pollux_hugepages::Slice;
 use pollux_reactor::{sleep, timeout};
 use uuid::Uuid;
 
+use super::connection::clock;
 use super::give::Source;
 use super::snapshot::SnapshotError;
+use super::speed::Speed;
 use super::write::Content;
 use super::{Core, Mirror};
 use crate::locks::Mode;
 use crate::members::Change;
 use crate::membership::{RollBack, SnapshotEntry};
+
+/// How far a target has come since it began from the start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GoneBack {
+    id: Uuid,
+    /// Blocks that are what the snapshot has.
+    blocks: u64,
+    speed: Speed,
+}
 
 impl Mirror {
     /// Makes the volume what it was when a snapshot was cut, and flushes it; what it has grown by since
@@ -89,7 +100,19 @@ impl Core {
         }
     }
 
+    /// How many blocks of a roll-back are done, and bytes in a second, if that is known.
+    pub(super) fn gone_back(&self, id: Uuid) -> (u64, Option<f64>) {
+        let known = self.gone_back.get().filter(|known| known.id == id);
+        known.map_or((0, None), |known| (known.blocks, known.speed.told()))
+    }
+
     async fn go_back(&self, wanted: RollBack) -> Result<(), SnapshotError> {
+        let mut gone_back = GoneBack {
+            id: wanted.id,
+            blocks: 0,
+            speed: Speed::new(clock()),
+        };
+        self.gone_back.set(Some(gone_back));
         let not_found = SnapshotError::NotFound(wanted.snapshot);
         let entry = self.members.borrow().record().snapshot(wanted.snapshot);
         let entry = entry.ok_or(not_found)?;
@@ -116,6 +139,10 @@ impl Core {
                 false => None,
             };
             self.restore(at, end - at, held).await?;
+            let bytes = (end - at) * u64::from(geometry.block_bytes);
+            gone_back.speed.add(clock(), bytes);
+            gone_back.blocks = end;
+            self.gone_back.set(Some(gone_back));
             at = end;
         }
         self.flush().await?;

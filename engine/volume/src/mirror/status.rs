@@ -1,9 +1,10 @@
-//! What a target tells of its replicas, and of what it copies to them.
+//! What a target tells of its replicas, of what it copies to them, and of the way back to a snapshot.
 
 use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::speed::time_left;
 use super::{Mirror, Pace};
 use crate::membership::ReplicaState;
 
@@ -22,6 +23,24 @@ pub struct ResyncProgress {
     pub time_left: Option<Duration>,
     /// A resync did not end, as nobody of the set can read blocks from this one on. They have to be written.
     pub unreadable_block: Option<u64>,
+}
+
+/// How far a volume has gone back to a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RollBackProgress {
+    /// The name of the roll-back.
+    pub id: Uuid,
+    /// The snapshot.
+    pub snapshot: Uuid,
+    /// Bytes that are what the snapshot has. Each target begins from the start, and so does one that could
+    /// not go on.
+    pub compared_bytes: u64,
+    /// All bytes that are compared.
+    pub size_bytes: u64,
+    /// Bytes compared in a second, once that is known.
+    pub bytes_per_second: Option<f64>,
+    /// How long the rest will take at this speed.
+    pub time_left: Option<Duration>,
 }
 
 /// A replica as the target sees it.
@@ -51,17 +70,32 @@ impl Mirror {
         let missed_regions = behind.iter().map(|slot| regions.missed(slot)).sum();
         let missed_bytes = core.bytes_of_regions(missed_regions);
         let speed = members.syncing().and_then(|_| core.priority.speed());
-        let seconds = speed
-            .filter(|speed| *speed > 0.0)
-            .map(|speed| missed_bytes as f64 / speed);
         ResyncProgress {
             missed_regions,
             missed_bytes,
             copied_bytes: core.copied_bytes.get(),
             bytes_per_second: speed,
-            time_left: seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            time_left: time_left(missed_bytes, speed),
             unreadable_block: core.unreadable_block.get(),
         }
+    }
+
+    /// How far the volume has gone back to a snapshot; `None` when it does not go back to one.
+    pub fn roll_back_progress(&self) -> Option<RollBackProgress> {
+        let core = &self.core;
+        let wanted = core.rolling_back()?;
+        let (blocks, speed) = core.gone_back(wanted.id);
+        let geometry = core.geometry.get();
+        let compared_bytes = blocks * u64::from(geometry.block_bytes);
+        let size_bytes = geometry.bytes();
+        Some(RollBackProgress {
+            id: wanted.id,
+            snapshot: wanted.snapshot,
+            compared_bytes,
+            size_bytes,
+            bytes_per_second: speed,
+            time_left: time_left(size_bytes.saturating_sub(compared_bytes), speed),
+        })
     }
 
     /// All replicas.

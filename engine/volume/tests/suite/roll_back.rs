@@ -147,6 +147,42 @@ fn nobody_uses_the_volume_meanwhile() {
 }
 
 #[test]
+fn how_far_it_is_is_told_until_it_is_done() {
+    let cluster = on_pools(9, 2);
+    let mirror = changed(&cluster);
+    assert_eq!(mirror.roll_back_progress(), None);
+    stuck(&cluster, &mirror);
+    let size_bytes = mirror.device().geometry().bytes();
+    let told = mirror.roll_back_progress().unwrap();
+    assert_eq!((told.id, told.snapshot), (request(1), SNAPSHOT));
+    assert_eq!((told.compared_bytes, told.size_bytes), (0, size_bytes));
+    assert_eq!((told.bytes_per_second, told.time_left), (None, None));
+    cluster.paths.iter().for_each(|path| path.reads_hang.set(false));
+    let mut seen = vec![0];
+    while let Some(told) = mirror.roll_back_progress() {
+        assert!(told.compared_bytes >= seen[seen.len() - 1] && told.compared_bytes <= size_bytes);
+        seen.push(told.compared_bytes);
+        cluster.world.run_for(Duration::from_micros(10));
+    }
+    seen.dedup();
+    assert!(seen.len() > 3 && seen.last() == Some(&size_bytes), "{seen:?}");
+    assert!(recorded(&cluster).is_some_and(|roll_back| roll_back.is_done));
+    // The next one is told from the start, as is that of another target.
+    cluster.paths.iter().for_each(|path| path.reads_hang.set(true));
+    run(&cluster, &mirror, async |mirror| {
+        let wait = Duration::from_millis(10);
+        let going = mirror.roll_back(request(2), SNAPSHOT);
+        assert!(timeout(wait, going).await.is_err());
+    });
+    let told = mirror.roll_back_progress().unwrap();
+    assert_eq!((told.id, told.compared_bytes), (request(2), 0));
+    drop(mirror);
+    let mirror = cluster.open();
+    let told = mirror.roll_back_progress().unwrap();
+    assert_eq!((told.id, told.compared_bytes), (request(2), 0));
+}
+
+#[test]
 fn what_was_read_while_it_began_is_not_told() {
     let cluster = on_pools(3, 2);
     let mirror = changed(&cluster);
