@@ -363,9 +363,13 @@ pub(in crate::cli) async fn up(
     let cluster = LocalCluster::start(arguments, control).await?;
     let address = cluster.layout.control;
     let count = cluster.layout.engines.len();
+    let engines = match count {
+        1 => "one engine".to_owned(),
+        _ => format!("{count} engines"),
+    };
     writeln!(
         into,
-        "A cluster of {count} engines is ready in {}.\n",
+        "A cluster of {engines} is ready in {}.\n",
         cluster.directory.display()
     )?;
     for engine in &cluster.layout.engines {
@@ -375,10 +379,12 @@ pub(in crate::cli) async fn up(
         true => String::new(),
         false => format!(" --control {address}"),
     };
+    // One for each engine, up to three.
+    let replicas = count.min(3);
     writeln!(
         into,
-        "\nMake a volume, and let a host use it:\n\n  pollux{flag} volume create v1 --size 1GiB --replicas 3 \
-         --wait\n  pollux{flag} volume publish v1 --host nqn.2026-11.example:host --wait\n\nCtrl-C stops it; \
+        "\nMake a volume, and let a host use it:\n\n  pollux{flag} volume create v1 --size 1GiB --replicas \
+         {replicas} --wait\n  pollux{flag} volume publish v1 --host nqn.2026-11.example:host --wait\n\nCtrl-C stops it; \
          `pollux up` goes on from there."
     )?;
     into.flush()?;
