@@ -384,8 +384,8 @@ pub(in crate::cli) async fn up(
     writeln!(
         into,
         "\nMake a volume, and let a host use it:\n\n  pollux{flag} volume create v1 --size 1GiB --replicas \
-         {replicas} --wait\n  pollux{flag} volume publish v1 --host nqn.2026-11.example:host --wait\n\nCtrl-C stops it; \
-         `pollux up` goes on from there."
+         {replicas} --wait\n  pollux{flag} volume publish v1 --host nqn.2026-11.example:host --wait\n\n\
+         Ctrl-C stops it; `pollux up` goes on from there."
     )?;
     into.flush()?;
     tokio::select! {
