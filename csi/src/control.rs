@@ -286,7 +286,8 @@ impl From<Status> for CallError {
     fn from(status: Status) -> Self {
         let code = match reason(&status) {
             Some(Reason::FieldInvalid | Reason::PageTokenInvalid) => Code::InvalidArgument,
-            Some(Reason::NotFound) => Code::NotFound,
+            // Of a snapshot that is lost nothing will ever be made: for orchestrators it is gone.
+            Some(Reason::NotFound | Reason::SnapshotLost) => Code::NotFound,
             Some(Reason::NameTaken) => Code::AlreadyExists,
             Some(Reason::RevisionStale | Reason::Contended | Reason::Deleting) => Code::Aborted,
             Some(Reason::InUse) => Code::FailedPrecondition,

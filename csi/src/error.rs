@@ -23,6 +23,9 @@ pub enum CallError {
         /// What it was called.
         id: String,
     },
+    /// No replica has the snapshot any more. It is on record, so that people see it; nothing else is left.
+    #[error("snapshot {0} is lost: no replica has it any more, and nothing can be made of it; delete it")]
+    Lost(String),
     /// There is another one of this name, or in another way.
     #[error("{kind} {id} is there already, and not as asked for: {difference}")]
     Exists {
@@ -109,7 +112,7 @@ impl CallError {
     pub fn code(&self) -> Code {
         match self {
             Self::Argument { .. } => Code::InvalidArgument,
-            Self::NotFound { .. } => Code::NotFound,
+            Self::NotFound { .. } | Self::Lost(_) => Code::NotFound,
             Self::Exists { .. } => Code::AlreadyExists,
             Self::OutOfRange(_) | Self::Offset(_) => Code::OutOfRange,
             Self::NoPlace(_) => Code::ResourceExhausted,

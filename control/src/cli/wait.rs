@@ -140,7 +140,17 @@ fn replicas(volume: &Volume) -> Progress {
 
 /// Waits until a volume is healthy.
 pub(super) async fn healthy(channel: &Channel, name: &str, seconds: u64) -> Result<Volume, CommandError> {
-    until(channel, name, seconds, |volume: &Volume| Ok(replicas(volume))).await
+    until(channel, name, seconds, |volume: &Volume| {
+        let status = volume.status.clone().unwrap_or_default();
+        match status.state() {
+            VolumeState::Failed => Err(CommandError::Refused(format!(
+                "volume {name} will never be made: {}",
+                status.message
+            ))),
+            _ => Ok(replicas(volume)),
+        }
+    })
+    .await
 }
 
 /// Waits until a volume has the size that was asked for last.

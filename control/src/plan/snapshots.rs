@@ -202,7 +202,8 @@ fn take_due(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSchedul
     context.commit(transaction);
 }
 
-/// Marks those for deletion that are too many, or that failed.
+/// Marks those for deletion that are too many, or that failed. Only those count of which nothing is lost:
+/// what is left of the others goes once enough whole ones are newer.
 fn forget_old_together(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSchedule) {
     let mut taken: BTreeMap<u64, Vec<&GroupSnapshot>> = BTreeMap::new();
     let mut surplus = Vec::new();
@@ -225,9 +226,13 @@ fn forget_old_together(context: &mut Context<'_>, group: &Group, schedule: &Snap
             _ => {}
         }
     }
-    let kept = usize::try_from(schedule.kept_max).unwrap_or(usize::MAX);
-    let old = taken.len().saturating_sub(kept);
-    surplus.extend(taken.into_values().take(old).flatten());
+    let snapshots = &context.world.snapshots;
+    let is_whole = |together: &[&GroupSnapshot]| {
+        let statuses = together.iter().filter_map(|one| one.status.as_ref());
+        let mut members = statuses.flat_map(|status| &status.members);
+        members.all(|member| !snapshots.get(&member.snapshot).is_some_and(is_lost))
+    };
+    surplus.extend(too_old(taken, schedule, |together| is_whole(together)).flatten());
     for group_snapshot in surplus {
         let mut changed = group_snapshot.clone();
         changed.meta_mut().deleted_unix_us = Some(context.world.now_unix_us);
@@ -235,6 +240,27 @@ fn forget_old_together(context: &mut Context<'_>, group: &Group, schedule: &Snap
         transaction.put(&changed);
         context.commit(transaction);
     }
+}
+
+/// Those that are older than as many whole ones as a schedule keeps, by when they were asked for.
+fn too_old<K, T>(
+    taken: BTreeMap<K, T>,
+    schedule: &SnapshotSchedule,
+    is_whole: impl Fn(&T) -> bool,
+) -> impl Iterator<Item = T> {
+    let kept = usize::try_from(schedule.kept_max).unwrap_or(usize::MAX);
+    let mut newer = 0;
+    taken.into_values().rev().filter(move |one| {
+        let is_surplus = newer >= kept;
+        newer += usize::from(is_whole(one));
+        is_surplus
+    })
+}
+
+/// Whether nothing is left of a snapshot.
+fn is_lost(snapshot: &Snapshot) -> bool {
+    let status = snapshot.status.as_ref();
+    status.is_some_and(|status| status.state() == SnapshotState::Lost)
 }
 
 /// Marks a snapshot for deletion.
@@ -247,28 +273,23 @@ pub(super) fn mark(transaction: &mut Transaction, snapshot: &Snapshot, now_unix_
     transaction.put(&changed);
 }
 
-/// Marks the oldest snapshots of a schedule for deletion. Only those that are taken count: a volume that
-/// cannot take snapshots keeps what it has.
+/// Marks the oldest snapshots of a schedule for deletion. Only those that are taken, and not lost, count: a
+/// volume that cannot take snapshots keeps what it has.
 fn forget_old(context: &mut Context<'_>, group: &Group, schedule: &SnapshotSchedule, volume: &Volume) {
-    let mut taken: Vec<&Snapshot> = context
-        .snapshots(&volume.meta().uid)
-        .iter()
-        .copied()
-        .filter(|snapshot| {
-            // Those that were taken together go together.
-            let is_alone = snapshot
-                .spec
-                .as_ref()
-                .is_some_and(|spec| spec.group_snapshot.is_empty());
-            let is_own = snapshot.meta().labels.get(SCHEDULE_LABEL).map(String::as_str) == Some(group.name());
-            let state = snapshot.status.as_ref().map(|status| status.state());
-            is_alone && is_own && !snapshot.is_deleting() && state == Some(SnapshotState::Ready)
-        })
-        .collect();
-    taken.sort_by_key(|snapshot| snapshot.meta().created_unix_us);
-    let kept = usize::try_from(schedule.kept_max).unwrap_or(usize::MAX);
-    let surplus = taken.len().saturating_sub(kept);
-    for snapshot in taken.into_iter().take(surplus) {
+    let mut taken: BTreeMap<(u64, &str), &Snapshot> = BTreeMap::new();
+    for snapshot in context.snapshots(&volume.meta().uid) {
+        // Those that were taken together go together.
+        let spec = snapshot.spec.as_ref();
+        let is_alone = spec.is_some_and(|spec| spec.group_snapshot.is_empty());
+        let is_own = snapshot.meta().labels.get(SCHEDULE_LABEL).map(String::as_str) == Some(group.name());
+        let state = snapshot.status.as_ref().map(|status| status.state());
+        let is_taken = matches!(state, Some(SnapshotState::Ready | SnapshotState::Lost));
+        if is_alone && is_own && !snapshot.is_deleting() && is_taken {
+            taken.insert((snapshot.meta().created_unix_us, snapshot.name()), snapshot);
+        }
+    }
+    let surplus: Vec<&Snapshot> = too_old(taken, schedule, |snapshot| !is_lost(snapshot)).collect();
+    for snapshot in surplus {
         if is_source(context, snapshot) {
             continue;
         }

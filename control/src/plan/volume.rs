@@ -191,6 +191,7 @@ fn plan_volume(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec) {
             VolumeState::Degraded => (Severity::Warning, "has fewer replicas than it should have"),
             VolumeState::Unavailable => (Severity::Error, "does not serve"),
             VolumeState::Pending => (Severity::Warning, "has no place yet"),
+            VolumeState::Failed => (Severity::Error, "will never be made"),
             VolumeState::Creating => (Severity::Info, "is being made"),
             VolumeState::Deleting | VolumeState::Unspecified => (Severity::Info, "is being deleted"),
         };
@@ -256,15 +257,28 @@ fn create(context: &mut Context<'_>, draft: &mut Draft<'_>) {
             draft.drop_replica(&replica, "it was not finished before its place became unfit");
         }
     }
-    let source = match source(context, draft.spec) {
-        Ok(source) => source,
-        Err(message) => {
-            draft.status.message = message;
-            return;
+    let lost = lost_source(context, draft.spec);
+    let is_lost = lost.is_some();
+    if is_lost && context.may_decide() {
+        // Those that were made of it have all that it had, and repair makes others of them.
+        for replica in draft.status.replicas.clone() {
+            if context.replica(&replica.uid).is_none() {
+                draft.drop_replica(&replica, "its source was lost before it was made");
+            }
         }
+    }
+    let source = match lost {
+        Some(lost) if !draft.status.replicas.is_empty() => Some(lost),
+        _ => match source(context, draft.spec) {
+            Ok(source) => source,
+            Err(message) => {
+                draft.status.message = message;
+                return;
+            }
+        },
     };
     let wanted = usize::try_from(draft.policy.replicas).unwrap_or(1);
-    if draft.status.replicas.len() < wanted {
+    if draft.status.replicas.len() < wanted && !is_lost {
         let only = source.as_ref().map(Source::sites);
         place_first(context, draft, wanted, only.as_deref());
     }
@@ -314,6 +328,17 @@ impl Source {
     }
 }
 
+/// The snapshot that a volume begins as a copy of, if that is lost: it is nowhere.
+fn lost_source(context: &Context<'_>, spec: &VolumeSpec) -> Option<Source> {
+    let snapshot = context.world.snapshots.get(&spec.source_snapshot)?;
+    let status = snapshot.status.as_ref()?;
+    (status.state() == SnapshotState::Lost).then(|| Source {
+        places: Vec::new(),
+        cut: String::new(),
+        size_bytes: status.size_bytes,
+    })
+}
+
 /// The snapshot that a volume begins as a copy of, if it does.
 fn source(context: &Context<'_>, spec: &VolumeSpec) -> Result<Option<Source>, String> {
     let name = &spec.source_snapshot;
@@ -327,7 +352,7 @@ fn source(context: &Context<'_>, spec: &VolumeSpec) -> Result<Option<Source>, St
     };
     if status.state() == SnapshotState::Lost {
         return Err(format!(
-            "its source, snapshot {name}, is lost: it is on no replica any more"
+            "its source, snapshot {name}, is lost, as no replica has it any more: delete this volume"
         ));
     }
     if status.state() != SnapshotState::Ready {
@@ -400,6 +425,7 @@ fn state(context: &Context<'_>, draft: &Draft<'_>) -> VolumeState {
     let status = &draft.status;
     if status.epoch == 0 {
         return match status.replicas.is_empty() {
+            true if lost_source(context, draft.spec).is_some() => VolumeState::Failed,
             true => VolumeState::Pending,
             false => VolumeState::Creating,
         };

@@ -21,6 +21,7 @@ use crate::model::{Record, SLOTS};
 use super::Services;
 use super::errors::CallError;
 use super::records::{ChangeStream, by_name, require_name};
+use super::snapshots::require_not_lost;
 
 /// Answers on their way to one caller.
 const ANSWERS_ON_THE_WAY: usize = 4;
@@ -95,6 +96,7 @@ fn clipped(ranges: &[BlockRange], from: u64, end: u64) -> Vec<BlockRange> {
 
 /// A snapshot as the record of its volume has it.
 fn recorded<'a>(volume: &'a Volume, snapshot: &Snapshot) -> Result<&'a RecordedSnapshot, CallError> {
+    require_not_lost(snapshot)?;
     let recorded = volume.status.as_ref().and_then(|status| {
         let mut all = status.snapshots.iter();
         all.find(|recorded| recorded.uid == snapshot.meta().uid)

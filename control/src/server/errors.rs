@@ -80,6 +80,12 @@ pub enum CallError {
         /// Why not.
         why: String,
     },
+    /// No replica has the snapshot any more.
+    #[error("snapshot {name} is lost: no replica has it any more, and nothing can be made of it; delete it")]
+    SnapshotLost {
+        /// The snapshot.
+        name: String,
+    },
     /// The token is not of this list.
     #[error("this is no page token of this list: take the one of the page before, or none")]
     PageToken,
@@ -139,6 +145,7 @@ impl CallError {
             Self::InUse { .. } => (Reason::InUse, Code::FailedPrecondition),
             Self::Deleting { .. } => (Reason::Deleting, Code::FailedPrecondition),
             Self::NotReady { .. } | Self::SnapshotAway { .. } => (Reason::NotReady, Code::FailedPrecondition),
+            Self::SnapshotLost { .. } => (Reason::SnapshotLost, Code::FailedPrecondition),
             Self::PageToken => (Reason::PageTokenInvalid, Code::InvalidArgument),
             Self::Contended { .. } => (Reason::Contended, Code::Aborted),
             Self::Unauthenticated(_) => (Reason::Unauthenticated, Code::Unauthenticated),

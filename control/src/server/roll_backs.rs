@@ -19,7 +19,7 @@ use crate::store::Transaction;
 use super::Services;
 use super::errors::CallError;
 use super::records::{ATTEMPTS_MAX, require_name};
-use super::snapshots::made;
+use super::snapshots::{made, require_not_lost};
 use super::waiting::Wait;
 
 fn check(request: &RollBackVolumeRequest) -> Result<(), CallError> {
@@ -129,6 +129,7 @@ fn require_possible(volume: &Volume, snapshot: &Snapshot) -> Result<(), CallErro
         let description = format!("is one of volume {other}: a volume goes back to its own snapshots only");
         return Err(CallError::field("snapshot", &description));
     }
+    require_not_lost(snapshot)?;
     if of.state() != SnapshotState::Ready || !has_snapshot(status, &snapshot.meta().uid) {
         return Err(not_ready(format!(
             "snapshot {name} is not taken yet, or no replica has it"

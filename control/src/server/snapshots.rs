@@ -4,7 +4,7 @@ use pollux_api::control::v1::snapshots_server::Snapshots;
 use pollux_api::control::v1::{
     CreateSnapshotRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, GetSnapshotRequest,
     ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, SnapshotBlocks, SnapshotChange, SnapshotState,
-    SnapshotStatus, StreamSnapshotBlocksRequest, Volume, VolumeStatus, WatchRequest,
+    SnapshotStatus, StreamSnapshotBlocksRequest, Volume, VolumeState, VolumeStatus, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -78,6 +78,17 @@ pub(super) fn made(volume: &Volume) -> Result<&VolumeStatus, CallError> {
     })
 }
 
+/// Refuses a snapshot of which nothing is left.
+pub(super) fn require_not_lost(snapshot: &Snapshot) -> Result<(), CallError> {
+    let state = snapshot.status.as_ref().map(SnapshotStatus::state);
+    match state {
+        Some(SnapshotState::Lost) => Err(CallError::SnapshotLost {
+            name: snapshot.name().to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// What snapshots have to say for themselves.
 #[tonic::async_trait]
 pub(super) trait Copied {
@@ -107,14 +118,18 @@ impl Copied for Snapshot {
             let source = volume.spec.as_ref().map(|spec| spec.source_snapshot.as_str());
             !is_made && source == Some(self.name())
         });
-        match copy {
-            Some(volume) => Err(CallError::InUse {
-                kind: Kind::Snapshot,
-                name: self.name().to_owned(),
-                by: format!("volume {} is being made of it: wait for that", volume.name()),
-            }),
-            None => Ok(()),
-        }
+        let Some(copy) = copy else { return Ok(()) };
+        // Were the snapshot gone, another one of its name would be taken for it.
+        let state = copy.status.as_ref().map(VolumeStatus::state);
+        let by = match state {
+            Some(VolumeState::Failed) => format!("volume {} was to be made of it: delete that", copy.name()),
+            _ => format!("volume {} is being made of it: wait for that", copy.name()),
+        };
+        Err(CallError::InUse {
+            kind: Kind::Snapshot,
+            name: self.name().to_owned(),
+            by,
+        })
     }
 }
 

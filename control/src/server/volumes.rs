@@ -22,6 +22,7 @@ use crate::world::World;
 use super::errors::CallError;
 use super::host_secrets;
 use super::records::{ChangeStream, Managed, require_name};
+use super::snapshots::require_not_lost;
 use super::waiting::{Look, Nodes, Wait};
 use super::{Services, answer, change_message};
 
@@ -154,6 +155,7 @@ impl Services {
         if !spec.source_snapshot.is_empty() {
             let field = "volume.spec.source_snapshot";
             let (snapshot, condition) = self.refer::<Snapshot>(field, &spec.source_snapshot).await?;
+            require_not_lost(&snapshot)?;
             let least = snapshot.status.as_ref().map_or(0, |status| status.size_bytes);
             if spec.size_bytes < least {
                 let description = format!("is less than the {least} bytes of its source");

@@ -144,6 +144,7 @@ fn volumes(world: &World, text: &mut Exposition) {
         "degraded",
         "unavailable",
         "deleting",
+        "failed",
     ] {
         states.insert(name.to_owned(), 0);
     }

@@ -7,6 +7,7 @@ mod gateway;
 #[path = "../shared/https.rs"]
 mod https;
 mod killed;
+mod lost;
 mod manual;
 mod manual_run;
 mod previews;

@@ -103,6 +103,11 @@ fn trouble(state: VolumeState) -> Result<&'static str, Trouble> {
             "CopiesUnreachable",
             "too few of its copies can be reached",
         ),
+        VolumeState::Failed => (
+            VolumeHealthErrorType::Inaccessible,
+            "SourceLost",
+            "it will never be made",
+        ),
         VolumeState::Deleting => (
             VolumeHealthErrorType::Inaccessible,
             "Deleting",
@@ -166,6 +171,12 @@ pub fn published_node_ids(volume: &control::Volume, is_node: impl Fn(&str) -> bo
 /// Whether a snapshot is there only to make a volume of it.
 pub fn is_internal(snapshot: &control::Snapshot) -> bool {
     label_of(snapshot.metadata.as_ref(), label::CLONE).is_some()
+}
+
+/// Whether nothing is left of a snapshot.
+pub fn is_lost(snapshot: &control::Snapshot) -> bool {
+    let status = snapshot.status.as_ref();
+    status.is_some_and(|status| status.state() == SnapshotState::Lost)
 }
 
 /// A time.

@@ -16,6 +16,8 @@ use pollux_api::csi::v1::{
     CapacityRange, CreateVolumeRequest, CreateVolumeResponse, Topology, VolumeContentSource,
 };
 
+use tonic::Status;
+
 use crate::capability::Capability;
 use crate::control::{WAIT_US, Waiting, reason};
 use crate::error::CallError;
@@ -196,6 +198,15 @@ impl Wanted {
     }
 }
 
+/// The snapshot that a copy was to be made of is lost, and its source is not: another one is taken.
+fn lost_for_clone(copy: &str) -> CallError {
+    CallError::Pending {
+        kind: "volume",
+        id: copy.to_owned(),
+        what: "the snapshot that was taken for it is lost, and another one is taken".to_owned(),
+    }
+}
+
 impl ControllerService {
     pub(super) async fn create(
         &self,
@@ -224,7 +235,7 @@ impl ControllerService {
                 },
             }
         }
-        let volume = self.made(&wanted.name).await?;
+        let volume = self.made(&wanted).await?;
         if wanted.original().is_some() {
             self.forget_clone(&wanted.name).await?;
         }
@@ -252,7 +263,12 @@ impl ControllerService {
         let request = PlanVolumeRequest {
             volume: Some(volume.clone()),
         };
-        let plan = self.control.volumes().plan_volume(request).await?.into_inner();
+        let refused = |status: Status| match (reason(&status), wanted.original()) {
+            (Some(Reason::SnapshotLost), Some(_)) => lost_for_clone(&wanted.name),
+            _ => status.into(),
+        };
+        let plan = self.control.volumes().plan_volume(request).await;
+        let plan = plan.map_err(refused)?.into_inner();
         if !plan.fits {
             return Err(CallError::NoPlace(plan.summary));
         }
@@ -260,8 +276,8 @@ impl ControllerService {
             volume: Some(volume),
             wait_us: Some(WAIT_US),
         };
-        self.control.volumes().create_volume(request).await?;
-        Ok(())
+        let stored = self.control.volumes().create_volume(request).await;
+        stored.map(drop).map_err(refused)
     }
 
     /// The snapshot that a volume begins as, and the bytes that it has at least; empty and 0 for an empty
@@ -286,7 +302,8 @@ impl ControllerService {
         let status = snapshot.status.clone().unwrap_or_default();
         match status.state() {
             SnapshotState::Ready => Ok((id.clone(), status.size_bytes)),
-            SnapshotState::Deleting | SnapshotState::Lost => Err(not_found()),
+            SnapshotState::Deleting => Err(not_found()),
+            SnapshotState::Lost => Err(CallError::Lost(id.clone())),
             SnapshotState::Pending | SnapshotState::Unspecified => Err(CallError::Pending {
                 kind: "snapshot",
                 id: id.clone(),
@@ -333,12 +350,12 @@ impl ControllerService {
             }
             Err(status) => return Err(status.into()),
         }
-        self.taken(&name).await?;
+        self.taken(&name, copy).await?;
         Ok(name)
     }
 
-    /// Waits until a snapshot is taken.
-    async fn taken(&self, name: &str) -> Result<control::Snapshot, CallError> {
+    /// Waits until the snapshot for a copy is taken.
+    async fn taken(&self, name: &str, copy: &str) -> Result<control::Snapshot, CallError> {
         let mut waiting = Waiting::default();
         loop {
             let snapshot = self.control.find_snapshot(name).await?;
@@ -350,6 +367,11 @@ impl ControllerService {
             let state = snapshot.status.as_ref().map(control::SnapshotStatus::state);
             if state == Some(SnapshotState::Ready) {
                 return Ok(snapshot);
+            }
+            if state == Some(SnapshotState::Lost) {
+                // Nobody was promised this one: the next call takes another.
+                self.forget_clone(copy).await?;
+                return Err(lost_for_clone(copy));
             }
             waiting.pause("snapshot", name, "it is being taken").await?;
         }
@@ -365,8 +387,10 @@ impl ControllerService {
         Ok(())
     }
 
-    /// Waits until a volume serves.
-    async fn made(&self, name: &str) -> Result<control::Volume, CallError> {
+    /// Waits until a volume serves. One whose source is lost is deleted: it will never be there, and who is
+    /// told so does not ask for its deletion.
+    async fn made(&self, wanted: &Wanted) -> Result<control::Volume, CallError> {
+        let name = wanted.name.as_str();
         let mut waiting = Waiting::default();
         loop {
             let gone = || CallError::Pending {
@@ -383,6 +407,17 @@ impl ControllerService {
                 VolumeState::Healthy | VolumeState::Degraded => return Ok(volume),
                 // It served before; whether it does now is no matter of this call.
                 VolumeState::Unavailable if status.epoch > 0 => return Ok(volume),
+                VolumeState::Failed => {
+                    let old = OldVolume {
+                        name: name.to_owned(),
+                    };
+                    self.control.volumes().delete_volume(old).await?;
+                    let source = volume.spec.unwrap_or_default().source_snapshot;
+                    return Err(match wanted.original() {
+                        Some(_) => lost_for_clone(name),
+                        None => CallError::Lost(source),
+                    });
+                }
                 _ => {}
             }
             let condition = answer::condition(&volume);

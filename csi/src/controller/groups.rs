@@ -20,7 +20,8 @@ use crate::names::{group_name, is_resource_name, label};
 use crate::parameters::snapshot_tags;
 
 use super::ControllerService;
-use super::answer::{self, is_deleting, name_of};
+use super::answer::{self, is_deleting, is_lost, name_of};
+use super::snapshots::lost;
 
 /// How long is waited until snapshots are taken; after that the answer says that they are not ready yet.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
@@ -84,6 +85,9 @@ impl ControllerService {
                 return Err(pending(&name, &format!("it was not taken: {}", status.message)));
             }
             let is_taken = status.state() == GroupSnapshotState::Ready;
+            if let Some(part) = self.lost_part(&found).await? {
+                return Err(lost(&part));
+            }
             if is_taken
                 || waiting
                     .pause("group snapshot", &name, "it is being taken")
@@ -95,6 +99,18 @@ impl ControllerService {
                 });
             }
         }
+    }
+
+    /// A snapshot of it that is lost: it is not of all its volumes any more. The others are there by their
+    /// own names.
+    async fn lost_part(&self, found: &control::GroupSnapshot) -> Result<Option<String>, CallError> {
+        for member in found.status.iter().flat_map(|status| &status.members) {
+            let part = self.control.find_snapshot(&member.snapshot).await?;
+            if part.as_ref().is_some_and(is_lost) {
+                return Ok(Some(member.snapshot.clone()));
+            }
+        }
+        Ok(None)
     }
 
     async fn forget_together(&self, name: &str) -> Result<(), CallError> {
@@ -147,6 +163,9 @@ impl ControllerService {
             id: name,
         })?;
         require_parts(&found, &request.snapshot_ids)?;
+        if let Some(part) = self.lost_part(&found).await? {
+            return Err(CallError::Lost(part));
+        }
         Ok(GetVolumeGroupSnapshotResponse {
             group_snapshot: Some(group_snapshot(&found)),
         })

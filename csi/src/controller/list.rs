@@ -17,7 +17,7 @@ use crate::error::CallError;
 use crate::names::is_resource_name;
 
 use super::ControllerService;
-use super::answer::{self, is_deleting, is_internal};
+use super::answer::{self, is_deleting, is_internal, is_lost};
 
 /// Entries of one answer if the caller takes any number: an answer must fit into a message.
 const ENTRIES_MAX: usize = 10_000;
@@ -151,10 +151,30 @@ impl ControllerService {
         }
     }
 
+    /// Whether orchestrators know of a snapshot. One that is lost is none for them: "not ready to use" would
+    /// mean that it will be.
+    fn is_told(&self, snapshot: &control::Snapshot) -> bool {
+        let metadata = snapshot.metadata.as_ref();
+        !is_internal(snapshot)
+            && !is_deleting(metadata)
+            && !is_lost(snapshot)
+            && self.control.is_own(metadata)
+    }
+
     /// A snapshot that orchestrators know of.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Lost`] for one that they may have known, and of which nothing is left.
     pub(super) async fn known_snapshot(&self, id: &str) -> Result<Option<control::Snapshot>, CallError> {
         let snapshot = self.control.find_snapshot(id).await?;
-        Ok(snapshot.filter(|snapshot| !is_internal(snapshot) && !is_deleting(snapshot.metadata.as_ref())))
+        match snapshot {
+            Some(snapshot) if self.is_told(&snapshot) => Ok(Some(snapshot)),
+            Some(snapshot) if is_lost(&snapshot) && !is_internal(&snapshot) => {
+                Err(CallError::Lost(id.to_owned()))
+            }
+            _ => Ok(None),
+        }
     }
 
     pub(super) async fn snapshot(
@@ -184,7 +204,10 @@ impl ControllerService {
         let wanted = wanted(request.max_entries)?;
         let volume = request.source_volume_id;
         if !request.snapshot_id.is_empty() {
-            let snapshot = self.known_snapshot(&request.snapshot_id).await?;
+            let snapshot = match self.known_snapshot(&request.snapshot_id).await {
+                Err(CallError::Lost(_)) => None,
+                known => known?,
+            };
             let of_volume = |snapshot: &control::Snapshot| {
                 let spec = snapshot.spec.as_ref();
                 volume.is_empty() || spec.is_some_and(|spec| spec.volume == volume)
@@ -212,10 +235,7 @@ impl ControllerService {
                 .await
                 .map_err(refused)?;
             let answer = answer.into_inner();
-            let known = answer.snapshots.iter().filter(|snapshot| {
-                let metadata = snapshot.metadata.as_ref();
-                !is_internal(snapshot) && !is_deleting(metadata) && self.control.is_own(metadata)
-            });
+            let known = answer.snapshots.iter().filter(|snapshot| self.is_told(snapshot));
             entries.extend(known.map(entry));
             token = answer.next_page_token;
             if token.is_empty() || entries.len() >= wanted {

@@ -13,10 +13,18 @@ use crate::names::{is_resource_name, label, resource_name};
 use crate::parameters::snapshot_tags;
 
 use super::ControllerService;
-use super::answer::{self, is_deleting, is_internal, name_of};
+use super::answer::{self, is_deleting, is_internal, is_lost, name_of};
 
 /// How long is waited until a snapshot is taken; after that the answer says that it is not ready yet.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What was promised under a name is lost. To say that it is not ready yet would have orchestrators ask for
+/// ever, and another one of a later instant is not what was asked for.
+pub(super) fn lost(name: &str) -> CallError {
+    CallError::Precondition(format!(
+        "snapshot {name} was taken, and is lost, as no replica has it any more: delete it, and take another"
+    ))
+}
 
 impl ControllerService {
     pub(super) async fn take_snapshot(
@@ -70,6 +78,9 @@ impl ControllerService {
                 what: "it was deleted meanwhile".to_owned(),
             })?;
             self.require_of(&snapshot, &request.source_volume_id)?;
+            if is_lost(&snapshot) {
+                return Err(lost(&name));
+            }
             let state = snapshot.status.as_ref().map(control::SnapshotStatus::state);
             let is_taken = state == Some(SnapshotState::Ready);
             if is_taken

@@ -9,6 +9,7 @@ mod discovery;
 mod groups;
 mod health;
 mod hold;
+mod lost;
 mod metadata;
 mod node;
 mod processes;
