@@ -116,8 +116,9 @@ impl From<Status> for CommandError {
                     false => text.to_owned(),
                 };
                 Self::Refused(format!(
-                    "the connection was lost: {reason}; if it is each time, see that --certificates is given \
-                     where the control plane has some, and that those of both come from one authority"
+                    "the connection was lost: {reason}; if it is each time, see that --control names a \
+                     control plane, that --certificates is given where it has some, and that those of both \
+                     come from one authority"
                 ))
             }
             None if text.is_empty() && status.code() == Code::Unavailable => {

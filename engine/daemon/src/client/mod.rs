@@ -6,6 +6,7 @@ mod pools;
 mod print;
 mod progress;
 
+use std::error::Error as _;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -43,6 +44,17 @@ pub enum ClientError {
     )]
     Connect {
         /// Where one was looked for.
+        address: ControlAddress,
+        /// What went wrong.
+        reason: String,
+    },
+    /// No answer came, or none that is of an engine.
+    #[error(
+        "the connection to {address} was lost: {reason}; if it is each time, another program listens there: \
+         tell where the engine is with --grpc"
+    )]
+    Lost {
+        /// Where an engine was looked for.
         address: ControlAddress,
         /// What went wrong.
         reason: String,
@@ -199,12 +211,19 @@ pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 fn refused(address: &ControlAddress, status: &Status) -> ClientError {
-    match status.code() {
-        Code::Unavailable if status.message().is_empty() => ClientError::Connect {
+    match (status.code(), status.source()) {
+        (Code::Unavailable, None) if status.message().is_empty() => ClientError::Connect {
             address: address.clone(),
             reason: "the connection was lost".to_owned(),
         },
-        _ => ClientError::Refused(status.message().to_owned()),
+        (Code::Cancelled | Code::DeadlineExceeded, _) | (_, None) => {
+            ClientError::Refused(status.message().to_owned())
+        }
+        // It is not the engine that says so.
+        (_, Some(source)) => ClientError::Lost {
+            address: address.clone(),
+            reason: innermost(source),
+        },
     }
 }
 

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
-use crate::common::{EngineProcess, PATIENCE, answer, errors};
+use crate::common::{EngineProcess, PATIENCE, answer, errors, run};
 
 const DEVICE: &str = "malloc:///a?size=1MiB";
 
@@ -46,6 +46,20 @@ async fn next(events: &mut Streaming<Event>) -> What {
         .expect("not the end")
         .what
         .expect("something happened")
+}
+
+#[test]
+fn what_speaks_another_language_is_no_engine() {
+    let mut engine = EngineProcess::start(&[DEVICE]);
+    let hosts = engine.listener().to_string();
+    let list = run(&["namespace", "list", "--grpc", &hosts]);
+    assert_eq!(list.status.code(), Some(1));
+    let told = errors(&list);
+    assert!(
+        told.contains(&hosts) && told.contains("another program listens there"),
+        "{told}"
+    );
+    engine.stop();
 }
 
 #[test]
