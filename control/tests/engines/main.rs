@@ -5,6 +5,7 @@
 //! depends on where other programs were built.
 
 mod asked;
+mod back;
 mod calls;
 mod channels;
 mod chaos;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Some("measure") => measure::run(&arguments[1..]),
         Some("chaos") => chaos::main(&arguments[1..]),
         Some("traces") => traces::main(),
+        Some("back") => scenarios::back(),
         Some("slow") => slow::main(),
         Some("more") => scenarios::more(),
         // What test runners ask.

@@ -19,7 +19,7 @@ use crate::chaos;
 use crate::cluster::{Cluster, HOST, Records, until};
 use crate::instant::{Writer, numbers};
 use crate::reserved::reservations_outlive_their_target;
-use crate::{traces, trust};
+use crate::{back, traces, trust};
 
 /// How long things are killed and brought back, in every run of the tests.
 const CHAOS: Duration = Duration::from_secs(5);
@@ -86,8 +86,16 @@ pub fn run() -> ExitCode {
             nothing_is_left_behind,
         );
         drop(witness);
+        back::run().await;
         traces::run().await;
     });
+    ExitCode::SUCCESS
+}
+
+/// Runs volumes that go back to snapshots alone.
+pub fn back() -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(back::run());
     ExitCode::SUCCESS
 }
 
