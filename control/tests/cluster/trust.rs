@@ -219,7 +219,7 @@ async fn strangers_are_told_what_is_wrong() {
     let good = write(&server.authority, &server.authority, "good");
     assert_eq!(told_by_command_line(server.address, Some(&good)).await, "");
     let none = told_by_command_line(server.address, None).await;
-    assert!(none.contains("see that --certificates is given"), "{none}");
+    assert!(none.contains("that --certificates is given"), "{none}");
     // The control plane does not trust these.
     let unknown = write(&server.authority, &foreign, "unknown");
     let unknown = told_by_command_line(server.address, Some(&unknown)).await;
