@@ -554,6 +554,7 @@ fn volume_records(
             .unwrap_or_default(),
         roll_backs: roll_backs(world, known, record),
         roll_back: record.roll_back.clone(),
+        unreadable: None,
     };
     forget_snapshots(&mut status);
     let mut transaction = Transaction::default();

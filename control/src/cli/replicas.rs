@@ -36,7 +36,16 @@ struct Told {
     /// While it goes back to a snapshot.
     #[serde(skip_serializing_if = "Option::is_none")]
     roll_back: Option<ToldRollBack>,
+    /// What no replica in sync can read, at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<ToldUnreadable>,
     replicas: Vec<ToldReplica>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+struct ToldUnreadable {
+    blocks: u64,
+    first_offset_bytes: u64,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -127,6 +136,10 @@ fn told(volume: &Volume, measured: Vec<NodeMeasurements>) -> Told {
         copied_bytes_per_second: mirror.as_ref().and_then(|mirror| mirror.copied_bytes_per_second),
         copy_time_left_us: mirror.as_ref().and_then(|mirror| mirror.copy_time_left_us),
         replicas: replicas.collect(),
+        unreadable: status.unreadable.map(|unreadable| ToldUnreadable {
+            blocks: unreadable.blocks,
+            first_offset_bytes: unreadable.first_offset_bytes,
+        }),
         roll_back: mirror
             .and_then(|mirror| mirror.roll_back)
             .map(|progress| roll_back_told(&status, progress)),
@@ -193,6 +206,14 @@ fn show(told: &Told, into: &mut impl Write) -> Result<(), CommandError> {
         let left = time_left(told.copy_time_left_us);
         writeln!(into, "{} are copied in a second{left}", Size(speed))?;
     }
+    if let Some(unreadable) = &told.unreadable {
+        let first = unreadable.first_offset_bytes;
+        let blocks = unreadable.blocks;
+        writeln!(
+            into,
+            "blocks that no replica in sync can read: {blocks} at least, the first at byte {first}"
+        )?;
+    }
     if let Some(roll_back) = &told.roll_back {
         let speed = roll_back.compared_bytes_per_second;
         let speed = speed.map(|speed| format!(", {} in a second", Size(speed)));
@@ -224,7 +245,7 @@ fn pace(seen: &Seen) -> String {
 #[cfg(test)]
 mod tests {
     use pollux_api::control::v1::{
-        EngineMeasurements, Metadata, MirroredReplica, ReplicaState, VolumeRollBack,
+        EngineMeasurements, Metadata, MirroredReplica, ReplicaState, UnreadableBlocks, VolumeRollBack,
     };
 
     use super::*;
@@ -309,6 +330,22 @@ mod tests {
         assert_eq!(json["replicas"][1]["missed_bytes"], 3 << 20);
         assert_eq!(json["replicas"][2]["pace"], "REPLICA_PACE_OUT");
         assert!(json.get("problem").is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told() {
+        let (mut volume, measured) = (volume(), measured());
+        let well = told(&volume, vec![measured.clone()]);
+        assert!(!shown(&well).contains("can read"));
+        volume.status.as_mut().expect("it has one").unreadable = Some(UnreadableBlocks {
+            blocks: 3,
+            first_offset_bytes: 8192,
+        });
+        let ill = told(&volume, vec![measured]);
+        let line = "blocks that no replica in sync can read: 3 at least, the first at byte 8192";
+        assert!(shown(&ill).lines().any(|told| told == line));
+        let json = serde_json::to_value(&ill).expect("it is told");
+        assert_eq!(json["unreadable"]["first_offset_bytes"], 8192);
     }
 
     #[test]

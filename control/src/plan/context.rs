@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use pollux_api::control::v1::{
     NodeState, Pool, PoolHealth, PoolReport, PoolState, Removal, ReplicaReport, ReplicaState, Severity,
-    Snapshot, TargetConfig, engine_command::Command,
+    Snapshot, TargetConfig, UnreadableBlocks, engine_command::Command,
 };
 
 use crate::model::{Guarded, Record};
@@ -34,6 +34,8 @@ pub(super) struct Context<'a> {
     pools: HashMap<&'a str, &'a PoolReport>,
     /// Replicas that targets of online engines have given up, by UUID.
     given_up: HashSet<&'a str>,
+    /// What online engines tell that cannot be read, by volume, each with the node.
+    unreadable: HashMap<&'a str, Vec<(&'a str, UnreadableBlocks)>>,
     /// Targets that online engines tell of, by volume.
     targets: HashMap<&'a str, Vec<(&'a str, &'a TargetConfig)>>,
     /// What can be expected of replicas as far as their pool and its node go, by pool.
@@ -100,6 +102,7 @@ impl<'a> Context<'a> {
             moves: Moves::default(),
             replicas: HashMap::new(),
             given_up: HashSet::new(),
+            unreadable: HashMap::new(),
             pools: HashMap::new(),
             targets: HashMap::new(),
             places: HashMap::new(),
@@ -147,6 +150,10 @@ impl<'a> Context<'a> {
             }
             self.given_up
                 .extend(observation.report.given_up.iter().map(String::as_str));
+            for told in &observation.report.unreadable {
+                let all = self.unreadable.entry(&told.volume_uid).or_default();
+                all.push((node.as_str(), told.blocks.unwrap_or_default()));
+            }
             for target in &observation.report.targets {
                 let targets = self.targets.entry(target.volume_uid.as_str()).or_default();
                 targets.push((node.as_str(), target));
@@ -294,6 +301,12 @@ impl<'a> Context<'a> {
     /// Whether the target of a replica has given it up.
     pub(super) fn is_given_up(&self, uid: &str) -> bool {
         self.given_up.contains(uid)
+    }
+
+    /// What of a volume cannot be read, as the engine on a node tells; nothing if it does not know.
+    pub(super) fn unreadable(&self, volume_uid: &str, node: &str) -> Option<UnreadableBlocks> {
+        let mut told = self.unreadable.get(volume_uid)?.iter();
+        told.find(|(other, _)| *other == node).map(|(_, blocks)| *blocks)
     }
 
     /// A pool as an online engine tells of it.

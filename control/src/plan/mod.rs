@@ -24,6 +24,7 @@ mod repair;
 mod roll_backs;
 mod snapshots;
 mod targets;
+mod unreadable;
 mod volume;
 
 use std::collections::HashSet;

@@ -17,7 +17,7 @@ use crate::store::Transaction;
 
 use super::context::Context;
 use super::repair::{self, Fitness, fitness};
-use super::{roll_backs, stored, targets};
+use super::{roll_backs, stored, targets, unreadable};
 
 /// A volume with what is decided for it.
 pub(super) struct Draft<'a> {
@@ -167,6 +167,7 @@ fn plan_volume(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec) {
         repair::repair(context, &mut draft);
         targets::choose(context, &mut draft);
         roll_backs::advance(context, &mut draft);
+        unreadable::note(context, &mut draft);
     }
     let state = state(context, &draft);
     draft.status.state = state.into();

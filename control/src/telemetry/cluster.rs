@@ -165,6 +165,7 @@ fn volumes(world: &World, text: &mut Exposition) {
         &families::VOLUME_REPLICAS_IN_SYNC,
         &families::VOLUME_REPLICAS_WANTED,
         &families::VOLUME_EPOCH,
+        &families::VOLUME_UNREADABLE,
     ];
     for (index, family) in families.into_iter().enumerate() {
         let mut samples = text.family(family);
@@ -179,7 +180,8 @@ fn volumes(world: &World, text: &mut Exposition) {
                 1 => status.replicas.len() as u64,
                 2 => in_sync.count() as u64,
                 3 => u64::from(world.policy(volume).replicas),
-                _ => status.epoch,
+                4 => status.epoch,
+                _ => status.unreadable.map_or(0, |unreadable| unreadable.blocks),
             };
             samples.add(&[volume.name()], value as f64);
         }

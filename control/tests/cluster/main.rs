@@ -22,4 +22,5 @@ mod scale;
 mod secrets;
 mod together;
 mod trust;
+mod unreadable;
 mod waiting;

@@ -39,6 +39,8 @@ families! {
         "Replicas that a volume is to have.";
     VOLUME_EPOCH: Counter "pollux_volume_targets_total" ["volume"]
         "Targets that a volume has had: each failover is one more.";
+    VOLUME_UNREADABLE: Gauge "pollux_volume_unreadable_blocks" ["volume"]
+        "Blocks of a volume that no replica in sync can read, at least; they have to be written anew.";
     REPLICA_STATE: Gauge "pollux_replica_state" ["volume", "replica", "node", "pool", "state"]
         "1 for the state that a replica has; other states are left out.";
     SNAPSHOTS: Gauge "pollux_snapshots" ["state"] "Snapshots in a state.";

@@ -13,7 +13,7 @@ use pollux_api::control::v1::{
     EngineReport, EngineSurvey, GetMembershipRequest, HostSecrets, Membership, PoolHealth, PoolReport,
     RecordedRollBack, RecordedSnapshot, ReplicaConfig, ReplicaReport, ReplicaState, SurveyRequest,
     SurveyedPool, SurveyedReplica, SwapMembershipRequest, SwapMembershipResponse, TargetConfig,
-    engine_command::Command,
+    UnreadableBlocks, UnreadableReport, engine_command::Command,
 };
 use pollux_control::engines::{EngineAddress, EngineClient, EngineError};
 use pollux_control::registry::{RegistryError, get_membership, swap_membership};
@@ -101,6 +101,17 @@ impl Target {
     }
 }
 
+/// Blocks that cannot be read of a volume, from its second mebibyte on.
+fn unreadable((volume, blocks): (&String, &u64)) -> UnreadableReport {
+    UnreadableReport {
+        volume_uid: volume.clone(),
+        blocks: Some(UnreadableBlocks {
+            blocks: *blocks,
+            first_offset_bytes: u64::from(*blocks > 0) << 20,
+        }),
+    }
+}
+
 /// Where an engine listens for hosts.
 fn listener(node: &str) -> String {
     let number = node
@@ -142,6 +153,8 @@ pub struct Engine {
     pub cuts: Cuts,
     /// Replicas that its targets have given up as slow.
     pub given_up: BTreeSet<String>,
+    /// Of how many blocks its targets tell, by volume, that they cannot be read.
+    pub unreadable: BTreeMap<String, u64>,
     /// Pools in which no replica can be made.
     pub refusing: bool,
     /// It reports, and nobody can tell it anything.
@@ -234,6 +247,14 @@ impl Fleet {
         engine.report = None;
     }
 
+    /// A target finds out that so many blocks of its volume cannot be read.
+    pub fn set_unreadable(&self, node: &str, volume_uid: &str, blocks: u64) {
+        let mut engines = self.lock();
+        let engine = engines.engines.get_mut(node).expect("a node");
+        engine.unreadable.insert(volume_uid.to_owned(), blocks);
+        engine.report = None;
+    }
+
     /// An engine dies, or comes back with what is on its drives.
     pub fn set_up(&self, node: &str, up: bool) {
         let mut engines = self.lock();
@@ -242,6 +263,7 @@ impl Fleet {
         if !up {
             engine.targets.clear();
             engine.cuts = Cuts::default();
+            engine.unreadable.clear();
             engine.report = None;
         }
     }
@@ -428,6 +450,8 @@ impl Engines {
         };
         let given_up = self.engines[own].given_up.clone();
         let is_slow = |uid: &str| given_up.contains(uid);
+        let unreadable = self.engines[own].unreadable.get(&config.volume_uid);
+        let is_copied = unreadable.is_none_or(|blocks| *blocks == 0);
         let mut reached = Vec::new();
         let mut all_reached = true;
         for (at, member) in record.members.iter().enumerate() {
@@ -541,7 +565,7 @@ impl Engines {
                         recorded.owed_to |= 1 << member.slot;
                     }
                 }
-                ReplicaState::Stale if !leaves && !is_slow(&member.uid) => {
+                ReplicaState::Stale if !leaves && !is_slow(&member.uid) && is_copied => {
                     let found = self.replica(node, &member.uid).expect("reached");
                     found.rebuilt_ticks += 1;
                     if found.rebuilt_ticks >= REBUILD_TICKS {
@@ -719,6 +743,7 @@ impl EngineClient for Fleet {
             targets: found.targets.values().map(Target::report).collect(),
             cuts: found.cuts.report(),
             given_up: found.given_up.iter().cloned().collect(),
+            unreadable: found.unreadable.iter().map(unreadable).collect(),
         };
         let report = Arc::new(report);
         found.report = Some(report.clone());

@@ -22,6 +22,7 @@ impl Cluster {
                 pools.push(describe_pool(&pool).await);
             }
         }
+        let (given_up, unreadable) = self.targets.beside();
         EngineReport {
             node: self.settings.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -30,7 +31,8 @@ impl Cluster {
             replicas: self.describe_replicas(),
             targets: self.targets.report(),
             cuts: self.cuts.report(),
-            given_up: self.targets.given_up(),
+            given_up,
+            unreadable,
         }
     }
 

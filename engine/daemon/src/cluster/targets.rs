@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pollux_api::control::v1::{ReplicaState, TargetConfig, TargetReplica};
+use pollux_api::control::v1::{ReplicaState, TargetConfig, TargetReplica, UnreadableReport};
 use pollux_nvme::target::{
     ControllerIds, Hosts, NamespaceConfig, Subsystem, SubsystemConfig, SubsystemError, Target, TargetError,
 };
@@ -34,7 +34,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::admission;
-use super::pace::is_given_up;
+use super::pace::Beside;
 use super::ports::Ports;
 use super::record::{BLOCK_BYTES, RecordError, to_api, uuid};
 use super::registry::Registry;
@@ -163,14 +163,15 @@ struct Serving {
     known: Arc<Mutex<Vec<TargetReplica>>>,
     /// As the mirror told last.
     record: Arc<Mutex<Membership>>,
-    /// The replicas that the mirror has given up, as it told last.
-    given_up: Arc<Mutex<Vec<Uuid>>>,
+    /// What the mirror told last beside it.
+    beside: Arc<Mutex<Beside>>,
 }
 
 impl Serving {
     /// On the reactor of the mirror.
     fn new(volume: Uuid, mirror: Mirror, known: Vec<TargetReplica>) -> Self {
         let record = Arc::new(Mutex::new(mirror.membership()));
+        let beside = Arc::new(Mutex::new(Beside::of(&mirror)));
         let device = OwnedDevice::new(format!("mirror/{volume}"), Some(volume), mirror.device());
         Self {
             mirror: Owned::new(Rc::new(mirror)),
@@ -178,7 +179,7 @@ impl Serving {
             settling: Arc::default(),
             known: Arc::new(Mutex::new(known)),
             record,
-            given_up: Arc::default(),
+            beside,
         }
     }
 
@@ -322,16 +323,19 @@ impl Targets {
         self.shown().values().map(|shown| shown.report()).collect()
     }
 
-    /// The replicas that mirrors here have given up as slow.
-    pub(super) fn given_up(&self) -> Vec<String> {
+    /// The replicas that mirrors here have given up as slow, and what they cannot read.
+    pub(super) fn beside(&self) -> (Vec<String>, Vec<UnreadableReport>) {
         let shown: Vec<_> = self.shown().values().cloned().collect();
-        let serving = shown.iter().filter_map(|shown| shown.serving());
-        let mut all = Vec::new();
-        for serving in serving {
-            let given_up = serving.given_up.lock().unwrap_or_else(PoisonError::into_inner);
-            all.extend(given_up.iter().map(Uuid::to_string));
+        let (mut given_up, mut unreadable) = (Vec::new(), Vec::new());
+        for (volume, serving) in shown
+            .iter()
+            .filter_map(|shown| Some((shown.volume, shown.serving()?)))
+        {
+            let beside = serving.beside.lock().unwrap_or_else(PoisonError::into_inner);
+            given_up.extend(beside.given_up.iter().map(Uuid::to_string));
+            unreadable.extend(beside.unreadable(volume));
         }
-        all
+        (given_up, unreadable)
     }
 
     /// The mirror of a volume that is served here.
@@ -682,25 +686,22 @@ impl Targets {
         tokio::spawn(async move {
             let (record, changed) = (serving.record.clone(), self.changed.clone());
             let (device, switch) = (serving.device.clone(), shown.switch.clone());
-            let given_up = serving.given_up.clone();
+            let beside = serving.beside.clone();
             let watched = serving.mirror.call(move |mirror| async move {
                 loop {
                     let newest = mirror.membership();
                     let version = newest.version;
                     device.resized(newest.size_blocks);
                     switch.resize(newest.size_bytes());
-                    let all = mirror.replicas().into_iter();
-                    let slow = all.filter(|replica| is_given_up(replica.pace));
-                    let slow = slow.map(|replica| replica.id).collect();
                     // With thousands of volumes one of them is looked at all the time: nobody is told what
                     // was told before.
-                    if put(&record, newest) | put(&given_up, slow) {
+                    if put(&record, newest) | put(&beside, Beside::of(&mirror)) {
                         changed.notify_one();
                     }
                     if let Some(reason) = mirror.stopped() {
                         return reason;
                     }
-                    // Who is given up is no part of the record.
+                    // Who is given up is no part of the record, nor what cannot be read.
                     let _ = timeout(PACE_PERIOD, mirror.changed_since(version)).await;
                 }
             });

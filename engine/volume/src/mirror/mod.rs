@@ -52,7 +52,7 @@ use roll_back::GoneBack;
 use slow::Paces;
 pub use slow::{Pace, SlowOptions};
 pub use snapshot::{Cut, SnapshotError, snapshot_together};
-pub use status::{ReplicaStatus, ResyncProgress, RollBackProgress};
+pub use status::{ReplicaStatus, ResyncProgress, RollBackProgress, Unreadable};
 pub use wind_down::WindDownError;
 
 /// Bytes that are copied or compared under one lock.
@@ -176,8 +176,8 @@ pub(crate) struct Core {
     slow: Cell<SlotSet>,
     /// How often snapshots could not be read while they were given to a replica, by their cuts.
     unreadable: RefCell<BTreeMap<Uuid, u32>>,
-    /// Nobody of the set can read the chunk from this block on, so that a resync did not end.
-    unreadable_block: Cell<Option<u64>>,
+    /// What nobody of the set can read, as the last resync found that came to its end.
+    unreadable_blocks: Cell<Option<Unreadable>>,
     /// Nothing was sent to replicas for a while; what is sent next wakes who judges them.
     is_idle: Cell<bool>,
     sending: Signal,

@@ -302,7 +302,7 @@ impl Opening {
             paces: Rc::default(),
             slow: Cell::default(),
             unreadable: RefCell::default(),
-            unreadable_block: Cell::default(),
+            unreadable_blocks: Cell::default(),
             is_idle: Cell::new(true),
             sending: Signal::default(),
             counters: Cell::new(MirrorCounters::default()),

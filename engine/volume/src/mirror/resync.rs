@@ -9,7 +9,7 @@ use pollux_reactor::{sleep, timeout};
 
 use super::connection::{ConnectError, Connection, Verdict, clock};
 use super::slow::Return;
-use super::{Core, StopReason};
+use super::{Core, StopReason, Unreadable};
 use crate::locks::Mode;
 use crate::membership::{Membership, ReplicaState, SlotNumber, SlotSet};
 use crate::replica::{PromiseError, ReplicaCommand};
@@ -27,8 +27,8 @@ pub(super) struct Interrupted;
 /// What became of the copy of a region.
 enum Copied {
     Whole,
-    /// From the chunk at this block on there is none: nobody of the set can read that.
-    Unreadable(u64),
+    /// From the chunk with these blocks on there is none: nobody of the set can read them.
+    Unreadable(Unreadable),
 }
 
 /// Brings back one replica after the other; runs as long as the target.
@@ -212,7 +212,10 @@ impl Core {
                 match self.copy_region(slot, region).await? {
                     Copied::Whole => unflushed.push(region),
                     // It stays missed. All others are copied first.
-                    Copied::Unreadable(block) => drop(unreadable.get_or_insert(block)),
+                    Copied::Unreadable(found) => {
+                        let all = unreadable.get_or_insert(Unreadable { blocks: 0, ..found });
+                        all.blocks += found.blocks;
+                    }
                 }
             }
             let is_due = unflushed.len() >= REGIONS_PER_FLUSH
@@ -226,7 +229,7 @@ impl Core {
             if next.is_none() {
                 return match unreadable {
                     None => Ok(()),
-                    Some(block) => self.end_unreadable(slot, block),
+                    Some(unreadable) => self.end_unreadable(slot, unreadable),
                 };
             }
         }
@@ -235,13 +238,14 @@ impl Core {
     /// A block of the volume can be read from nobody of the set. So it cannot be copied, and must not look as
     /// if it were: the replica stays out until a host has written the block anew. What was copied of other
     /// regions is not copied again.
-    fn end_unreadable(&self, slot: SlotNumber, block: u64) -> Result<(), Interrupted> {
-        if self.unreadable_block.replace(Some(block)) != Some(block) {
+    fn end_unreadable(&self, slot: SlotNumber, unreadable: Unreadable) -> Result<(), Interrupted> {
+        if self.unreadable_blocks.replace(Some(unreadable)) != Some(unreadable) {
             let volume = self.volume();
             tracing::error!(
                 %volume,
                 slot = slot.index(),
-                block,
+                block = unreadable.first_block,
+                blocks = unreadable.blocks,
                 "a replica stays out, as blocks from here on can be read nowhere: they have to be written"
             );
         }
@@ -277,8 +281,9 @@ impl Core {
                 match self.read_locked(at, bytes as usize).await {
                     Ok(data) => self.put(slot, at, blocks, data).await?,
                     Err(_) => {
+                        let unreadable = self.find_unreadable(at, blocks).await;
                         self.check_syncing(slot)?;
-                        return Ok(Copied::Unreadable(at));
+                        return Ok(Copied::Unreadable(unreadable));
                     }
                 }
             }
@@ -287,6 +292,22 @@ impl Core {
             self.pace_resync(bytes).await;
         }
         Ok(Copied::Whole)
+    }
+
+    /// The blocks that cannot be read of a chunk that is locked and cannot.
+    async fn find_unreadable(&self, chunk: u64, blocks: u64) -> Unreadable {
+        let block_bytes = self.geometry.get().block_bytes as usize;
+        let mut bad = Vec::new();
+        for block in chunk..chunk + blocks {
+            if self.read_locked(block, block_bytes).await.is_err() {
+                bad.push(block);
+            }
+        }
+        // If all can be read by now, the next resync will tell.
+        Unreadable {
+            first_block: bad.first().copied().unwrap_or(chunk),
+            blocks: bad.len().max(1) as u64,
+        }
     }
 
     /// Whether nothing is stored of blocks that are locked: they are zeros then. Asked of the replica that is
@@ -382,7 +403,7 @@ impl Core {
             .await;
         if self.members.borrow().record().in_sync().contains(slot) {
             self.mapped.set(None);
-            self.unreadable_block.set(None);
+            self.unreadable_blocks.set(Some(Unreadable::default()));
             // Snapshots may have been deleted since it was swept, when it was not of the set yet.
             self.want_sweep();
             return Ok(());

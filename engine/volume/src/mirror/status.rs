@@ -21,8 +21,18 @@ pub struct ResyncProgress {
     pub bytes_per_second: Option<f64>,
     /// How long it will take at this speed, if all that is missed has to be copied.
     pub time_left: Option<Duration>,
-    /// A resync did not end, as nobody of the set can read blocks from this one on. They have to be written.
-    pub unreadable_block: Option<u64>,
+    /// What nobody of the set can read; `None` if no resync has told yet.
+    pub unreadable: Option<Unreadable>,
+}
+
+/// Blocks that nobody of the set can read. A replica stays out until they were written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unreadable {
+    /// The first one.
+    pub first_block: u64,
+    /// How many were seen, which may be fewer than there are: of a region no chunk is looked at behind the
+    /// first with such a block. 0 if there are none.
+    pub blocks: u64,
 }
 
 /// How far a volume has gone back to a snapshot.
@@ -76,7 +86,10 @@ impl Mirror {
             copied_bytes: core.copied_bytes.get(),
             bytes_per_second: speed,
             time_left: time_left(missed_bytes, speed),
-            unreadable_block: core.unreadable_block.get(),
+            unreadable: match behind.is_empty() {
+                true => Some(Unreadable::default()),
+                false => core.unreadable_blocks.get(),
+            },
         }
     }
 

@@ -8,7 +8,7 @@ use pollux_device::{BlockDevice, BlockDeviceExt, Completion, IoError, Request};
 use pollux_reactor::{sleep, spawn};
 use pollux_sim::SimDriveOptions;
 use pollux_volume::membership::{MembershipStore, MemoryStore, ReplicaState, SlotNumber};
-use pollux_volume::mirror::{GrowError, Mirror, SnapshotError, snapshot_together};
+use pollux_volume::mirror::{GrowError, Mirror, SnapshotError, Unreadable, snapshot_together};
 use pollux_volume::replica::{CommandError, ReplicaAnswer, ReplicaCommand, ReplicaPort};
 use uuid::Uuid;
 
@@ -388,14 +388,16 @@ fn a_block_that_nobody_can_read_keeps_only_its_region_from_being_copied() {
     }
     // All else in its region is well.
     cluster.drives[0].make_unreadable(DATA_START + REGION + 1, 1);
+    cluster.drives[0].make_unreadable(DATA_START + 3 * REGION + 1, 1);
+    let unreadable = |mirror: &Mirror| mirror.resync_progress().unreadable;
+    assert_eq!(unreadable(&mirror), None, "no resync has told yet");
     let missed = |mirror: &Mirror| mirror.resync_progress().missed_regions;
     assert!(missed(&mirror) >= 4);
     cluster.paths[1].cut.set(false);
     let limit = Duration::from_secs(60);
-    let stuck = || missed(&mirror) == 1 && mirror.resync_progress().unreadable_block.is_some();
+    let found = |first_block, blocks| Some(Unreadable { first_block, blocks });
+    let stuck = || missed(&mirror) == 2 && unreadable(&mirror) == found(REGION + 1, 2);
     cluster.world.run_until(stuck, limit).unwrap();
-    let unreadable = mirror.resync_progress().unreadable_block.unwrap();
-    assert_eq!(unreadable / REGION, 1, "{unreadable}");
     assert_eq!(cluster.in_sync(), 1, "nothing was made up");
     // Hosts are told of that block, and of no other.
     run(&cluster, &mirror, async |mirror| {
@@ -404,7 +406,10 @@ fn a_block_that_nobody_can_read_keeps_only_its_region_from_being_copied() {
     });
     assert_eq!(cluster.read(&mirror, 2 * REGION + 1), 7);
     cluster.write(&mirror, REGION + 1, 8);
-    let back = || cluster.in_sync() == 2 && mirror.resync_progress().unreadable_block.is_none();
+    let less = || missed(&mirror) == 1 && unreadable(&mirror) == found(3 * REGION + 1, 1);
+    cluster.world.run_until(less, limit).unwrap();
+    cluster.write(&mirror, 3 * REGION + 1, 8);
+    let back = || cluster.in_sync() == 2 && unreadable(&mirror) == found(0, 0);
     cluster.world.run_until(back, limit).unwrap();
     cluster.assert_identical(&[0, 1]);
 }
