@@ -26,6 +26,14 @@ pub enum CallError {
     /// No replica has the snapshot any more. It is on record, so that people see it; nothing else is left.
     #[error("snapshot {0} is lost: no replica has it any more, and nothing can be made of it; delete it")]
     Lost(String),
+    /// The volume is on record, and has nothing: what it was to be made of is lost.
+    #[error("volume {id} will never be made: {why}; delete it")]
+    NeverMade {
+        /// What it is called.
+        id: String,
+        /// What is lost.
+        why: String,
+    },
     /// There is another one of this name, or in another way.
     #[error("{kind} {id} is there already, and not as asked for: {difference}")]
     Exists {
@@ -112,7 +120,7 @@ impl CallError {
     pub fn code(&self) -> Code {
         match self {
             Self::Argument { .. } => Code::InvalidArgument,
-            Self::NotFound { .. } | Self::Lost(_) => Code::NotFound,
+            Self::NotFound { .. } | Self::Lost(_) | Self::NeverMade { .. } => Code::NotFound,
             Self::Exists { .. } => Code::AlreadyExists,
             Self::OutOfRange(_) | Self::Offset(_) => Code::OutOfRange,
             Self::NoPlace(_) => Code::ResourceExhausted,

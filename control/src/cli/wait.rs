@@ -138,15 +138,17 @@ fn replicas(volume: &Volume) -> Progress {
     }
 }
 
+/// What a volume was to be made of is lost.
+fn never_made(name: &str, why: &str) -> CommandError {
+    CommandError::Refused(format!("volume {name} will never be made: {why}"))
+}
+
 /// Waits until a volume is healthy.
 pub(super) async fn healthy(channel: &Channel, name: &str, seconds: u64) -> Result<Volume, CommandError> {
     until(channel, name, seconds, |volume: &Volume| {
         let status = volume.status.clone().unwrap_or_default();
         match status.state() {
-            VolumeState::Failed => Err(CommandError::Refused(format!(
-                "volume {name} will never be made: {}",
-                status.message
-            ))),
+            VolumeState::Failed => Err(never_made(name, &status.message)),
             _ => Ok(replicas(volume)),
         }
     })
@@ -288,7 +290,12 @@ pub(super) async fn published(
         state: answer.message,
         look: format!("volume get {name}"),
     };
-    asked(seconds, ask, |answer| answer.ready, patience).await
+    let is_over = |answer: &PublishVolumeResponse| answer.ready || answer.state() == VolumeState::Failed;
+    let answer = asked(seconds, ask, is_over, patience).await?;
+    match answer.ready {
+        true => Ok(answer),
+        false => Err(never_made(&name, &answer.message)),
+    }
 }
 
 /// Takes a volume away from a host, or from all, and waits until no path admits it any more.

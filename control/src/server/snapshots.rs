@@ -71,10 +71,17 @@ pub(super) fn whole(volume: &Volume) -> Result<&VolumeStatus, CallError> {
 
 /// The status of a volume that has been made: only of such a one there are snapshots.
 pub(super) fn made(volume: &Volume) -> Result<&VolumeStatus, CallError> {
-    let status = volume.status.as_ref().filter(|status| status.epoch > 0);
-    status.ok_or_else(|| CallError::NotReady {
+    let status = volume.status.as_ref();
+    let why = match status {
+        Some(status) if status.epoch > 0 => return Ok(status),
+        Some(status) if status.state() == VolumeState::Failed => {
+            format!("it will never be made: {}", status.message)
+        }
+        _ => "it is still being made".to_owned(),
+    };
+    Err(CallError::NotReady {
         name: volume.name().to_owned(),
-        why: "it is still being made".to_owned(),
+        why,
     })
 }
 

@@ -418,9 +418,11 @@ impl Volumes for Services {
             Ok(())
         };
         let volume = self.admit(&name, &host.host_nqn, secrets.as_ref(), admit).await?;
-        // Once somebody has unpublished it there is nothing to wait for.
+        // Once somebody has unpublished it, or it will never be made, there is nothing to wait for.
         let is_over = |volume: &Volume, nodes: &Nodes| {
-            !is_listed(volume, &host.host_nqn) || self.missing(volume, nodes, &host.host_nqn).is_none()
+            !is_listed(volume, &host.host_nqn)
+                || volume.status.as_ref().map(VolumeStatus::state) == Some(VolumeState::Failed)
+                || self.missing(volume, nodes, &host.host_nqn).is_none()
         };
         let Look { volume, nodes, .. } = self.await_volume(wait, volume, is_over).await?;
         let missing = self.missing(&volume, &nodes, &host.host_nqn);

@@ -10,6 +10,7 @@ use pollux_api::csi::v1::{
     Snapshot, Topology, Volume, VolumeCondition, VolumeContentSource, VolumeHealth, VolumeHealthErrorType,
 };
 
+use crate::error::CallError;
 use crate::names::label;
 
 /// The key in a volume's context of the file system that is made if none is asked for.
@@ -33,6 +34,27 @@ pub fn size_of(volume: &control::Volume) -> u64 {
 /// Whether something is being deleted.
 pub fn is_deleting(metadata: Option<&Metadata>) -> bool {
     metadata.is_some_and(|metadata| metadata.deleted_unix_us.is_some())
+}
+
+/// Refuses a volume that will never be made: nobody waits for it, and nothing can be done with it.
+///
+/// # Errors
+///
+/// [`CallError::NeverMade`].
+pub fn require_makeable(volume: &control::Volume) -> Result<(), CallError> {
+    let status = volume.status.as_ref();
+    match status.filter(|status| status.state() == VolumeState::Failed) {
+        Some(status) => Err(never_made(name_of(volume.metadata.as_ref()), &status.message)),
+        None => Ok(()),
+    }
+}
+
+/// A volume will never be made, for what the control plane says.
+pub fn never_made(id: &str, why: &str) -> CallError {
+    CallError::NeverMade {
+        id: id.to_owned(),
+        why: why.to_owned(),
+    }
 }
 
 /// The name of something.

@@ -14,7 +14,7 @@ use crate::error::CallError;
 use crate::parameters::{Mutable, Parameters};
 
 use super::ControllerService;
-use super::answer::{signed, size_of};
+use super::answer::{require_makeable, signed, size_of};
 use super::create::Range;
 
 /// How often a change is tried against others.
@@ -71,6 +71,7 @@ impl ControllerService {
         let range = Range::read(request.capacity_range.as_ref())?;
         let grow = |volume: &mut Volume| {
             // It stays as large as it is if that is enough; it cannot shrink into the range.
+            require_makeable(volume)?;
             let size = range.choose(size_of(volume))?;
             volume.spec.get_or_insert_default().size_bytes = size;
             Ok(())
@@ -80,6 +81,7 @@ impl ControllerService {
         let mut waiting = Waiting::default();
         loop {
             let volume = self.control.volume(&id).await?;
+            require_makeable(&volume)?;
             let served = volume.status.as_ref().map_or(0, |status| status.size_bytes);
             if served >= wanted.max(range.required()) {
                 return Ok(ControllerExpandVolumeResponse {

@@ -26,7 +26,7 @@ use crate::parameters::Parameters;
 use crate::topology::{Mode, Place, Places};
 
 use super::ControllerService;
-use super::answer::{self, is_deleting, label_of, name_of, size_of, source_label};
+use super::answer::{self, is_deleting, label_of, name_of, require_makeable, size_of, source_label};
 
 /// Volumes are whole multiples of this.
 const GRAIN_BYTES: u64 = 1 << 20;
@@ -287,6 +287,7 @@ impl ControllerService {
             None => return Ok((String::new(), 0)),
             Some(SourceType::Volume(source)) => {
                 let original = self.control.volume(&source.volume_id).await?;
+                require_makeable(&original)?;
                 let least = size_of(&original);
                 wanted.range.choose(least)?;
                 let snapshot = self.snapshot_for_clone(&original, &wanted.name).await?;

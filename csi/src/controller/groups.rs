@@ -20,7 +20,7 @@ use crate::names::{group_name, is_resource_name, label};
 use crate::parameters::snapshot_tags;
 
 use super::ControllerService;
-use super::answer::{self, is_deleting, is_lost, name_of};
+use super::answer::{self, is_deleting, is_lost, name_of, require_makeable};
 use super::snapshots::lost;
 
 /// How long is waited until snapshots are taken; after that the answer says that they are not ready yet.
@@ -48,7 +48,7 @@ impl ControllerService {
             require_of(&found, &volumes)?;
         } else {
             for volume in &volumes {
-                self.known_volume(volume).await?;
+                require_makeable(&self.known_volume(volume).await?)?;
             }
             let group_snapshot = control::GroupSnapshot {
                 metadata: Some(Metadata {

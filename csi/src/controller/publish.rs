@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use pollux_api::control::v1::{
     HostAccess, HostSecrets, HostSharing, PublishVolumeRequest, PublishVolumeResponse, Reason,
-    UnpublishVolumeRequest, Volume,
+    UnpublishVolumeRequest, Volume, VolumeState,
 };
 use pollux_api::csi::v1::{
     ControllerPublishVolumeRequest, ControllerPublishVolumeResponse, ControllerUnpublishVolumeRequest,
@@ -19,7 +19,7 @@ use crate::node::context;
 use crate::secrets;
 
 use super::ControllerService;
-use super::answer::{is_deleting, name_of};
+use super::answer::{is_deleting, name_of, never_made, require_makeable};
 
 /// A node that may use a volume.
 struct Publication {
@@ -121,6 +121,7 @@ impl ControllerService {
         if is_deleting(volume.metadata.as_ref()) {
             return Err(CallError::no_volume(&publication.id));
         }
+        require_makeable(&volume)?;
         match publication.known(&volume) {
             Some(known) if known.read_only != read_only => return Err(publication.otherwise()),
             _ => {}
@@ -167,6 +168,9 @@ impl ControllerService {
             };
             if answer.ready {
                 return Ok(answer);
+            }
+            if answer.state() == VolumeState::Failed {
+                return Err(never_made(&publication.id, &answer.message));
             }
             waiting.pause("volume", &publication.id, &answer.message).await?;
         }

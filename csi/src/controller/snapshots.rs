@@ -13,7 +13,7 @@ use crate::names::{is_resource_name, label, resource_name};
 use crate::parameters::snapshot_tags;
 
 use super::ControllerService;
-use super::answer::{self, is_deleting, is_internal, is_lost, name_of};
+use super::answer::{self, is_deleting, is_internal, is_lost, name_of, require_makeable};
 
 /// How long is waited until a snapshot is taken; after that the answer says that it is not ready yet.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ impl ControllerService {
         if let Some(snapshot) = self.control.find_snapshot(&name).await? {
             self.require_of(&snapshot, &request.source_volume_id)?;
         } else {
-            self.known_volume(&request.source_volume_id).await?;
+            require_makeable(&self.known_volume(&request.source_volume_id).await?)?;
             let snapshot = control::Snapshot {
                 metadata: Some(Metadata {
                     name: name.clone(),

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use pollux_api::control::v1::{Snapshot, SnapshotState};
+use pollux_api::control::v1::volumes_client::VolumesClient;
+use pollux_api::control::v1::{
+    self as control, GetVolumeRequest, Metadata, Snapshot, SnapshotState, VolumeSpec, VolumeState,
+};
 use pollux_api::csi::v1::volume_content_source::{SnapshotSource, Type as SourceType, VolumeSource};
 use pollux_api::csi::v1::*;
 use pollux_control::model::{Guarded, Kind, Record};
@@ -10,7 +13,9 @@ use pollux_control::store::{MemoryStore, Store, StoreError, Transaction};
 use pollux_csi::names::clone_snapshot;
 use tonic::{Code, Status};
 
-use crate::common::{Pollux, again, new_volume};
+use crate::common::{GIB, Pollux, again, bytes, mount, new_volume};
+
+const NODE: &str = "nqn.2026-11.io.pollux:node:default:n1";
 
 /// All replicas lose a snapshot, as the control plane has seen it.
 async fn lose(store: &MemoryStore, name: &str) {
@@ -154,15 +159,13 @@ async fn who_waits_for_a_copy_of_it_is_told_and_nothing_is_left() {
         "a copy that waits",
     );
     set_deaf(&pollux, false);
+    // The copy is being deleted, and needs it until then.
+    disappears(&pollux, "copy").await;
     let old = DeleteSnapshotRequest {
         snapshot_id: "s".to_owned(),
         ..Default::default()
     };
-    let gone = again("it goes after the copy", || {
-        let (mut driver, old) = (driver.clone(), old.clone());
-        async move { driver.delete_snapshot(old).await }
-    });
-    gone.await;
+    driver.delete_snapshot(old).await.expect("it goes after the copy");
     let old = DeleteVolumeRequest {
         volume_id: "v".to_owned(),
         ..Default::default()
@@ -209,6 +212,145 @@ async fn a_copy_of_a_volume_is_begun_anew() {
         driver.delete_volume(old).await.expect("nothing needs it");
     }
     pollux.require_empty().await;
+}
+
+/// Waits until the control plane knows that a volume will never be made.
+async fn fails(pollux: &Pollux, name: &str) {
+    let mut volumes = VolumesClient::new(pollux.channel.clone());
+    loop {
+        let name = name.to_owned();
+        let volume = volumes.get_volume(GetVolumeRequest { name }).await;
+        let status = volume.expect("it is there").into_inner().status;
+        if status.is_some_and(|status| status.state() == VolumeState::Failed) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until a snapshot or volume is there no more.
+async fn disappears(pollux: &Pollux, name: &str) {
+    loop {
+        let (volumes, snapshots) = pollux.names().await;
+        if volumes.iter().chain(&snapshots).all(|there| there != name) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+/// Has a copy stored that nobody waits for, who would delete it.
+async fn store_copy(pollux: &Pollux) {
+    let volume = control::Volume {
+        metadata: Some(Metadata {
+            name: "copy".to_owned(),
+            ..Metadata::default()
+        }),
+        spec: Some(VolumeSpec {
+            size_bytes: 1 << 30,
+            source_snapshot: "s".to_owned(),
+            ..VolumeSpec::default()
+        }),
+        status: None,
+    };
+    let request = control::CreateVolumeRequest {
+        volume: Some(volume),
+        wait_us: None,
+    };
+    let stored = VolumesClient::new(pollux.channel.clone())
+        .create_volume(request)
+        .await;
+    stored.expect("its source is there");
+}
+
+fn published() -> ControllerPublishVolumeRequest {
+    ControllerPublishVolumeRequest {
+        volume_id: "copy".to_owned(),
+        node_id: NODE.to_owned(),
+        volume_capability: Some(mount("")),
+        ..Default::default()
+    }
+}
+
+/// Whoever would wait for a volume that will never be made is told why at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_wants_something_of_what_will_never_be_made_is_told_why() {
+    let store = MemoryStore::default();
+    let pollux = Pollux::start_on(Arc::new(store.clone())).await.ready().await;
+    let mut driver = pollux.controller("default").await;
+    driver.create_volume(new_volume("v")).await.expect("it is new");
+    driver.create_snapshot(take("s")).await.expect("it is new");
+    set_deaf(&pollux, true);
+    store_copy(&pollux).await;
+    lose(&store, "s").await;
+    fails(&pollux, "copy").await;
+    set_deaf(&pollux, false);
+
+    let told = |answer: Result<(), Status>, what: &str| {
+        refused(answer, Code::NotFound, what);
+    };
+    let grow = ControllerExpandVolumeRequest {
+        volume_id: "copy".to_owned(),
+        capacity_range: bytes(2 * GIB),
+        ..Default::default()
+    };
+    let snapshot = CreateSnapshotRequest {
+        source_volume_id: "copy".to_owned(),
+        ..take("t")
+    };
+    let source = VolumeSource {
+        volume_id: "copy".to_owned(),
+    };
+    let second = copy("second", SourceType::Volume(source));
+    let both = CreateVolumeGroupSnapshotRequest {
+        name: "g".to_owned(),
+        source_volume_ids: vec!["copy".to_owned(), "v".to_owned()],
+        ..Default::default()
+    };
+    let mut groups = pollux.groups("default").await;
+    let publish = driver.controller_publish_volume(published()).await;
+    told(publish.map(drop), "published");
+    told(driver.controller_expand_volume(grow).await.map(drop), "grown");
+    told(driver.create_snapshot(snapshot).await.map(drop), "a snapshot");
+    told(driver.create_volume(second).await.map(drop), "a copy");
+    told(
+        groups.create_volume_group_snapshot(both).await.map(drop),
+        "several",
+    );
+
+    // It was let to nobody, so that it can be deleted.
+    let gone = DeleteVolumeRequest {
+        volume_id: "copy".to_owned(),
+        ..Default::default()
+    };
+    driver.delete_volume(gone).await.expect("nobody has it");
+}
+
+/// The same of who waits already: it is not published later to whoever has given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_what_will_never_be_made_is_told_why() {
+    let store = MemoryStore::default();
+    let pollux = Pollux::start_on(Arc::new(store.clone())).await.ready().await;
+    let mut driver = pollux.controller("default").await;
+    driver.create_volume(new_volume("v")).await.expect("it is new");
+    driver.create_snapshot(take("s")).await.expect("it is new");
+    set_deaf(&pollux, true);
+    store_copy(&pollux).await;
+    let mut second = driver.clone();
+    let waiting = tokio::spawn(async move { second.controller_publish_volume(published()).await });
+    let mut volumes = VolumesClient::new(pollux.channel.clone());
+    loop {
+        let name = "copy".to_owned();
+        let volume = volumes.get_volume(GetVolumeRequest { name }).await;
+        let spec = volume.expect("it is there").into_inner().spec;
+        if spec.is_some_and(|spec| !spec.hosts.is_empty()) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    lose(&store, "s").await;
+    fails(&pollux, "copy").await;
+    refused(waiting.await.expect("no panic"), Code::NotFound, "published");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
