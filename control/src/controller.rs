@@ -5,10 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pollux_api::control::v1::{EngineReport, Event, Node, TargetConfig, engine_command::Command};
@@ -19,11 +16,10 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 use crate::engines::{EngineAddress, EngineClient};
+use crate::following::Following;
 use crate::model::{Kind, Record};
 use crate::plan::{Limits, Step, plan};
-use crate::store::{
-    Leadership, Listing, Store, StoreError, TERM_BASE_KEY, Transaction, Watcher, Write, term_base,
-};
+use crate::store::{Leadership, Store, StoreError, Transaction, Write};
 use crate::telemetry::Telemetry;
 use crate::telling::{Round, Telling};
 use crate::world::{Observation, World};
@@ -227,10 +223,8 @@ pub struct Parts {
 pub struct Controller {
     parts: Parts,
     leadership: Leadership,
-    /// What is added to the term of the leadership.
-    term_base: u64,
     world: World,
-    watcher: Box<dyn Watcher>,
+    following: Following,
     /// What engines are being told.
     telling: Telling,
 }
@@ -261,19 +255,16 @@ impl Controller {
     ///
     /// Those of the store.
     pub async fn start(parts: Parts, leadership: Leadership) -> Result<Self, StoreError> {
-        let listing = parts.store.list_all("/").await?;
-        let world = World::load(&listing, parts.clock.now_unix_us())?;
-        let watcher = parts.store.watch("/", listing.revision).await?;
-        let term_base = base_in(&listing)?;
-        let term = term_base.saturating_add(leadership.term);
+        let now = parts.clock.now_unix_us();
+        let (following, world) = Following::begin(parts.store.clone(), now).await?;
+        let term = world.term_base.saturating_add(leadership.term);
         tracing::info!(term, "leads");
         parts.observations.telemetry.leads(term);
         Ok(Self {
             parts,
             leadership,
-            term_base,
             world,
-            watcher,
+            following,
             telling: Telling::default(),
         })
     }
@@ -310,7 +301,7 @@ impl Controller {
                 () = turns_true(&mut stop) => return Ok(()),
                 () = turns_true(&mut lost) => return Ok(()),
                 () = self.parts.observations.changed.notified() => {}
-                changes = self.watcher.next() => self.take(changes).await?,
+                changes = self.following.next() => self.following.take(&mut self.world, changes).await?,
                 Some(told) = self.telling.next() => self.note_told(told),
                 _ = reports_due.tick() => {
                     // Those of the last time that are still under way go on: they end by themselves.
@@ -354,7 +345,7 @@ impl Controller {
     /// `repeat_after`.
     async fn step(&mut self, repeat_after: Duration) -> Result<Progress, StoreError> {
         let began = Instant::now();
-        self.catch_up().await?;
+        self.following.catch_up(&mut self.world).await?;
         while let Some(told) = self.telling.try_next() {
             self.note_told(told);
         }
@@ -392,7 +383,7 @@ impl Controller {
             }
         }
         let mut told = 0;
-        let term = self.term_base.saturating_add(self.leadership.term);
+        let term = self.world.term_base.saturating_add(self.leadership.term);
         for (node, commands) in commands {
             if let Some(engine) = self.world.nodes.get(&node).map(address) {
                 let round = Round {
@@ -408,7 +399,8 @@ impl Controller {
         self.parts.observations.telemetry.planned(commits.len(), told);
         let fresh = commits.len() + told;
         let revision = self.commit(commits, origin.as_ref()).await?;
-        self.wait_for(revision).await?;
+        let world = &mut self.world;
+        self.following.reach(world, revision, ECHO_TIMEOUT).await?;
         self.parts.observations.telemetry.passed(began.elapsed());
         Ok(Progress { planned, fresh })
     }
@@ -511,72 +503,12 @@ impl Controller {
             }
         }
     }
-
-    /// Applies the changes that are there already.
-    async fn catch_up(&mut self) -> Result<(), StoreError> {
-        loop {
-            let next = {
-                let mut next = pin!(self.watcher.next());
-                poll_fn(|task| Poll::Ready(next.as_mut().poll(task))).await
-            };
-            match next {
-                Poll::Ready(changes) => self.take(changes).await?,
-                Poll::Pending => return Ok(()),
-            }
-        }
-    }
-
-    /// Applies changes until those of the own transactions are there.
-    async fn wait_for(&mut self, revision: u64) -> Result<(), StoreError> {
-        while self.world.revision < revision {
-            match tokio::time::timeout(ECHO_TIMEOUT, self.watcher.next()).await {
-                Ok(changes) => self.take(changes).await?,
-                Err(_) => self.reload().await?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn take(
-        &mut self,
-        changes: Result<Vec<crate::store::Change>, StoreError>,
-    ) -> Result<(), StoreError> {
-        match changes {
-            Ok(changes) => changes.iter().try_for_each(|change| {
-                if change.key == TERM_BASE_KEY {
-                    self.term_base = term_base(change.value.as_deref())?;
-                }
-                self.world.apply(change)
-            }),
-            Err(StoreError::HistoryGone { .. }) => self.reload().await,
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Reads all records anew.
-    async fn reload(&mut self) -> Result<(), StoreError> {
-        let listing = self.parts.store.list_all("/").await?;
-        self.term_base = base_in(&listing)?;
-        let mut world = World::load(&listing, self.world.now_unix_us)?;
-        world.observing_since_unix_us = self.world.observing_since_unix_us;
-        world.failures = std::mem::take(&mut self.world.failures);
-        self.world = world;
-        self.watcher = self.parts.store.watch("/", listing.revision).await?;
-        Ok(())
-    }
 }
 
 /// What came of a plan.
 fn pass_span(steps: usize, planning: Duration) -> Span {
     let planning_us = u64::try_from(planning.as_micros()).unwrap_or(u64::MAX);
     span!(parent: None, "pass", steps, planning_us, commits = Empty, commands = Empty)
-}
-
-/// What is added to terms, by all entries.
-fn base_in(listing: &Listing) -> Result<u64, StoreError> {
-    let mut entries = listing.entries.iter();
-    let entry = entries.find(|entry| entry.key == TERM_BASE_KEY);
-    term_base(entry.map(|entry| entry.value.as_slice()))
 }
 
 /// Returns when it is true, or nobody can set it any more.

@@ -204,16 +204,14 @@ pub(crate) fn router(services: Services) -> Router {
 
 async fn scrape(State(services): State<Services>, request: Request) -> Response {
     let permitted = services.permit_http(request.extensions(), Action::Read);
-    let world = match permitted {
-        Ok(_) => services.world().await,
-        Err(error) => Err(error),
-    };
-    let world = match world {
-        Ok(world) => world,
-        Err(error) => return Problem::from(error).into_response(),
-    };
     let mut text = Exposition::default();
     services.telemetry().write(&mut text);
-    cluster::write(&world, &mut text);
+    let written = match permitted {
+        Ok(_) => services.view(|world| cluster::write(world, &mut text)).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = written {
+        return Problem::from(error).into_response();
+    }
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text.finish()).into_response()
 }

@@ -8,7 +8,7 @@ use pollux_api::control::v1::{
 };
 
 use crate::model::{EffectivePolicy, Kind, Record};
-use crate::store::{Change, Listing, StoreError};
+use crate::store::{Change, Listing, StoreError, TERM_BASE_KEY, term_base};
 
 /// What an engine told last.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +54,8 @@ pub struct World {
     pub failures: BTreeMap<String, u64>,
     /// Why engines could not be told something the last time, by node: those that could are not here.
     pub unheard: BTreeMap<String, String>,
+    /// What is added to the terms of leaders.
+    pub term_base: u64,
     /// The revision of the store that the records are of.
     pub revision: u64,
 }
@@ -116,7 +118,10 @@ impl World {
     }
 
     fn set(&mut self, key: &str, value: Option<(&[u8], u64)>) -> Result<(), StoreError> {
-        // Other keys are not records: the leader's.
+        if key == TERM_BASE_KEY {
+            self.term_base = term_base(value.map(|(value, _)| value))?;
+        }
+        // Other keys are not records: that one, and the leader's.
         let Some((kind, name)) = Kind::parse(key) else {
             return Ok(());
         };

@@ -58,6 +58,8 @@ use crate::plan::Limits;
 use crate::security::{Action, Caller, Guard};
 use crate::store::{LEADER_KEY, Store, StoreError};
 use crate::telemetry::{self, Telemetry};
+use crate::view::View;
+use crate::world::World;
 
 pub use errors::CallError;
 pub use records::Managed;
@@ -95,12 +97,21 @@ pub struct ServiceParts {
 #[derive(Debug, Clone)]
 pub struct Services {
     parts: ServiceParts,
+    /// All records, and what engines told last.
+    view: View,
 }
 
 impl Services {
     /// Answers from these parts.
     pub fn new(parts: ServiceParts) -> Self {
-        Self { parts }
+        let (store, observations) = (parts.store.clone(), parts.observations.clone());
+        let view = View::new(store, observations, parts.clock.clone());
+        Self { parts, view }
+    }
+
+    /// Looks at all records and what engines told last.
+    pub(crate) async fn view<T>(&self, look: impl FnOnce(&World) -> T) -> Result<T, CallError> {
+        Ok(self.view.read(look).await?)
     }
 
     /// Who calls, if the caller may do that.

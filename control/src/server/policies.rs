@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 use crate::model::{Kind, Record};
 use crate::plan::preview;
 use crate::security::Action;
+use crate::world::World;
 
 use super::errors::CallError;
 use super::records::{ChangeStream, Managed, masked, require_name};
@@ -151,8 +152,8 @@ impl Templates for Services {
         let present = self.find::<Template>(update.name()).await?;
         let paths = update_mask.map(|mask| mask.paths).unwrap_or_default();
         let changed = masked(&present, &update, &paths)?;
-        let world = self.world().await?;
-        answer!(preview(&world, &self.parts.limits, &changed))
+        let show = |world: &World| preview(world, &self.parts.limits, &changed);
+        answer!(self.view(show).await?)
     }
 
     async fn watch_templates(

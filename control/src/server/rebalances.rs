@@ -11,6 +11,7 @@ use crate::model::{Kind, Record};
 use crate::plan::propose;
 use crate::security::Action;
 use crate::store::Condition;
+use crate::world::World;
 
 use super::errors::CallError;
 use super::records::{Managed, require_name};
@@ -28,9 +29,9 @@ impl Managed for Rebalance {
         services: &Services,
     ) -> Result<Vec<Condition>, CallError> {
         if before.is_none() {
-            let world = services.world().await?;
             let spec = self.spec.unwrap_or_default();
-            self.status = Some(propose(&world, services.limits(), &spec));
+            let look = |world: &World| propose(world, services.limits(), &spec);
+            self.status = Some(services.view(look).await?);
         }
         Ok(Vec::new())
     }

@@ -80,7 +80,7 @@ impl Services {
         let mut answers = self.survey(before, spec).await;
         // Later than all that engines have told: what they know came from the store. What has gone from it
         // since is no loss.
-        let world = self.world().await?;
+        let world = self.view(World::clone).await?;
         let is_there = |uid: &str| world.volumes.values().any(|volume| volume.meta().uid == uid);
         let volumes = before.volumes.values().map(|volume| volume.meta().uid.as_str());
         let removed = before
@@ -163,7 +163,7 @@ impl Recoveries for Services {
         request: Request<SurveyEnginesRequest>,
     ) -> Result<Response<Survey>, Status> {
         self.permit(&request, Action::Administer)?;
-        let world = self.world().await?;
+        let world = self.view(World::clone).await?;
         let spec = checked(request.into_inner().spec, &world)?;
         let (_, survey) = self.look(&spec, &world).await?;
         answer!(survey)
@@ -175,7 +175,7 @@ impl Recoveries for Services {
     ) -> Result<Response<Survey>, Status> {
         self.permit(&request, Action::Administer)?;
         let CommitRecoveryRequest { spec, digest } = request.into_inner();
-        let world = self.world().await?;
+        let world = self.view(World::clone).await?;
         let spec = checked(spec, &world)?;
         let (world, survey) = self.look(&spec, &world).await?;
         if survey.digest != digest {

@@ -118,15 +118,6 @@ impl Managed for Volume {
 }
 
 impl Services {
-    /// All records and what engines told last, for plans that are only shown.
-    pub(crate) async fn world(&self) -> Result<World, CallError> {
-        let listing = self.parts.store.list_all("/").await?;
-        let now = self.parts.clock.now_unix_us();
-        let mut world = World::load(&listing, now)?;
-        world.reports = self.parts.observations.all();
-        Ok(world)
-    }
-
     /// Looks at what a volume names, and returns the conditions that it stays so.
     async fn volume_references(&self, volume: &Volume) -> Result<Vec<Condition>, CallError> {
         let spec = volume.spec.clone().unwrap_or_default();
@@ -491,8 +482,8 @@ impl Volumes for Services {
         }
         volume.sanitize();
         self.new_volume_references(&volume).await?;
-        let world = self.world().await?;
-        answer!(explain_volume(&world, &self.parts.limits, &volume))
+        let explain = |world: &World| explain_volume(world, &self.parts.limits, &volume);
+        answer!(self.view(explain).await?)
     }
 
     async fn watch_volumes(

@@ -53,7 +53,7 @@ pub enum BackupError {
 ///
 /// [`BackupError::Store`].
 pub async fn write_backup(store: &dyn Store) -> Result<Vec<u8>, BackupError> {
-    let listing = store.list_all("").await?;
+    let listing = store.list_all("/").await?;
     let entries: Vec<_> = listing
         .entries
         .iter()
@@ -146,7 +146,7 @@ pub fn read_backup(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, BackupError> 
 /// [`BackupError`].
 pub async fn restore(store: &dyn Store, bytes: &[u8]) -> Result<usize, BackupError> {
     let entries = read_backup(bytes)?;
-    let present = store.list_all("").await?;
+    let present = store.list_all("/").await?;
     if let Some(entry) = present.entries.iter().find(|entry| entry.key != LEADER_KEY) {
         return Err(BackupError::NotEmpty {
             key: entry.key.clone(),

@@ -241,8 +241,10 @@ impl Writer {
                 Ok(outcomes) => {
                     for (outcome, answer) in outcomes.into_iter().zip(answers) {
                         let result = outcome.map(|(revision, changes)| {
-                            self.history.push(revision, changes);
-                            self.revision = revision;
+                            if !changes.is_empty() {
+                                self.history.push(revision, changes);
+                                self.revision = revision;
+                            }
                             revision
                         });
                         // A caller that left does not want to know.
@@ -281,12 +283,12 @@ impl Writer {
                     outcomes.push(Err(StoreError::Conflict { key }));
                     continue;
                 }
-                revision += 1;
+                let next = revision + 1;
                 let mut changes = Vec::new();
                 for write in one.writes {
                     let (key, value) = match write {
                         Write::Put { key, value } => {
-                            entries.insert(key.as_str(), (revision, value.as_slice()))?;
+                            entries.insert(key.as_str(), (next, value.as_slice()))?;
                             (key, Some(value))
                         }
                         Write::Delete { key } => match entries.remove(key.as_str())?.is_some() {
@@ -294,7 +296,14 @@ impl Writer {
                             false => continue,
                         },
                     };
-                    changes.push(Change { revision, key, value });
+                    changes.push(Change {
+                        revision: next,
+                        key,
+                        value,
+                    });
+                }
+                if !changes.is_empty() {
+                    revision = next;
                 }
                 outcomes.push(Ok((revision, changes)));
             }
@@ -339,6 +348,11 @@ impl Store for EmbeddedStore {
         let prefix = prefix.to_owned();
         self.read(move |reading| reading.list(&prefix, None, usize::MAX))
             .await
+    }
+
+    async fn revision(&self) -> Result<u64, StoreError> {
+        // Of the file: others may have read there already what its writer has not told yet.
+        self.read(|reading| Ok(reading.revision)).await
     }
 
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {

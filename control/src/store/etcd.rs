@@ -2,6 +2,9 @@
 //!
 //! Keys stand below a prefix, so that one etcd can serve several clusters. Revisions are etcd's own. The
 //! leader holds a key with a lease: if it cannot renew it in time, it counts itself out before etcd does.
+//!
+//! Each transaction writes one key beside all others, which is in no list and no watch: the revision of etcd
+//! is raised by other clusters too, and that of this key tells which was the last transaction of this one.
 
 use std::fmt;
 use std::time::Duration;
@@ -41,6 +44,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The pause between two looks at whether somebody else still leads.
 const CAMPAIGN_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What the key that each transaction writes ends with, behind the prefix. Keys begin with a slash there.
+const CHANGED: &str = "#changed";
 
 /// What separates the keys of one cluster from those of others.
 const PREFIX_DEFAULT: &str = "/pollux";
@@ -272,6 +278,12 @@ impl Store for EtcdStore {
         }
     }
 
+    async fn revision(&self) -> Result<u64, StoreError> {
+        // Linearizable, as all that is read here. Before the first transaction it is not there.
+        let changed = self.get(CHANGED).await?;
+        Ok(changed.map_or(0, |entry| entry.revision))
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
         check(&transaction)?;
         let mut request = TxnRequest::default();
@@ -292,6 +304,13 @@ impl Store for EtcdStore {
                 Write::Put { value, .. } => Operation::RequestPut(PutRequest { key, value, lease: 0 }),
                 Write::Delete { .. } => Operation::RequestDeleteRange(DeleteRangeRequest { key }),
             }));
+        }
+        if !request.success.is_empty() {
+            let changed = PutRequest {
+                key: self.full(CHANGED).into_bytes(),
+                ..PutRequest::default()
+            };
+            request.success.push(operation(Operation::RequestPut(changed)));
         }
         let answer = in_time(self.keys().txn(request)).await?.into_inner();
         if answer.succeeded {

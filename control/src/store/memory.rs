@@ -92,6 +92,10 @@ impl Store for MemoryStore {
         })
     }
 
+    async fn revision(&self) -> Result<u64, StoreError> {
+        Ok(self.lock().revision)
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
         check(&transaction)?;
         let mut contents = self.lock();
@@ -103,8 +107,7 @@ impl Store for MemoryStore {
                 });
             }
         }
-        contents.revision += 1;
-        let revision = contents.revision;
+        let revision = contents.revision + 1;
         let mut changes = Vec::new();
         for write in transaction.writes {
             let (key, value) = match write {
@@ -119,6 +122,10 @@ impl Store for MemoryStore {
             };
             changes.push(Change { revision, key, value });
         }
+        if changes.is_empty() {
+            return Ok(contents.revision);
+        }
+        contents.revision = revision;
         // With the lock held, so that the history has the order of the revisions.
         self.history.push(revision, changes);
         Ok(revision)

@@ -1,6 +1,7 @@
 //! Where the control plane keeps what was asked for and what was decided.
 //!
-//! A store is an ordered map from keys to bytes, with one revision that each transaction raises.
+//! A store is an ordered map from keys to bytes, with one revision that each transaction raises that changes
+//! something.
 //! Invariants, kept by all implementations and checked by one test-suite:
 //!
 //! - A transaction is done whole, if all of its conditions hold, or not at all.
@@ -32,8 +33,9 @@ pub const KEY_BYTES_MAX: usize = 512;
 /// Largest value, in bytes: etcd takes requests of 1.5 MiB by default.
 pub const VALUE_BYTES_MAX: usize = 256 << 10;
 
-/// Most conditions and writes of a transaction: etcd takes 128 operations by default.
-pub const TRANSACTION_OPERATIONS_MAX: usize = 128;
+/// Most conditions and writes of a transaction: etcd takes 128 operations by default, of which one is the
+/// note that there was a transaction.
+pub const TRANSACTION_OPERATIONS_MAX: usize = 127;
 
 /// Most bytes of the values that a transaction writes.
 pub const TRANSACTION_BYTES_MAX: usize = 1 << 20;
@@ -158,7 +160,8 @@ pub enum StoreError {
 /// Changes as they happen.
 #[tonic::async_trait]
 pub trait Watcher: Send + Sync {
-    /// The next changes: of whole transactions, in order, at least one.
+    /// The next changes: of whole transactions, in order, at least one. Who does not wait until it returns
+    /// misses nothing by that.
     ///
     /// # Errors
     ///
@@ -210,7 +213,16 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// [`StoreError::Unavailable`], [`StoreError::Damaged`].
     async fn list_all(&self, prefix: &str) -> Result<Listing, StoreError>;
 
-    /// Does a transaction, and returns its revision once it is durable.
+    /// The revision of the newest transaction: whatever anybody was told of before this was asked, or has
+    /// read, is of this revision or an older one. A watch of all keys comes to it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`], [`StoreError::Damaged`].
+    async fn revision(&self) -> Result<u64, StoreError>;
+
+    /// Does a transaction, and returns its revision once it is durable; the newest one, if it changes
+    /// nothing.
     ///
     /// # Errors
     ///

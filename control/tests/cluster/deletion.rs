@@ -48,6 +48,10 @@ impl Store for Meanwhile {
         listing
     }
 
+    async fn revision(&self) -> Result<u64, StoreError> {
+        self.inner.revision().await
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
         self.inner.commit(transaction).await
     }

@@ -64,6 +64,10 @@ impl Store for MortalStore {
         self.0.list_all(prefix).await
     }
 
+    async fn revision(&self) -> Result<u64, StoreError> {
+        self.0.revision().await
+    }
+
     async fn commit(&self, transaction: Transaction) -> Result<u64, StoreError> {
         let dead = Err(StoreError::Unavailable("the process has ended".to_owned()));
         match self.1.step() {
