@@ -2,7 +2,7 @@
 //! one reactor each. It ends, and leaves nothing behind, when it is dropped.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use pollux_api::control::v1::{
     PoolState, PublishVolumeRequest, PublishVolumeResponse, UpdateNodeRequest, UpdateVolumeRequest, Volume,
     VolumePolicy, VolumeSpec, VolumeState, VolumeStatus,
 };
+use pollux_ports::KeptPorts;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Error;
@@ -96,6 +97,8 @@ pub struct Cluster {
     setup: Setup,
     engines: Vec<Engine>,
     control_address: SocketAddr,
+    /// Nobody else is given the ports of processes that are away.
+    _ports: KeptPorts,
     channel: Channel,
     _control: Process,
     directory: tempfile::TempDir,
@@ -124,23 +127,15 @@ fn named(name: &str, label: Option<&str>) -> Option<Metadata> {
     })
 }
 
-/// So many ports that nobody listens on now, no two the same.
-fn free_ports(count: usize) -> Result<Vec<SocketAddr>, Error> {
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .collect::<Result<_, _>>()?;
-    let ports: Result<_, _> = listeners.iter().map(TcpListener::local_addr).collect();
-    Ok(ports?)
-}
-
 impl Cluster {
     /// Starts everything, and waits until volumes can be made.
     pub async fn start(setup: &Setup, backing: Backing) -> Result<Self, Error> {
         let directory = tempfile::Builder::new()
             .prefix("pollux-bench-")
             .tempdir_in(&setup.directory)?;
-        let ports = free_ports(1 + 2 * ENGINES)?;
+        let ports = KeptPorts::draw(1 + 2 * ENGINES)?;
         let (control_address, rest) = ports
+            .addresses()
             .split_first()
             .ok_or_else(|| Error::Odd("there are no ports".to_owned()))?;
         let store = format!("file:{}", directory.path().join("store").display());
@@ -174,6 +169,7 @@ impl Cluster {
             setup: setup.clone(),
             engines: engines.collect(),
             control_address: *control_address,
+            _ports: ports,
             channel: endpoint.connect_lazy(),
             _control: control,
             directory,

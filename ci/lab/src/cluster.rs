@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pollux_ports::KeptPorts;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
@@ -148,6 +149,8 @@ pub(crate) struct Cluster {
     engines: Vec<Engine>,
     csi: Process,
     relay_port: u16,
+    /// Nobody else is given the ports of processes that are away.
+    _ports: KeptPorts,
 }
 
 impl Cluster {
@@ -159,10 +162,13 @@ impl Cluster {
                 "a cluster has 1 to {ENGINES_MAX} engines"
             )));
         }
-        let mut ports = free_ports(1 + 2 * count)?.into_iter();
+        let kept = KeptPorts::draw(1 + 2 * count);
+        let kept = kept.context("listen at", Path::new("127.0.0.1"))?;
+        let mut ports = kept.addresses().iter();
         let mut port = || {
             ports
                 .next()
+                .copied()
                 .ok_or_else(|| Error::Request("there are no ports".to_owned()))
         };
         let control_address = port()?;
@@ -202,6 +208,7 @@ impl Cluster {
             engines,
             csi,
             relay_port: relay(socket).context("listen at", Path::new("127.0.0.1"))?,
+            _ports: kept,
         };
         cluster.wait_until_ready()?;
         Ok(cluster)
@@ -353,14 +360,6 @@ impl Cluster {
         let is_empty = volumes.as_array().is_some_and(Vec::is_empty);
         Ok((!is_empty).then(|| volumes.to_string()))
     }
-}
-
-/// Ports that nobody has, all at once so that no two are the same.
-fn free_ports(count: usize) -> Result<Vec<SocketAddr>, Error> {
-    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let free: io::Result<Vec<TcpListener>> = (0..count).map(|_| bind()).collect();
-    let ports = free.and_then(|free| free.iter().map(TcpListener::local_addr).collect());
-    ports.context("listen at", Path::new("127.0.0.1"))
 }
 
 fn start_engine(

@@ -1,7 +1,7 @@
 //! A cluster of processes, ended with the test.
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,6 +13,7 @@ use pollux_api::control::v1::pools_client::PoolsClient;
 use pollux_api::control::v1::*;
 use pollux_control::security::{Authority, Issued, Role};
 use pollux_control::store::{EmbeddedStore, EtcdSettings, EtcdStore, Store};
+use pollux_ports::KeptPorts;
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
 
@@ -203,6 +204,8 @@ pub struct Cluster {
     collector: Option<SocketAddr>,
     slow: Option<&'static str>,
     pub channel: Channel,
+    /// Nobody else is given the ports of processes that are away.
+    _ports: KeptPorts,
 }
 
 /// Waits until something is so.
@@ -239,10 +242,8 @@ impl Cluster {
         } = layout;
         let authority = is_trusted.then(|| Authority::new("test").expect("it can be made"));
         let directory = tempfile::tempdir().expect("a directory");
-        let free: Vec<TcpListener> = (0..4 + 3 * count)
-            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port"))
-            .collect();
-        let mut ports = free.iter().map(|port| port.local_addr().expect("an address"));
+        let kept = KeptPorts::draw(4 + 3 * count).expect("there are so many");
+        let mut ports = kept.addresses().iter().copied();
         let control_address = ports.next().expect("one more");
         let control_http = ports.next().expect("one more");
         let engines = (1..=count).map(|number| Engine {
@@ -258,7 +259,6 @@ impl Cluster {
             peers: ports.next().expect("one more"),
             process: Slot::default(),
         });
-        drop(free);
         let channel = match &authority {
             Some(authority) => {
                 let own = certificate(authority, "test", Role::Admin, 1);
@@ -277,6 +277,7 @@ impl Cluster {
             collector,
             slow,
             channel,
+            _ports: kept,
         };
         if let Some(authority) = &cluster.authority {
             cluster.give(

@@ -2,7 +2,6 @@
 
 mod view;
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use pollux_control::store::{
     BackupError, Change, Condition, EmbeddedStore, EtcdSettings, EtcdStore, LEADER_KEY, MemoryStore, Range,
     Store, StoreError, Transaction, VALUE_BYTES_MAX, Watcher, Write, read_backup, restore, write_backup,
 };
+use pollux_ports::KeptPorts;
 use proptest::prelude::*;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity};
 
@@ -405,6 +405,7 @@ struct Etcd {
     endpoint: String,
     tls: Option<ClientTlsConfig>,
     _directory: tempfile::TempDir,
+    _ports: KeptPorts,
 }
 
 impl Etcd {
@@ -449,12 +450,9 @@ impl Etcd {
             trust.push("--client-cert-auth".into());
         }
         let scheme = if authority.is_some() { "https" } else { "http" };
-        let free = || {
-            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-            listener.local_addr().expect("it has an address").port()
-        };
-        let endpoint = format!("{scheme}://127.0.0.1:{}", free());
-        let peers = format!("http://127.0.0.1:{}", free());
+        let ports = KeptPorts::draw(2).expect("there are so many");
+        let endpoint = format!("{scheme}://{}", ports.addresses()[0]);
+        let peers = format!("http://{}", ports.addresses()[1]);
         let process = Command::new("etcd")
             .args(trust)
             .arg("--data-dir")
@@ -480,6 +478,7 @@ impl Etcd {
             endpoint,
             tls: authority.map(|authority| client(authority, &certificate(authority, Role::Admin, 1))),
             _directory: directory,
+            _ports: ports,
         })
     }
 

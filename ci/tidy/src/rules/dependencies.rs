@@ -13,9 +13,9 @@ use crate::manifest::Package;
 /// For each crate, without `pollux-`, the crates right below it.
 const ARROWS: &[(&str, &[&str])] = &[
     ("csi", &["api", "trace"]),
-    ("control", &["api", "http", "trace"]),
+    ("control", &["api", "http", "ports", "trace"]),
     ("engine", &["api", "http", "trace", "volume", "nbd"]),
-    ("bench", &["api", "volume", "nbd", "sim"]),
+    ("bench", &["api", "ports", "volume", "nbd", "sim"]),
     ("simulator", &["sim"]),
     ("sim", &["volume", "nbd"]),
     ("volume", &["pool", "nvme"]),
@@ -29,7 +29,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("http", &[]),
     ("trace", &[]),
-    ("lab", &[]),
+    ("ports", &[]),
+    ("lab", &["ports"]),
     ("tidy", &[]),
 ];
 

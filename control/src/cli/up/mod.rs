@@ -8,7 +8,7 @@ mod children;
 pub(in crate::cli) mod demo;
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use pollux_api::control::v1::{
     CreateNodeRequest, CreatePoolRequest, GetPoolRequest, MediaClass, Metadata, Node, NodeSpec, Pool,
     PoolSpec, PoolState,
 };
+use pollux_ports::KeptPorts;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -92,13 +93,15 @@ fn failed(path: &Path) -> impl Fn(std::io::Error) -> CommandError {
 }
 
 impl Layout {
-    /// That of the directory, chosen now if there is none.
-    fn of(arguments: &UpArguments, control: &str) -> Result<Self, CommandError> {
+    /// That of the directory, chosen now if there is none, and its ports as long as they are kept.
+    fn of(arguments: &UpArguments, control: &str) -> Result<(Self, KeptPorts), CommandError> {
         let path = arguments.directory.join("cluster.json");
         let fail = failed(&path);
         match std::fs::read(&path) {
             Ok(text) => {
-                return serde_json::from_slice(&text).map_err(|error| fail(error.into()));
+                let layout: Self = serde_json::from_slice(&text).map_err(|error| fail(error.into()))?;
+                let kept = KeptPorts::again(layout.addresses());
+                return Ok((layout, kept));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(fail(error)),
@@ -109,18 +112,10 @@ impl Layout {
         let wanted: SocketAddr = control
             .parse()
             .map_err(|_| CommandError::Refused(format!("--control {control} is no ADDRESS:PORT")))?;
-        // All at once, so that no two are the same.
-        let count = 1 + 2 * arguments.engines as usize;
-        let free: Vec<TcpListener> = (0..count)
-            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-            .collect::<Result<_, _>>()
-            .map_err(&fail)?;
-        let ports: Vec<SocketAddr> = free
-            .iter()
-            .map(TcpListener::local_addr)
-            .collect::<Result<_, _>>()
-            .map_err(&fail)?;
-        let (first, rest) = ports
+        let mut kept = KeptPorts::again([wanted].into_iter().filter(|wanted| wanted.port() != 0));
+        let drawn = KeptPorts::draw(1 + 2 * arguments.engines as usize).map_err(&fail)?;
+        let (first, rest) = drawn
+            .addresses()
             .split_first()
             .ok_or_else(|| fail(std::io::ErrorKind::Other.into()))?;
         let engines = (1..).zip(rest.chunks_exact(2)).filter_map(|(number, pair)| {
@@ -138,10 +133,17 @@ impl Layout {
             },
             engines: engines.collect(),
         };
+        kept.add(drawn);
         std::fs::create_dir_all(&arguments.directory).map_err(&fail)?;
         let text = serde_json::to_vec_pretty(&layout).map_err(|error| fail(error.into()))?;
         std::fs::write(&path, text).map_err(&fail)?;
-        Ok(layout)
+        Ok((layout, kept))
+    }
+
+    /// Where its processes listen.
+    fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        let engines = self.engines.iter().flat_map(|engine| [engine.agent, engine.nvmf]);
+        engines.chain([self.control])
     }
 }
 
@@ -152,13 +154,15 @@ struct LocalCluster {
     control: Child,
     engines: Vec<Child>,
     channel: Channel,
+    /// Nobody else is given the ports of processes that are away.
+    _ports: KeptPorts,
 }
 
 impl LocalCluster {
     /// Starts everything, and waits until it is ready for volumes.
     async fn start(arguments: &UpArguments, control: &str) -> Result<Self, CommandError> {
         let directory = std::path::absolute(&arguments.directory).map_err(failed(&arguments.directory))?;
-        let layout = Layout::of(arguments, control)?;
+        let (layout, ports) = Layout::of(arguments, control)?;
         let store = directory.join("control");
         std::fs::create_dir_all(&store).map_err(failed(&store))?;
         let mut control = Child::start(
@@ -189,6 +193,7 @@ impl LocalCluster {
             control,
             engines,
             channel,
+            _ports: ports,
         };
         cluster.register().await?;
         Ok(cluster)
