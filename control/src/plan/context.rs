@@ -94,6 +94,25 @@ impl Budget {
 
 impl<'a> Context<'a> {
     pub(super) fn new(world: &'a World, limits: &'a Limits) -> Self {
+        let mut context = Self::of_places(world, limits);
+        context.attempted = super::group_snapshots::attempted(world);
+        context.read_reports();
+        context.moves = Moves::read(world, &context.fleet);
+        for snapshot in world.snapshots.values() {
+            if let Some(status) = &snapshot.status {
+                context
+                    .snapshots
+                    .entry(status.volume_uid.as_str())
+                    .or_default()
+                    .push(snapshot);
+            }
+        }
+        context
+    }
+
+    /// The same without what is on engines, and without snapshots and moves: for decisions on places alone,
+    /// which somebody waits for.
+    pub(super) fn of_places(world: &'a World, limits: &'a Limits) -> Self {
         let mut context = Self {
             world,
             limits,
@@ -107,31 +126,31 @@ impl<'a> Context<'a> {
             targets: HashMap::new(),
             places: HashMap::new(),
             snapshots: HashMap::new(),
-            attempted: super::group_snapshots::attempted(world),
+            attempted: BTreeMap::new(),
             served: HashMap::new(),
             steps: Vec::new(),
             events: 0,
             decisions: 0,
         };
-        context.read_reports();
+        context.read_pools();
         context.read_places();
         context.read_volumes();
-        context.moves = Moves::read(world, &context.fleet);
         for (pool, at_unix_us) in &world.failures {
             if world.now_unix_us < at_unix_us.saturating_add(limits.cool_down_us) {
                 context.fleet.close(pool, Closed::CoolingDown);
             }
         }
-        for snapshot in world.snapshots.values() {
-            if let Some(status) = &snapshot.status {
-                context
-                    .snapshots
-                    .entry(status.volume_uid.as_str())
-                    .or_default()
-                    .push(snapshot);
+        context
+    }
+
+    fn read_pools(&mut self) {
+        let world = self.world;
+        for (node, observation) in &world.reports {
+            if self.is_online(node) {
+                let pools = observation.report.pools.iter();
+                self.pools.extend(pools.map(|pool| (pool.uid.as_str(), pool)));
             }
         }
-        context
     }
 
     fn read_reports(&mut self) {
@@ -139,9 +158,6 @@ impl<'a> Context<'a> {
         for (node, observation) in &world.reports {
             if !self.is_online(node) {
                 continue;
-            }
-            for pool in &observation.report.pools {
-                self.pools.insert(&pool.uid, pool);
             }
             for replica in &observation.report.replicas {
                 if let Some(config) = &replica.config {

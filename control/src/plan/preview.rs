@@ -14,7 +14,7 @@ const CHANGES_MAX: usize = 1000;
 
 /// Where a new volume would go, and why.
 pub fn explain_volume(world: &World, limits: &Limits, volume: &Volume) -> PlanVolumeResponse {
-    let context = Context::new(world, limits);
+    let context = Context::of_places(world, limits);
     let policy = world.policy(volume);
     let spec = volume.spec.clone().unwrap_or_default();
     let source = source_sites(&context, world, &spec.source_snapshot);
@@ -48,7 +48,7 @@ fn source_sites(context: &Context<'_>, world: &World, snapshot: &str) -> Option<
 
 /// What another version of a template would do to the volumes that follow it.
 pub fn preview(world: &World, limits: &Limits, template: &Template) -> PreviewTemplateResponse {
-    let mut context = Context::new(world, limits);
+    let mut context = Context::of_places(world, limits);
     let mut answer = PreviewTemplateResponse::default();
     for volume in world.volumes.values().filter(|volume| !volume.is_deleting()) {
         let follows = volume
