@@ -302,18 +302,29 @@ impl Cluster {
             values: vec![node.to_owned()],
             ..LabelRule::default()
         });
+        let policy = VolumePolicy {
+            replicas: Some(replicas),
+            placement: Some(PlacementPolicy {
+                require: require.into_iter().collect(),
+                ..PlacementPolicy::default()
+            }),
+            ..VolumePolicy::default()
+        };
+        self.create_with(name, bytes, policy).await
+    }
+
+    /// Makes a volume by a policy, and publishes it.
+    pub async fn create_with(
+        &self,
+        name: &str,
+        bytes: u64,
+        policy: VolumePolicy,
+    ) -> Result<PublishVolumeResponse, Error> {
         let volume = Volume {
             metadata: named(name, None),
             spec: Some(VolumeSpec {
                 size_bytes: bytes,
-                policy: Some(VolumePolicy {
-                    replicas: Some(replicas),
-                    placement: Some(PlacementPolicy {
-                        require: require.into_iter().collect(),
-                        ..PlacementPolicy::default()
-                    }),
-                    ..VolumePolicy::default()
-                }),
+                policy: Some(policy),
                 ..VolumeSpec::default()
             }),
             status: None,

@@ -1,13 +1,13 @@
 //! The speed table of replicated volumes: engines as processes on loopback, one reactor each, told what to do
 //! by a control plane of their own; what is compared takes turns in one run.
 //!
-//! Three clusters, one after the other: with pools in memory for what is steady, for a rebuild and for
-//! planned moves; with pools in files for engines that are killed and come back; and again with files for a
-//! resync. Whatever was started is ended and removed, also after an error, an interrupt, or the end of its
-//! time.
+//! Clusters one after the other: with pools in memory for what is steady, for a rebuild, for planned moves
+//! and for limits; with pools in files for engines that are killed and come back, and for a resync. Whatever
+//! was started is ended and removed, also after an error, an interrupt, or the end of its time.
 
 mod cluster;
 mod host;
+mod limits;
 mod steady;
 mod table;
 mod upset;
@@ -69,6 +69,8 @@ enum Part {
     Failovers,
     /// What a resync copies.
     Resync,
+    /// What volumes with limits deliver.
+    Limits,
 }
 
 /// Why something could not be measured.
@@ -177,6 +179,10 @@ async fn measure(options: &Options, report: &mut Report) -> Result<(), Error> {
     if wanted(Part::Resync) {
         eprintln!("an engine is away for 10 s");
         take(upset::resync(&setup, load_core).await, "resync");
+    }
+    if wanted(Part::Limits) {
+        eprintln!("a volume with limits");
+        take(limits::measure(&setup, load_core).await, "limits");
     }
     match failed {
         0 => Ok(()),

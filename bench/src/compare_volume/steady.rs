@@ -70,7 +70,7 @@ impl Pair {
 }
 
 /// The path to the engine that serves a volume.
-fn uri(published: &PublishVolumeResponse, target: &str) -> Result<String, Error> {
+pub(super) fn uri(published: &PublishVolumeResponse, target: &str) -> Result<String, Error> {
     let path = published.paths.iter().find(|path| path.node == target);
     let path = path.ok_or_else(|| Error::Odd(format!("there is no path to {target}")))?;
     Ok(format!(

@@ -20,15 +20,18 @@ use crate::scenarios::{Witness, each, policy};
 const VOLUME: &str = "v";
 const SNAPSHOT: &str = "before";
 
-/// Nearly all of it holds nothing; all of it is compared, which takes some seconds. Programs that are not
-/// built for tests are faster.
+/// No region of it is without data, so that all of it is compared, which takes some seconds. Programs that
+/// are not built for tests are faster.
 const VOLUME_BYTES: u64 = if cfg!(debug_assertions) { 1 << 30 } else { 8 << 30 };
 
-/// Blocks that are written: so many, all over the volume. What was written is always left to be taken back.
-const PLACES: u64 = 128;
+/// Blocks that are written, one in each region: what was written is always left to be taken back.
+const PLACES: u64 = VOLUME_BYTES / REGION_BYTES;
+
+/// What is copied and compared together.
+const REGION_BYTES: u64 = 1 << 20;
 
 /// So many of them are written or read before anybody loses patience.
-const STEP: usize = 16;
+const STEP: usize = 64;
 
 /// A block that is none of those.
 const ELSEWHERE: u64 = 1;

@@ -250,6 +250,13 @@ impl RegionMap {
         (from..self.bytes.len() as u64).find(|&region| !self.takes_writes(region, slot))
     }
 
+    /// How many regions from one on a replica misses, none of which is copied; so many at most.
+    pub(crate) fn missed_run(&self, from: u64, slot: SlotNumber, at_most: u64) -> u64 {
+        let end = from.saturating_add(at_most).min(self.bytes.len() as u64);
+        let taken = (from..end).find(|&region| self.takes_writes(region, slot));
+        taken.unwrap_or(end).saturating_sub(from)
+    }
+
     /// How many regions a replica misses.
     pub(crate) fn missed(&self, slot: SlotNumber) -> u64 {
         self.missed.get(slot.index()).copied().unwrap_or(0)

@@ -4,14 +4,16 @@
 //! those are made what they are in the snapshot, oldest first, and its host cuts there. Being interrupted
 //! costs the work since the last cut, and nothing else: the regions still count as missed.
 
+use std::ops::Range;
 use std::rc::Rc;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, Gather, IoError, Request, ZeroOptions};
+use pollux_device::{BlockDevice, BlockDeviceExt, Gather, IoError, Request};
 use pollux_hugepages::Slice;
 use pollux_reactor::timeout;
 
 use super::Core;
 use super::connection::{Connection, is_session_lost};
+use super::holes::hole;
 use super::read::memory;
 use super::resync::Interrupted;
 use crate::members::Change;
@@ -126,10 +128,19 @@ impl Core {
         let Some(source) = self.source_of(entry).await? else {
             return Ok(None);
         };
+        let mut stride = self.stride();
         let mut next = 0;
         loop {
             let region = self.regions.borrow().next_missed(next, slot);
             let Some(region) = region else { break };
+            let run = self.regions.borrow().missed_run(region, slot, stride.regions());
+            let run = region..region + run;
+            let is_hole = self.give_hole(connection, &run, &source, before).await?;
+            stride.met(is_hole);
+            if is_hole {
+                next = run.end;
+                continue;
+            }
             match self.give_region(connection, region, &source, before).await {
                 Ok(()) => {}
                 Err(NotGiven::Interrupted) => return Err(Interrupted),
@@ -235,6 +246,36 @@ impl Core {
         Ok(())
     }
 
+    /// Makes regions that are a hole in a snapshot one on a replica; false, and nothing done, if they are
+    /// none.
+    async fn give_hole(
+        &self,
+        connection: &Connection,
+        regions: &Range<u64>,
+        source: &Source,
+        before: Option<&Source>,
+    ) -> Result<bool, Interrupted> {
+        self.check_serving().map_err(|_| Interrupted)?;
+        let blocks = self.blocks_of(regions);
+        let (block, end) = (blocks.start, blocks.end.min(source.blocks()));
+        if block >= end {
+            // The volume was not as large then.
+            return Ok(true);
+        }
+        let count = end - block;
+        if !source.is_hole(block, count).await {
+            return Ok(false);
+        }
+        let is_known = match before {
+            Some(before) => end <= before.blocks() && before.is_hole(block, count).await,
+            None => false,
+        };
+        if !is_known {
+            self.tell(connection, || hole(block, count)).await?;
+        }
+        Ok(true)
+    }
+
     async fn give_chunk(
         &self,
         connection: &Connection,
@@ -243,8 +284,8 @@ impl Core {
         source: &Source,
         before: Option<&Source>,
     ) -> Result<(), NotGiven> {
-        let hole = source.is_hole(block, blocks).await;
-        if hole
+        let is_hole = source.is_hole(block, blocks).await;
+        if is_hole
             && let Some(before) = before
             && block + blocks <= before.blocks()
             && before.is_hole(block, blocks).await
@@ -253,17 +294,8 @@ impl Core {
         }
         let block_bytes = self.geometry.get().block_bytes as usize;
         let bytes = blocks as usize * block_bytes;
-        if hole {
-            let options = ZeroOptions {
-                force_unit_access: false,
-                may_deallocate: true,
-            };
-            let zeroes = || Request::WriteZeroes {
-                block,
-                blocks,
-                options,
-            };
-            return Ok(self.tell(connection, zeroes).await?);
+        if is_hole {
+            return Ok(self.tell(connection, || hole(block, blocks)).await?);
         }
         let data = source.read_to_give(block, bytes).await?;
         let old = match before {

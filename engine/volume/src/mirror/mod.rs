@@ -12,6 +12,7 @@ mod follow;
 mod gate;
 mod give;
 mod grow;
+mod holes;
 mod keeper;
 mod map_writer;
 mod open;

@@ -3,19 +3,21 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::{Gather, IoError, Request, ZeroOptions};
+use pollux_device::{Gather, IoError, Request};
 use pollux_hugepages::Slice;
 use pollux_reactor::{sleep, timeout};
 
 use super::connection::{ConnectError, Connection, Verdict, clock};
+use super::holes::hole;
 use super::slow::Return;
 use super::{Core, StopReason, Unreadable};
 use crate::locks::Mode;
 use crate::membership::{Membership, ReplicaState, SlotNumber, SlotSet};
 use crate::replica::{PromiseError, ReplicaCommand};
 
-/// Regions that are copied before the replica is flushed, and they count.
-const REGIONS_PER_FLUSH: usize = 64;
+/// Regions that are copied before the replica is flushed, and they count. Those that are holes do not make it
+/// due.
+const REGIONS_PER_FLUSH: u64 = 64;
 
 /// For how long regions are copied before that is done, however few there are: who is interrupted again and
 /// again gets to the end all the same.
@@ -137,7 +139,7 @@ impl Core {
     }
 
     /// Whether a resync may go on.
-    fn check_syncing(&self, slot: SlotNumber) -> Result<(), Interrupted> {
+    pub(super) fn check_syncing(&self, slot: SlotNumber) -> Result<(), Interrupted> {
         let members = self.members.borrow();
         match members.syncing() == Some(slot) && members.stopped().is_none() {
             true => Ok(()),
@@ -198,32 +200,54 @@ impl Core {
 
     async fn copy_missed(&self, slot: SlotNumber) -> Result<(), Interrupted> {
         let mut from = 0;
+        let mut stride = self.stride();
         let mut unflushed = Vec::new();
+        let mut copied = 0;
         let mut flushed_at = clock();
         let mut unreadable = None;
         loop {
             self.check_syncing(slot)?;
             let next = self.regions.borrow().next_missed(from, slot);
             if let Some(region) = next {
-                // From here on the replica takes the writes of the region: what is written before its chunk
-                // is copied is copied again, with the same content.
-                self.regions.borrow_mut().begin_copy(region, slot);
-                from = region + 1;
-                match self.copy_region(slot, region).await? {
-                    Copied::Whole => unflushed.push(region),
-                    // It stays missed. All others are copied first.
-                    Copied::Unreadable(found) => {
-                        let all = unreadable.get_or_insert(Unreadable { blocks: 0, ..found });
-                        all.blocks += found.blocks;
+                let run = self.regions.borrow().missed_run(region, slot, stride.regions());
+                let run = region..region + run;
+                let may_be_hole = self.may_be_hole(&run).await;
+                stride.met(may_be_hole);
+                let taken = match may_be_hole {
+                    true => run,
+                    false => region..region + 1,
+                };
+                from = taken.end;
+                // From here on the replica takes the writes of the regions: what is written before their
+                // chunks are copied is copied again, with the same content.
+                for region in taken.clone() {
+                    self.regions.borrow_mut().begin_copy(region, slot);
+                }
+                if may_be_hole && self.copy_hole(slot, &taken).await? {
+                    unflushed.extend(taken);
+                } else {
+                    for region in taken {
+                        match self.copy_region(slot, region).await? {
+                            Copied::Whole => {
+                                unflushed.push(region);
+                                copied += 1;
+                            }
+                            // It stays missed. All others are copied first.
+                            Copied::Unreadable(found) => {
+                                let all = unreadable.get_or_insert(Unreadable { blocks: 0, ..found });
+                                all.blocks += found.blocks;
+                            }
+                        }
                     }
                 }
             }
-            let is_due = unflushed.len() >= REGIONS_PER_FLUSH
+            let is_due = copied >= REGIONS_PER_FLUSH
                 || next.is_none()
                 || clock().saturating_since(flushed_at) >= FLUSH_INTERVAL;
             if is_due && !unflushed.is_empty() {
                 self.commit(slot, &unflushed).await?;
                 unflushed.clear();
+                copied = 0;
                 flushed_at = clock();
             }
             if next.is_none() {
@@ -312,7 +336,7 @@ impl Core {
 
     /// Whether nothing is stored of blocks that are locked: they are zeros then. Asked of the replica that is
     /// read from; whatever it says but that they are not allocated means that they are read.
-    async fn is_hole(&self, block: u64, blocks: u64) -> bool {
+    pub(super) async fn is_hole(&self, block: u64, blocks: u64) -> bool {
         let source = self.source(SlotSet::EMPTY).and_then(|slot| self.connection(slot));
         let Some(connection) = source else {
             return false;
@@ -323,7 +347,7 @@ impl Core {
     }
 
     /// Makes blocks of the copy zeros that take no space, unless they are that already.
-    async fn clear(&self, slot: SlotNumber, block: u64, blocks: u64) -> Result<(), Interrupted> {
+    pub(super) async fn clear(&self, slot: SlotNumber, block: u64, blocks: u64) -> Result<(), Interrupted> {
         let connection = self.connection(slot).ok_or(Interrupted)?;
         if connection
             .is_hole(block, blocks, self.options.request_timeout)
@@ -331,15 +355,7 @@ impl Core {
         {
             return self.check_syncing(slot);
         }
-        self.to_replica(slot, || Request::WriteZeroes {
-            block,
-            blocks,
-            options: ZeroOptions {
-                force_unit_access: false,
-                may_deallocate: true,
-            },
-        })
-        .await
+        self.to_replica(slot, || hole(block, blocks)).await
     }
 
     /// Writes what was copied; zeros as such, so that they take no space.

@@ -8,6 +8,7 @@
 //!   is not told to them.
 //! - No snapshot is cut of what is there in between.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use pollux_device::{IoError, ZeroOptions};
@@ -122,10 +123,23 @@ impl Core {
         let sources = self.sources(&entry).await?;
         let geometry = self.geometry.get();
         let chunk_blocks = self.chunk_blocks();
+        let mut stride = self.stride();
         let mut at = 0;
         while at < geometry.blocks {
             if self.rolling_back() != Some(wanted) {
                 return Err(SnapshotError::SetChanged);
+            }
+            if at % self.region_blocks == 0 {
+                let region = self.region_of(at);
+                let ahead = self.blocks_of(&(region..region + stride.regions()));
+                let is_there = self.is_hole_in_both(&sources, ahead.clone()).await?;
+                stride.met(is_there);
+                if is_there {
+                    at = ahead.end;
+                    gone_back.blocks = at;
+                    self.gone_back.set(Some(gone_back));
+                    continue;
+                }
             }
             let border = (self.region_of(at) + 1) * self.region_blocks;
             let mut end = border.min(at + chunk_blocks).min(geometry.blocks);
@@ -147,6 +161,25 @@ impl Core {
         }
         self.flush().await?;
         Ok(())
+    }
+
+    /// Whether there is nothing to do about blocks, as they are a hole in the snapshot and in the volume.
+    async fn is_hole_in_both(&self, sources: &[Source], blocks: Range<u64>) -> Result<bool, IoError> {
+        let held_blocks = sources.first().map_or(0, Source::blocks);
+        let held_end = blocks.end.min(held_blocks);
+        if blocks.start < held_end
+            && let Some(source) = sources.first()
+        {
+            let asked = source.is_hole(blocks.start, held_end - blocks.start);
+            if !timeout(self.options.request_timeout, asked)
+                .await
+                .unwrap_or(false)
+            {
+                return Ok(false);
+            }
+        }
+        self.is_settled_hole(blocks.start, blocks.end - blocks.start)
+            .await
     }
 
     /// What a snapshot holds; `None` for a hole. The next source is asked where one cannot read it.

@@ -7,7 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, Completion, Device, Geometry, IoError, Request};
+use pollux_device::{
+    AllocationQuery, BlockDevice, BlockDeviceExt, Completion, Device, Geometry, IoError, Request,
+};
 use pollux_hugepages::Buffer;
 use pollux_pool::shared::SharedPool;
 use pollux_pool::{CreateOptions, Pool, PoolOptions, VolumeOptions};
@@ -48,6 +50,10 @@ pub struct Path {
     pub reads_hang: Rc<Cell<bool>>,
     /// Writes of data find no room.
     pub no_room: Rc<Cell<bool>>,
+    /// Changes of data wait before they reach the host, until it is false again.
+    pub changes_wait: Rc<Cell<bool>>,
+    /// Changes of data that were asked for.
+    pub changes: Rc<Cell<u64>>,
     pub is_local: bool,
 }
 
@@ -118,6 +124,23 @@ impl BlockDevice for Cuttable {
             return Completion::failed(IoError::CapacityExceeded);
         }
         let is_data = matches!(&request, Request::Read { block, .. } if *block >= DATA_START);
+        let is_change = is_write
+            || matches!(
+                &request,
+                Request::WriteZeroes { block, .. } | Request::Deallocate { block, .. } if *block >= DATA_START
+            );
+        if is_change {
+            path.changes.set(path.changes.get() + 1);
+            if path.changes_wait.get() {
+                let device = self.device.clone();
+                return Completion::from_future(async move {
+                    while path.changes_wait.get() {
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                    device.submit(request).await
+                });
+            }
+        }
         let completion = self.device.submit(request);
         Completion::from_future(async move {
             let result = completion.await;
@@ -130,6 +153,13 @@ impl BlockDevice for Cuttable {
                 result
             }
         })
+    }
+
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        match self.path.cut.get() {
+            true => Box::pin(async { Err(IoError::PathDown) }),
+            false => self.device.allocation(block, blocks, runs_max),
+        }
     }
 }
 
@@ -264,6 +294,8 @@ impl Cluster {
                 commands_fail: Rc::default(),
                 reads_hang: Rc::default(),
                 no_room: Rc::default(),
+                changes_wait: Rc::default(),
+                changes: Rc::default(),
                 is_local: index == 0,
             })
             .collect();

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod conformance;
+mod holes;
 mod load;
 mod qos;
 mod roll_back;
