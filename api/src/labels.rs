@@ -5,3 +5,9 @@ pub const CLAIM: &str = "csi.pollux.io/claim";
 
 /// The namespace of that claim, or of a snapshot.
 pub const NAMESPACE: &str = "csi.pollux.io/namespace";
+
+/// The pods that use a volume, with commas between, as the CSI driver sees them.
+pub const POD: &str = "csi.pollux.io/pod";
+
+/// What those pods belong to, such as `StatefulSet/web`, with commas between.
+pub const OWNER: &str = "csi.pollux.io/owner";

@@ -32,6 +32,7 @@ use crate::identity::IdentityService;
 use crate::metrics::{self, Metrics};
 use crate::names::Cluster;
 use crate::node::{NodeService, NodeSettings, OTHER_PATHS_PATIENCE};
+use crate::pods::{PodLabels, PodTimes, PodsOfCluster};
 use crate::serve::{listen, serve, socket_path};
 use crate::topology::Place;
 
@@ -118,6 +119,15 @@ struct ControllerArguments {
     /// refused, whatever the orchestrator counts.
     #[arg(long, value_name = "N", default_value_t = 0)]
     volumes_per_node: u32,
+
+    /// Label volumes with the pods that use them, and with what those belong to. The API server of
+    /// Kubernetes is asked for pods and sets of replicas.
+    #[arg(long)]
+    pods: bool,
+
+    /// With what the API server is reached, if not by the service account of the pod that this runs in.
+    #[arg(long, value_name = "FILE", requires = "pods")]
+    kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -253,6 +263,20 @@ impl NodeArguments {
     }
 }
 
+/// Who labels volumes with pods, if that is wanted and possible. Volumes are used without it.
+async fn pod_labels(arguments: &ControllerArguments, control: &ControlPlane) -> Option<PodLabels> {
+    if !arguments.pods {
+        return None;
+    }
+    match PodsOfCluster::connect(arguments.kubeconfig.as_deref()).await {
+        Ok(pods) => Some(PodLabels::new(control.clone(), pods, PodTimes::default())),
+        Err(error) => {
+            tracing::warn!(%error, "volumes are not labelled with the pods that use them");
+            None
+        }
+    }
+}
+
 async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<dyn Error>> {
     let (stop, stopped) = watch::channel(false);
     let routes = match command {
@@ -263,7 +287,13 @@ async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<d
                 common.cluster.clone(),
             )?;
             let identity = IdentityService::new(arguments.topology, Some(control.clone()));
-            let service = ControllerService::new(control).with_volumes_max(arguments.volumes_per_node);
+            let labels = pod_labels(arguments, &control).await;
+            let service = ControllerService::new(control)
+                .with_volumes_max(arguments.volumes_per_node)
+                .with_pods(labels.as_ref().map(PodLabels::notes));
+            if let Some(labels) = labels {
+                tokio::spawn(labels.run(stopped.clone()));
+            }
             Routes::new(IdentityServer::new(identity))
                 .add_service(ControllerServer::new(service.clone()))
                 .add_service(GroupControllerServer::new(service.clone()))

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod names;
 pub mod node;
 pub mod parameters;
+pub mod pods;
 pub mod secrets;
 pub mod serve;
 pub mod topology;

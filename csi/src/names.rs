@@ -34,6 +34,10 @@ pub mod label {
     pub const CLAIM: &str = pollux_api::labels::CLAIM;
     /// The namespace of the claim, or of the snapshot.
     pub const NAMESPACE: &str = pollux_api::labels::NAMESPACE;
+    /// The pods that use a volume.
+    pub const POD: &str = pollux_api::labels::POD;
+    /// What those belong to.
+    pub const OWNER: &str = pollux_api::labels::OWNER;
     /// The persistent volume.
     pub const PERSISTENT_VOLUME: &str = "csi.pollux.io/persistent-volume";
     /// The snapshot as the orchestrator's users know it.
@@ -182,11 +186,13 @@ impl Cluster {
 
     /// The host that an id of a node stands for; nothing if it is no node of this cluster.
     pub fn host_of_id(&self, node_id: &str) -> Option<Host> {
+        self.host(self.node_of_id(node_id)?).ok()
+    }
+
+    /// The node of this cluster that an id stands for, as the cluster calls it; nothing if it is none.
+    pub fn node_of_id<'a>(&self, node_id: &'a str) -> Option<&'a str> {
         let (cluster, node) = node_id.strip_prefix(HOST)?.split_once(':')?;
-        if cluster != self.0 {
-            return None;
-        }
-        self.host(node).ok()
+        (cluster == self.0).then_some(node)
     }
 }
 

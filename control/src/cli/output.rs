@@ -139,7 +139,7 @@ impl Row for Pool {
 impl Row for Volume {
     const COLUMNS: &'static [&'static str] = &[
         "NAME", "STATE", "SIZE", "REPLICAS", "TARGET", "HOSTS", "CLAIM", "MESSAGE", "TEMPLATE", "LIMITS",
-        "EPOCH", "WHERE",
+        "EPOCH", "WHERE", "PODS", "OWNERS",
     ];
     const NARROW: usize = 8;
 
@@ -174,8 +174,15 @@ impl Row for Volume {
             own_qos.map_or_else(String::new, |qos| super::limits::told(Some(&qos))),
             status.epoch.to_string(),
             places.collect::<Vec<_>>().join(", "),
+            label_of(self, labels::POD),
+            label_of(self, labels::OWNER),
         ]
     }
+}
+
+/// A label of a volume; empty if it has none.
+fn label_of(volume: &Volume, key: &str) -> String {
+    volume.meta().labels.get(key).cloned().unwrap_or_default()
 }
 
 /// The claim that a volume was made for, as the CSI driver labels it: `NAMESPACE/NAME`.
@@ -491,6 +498,11 @@ mod tests {
         let table = told(&volume, Output::Table);
         assert!(table.contains("CLAIM      MESSAGE"), "{table}");
         assert!(table.contains("shop/data"), "{table}");
+        for (key, value) in [(labels::POD, "web-0,web-1"), (labels::OWNER, "StatefulSet/web")] {
+            volume.meta_mut().labels.insert(key.to_owned(), value.to_owned());
+            assert!(!told(&volume, Output::Table).contains(value), "{key}");
+            assert!(told(&volume, Output::Wide).contains(value), "{key}");
+        }
     }
 
     #[test]

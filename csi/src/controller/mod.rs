@@ -36,6 +36,7 @@ use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
 use crate::control::ControlPlane;
+use crate::pods::PodNotes;
 
 /// What the service can do.
 const CAPABILITIES: [Type; 17] = [
@@ -66,6 +67,8 @@ pub struct ControllerService {
     volumes_max: u32,
     /// Held from when the volumes of a node are counted until one more is its own.
     counting: Arc<Mutex<()>>,
+    /// Who labels volumes with the pods that use them, if anybody does.
+    pods: Option<PodNotes>,
 }
 
 impl ControllerService {
@@ -75,6 +78,7 @@ impl ControllerService {
             control,
             volumes_max: 0,
             counting: Arc::default(),
+            pods: None,
         }
     }
 
@@ -83,6 +87,18 @@ impl ControllerService {
     #[must_use]
     pub fn with_volumes_max(self, volumes_max: u32) -> Self {
         Self { volumes_max, ..self }
+    }
+
+    /// The same, and it is noted here which volumes are published elsewhere than before.
+    #[must_use]
+    pub fn with_pods(self, pods: Option<PodNotes>) -> Self {
+        Self { pods, ..self }
+    }
+
+    fn note_published(&self, id: &str) {
+        if let Some(pods) = &self.pods {
+            pods.note(id);
+        }
     }
 }
 

@@ -130,6 +130,7 @@ impl ControllerService {
             self.admit_one_more(&publication).await?;
         }
         let answer = self.admitted(&publication).await?;
+        self.note_published(&publication.id);
         Ok(ControllerPublishVolumeResponse {
             publish_context: publish_context(&answer, read_only),
         })
@@ -233,6 +234,7 @@ impl ControllerService {
                 waiting.pause("volume", &id, state).await?;
             }
         }
+        self.note_published(&id);
         Ok(ControllerUnpublishVolumeResponse {})
     }
 

@@ -12,6 +12,7 @@ mod hold;
 mod lost;
 mod metadata;
 mod node;
+mod pods;
 mod processes;
 mod publishing;
 mod sanity;

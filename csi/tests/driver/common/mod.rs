@@ -1,5 +1,6 @@
 //! A control plane with simulated engines, and the driver in front of it.
 
+pub mod api_server;
 #[path = "../../../../control/tests/cluster/common/fleet.rs"]
 #[allow(dead_code, reason = "the tests of the control plane use more of it")]
 pub mod fleet;
@@ -51,6 +52,7 @@ use pollux_csi::identity::IdentityService;
 use pollux_csi::metrics::Metrics;
 use pollux_csi::names::Cluster;
 use pollux_csi::node::{NodeService, NodeSettings};
+use pollux_csi::pods::PodNotes;
 use pollux_csi::serve::{listen, serve};
 use pollux_csi::topology::Place;
 use tokio::net::UnixStream;
@@ -318,6 +320,12 @@ impl Pollux {
     /// One that gives a node no more volumes than it can use.
     pub async fn counting_controller(&self, cluster: &str) -> ControllerClient<Channel> {
         let service = ControllerService::new(self.control(cluster)).with_volumes_max(VOLUMES_MAX);
+        self.controller_of(cluster, service).await
+    }
+
+    /// One that notes which volumes are published elsewhere than before.
+    pub async fn noting_controller(&self, cluster: &str, notes: PodNotes) -> ControllerClient<Channel> {
+        let service = ControllerService::new(self.control(cluster)).with_pods(Some(notes));
         self.controller_of(cluster, service).await
     }
 
