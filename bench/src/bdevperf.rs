@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::compare::Error;
-use crate::compare::spdk::last_lines;
+use crate::program;
 use crate::samples::Figures;
 
 /// Finds `bdevperf` in a build tree or an installation.
-pub fn find(root: &Path) -> Result<PathBuf, Error> {
+pub fn find(root: &Path) -> Result<PathBuf, program::Error> {
     let places = [
         "build/examples/bdevperf",
         "examples/bdevperf",
@@ -16,30 +15,18 @@ pub fn find(root: &Path) -> Result<PathBuf, Error> {
         "bdevperf",
     ];
     let mut found = places.iter().map(|place| root.join(place));
-    found.find(|path| path.is_file()).ok_or_else(|| Error::Run {
-        program: format!("bdevperf under {}", root.display()),
-        error: std::io::ErrorKind::NotFound.into(),
-    })
+    found
+        .find(|path| path.is_file())
+        .ok_or_else(|| program::Error::not_found("bdevperf", root))
 }
 
-/// What a program prints, if it ends well.
-pub fn output_of(mut command: Command, program: &Path) -> Result<String, Error> {
-    let output = command.output().map_err(|error| Error::Run {
-        program: program.display().to_string(),
-        error,
-    })?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        return Ok(text);
-    }
-    Err(Error::Failed {
-        program: program.display().to_string(),
-        output: last_lines(&format!("{text}{}", String::from_utf8_lossy(&output.stderr))),
-    })
+/// Runs it to its end.
+pub fn run(command: Command, program: &Path) -> Result<Figures, program::Error> {
+    program::read_output(command, program, parse)
 }
 
 /// Finds the line `Total : IOPS MiB/s Fail/s TO/s average min max`.
-pub fn parse(text: &str) -> Option<Figures> {
+fn parse(text: &str) -> Option<Figures> {
     let total = text
         .split(['\n', '\r'])
         .rev()

@@ -11,9 +11,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::bdevperf;
-use crate::compare::Error;
 use crate::compare::perf::{self, CLIENT_CORES, Load, Pattern, TargetAddress};
-use crate::compare::spdk::{Spdk, last_lines};
+use crate::compare::spdk::Spdk;
+use crate::compare::{Error, Turns};
+use crate::program;
 use crate::samples::{Figures, Samples, ratio};
 use crate::spdk_tcp;
 
@@ -23,18 +24,8 @@ pub struct Options {
     /// An SPDK build tree, with `build/bin` and `build/examples`.
     #[arg(long)]
     spdk: PathBuf,
-    /// Rounds; each measures every contestant once for every load.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Seconds of each measurement.
-    #[arg(long, default_value_t = 2)]
-    seconds: u32,
-    /// Measure only loads whose name contains this.
-    #[arg(long)]
-    only: Option<String>,
-    /// Size of the memory device, in MiB.
-    #[arg(long, default_value_t = 256)]
-    device_mib: u64,
+    #[command(flatten)]
+    turns: Turns,
     /// The PCI address of a drive to use in place of memory, bound to vfio-pci; namespace 1 IS WRITTEN OVER.
     #[arg(long, conflicts_with = "device_mib")]
     drive: Option<String>,
@@ -120,7 +111,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
          | load | pollux kIOPS | us | perf kIOPS | us | bdevperf kIOPS | us \
          | IOPS / perf | latency / perf | IOPS / bdevperf | latency / bdevperf |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
-        options.rounds, options.seconds
+        options.turns.rounds, options.turns.seconds
     );
     for (pattern, block_bytes, depth) in [
         (Pattern::Read, 4096, 128),
@@ -136,16 +127,15 @@ pub fn run(options: &Options) -> Result<(), Error> {
             reactors: 1,
             connections: 1,
         };
-        let name = load.name();
-        if options
-            .only
-            .as_ref()
-            .is_some_and(|only| !name.contains(only.as_str()))
-        {
+        if !options.turns.have(&load) {
             continue;
         }
         let row = compare(options, &spdk, &bdevperf, &load)?;
-        eprintln!("{name}: {} of perf", ratio(row.pollux.iops(), row.perf.iops()));
+        eprintln!(
+            "{}: {} of perf",
+            row.name,
+            ratio(row.pollux.iops(), row.perf.iops())
+        );
         row.write(&mut table);
     }
     println!("{table}");
@@ -184,7 +174,7 @@ fn compare(options: &Options, spdk: &Spdk, bdevperf: &Path, load: &Load) -> Resu
     };
     // Lives until the end.
     let target = match options.drive {
-        None => Some(spdk.start_target(options.device_mib, load)?),
+        None => Some(spdk.start_target(options.turns.device_mib, load)?),
         Some(_) => None,
     };
     let place = match (&target, &options.drive) {
@@ -192,14 +182,14 @@ fn compare(options: &Options, spdk: &Spdk, bdevperf: &Path, load: &Load) -> Resu
         (None, drive) => Place::Drive(drive.clone().unwrap_or_default()),
     };
     let mut order = [Contestant::Pollux, Contestant::Perf, Contestant::Bdevperf];
-    for _ in 0..options.rounds {
+    for _ in 0..options.turns.rounds {
         for contestant in order {
             match contestant {
-                Contestant::Pollux => row.pollux.push(run_pollux(&place, load, options.seconds)?),
-                Contestant::Perf => row.perf.push(place.run_perf(spdk, load, options.seconds)?),
+                Contestant::Pollux => row.pollux.push(run_pollux(&place, load, options.turns.seconds)?),
+                Contestant::Perf => row.perf.push(place.run_perf(spdk, load, options.turns.seconds)?),
                 Contestant::Bdevperf => {
                     row.bdevperf
-                        .push(run_bdevperf(bdevperf, &place, load, options.seconds)?);
+                        .push(run_bdevperf(bdevperf, &place, load, options.turns.seconds)?);
                 }
             }
         }
@@ -246,22 +236,18 @@ fn run_pollux(place: &Place, load: &Load, seconds: u32) -> Result<Figures, Error
             "--json",
         ])
         .arg(&results);
-    let text = bdevperf::output_of(command, &program)?;
-    let read = std::fs::read(&results)?;
     let side = match load.pattern {
         Pattern::Read => "read",
         Pattern::Write => "write",
     };
-    let parsed: Option<Figures> = serde_json::from_slice(&read).ok().and_then(|value: Value| {
+    let figures = program::read_output(command, &program, |_| {
+        let results: Value = serde_json::from_slice(&std::fs::read(&results).ok()?).ok()?;
         Some(Figures {
-            iops: value[side]["iops"].as_f64()?,
-            mean_us: value[side]["mean_us"].as_f64()?,
+            iops: results[side]["iops"].as_f64()?,
+            mean_us: results[side]["mean_us"].as_f64()?,
         })
     });
-    parsed.ok_or_else(|| Error::Failed {
-        program: program.display().to_string(),
-        output: last_lines(&text),
-    })
+    Ok(figures?)
 }
 
 fn run_bdevperf(program: &Path, place: &Place, load: &Load, seconds: u32) -> Result<Figures, Error> {
@@ -283,9 +269,5 @@ fn run_bdevperf(program: &Path, place: &Place, load: &Load, seconds: u32) -> Res
         .arg(&path)
         .arg("-r")
         .arg(folder.path().join("rpc.sock"));
-    let text = bdevperf::output_of(command, program)?;
-    bdevperf::parse(&text).ok_or_else(|| Error::Failed {
-        program: program.display().to_string(),
-        output: last_lines(&text),
-    })
+    Ok(bdevperf::run(command, program)?)
 }

@@ -15,6 +15,7 @@ mod compare_nbd;
 mod compare_pool;
 mod compare_volume;
 mod load;
+mod program;
 mod report;
 mod samples;
 mod socket_limit;

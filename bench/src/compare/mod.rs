@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::program;
 use crate::samples::{Figures, Samples};
 use crate::socket_limit;
 use perf::{Load, Pattern};
@@ -29,51 +30,42 @@ pub struct Options {
     /// `spdk_nvme_perf`.
     #[arg(long)]
     spdk: PathBuf,
+    #[command(flatten)]
+    turns: Turns,
+}
+
+/// What contestants do in turns.
+#[derive(Debug, Args)]
+pub struct Turns {
     /// Rounds; each measures every contestant once for every load.
     #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    pub rounds: usize,
     /// Seconds of each measurement.
     #[arg(long, default_value_t = 2)]
-    seconds: u32,
+    pub seconds: u32,
     /// Measure only loads whose name contains this.
     #[arg(long)]
     only: Option<String>,
     /// Size of the memory device, in MiB.
     #[arg(long, default_value_t = 256)]
-    device_mib: u64,
+    pub device_mib: u64,
+}
+
+impl Turns {
+    /// Whether a load is to be measured.
+    pub fn have(&self, load: &Load) -> bool {
+        self.only
+            .as_ref()
+            .is_none_or(|only| load.name().contains(only.as_str()))
+    }
 }
 
 /// Why a comparison could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A program could not be run.
-    #[error("could not run {program}: {error}")]
-    Run {
-        /// Which.
-        program: String,
-        /// Why.
-        error: io::Error,
-    },
-    /// A program ended with an error.
-    #[error("{program} failed: {output}")]
-    Failed {
-        /// Which.
-        program: String,
-        /// The end of what it printed.
-        output: String,
-    },
-    /// A server did not answer in time.
-    #[error("{program} did not listen on {address} within {seconds} s: {output}")]
-    NotListening {
-        /// Which.
-        program: String,
-        /// Where.
-        address: String,
-        /// How long.
-        seconds: u64,
-        /// The end of what it printed.
-        output: String,
-    },
+    /// One of the programs.
+    #[error(transparent)]
+    Program(#[from] program::Error),
     /// Something else of the operating system.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -127,20 +119,14 @@ pub fn run(options: &Options) -> Result<(), Error> {
     }
     let spdk = spdk::Spdk::find(&options.spdk)?;
     let mut rows = Vec::new();
-    for load in loads() {
-        if options
-            .only
-            .as_ref()
-            .is_some_and(|only| !load.name().contains(only.as_str()))
-        {
-            continue;
-        }
+    let turns = &options.turns;
+    for load in loads().into_iter().filter(|load| turns.have(load)) {
         rows.push(compare(options, &spdk, &load)?);
         if let Some(row) = rows.last() {
             eprintln!("{}", row.progress());
         }
     }
-    println!("{}", table::render(&rows, options.rounds, options.seconds));
+    println!("{}", table::render(&rows, turns.rounds, turns.seconds));
     Ok(())
 }
 
@@ -151,7 +137,8 @@ fn compare(options: &Options, spdk: &spdk::Spdk, load: &Load) -> Result<Row, Err
         spdk: Samples::default(),
         limit: Samples::default(),
     };
-    for round in 0..options.rounds {
+    let turns = &options.turns;
+    for round in 0..turns.rounds {
         // Whoever comes first may find the machine in another mood: take turns at that too.
         let order: [bool; 2] = if round % 2 == 0 {
             [true, false]
@@ -160,13 +147,13 @@ fn compare(options: &Options, spdk: &spdk::Spdk, load: &Load) -> Result<Row, Err
         };
         for pollux in order {
             if pollux {
-                let engine = engine::Engine::start(options.engine.as_deref(), options.device_mib, load)?;
+                let engine = engine::start(options.engine.as_deref(), turns.device_mib, load)?;
                 row.pollux
-                    .push(perf::run(spdk, &engine.address(), load, options.seconds)?);
+                    .push(perf::run(spdk, &engine.address(), load, turns.seconds)?);
             } else {
-                let target = spdk.start_target(options.device_mib, load)?;
+                let target = spdk.start_target(turns.device_mib, load)?;
                 row.spdk
-                    .push(perf::run(spdk, &target.address(), load, options.seconds)?);
+                    .push(perf::run(spdk, &target.address(), load, turns.seconds)?);
             }
         }
         if load.reactors == 1 && load.connections == 1 && load.block_bytes == 4096 {
@@ -175,7 +162,7 @@ fn compare(options: &Options, spdk: &spdk::Spdk, load: &Load) -> Result<Row, Err
                 connections: 1,
                 write: load.pattern == Pattern::Write,
                 block_bytes: load.block_bytes as usize,
-                seconds: f64::from(options.seconds),
+                seconds: f64::from(turns.seconds),
                 core: perf::TARGET_CORES[0],
                 first_client_core: perf::CLIENT_CORES[0],
             })?;

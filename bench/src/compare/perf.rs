@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use super::Error;
-use super::spdk::{Spdk, last_lines};
+use super::spdk::Spdk;
+use crate::program;
 use crate::samples::Figures;
 
 /// Where targets run; the first one alone with one reactor.
@@ -38,6 +39,12 @@ pub struct Load {
 }
 
 impl Load {
+    /// The cores of the target, as programs take them.
+    pub fn target_cores(&self) -> String {
+        let cores = TARGET_CORES.iter().take(self.reactors);
+        cores.map(usize::to_string).collect::<Vec<_>>().join(",")
+    }
+
     /// What it is called in the table and on the command line.
     pub fn name(&self) -> String {
         let pattern = match self.pattern {
@@ -98,7 +105,8 @@ pub fn run_on(
         Pattern::Write => "randwrite",
     };
     let program = spdk.program("spdk_nvme_perf");
-    let output = Command::new(&program)
+    let mut command = Command::new(&program);
+    command
         .args(["-s", "256", "--iova-mode", "va", "-a", "1", "-w", workload])
         .args(["-c", &format!("{mask:#x}"), "-P", &queue_pairs.to_string()])
         // The depth option counts for all queue pairs of a core together.
@@ -108,21 +116,8 @@ pub fn run_on(
             "-o",
             &load.block_bytes.to_string(),
         ])
-        .args(["-t", &seconds.to_string(), "-r", transport])
-        .output()
-        .map_err(|error| Error::Run {
-            program: program.display().to_string(),
-            error,
-        })?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let failed = || Error::Failed {
-        program: program.display().to_string(),
-        output: last_lines(&format!("{text}{}", String::from_utf8_lossy(&output.stderr))),
-    };
-    if !output.status.success() {
-        return Err(failed());
-    }
-    parse(&text).ok_or_else(failed)
+        .args(["-t", &seconds.to_string(), "-r", transport]);
+    Ok(program::read_output(command, &program, parse)?)
 }
 
 /// Finds the line `Total : IOPS MiB/s average min max`.

@@ -1,11 +1,13 @@
 //! fio as the client.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde::Deserialize;
 
 use super::servers::Server;
 use super::{Error, Options};
+use crate::program;
 use crate::samples::Figures;
 
 /// A load of 4 KiB requests at random places.
@@ -84,14 +86,10 @@ struct Latency {
 /// Runs a load once.
 pub fn run(server: &Server, load: &Load, options: &Options) -> Result<Figures, Error> {
     let cores: Vec<String> = options.client_cores.iter().map(usize::to_string).collect();
-    let output = Command::new("taskset")
-        .args([
-            "--cpu-list",
-            &cores.join(","),
-            "fio",
-            "--name=compare",
-            "--ioengine=nbd",
-        ])
+    let mut command = Command::new("taskset");
+    command
+        .args(["--cpu-list", &cores.join(","), "fio"])
+        .args(["--name=compare", "--ioengine=nbd"])
         .arg(format!("--uri={}", server.uri()))
         .arg(if load.write {
             "--rw=randwrite"
@@ -107,25 +105,9 @@ pub fn run(server: &Server, load: &Load, options: &Options) -> Result<Figures, E
         .arg(format!("--iodepth={}", load.depth / load.jobs))
         .arg(format!("--numjobs={}", load.jobs))
         .arg(format!("--size={}M", options.device_mib))
-        .arg(format!("--runtime={}", options.seconds))
-        .output()
-        .map_err(|error| Error::Run {
-            program: "fio".to_owned(),
-            error,
-        })?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let failed = || Error::Failed {
-        program: "fio".to_owned(),
-        output: format!(
-            "{}{}",
-            text.trim(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        ),
-    };
-    if !output.status.success() {
-        return Err(failed());
-    }
-    parse(&text, load.write).ok_or_else(failed)
+        .arg(format!("--runtime={}", options.seconds));
+    let read = |text: &str| parse(text, load.write);
+    Ok(program::read_output(command, Path::new("fio"), read)?)
 }
 
 /// The figures in the JSON that fio prints behind some words of its engine.

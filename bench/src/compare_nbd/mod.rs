@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::program;
 use crate::samples::{Samples, ratio};
 use fio::Load;
 use servers::{Peer, Server};
@@ -45,32 +46,9 @@ pub enum Error {
     /// fio cannot be used.
     #[error("{0}; install fio with its engine `nbd` (Debian: apt-get install fio)")]
     NoFio(String),
-    /// A program could not be run.
-    #[error("could not run {program}: {error}")]
-    Run {
-        /// Which.
-        program: String,
-        /// Why.
-        error: io::Error,
-    },
-    /// A program failed.
-    #[error("{program} failed: {output}")]
-    Failed {
-        /// Which.
-        program: String,
-        /// The end of what it printed.
-        output: String,
-    },
-    /// A server did not come up.
-    #[error("{program} did not listen within {seconds} s: {output}")]
-    NotListening {
-        /// Which.
-        program: String,
-        /// How long.
-        seconds: u64,
-        /// The end of what it printed.
-        output: String,
-    },
+    /// One of the programs.
+    #[error(transparent)]
+    Program(#[from] program::Error),
     /// Something else of the operating system.
     #[error(transparent)]
     Io(#[from] io::Error),

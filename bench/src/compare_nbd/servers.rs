@@ -1,16 +1,10 @@
 //! The servers: each with the same memory, on a Unix socket of its own.
 
-use std::fs::File;
-use std::io::{Read as _, Seek as _};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use super::{Error, Options};
-
-/// How long a server may take to listen.
-const START_LIMIT: Duration = Duration::from_secs(20);
+use crate::program;
 
 /// Where a file is memory.
 const MEMORY_FOLDER: &str = "/dev/shm";
@@ -54,9 +48,8 @@ impl Peer {
 
 /// A server under measurement; ended when dropped.
 pub struct Server {
-    child: Child,
     uri: String,
-    _folder: tempfile::TempDir,
+    _server: program::Server,
     _memory: Option<tempfile::NamedTempFile>,
 }
 
@@ -71,7 +64,7 @@ impl Server {
         let export = match peer {
             Peer::Pollux => {
                 command
-                    .arg(engine(options)?)
+                    .arg(program::engine(options.engine.as_deref())?)
                     .args([
                         "serve",
                         &format!("malloc:///compare?size={}MiB", options.device_mib),
@@ -105,69 +98,18 @@ impl Server {
                 ""
             }
         };
-        let mut log = File::options()
-            .create(true)
-            .truncate(true)
-            .read(true)
-            .write(true)
-            .open(folder.path().join("log"))?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log.try_clone()?)
-            .spawn()
-            .map_err(|error| Error::Run {
-                program: peer.name().to_owned(),
-                error,
-            })?;
-        let mut server = Self {
-            child,
-            uri: format!("nbd+unix:///{export}?socket={}", socket.display()),
-            _folder: folder,
+        let uri = format!("nbd+unix:///{export}?socket={}", socket.display());
+        let place = socket.display().to_string();
+        let listens = || UnixStream::connect(&socket).is_ok();
+        Ok(Self {
+            _server: program::Server::start(peer.name(), command, folder, &place, listens)?,
             _memory: memory,
-        };
-        if !server.listens(&socket)? {
-            let mut output = String::new();
-            log.rewind()?;
-            // What the program printed only serves the message.
-            let _ = log.read_to_string(&mut output);
-            return Err(Error::NotListening {
-                program: peer.name().to_owned(),
-                seconds: START_LIMIT.as_secs(),
-                output: output.trim().to_owned(),
-            });
-        }
-        Ok(server)
-    }
-
-    fn listens(&mut self, socket: &Path) -> Result<bool, Error> {
-        let begun = Instant::now();
-        while UnixStream::connect(socket).is_err() {
-            if self.child.try_wait()?.is_some() || begun.elapsed() > START_LIMIT {
-                return Ok(false);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok(true)
+            uri,
+        })
     }
 
     /// What clients connect to.
     pub fn uri(&self) -> &str {
         &self.uri
-    }
-}
-
-fn engine(options: &Options) -> Result<PathBuf, Error> {
-    match &options.engine {
-        Some(path) => Ok(path.clone()),
-        None => Ok(std::env::current_exe()?.with_file_name("pollux-engine")),
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to end.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

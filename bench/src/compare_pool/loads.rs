@@ -34,19 +34,10 @@ fn thread_seconds() -> f64 {
 /// Requests a second: of the time that the thread ran, if asked so, and otherwise of the time that went by.
 pub async fn measure(device: Rc<dyn BlockDevice>, blocks: u64, measure: &Measure) -> Result<f64, Error> {
     let load = crate::load::Load {
-        pattern: measure.pattern,
-        read_percent: 0,
-        block: ByteSize(4096),
-        depth: measure.depth,
-        rate: None,
         warm_up: if measure.count.is_some() { 0.0 } else { 0.1 },
-        time: measure.seconds,
         count: measure.count,
-        size: None,
-        fua: false,
-        flush_every: None,
-        verify: false,
         seed: random_u64(),
+        ..crate::load::Load::new(measure.pattern, ByteSize(4096), measure.depth, measure.seconds)
     };
     let job = Job {
         load: load.clone(),

@@ -3,14 +3,13 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::bdevperf;
-use crate::compare::Error;
-use crate::compare::spdk::last_lines;
+use crate::program::{self, Error};
 use crate::samples::Samples;
 
 const BLOCK_BYTES: u64 = 4096;
@@ -153,41 +152,25 @@ impl Peer {
         Ok(command)
     }
 
-    fn failed(&self, output: &str) -> Error {
-        Error::Failed {
-            program: self.program.display().to_string(),
-            output: last_lines(output),
-        }
-    }
-
     fn run(&self, setup: Setup, pattern: &str, seconds: u64) -> Result<crate::samples::Figures, Error> {
         let folder = tempfile::tempdir()?;
         let command = self.command(folder.path(), setup, pattern, 128, seconds)?;
-        let text = bdevperf::output_of(command, &self.program)?;
-        bdevperf::parse(&text).ok_or_else(|| self.failed(&text))
+        bdevperf::run(command, &self.program)
     }
 
     /// What the device was given when the first writes after a snapshot were done.
     fn first_write_bytes(&self) -> Result<f64, Error> {
         let folder = tempfile::tempdir()?;
         let mut command = self.command(folder.path(), Setup::VolumeWithSnapshot, "randwrite", 1, 2)?;
-        command
-            .arg("-z")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let child = command.spawn().map_err(|error| Error::Run {
-            program: self.program.display().to_string(),
-            error,
-        })?;
-        let mut running = Running(child);
+        command.arg("-z").stdout(Stdio::null()).stderr(Stdio::null());
+        let mut running = program::start(command, &self.program)?;
         let socket = folder.path().join("rpc.sock");
         let begun = Instant::now();
         let late = || begun.elapsed() > ANSWER_LIMIT;
         // The device is there once it tells of it.
         while ask(&socket, "bdev_get_iostat", &json!({ "names": [VOLUME] })).is_none() {
-            if late() || running.0.try_wait()?.is_some() {
-                return Err(self.failed("the volume did not appear"));
+            if late() || running.has_ended()? {
+                return Err(Error::failed(&self.program, "the volume did not appear"));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -199,7 +182,8 @@ impl Peer {
             let bytes = device["bytes_written"].as_u64()? + copied_bytes;
             Some((device["num_write_ops"].as_u64()?, bytes))
         };
-        let (_, before) = written(DEVICE).ok_or_else(|| self.failed("no figures of the device"))?;
+        let (_, before) =
+            written(DEVICE).ok_or_else(|| Error::failed(&self.program, "no figures of the device"))?;
         // Answered when the test is over, which nobody waits for.
         let mut test = UnixStream::connect(&socket)?;
         test.write_all(request("perform_tests", &json!({})).as_bytes())?;
@@ -211,20 +195,9 @@ impl Peer {
                 return Ok((after - before) as f64 / bytes as f64);
             }
             if late() {
-                return Err(self.failed("no writes were counted"));
+                return Err(Error::failed(&self.program, "no writes were counted"));
             }
         }
-    }
-}
-
-/// Ended when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to end.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

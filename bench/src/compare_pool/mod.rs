@@ -75,7 +75,7 @@ pub enum Error {
     Pool(#[from] PoolError),
     /// SPDK.
     #[error("{0}")]
-    Spdk(#[from] crate::compare::Error),
+    Spdk(#[from] crate::program::Error),
 }
 
 /// A row of the table.

@@ -1,7 +1,5 @@
 //! What a volume with limits delivers to hosts that ask for more, in windows of 5 s.
 
-use std::sync::Arc;
-
 use pollux_api::control::v1::{Qos, QosLimits, QosRate, VolumePolicy};
 use pollux_device::ByteSize;
 
@@ -122,32 +120,16 @@ fn windows(uri: String, core: Option<usize>, limit: &Limit) -> Result<Row, Error
         jobs: CONNECTIONS,
         cores: core.into_iter().collect(),
     };
-    let line = Arc::new(Line {
-        title: String::new(),
-        hidden: true,
-    });
     let load = Load {
-        pattern: limit.pattern,
-        depth: DEPTH,
-        read_percent: 0,
-        block: ByteSize(limit.block_bytes),
-        rate: None,
         warm_up: WARM_UP_SECONDS,
-        time: WINDOW_SECONDS,
-        count: None,
-        size: None,
-        fua: false,
-        flush_every: None,
-        verify: false,
-        seed: 1,
+        ..Load::new(limit.pattern, ByteSize(limit.block_bytes), DEPTH, WINDOW_SECONDS)
     };
     let generator = Generator::start(&[uri], &reactors, load.memory_bytes())?;
     let mut delivered = Vec::with_capacity(WINDOWS);
     for _ in 0..WINDOWS {
-        let results = generator.measure(&load, None, &line)?;
-        if results.errors > 0 {
-            return Err(Error::Odd(format!("{} requests failed", results.errors)));
-        }
+        let results = generator
+            .measure(&load, None, &Line::hidden())?
+            .without_failures()?;
         delivered.push(results.read.iops + results.write.iops);
     }
     generator.stop()?;

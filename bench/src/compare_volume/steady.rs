@@ -1,7 +1,5 @@
 //! One replica beside its target, and three, both served by the same engine: the same loads in turns.
 
-use std::sync::Arc;
-
 use pollux_api::control::v1::PublishVolumeResponse;
 use pollux_device::ByteSize;
 
@@ -133,24 +131,9 @@ fn in_turns(uris: &[String], plan: Plan) -> Result<[Pair; 4], Error> {
         jobs: 1,
         cores: plan.core.into_iter().collect(),
     };
-    let line = Arc::new(Line {
-        title: String::new(),
-        hidden: true,
-    });
     let load = |pattern, depth| Load {
-        pattern,
-        depth,
-        read_percent: 0,
-        block: ByteSize(4096),
-        rate: None,
         warm_up: WARM_UP_SECONDS,
-        time: plan.seconds,
-        count: None,
-        size: None,
-        fua: false,
-        flush_every: None,
-        verify: false,
-        seed: 1,
+        ..Load::new(pattern, ByteSize(4096), depth, plan.seconds)
     };
     let memory_bytes = load(Pattern::Randwrite, 128).memory_bytes() * uris.len();
     let generator = Generator::start(uris, &reactors, memory_bytes)?;
@@ -162,10 +145,9 @@ fn in_turns(uris: &[String], plan: Plan) -> Result<[Pair; 4], Error> {
                 _ => [1, 0],
             };
             for which in order {
-                let results = generator.measure(&load(pair.pattern, pair.depth), Some(which), &line)?;
-                if results.errors > 0 {
-                    return Err(Error::Odd(format!("{} requests failed", results.errors)));
-                }
+                let load = load(pair.pattern, pair.depth);
+                let results = generator.measure(&load, Some(which), &Line::hidden())?;
+                let results = results.without_failures()?;
                 let side = match pair.pattern {
                     Pattern::Randread => &results.read,
                     _ => &results.write,

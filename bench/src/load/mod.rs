@@ -166,6 +166,14 @@ pub struct Line {
 }
 
 impl Line {
+    /// None.
+    pub fn hidden() -> Self {
+        Self {
+            title: String::new(),
+            hidden: true,
+        }
+    }
+
     fn of(options: &Options) -> Self {
         Self {
             title: String::new(),

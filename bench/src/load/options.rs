@@ -140,6 +140,25 @@ pub struct Load {
 }
 
 impl Load {
+    /// So many seconds all over the device, with no warm-up, and nothing beside the requests.
+    pub fn new(pattern: Pattern, block: ByteSize, depth: u16, seconds: f64) -> Self {
+        Self {
+            pattern,
+            read_percent: pattern.read_percent(50),
+            block,
+            depth,
+            rate: None,
+            warm_up: 0.0,
+            time: seconds,
+            count: None,
+            size: None,
+            fua: false,
+            flush_every: None,
+            verify: false,
+            seed: 1,
+        }
+    }
+
     /// Buffers of a reactor for the requests to one device, in bytes.
     pub fn memory_bytes(&self) -> usize {
         let block = usize::try_from(self.block.0).unwrap_or(usize::MAX).max(4096);

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::LoadError;
 use super::options::Load;
 use super::worker::Measured;
 
@@ -90,6 +91,14 @@ impl Results {
     /// Bytes a second of both directions.
     pub fn bytes_per_second(&self) -> f64 {
         self.read.bytes_per_second + self.write.bytes_per_second
+    }
+
+    /// These, or an error if any request failed.
+    pub fn without_failures(self) -> Result<Self, LoadError> {
+        match self.errors {
+            0 => Ok(self),
+            failed => Err(LoadError::Failed(failed)),
+        }
     }
 
     /// Puts the jobs' measurements together. `None` when there are none.

@@ -201,16 +201,16 @@ fn measure(options: &Options) -> Result<Vec<Run>, Error> {
     for (number, target) in targets().filter(|(_, target)| writable(target)) {
         let size_bytes = generator.size_bytes(number);
         let fill = suite.fill(size_bytes, options.reactors.jobs);
-        generator.measure(&fill, Some(number), &line(format!("{}: filling ", target.label)))?;
+        generator
+            .measure(&fill, Some(number), &line(format!("{}: filling ", target.label)))?
+            .without_failures()?;
     }
     let total = suite.loads().len();
     for (done, load) in suite.loads().iter().enumerate() {
         for (number, target) in targets().filter(|(_, target)| writable(target) || !load.writes()) {
             let title = format!("{}/{total} {}: {} ", done + 1, target.label, load.describe());
             let results = generator.measure(load, Some(number), &line(title))?;
-            if results.errors > 0 {
-                return Err(LoadError::Failed(results.errors).into());
-            }
+            let results = results.without_failures()?;
             if let Some(run) = runs.get_mut(number) {
                 run.results.push(results);
             }

@@ -42,19 +42,9 @@ impl Suite {
     /// With so much time for each, on so much of each device.
     pub fn new(time: f64, warm_up: f64, size: ByteSize) -> Self {
         let basis = Load {
-            pattern: Pattern::Randread,
-            read_percent: 100,
-            block: ByteSize(SMALL_BYTES),
-            depth: 1,
-            rate: None,
             warm_up,
-            time,
-            count: None,
             size: Some(size),
-            fua: false,
-            flush_every: None,
-            verify: false,
-            seed: 1,
+            ..Load::new(Pattern::Randread, ByteSize(SMALL_BYTES), 1, time)
         };
         let mut suite = Self {
             basis,
