@@ -165,25 +165,19 @@ impl RangeLocks {
 impl Held {
     async fn granted(&self) {
         poll_fn(|context| {
-            let mut table = self.table.borrow_mut();
+            let table = &mut *self.table.borrow_mut();
             let is_held = table.is_held(self.key);
             let Some(entry) = table.entries.get_mut(self.key) else {
                 return Poll::Ready(());
             };
-            let waited = entry.waker.take().is_some();
-            entry.is_held = is_held;
-            if !is_held {
-                entry.waker = Some(context.waker().clone());
+            table.waiting -= usize::from(entry.waker.take().is_some());
+            if is_held {
+                entry.is_held = true;
+                return Poll::Ready(());
             }
-            match (waited, is_held) {
-                (false, false) => table.waiting += 1,
-                (true, true) => table.waiting -= 1,
-                _ => {}
-            }
-            match is_held {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
+            entry.waker = Some(context.waker().clone());
+            table.waiting += 1;
+            Poll::Pending
         })
         .await;
     }

@@ -11,6 +11,7 @@ use arrayvec::ArrayVec;
 use pollux_device::{BlockDevice, Completion, IoError, Reply, Request};
 use pollux_reactor::{Instant, Reactor, Signal, sleep, timeout};
 
+use super::holes::tells_hole;
 use super::slow::Timed;
 use super::{Core, StopReason};
 use crate::members::Failed;
@@ -183,15 +184,10 @@ impl Connection {
         self.session.submit(moved(request, self.first_block))
     }
 
-    /// Whether nothing is stored of blocks of the volume, so that they are zeros. Without an answer it is
-    /// not so.
+    /// Whether it tells of nothing stored in blocks of the volume. Without an answer in time it is not so.
     pub(super) async fn is_hole(&self, block: u64, blocks: u64, wait_max: Duration) -> bool {
-        let asked = self.session.allocation(self.first_block + block, blocks, 1);
-        let runs = timeout(wait_max, asked).await.unwrap_or(Err(IoError::TimedOut));
-        runs.is_ok_and(|runs| {
-            runs.first()
-                .is_some_and(|run| !run.allocated && run.blocks >= blocks)
-        })
+        let asked = tells_hole(&*self.session, self.first_block + block, blocks);
+        timeout(wait_max, asked).await.unwrap_or(false)
     }
 
     pub(super) fn confirmed_at(&self) -> Instant {

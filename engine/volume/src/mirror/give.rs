@@ -13,7 +13,7 @@ use pollux_reactor::timeout;
 
 use super::Core;
 use super::connection::{Connection, is_session_lost};
-use super::holes::hole;
+use super::holes::{hole, tells_hole};
 use super::read::memory;
 use super::resync::Interrupted;
 use crate::members::Change;
@@ -69,11 +69,7 @@ impl Source {
 
     /// Whether it is told to hold nothing there.
     pub(super) async fn is_hole(&self, block: u64, blocks: u64) -> bool {
-        let runs = self.device.allocation(self.first_block + block, blocks, 1).await;
-        runs.is_ok_and(|runs| {
-            runs.first()
-                .is_some_and(|run| !run.allocated && run.blocks >= blocks)
-        })
+        tells_hole(&*self.device, self.first_block + block, blocks).await
     }
 
     /// The blocks of the volume that it has: the volume may have grown since.

@@ -6,8 +6,7 @@
 
 use std::ops::Range;
 
-use pollux_device::Request;
-use pollux_device::{IoError, ZeroOptions};
+use pollux_device::{BlockDevice, IoError, Request, ZeroOptions};
 
 use super::Core;
 use super::resync::Interrupted;
@@ -16,6 +15,12 @@ use crate::membership::SlotNumber;
 
 /// The longest stride: hosts that write there wait meanwhile, and a replica may have to give back as much.
 const STRIDE_BYTES_MAX: u64 = 64 << 20;
+
+/// Zeros that take no space.
+pub(super) const ZEROS: ZeroOptions = ZeroOptions {
+    force_unit_access: false,
+    may_deallocate: true,
+};
 
 /// How far to look at a time, in regions.
 #[derive(Debug, Clone, Copy)]
@@ -92,16 +97,20 @@ impl Core {
     }
 }
 
-/// Zeros that take no space.
+/// Makes blocks a hole.
 pub(super) fn hole(block: u64, blocks: u64) -> Request {
     Request::WriteZeroes {
         block,
         blocks,
-        options: ZeroOptions {
-            force_unit_access: false,
-            may_deallocate: true,
-        },
+        options: ZEROS,
     }
+}
+
+/// Whether a device tells of nothing stored in blocks, so that they are zeros. Without an answer it is not so.
+pub(super) async fn tells_hole(device: &dyn BlockDevice, block: u64, blocks: u64) -> bool {
+    let runs = device.allocation(block, blocks, 1).await;
+    let first = runs.ok().and_then(|runs| runs.first().copied());
+    first.is_some_and(|run| !run.allocated && run.blocks >= blocks)
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Bringing replicas back: what they missed is copied while writes go on.
 
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::{Gather, IoError, Request};
 use pollux_hugepages::Slice;
-use pollux_reactor::{sleep, timeout};
+use pollux_reactor::{Instant, sleep, timeout};
 
 use super::connection::{ConnectError, Connection, Verdict, clock};
 use super::holes::hole;
@@ -31,6 +32,46 @@ enum Copied {
     Whole,
     /// From the chunk with these blocks on there is none: nobody of the set can read them.
     Unreadable(Unreadable),
+}
+
+/// What was copied since the replica was flushed, and what could not be copied at all.
+struct Round {
+    unflushed: Vec<u64>,
+    /// Those of them that are no holes.
+    copied: u64,
+    flushed_at: Instant,
+    unreadable: Option<Unreadable>,
+}
+
+impl Round {
+    fn new() -> Self {
+        Self {
+            unflushed: Vec::new(),
+            copied: 0,
+            flushed_at: clock(),
+            unreadable: None,
+        }
+    }
+
+    fn copied(&mut self, region: u64) {
+        self.unflushed.push(region);
+        self.copied += 1;
+    }
+
+    fn found_unreadable(&mut self, found: Unreadable) {
+        let all = self.unreadable.get_or_insert(Unreadable { blocks: 0, ..found });
+        all.blocks += found.blocks;
+    }
+
+    fn is_flush_due(&self) -> bool {
+        self.copied >= REGIONS_PER_FLUSH || clock().saturating_since(self.flushed_at) >= FLUSH_INTERVAL
+    }
+
+    fn flushed(&mut self) {
+        self.unflushed.clear();
+        self.copied = 0;
+        self.flushed_at = clock();
+    }
 }
 
 /// Brings back one replica after the other; runs as long as the target.
@@ -201,10 +242,7 @@ impl Core {
     async fn copy_missed(&self, slot: SlotNumber) -> Result<(), Interrupted> {
         let mut from = 0;
         let mut stride = self.stride();
-        let mut unflushed = Vec::new();
-        let mut copied = 0;
-        let mut flushed_at = clock();
-        let mut unreadable = None;
+        let mut round = Round::new();
         loop {
             self.check_syncing(slot)?;
             let next = self.regions.borrow().next_missed(from, slot);
@@ -218,45 +256,46 @@ impl Core {
                     false => region..region + 1,
                 };
                 from = taken.end;
-                // From here on the replica takes the writes of the regions: what is written before their
-                // chunks are copied is copied again, with the same content.
-                for region in taken.clone() {
-                    self.regions.borrow_mut().begin_copy(region, slot);
-                }
-                if may_be_hole && self.copy_hole(slot, &taken).await? {
-                    unflushed.extend(taken);
-                } else {
-                    for region in taken {
-                        match self.copy_region(slot, region).await? {
-                            Copied::Whole => {
-                                unflushed.push(region);
-                                copied += 1;
-                            }
-                            // It stays missed. All others are copied first.
-                            Copied::Unreadable(found) => {
-                                let all = unreadable.get_or_insert(Unreadable { blocks: 0, ..found });
-                                all.blocks += found.blocks;
-                            }
-                        }
-                    }
-                }
+                self.copy_regions(slot, taken, may_be_hole, &mut round).await?;
             }
-            let is_due = copied >= REGIONS_PER_FLUSH
-                || next.is_none()
-                || clock().saturating_since(flushed_at) >= FLUSH_INTERVAL;
-            if is_due && !unflushed.is_empty() {
-                self.commit(slot, &unflushed).await?;
-                unflushed.clear();
-                copied = 0;
-                flushed_at = clock();
+            if !round.unflushed.is_empty() && (next.is_none() || round.is_flush_due()) {
+                self.commit(slot, &round.unflushed).await?;
+                round.flushed();
             }
             if next.is_none() {
-                return match unreadable {
+                return match round.unreadable {
                     None => Ok(()),
                     Some(unreadable) => self.end_unreadable(slot, unreadable),
                 };
             }
         }
+    }
+
+    /// Copies regions that follow each other: all at once if they are a hole, as it seems, or else one by one.
+    async fn copy_regions(
+        &self,
+        slot: SlotNumber,
+        regions: Range<u64>,
+        may_be_hole: bool,
+        round: &mut Round,
+    ) -> Result<(), Interrupted> {
+        // From here on the replica takes the writes of the regions: what is written before their chunks are
+        // copied is copied again, with the same content.
+        for region in regions.clone() {
+            self.regions.borrow_mut().begin_copy(region, slot);
+        }
+        if may_be_hole && self.copy_hole(slot, &regions).await? {
+            round.unflushed.extend(regions);
+            return Ok(());
+        }
+        for region in regions {
+            match self.copy_region(slot, region).await? {
+                Copied::Whole => round.copied(region),
+                // It stays missed. All others are copied first.
+                Copied::Unreadable(found) => round.found_unreadable(found),
+            }
+        }
+        Ok(())
     }
 
     /// A block of the volume can be read from nobody of the set. So it cannot be copied, and must not look as

@@ -11,13 +11,14 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use pollux_device::{IoError, ZeroOptions};
+use pollux_device::IoError;
 use pollux_hugepages::Slice;
 use pollux_reactor::{sleep, timeout};
 use uuid::Uuid;
 
 use super::connection::clock;
 use super::give::Source;
+use super::holes::ZEROS;
 use super::snapshot::SnapshotError;
 use super::speed::Speed;
 use super::write::Content;
@@ -236,10 +237,7 @@ impl Core {
         }
         let content = match wanted {
             Some(data) => Content::Data(data.into(), false),
-            None => Content::Zeroes(ZeroOptions {
-                force_unit_access: false,
-                may_deallocate: true,
-            }),
+            None => Content::Zeroes(ZEROS),
         };
         self.with_intent(block, async || self.replicate(block, blocks, &content).await)
             .await
