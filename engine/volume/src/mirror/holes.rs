@@ -106,7 +106,8 @@ pub(super) fn hole(block: u64, blocks: u64) -> Request {
     }
 }
 
-/// Whether a device tells of nothing stored in blocks, so that they are zeros. Without an answer it is not so.
+/// Whether a device tells that nothing is stored in blocks, so that they are zeros. Without an answer it is
+/// not so.
 pub(super) async fn tells_hole(device: &dyn BlockDevice, block: u64, blocks: u64) -> bool {
     let runs = device.allocation(block, blocks, 1).await;
     let first = runs.ok().and_then(|runs| runs.first().copied());

@@ -271,7 +271,8 @@ impl Core {
         }
     }
 
-    /// Copies regions that follow each other: all at once if they are a hole, as it seems, or else one by one.
+    /// Copies regions that follow each other: all at once if they are a hole, as it seems, and else one by
+    /// one.
     async fn copy_regions(
         &self,
         slot: SlotNumber,
