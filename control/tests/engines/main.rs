@@ -20,6 +20,7 @@ mod scenarios;
 mod slow;
 mod traces;
 mod trust;
+mod upsets;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Some("traces") => traces::main(),
         Some("back") => scenarios::back(),
         Some("slow") => slow::main(),
+        Some("upsets") => upsets::main(&arguments[1..]),
         Some("more") => scenarios::more(),
         // What test runners ask.
         Some("--list") => ExitCode::SUCCESS,

@@ -19,7 +19,7 @@ use crate::chaos;
 use crate::cluster::{Cluster, HOST, Records, until};
 use crate::instant::{Writer, numbers};
 use crate::reserved::reservations_outlive_their_target;
-use crate::{back, traces, trust};
+use crate::{back, traces, trust, upsets};
 
 /// How long things are killed and brought back, in every run of the tests.
 const CHAOS: Duration = Duration::from_secs(5);
@@ -99,11 +99,12 @@ pub fn back() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Runs what takes longer: certificates, and some seconds of chaos.
+/// Runs what takes longer: certificates, some upsets, and some seconds of chaos.
 pub fn more() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         trust::run().await;
+        upsets::run(&upsets::Arguments::default()).await;
         chaos::run(Records::Embedded, CHAOS, 1).await;
         match std::process::Command::new("etcd").arg("--version").output() {
             Ok(_) => chaos::run(Records::Etcd, CHAOS, 2).await,
