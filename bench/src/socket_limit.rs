@@ -2,7 +2,8 @@
 //! and does nothing else. No target on one core can be faster over the same sockets.
 //!
 //! A request is 72 bytes, and 4 KiB of data for a write; a response is 24 bytes, and 4 KiB of data for a
-//! read.
+//! read. A server with replicas passes each write on to others of its kind, and answers when all of
+//! them have.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -44,6 +45,9 @@ pub struct Options {
     /// The core of the first connection; the others follow.
     #[arg(long, default_value_t = 2)]
     pub first_client_core: usize,
+    /// Cores of servers to which each write is passed on before it is answered.
+    #[arg(long, value_delimiter = ',', requires = "write")]
+    pub replica_cores: Vec<usize>,
 }
 
 /// What was measured.
@@ -59,10 +63,11 @@ pub struct Figures {
 pub fn run(options: &Options) -> Result<(), super::compare::Error> {
     let figures = measure(options)?;
     println!(
-        "{} depth {} connections {}: {:.0} IOPS, mean {:.1} us",
+        "{} depth {} connections {} replicas {}: {:.0} IOPS, mean {:.1} us",
         if options.write { "write" } else { "read" },
         options.depth,
         options.connections,
+        options.replica_cores.len() + 1,
         figures.iops,
         figures.mean_us
     );
@@ -71,15 +76,27 @@ pub fn run(options: &Options) -> Result<(), super::compare::Error> {
 
 /// Measures.
 pub fn measure(options: &Options) -> io::Result<Figures> {
-    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-    let address = listener.local_addr()?;
     let stop = Arc::new(AtomicBool::new(false));
     let answered = Arc::new(AtomicU64::new(0));
     let mut threads = Vec::new();
-    let (server_options, server_stop) = (options.clone(), stop.clone());
-    threads.push(thread::spawn(move || {
-        serve(&listener, &server_options, &server_stop)
-    }));
+    let mut start = |options: Options, replicas: Vec<SocketAddr>| -> io::Result<SocketAddr> {
+        let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        let address = listener.local_addr()?;
+        let stop = stop.clone();
+        threads.push(thread::spawn(move || {
+            serve(&listener, &replicas, &options, &stop)
+        }));
+        Ok(address)
+    };
+    let mut replicas = Vec::with_capacity(options.replica_cores.len());
+    for &core in &options.replica_cores {
+        let options = Options {
+            core,
+            ..options.clone()
+        };
+        replicas.push(start(options, Vec::new())?);
+    }
+    let address = start(options.clone(), replicas)?;
     for client in 0..options.connections {
         let (options, stop, answered) = (options.clone(), stop.clone(), answered.clone());
         threads.push(thread::spawn(move || {
@@ -117,9 +134,60 @@ struct Served {
     /// Blocks of the responses that wait, and how much of the first is sent.
     waiting: Vec<usize>,
     sent_of_first: usize,
+    replicas: Vec<Replica>,
 }
 
-fn serve(listener: &TcpListener, options: &Options, stop: &AtomicBool) -> io::Result<()> {
+/// Another server to which the writes of one connection are passed on.
+struct Replica {
+    stream: TcpStream,
+    /// What its socket had no room for.
+    unsent: Vec<u8>,
+    /// Bytes of a response of which the rest is to come.
+    part_bytes: usize,
+    /// Its responses that were not passed back yet.
+    answered: usize,
+}
+
+impl Replica {
+    fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        prepare(&stream)?;
+        Ok(Self {
+            stream,
+            unsent: Vec::new(),
+            part_bytes: 0,
+            answered: 0,
+        })
+    }
+
+    fn pass_on(&mut self, requests: &[u8]) -> io::Result<()> {
+        let sent = match self.unsent.is_empty() && !requests.is_empty() {
+            true => ready(self.stream.write(requests))?.unwrap_or(0),
+            false => 0,
+        };
+        self.unsent.extend_from_slice(&requests[sent..]);
+        Ok(())
+    }
+
+    fn go_on(&mut self) -> io::Result<()> {
+        if !self.unsent.is_empty() {
+            let sent = ready(self.stream.write(&self.unsent))?.unwrap_or(0);
+            self.unsent.drain(..sent);
+        }
+        let mut into = [0; RESPONSE_BYTES * PIECES_PER_SEND];
+        self.part_bytes += ready(self.stream.read(&mut into))?.unwrap_or(0);
+        self.answered += self.part_bytes / RESPONSE_BYTES;
+        self.part_bytes %= RESPONSE_BYTES;
+        Ok(())
+    }
+}
+
+fn serve(
+    listener: &TcpListener,
+    replicas: &[SocketAddr],
+    options: &Options,
+    stop: &AtomicBool,
+) -> io::Result<()> {
     pin(options.core)?;
     let mut store = vec![1u8; STORE_BYTES];
     let mut connections = Vec::new();
@@ -132,6 +200,10 @@ fn serve(listener: &TcpListener, options: &Options, stop: &AtomicBool) -> io::Re
             filled: 0,
             waiting: Vec::new(),
             sent_of_first: 0,
+            replicas: replicas
+                .iter()
+                .map(|&address| Replica::connect(address))
+                .collect::<io::Result<_>>()?,
         });
     }
     let mut seed = 1u64;
@@ -139,6 +211,9 @@ fn serve(listener: &TcpListener, options: &Options, stop: &AtomicBool) -> io::Re
         for connection in &mut connections {
             if connection.waiting.len() < PIECES_PER_SEND {
                 take_requests(connection, &mut store, options, &mut seed)?;
+            }
+            for replica in &mut connection.replicas {
+                replica.go_on()?;
             }
             send_responses(connection, &store, options)?;
         }
@@ -173,10 +248,15 @@ fn take_requests(
         received,
         filled,
         waiting,
+        replicas,
         ..
     } = connection;
     let request = REQUEST_BYTES + if options.write { options.block_bytes } else { 0 };
     *filled += ready(stream.read(&mut received[*filled..]))?.unwrap_or(0);
+    // They are on their way while this server does the same.
+    for replica in replicas {
+        replica.pass_on(&received[..*filled / request * request])?;
+    }
     let mut used = 0;
     while *filled - used >= request {
         *seed = seed
@@ -197,13 +277,15 @@ fn take_requests(
 
 fn send_responses(connection: &mut Served, store: &[u8], options: &Options) -> io::Result<()> {
     static RESPONSE: [u8; RESPONSE_BYTES] = [0; RESPONSE_BYTES];
-    if connection.waiting.is_empty() {
+    let answered = connection.replicas.iter().map(|replica| replica.answered).min();
+    let due = connection.waiting.len().min(answered.unwrap_or(usize::MAX));
+    if due == 0 {
         return Ok(());
     }
     let data_bytes = if options.write { 0 } else { options.block_bytes };
     let mut pieces = Vec::with_capacity(2 * PIECES_PER_SEND);
     let mut skip = connection.sent_of_first;
-    for &block in connection.waiting.iter().take(PIECES_PER_SEND) {
+    for &block in connection.waiting.iter().take(due.min(PIECES_PER_SEND)) {
         let header = skip.min(RESPONSE_BYTES);
         pieces.push(IoSlice::new(&RESPONSE[header..]));
         if data_bytes > 0 {
@@ -215,6 +297,9 @@ fn send_responses(connection: &mut Served, store: &[u8], options: &Options) -> i
     let total = connection.sent_of_first + sent;
     let response = RESPONSE_BYTES + data_bytes;
     connection.waiting.drain(..total / response);
+    for replica in &mut connection.replicas {
+        replica.answered -= total / response;
+    }
     connection.sent_of_first = total % response;
     Ok(())
 }

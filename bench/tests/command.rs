@@ -210,3 +210,21 @@ fn a_report_writes_over_nothing_unasked() {
     report(&["--destroy-data"]);
     assert!(std::fs::read(&disk).unwrap() != content);
 }
+
+/// All on one core, whatever it takes there.
+#[test]
+fn plain_sockets_answer_alone_and_with_replicas() {
+    let one_core = ["--core", "0", "--first-client-core", "0", "--seconds", "0.2"];
+    for (replicas, told) in [
+        (&[][..], "replicas 1"),
+        (&["--replica-cores", "0,0"], "replicas 3"),
+    ] {
+        let output = bench(&[&["socket-limit", "--write"], &one_core[..], replicas].concat());
+        let (said, errors) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(output.status.success() && said.contains(told), "{said}{errors}");
+    }
+    assert!(refusal(&["socket-limit", "--replica-cores", "0"]).contains("--write"));
+}

@@ -165,6 +165,7 @@ fn compare(options: &Options, spdk: &spdk::Spdk, load: &Load) -> Result<Row, Err
                 seconds: f64::from(turns.seconds),
                 core: perf::TARGET_CORES[0],
                 first_client_core: perf::CLIENT_CORES[0],
+                replica_cores: Vec::new(),
             })?;
             row.limit.push(Figures {
                 iops: figures.iops,
