@@ -1,5 +1,5 @@
-# Commands that file systems do not send: compare, write zeroes, verify, deallocate, flush, and those that
-# must fail.
+# Commands that file systems do not send: compare, write zeroes, verify, deallocate, flush, which blocks are
+# allocated, and those that must fail.
 
 port="$(ask engine start 'uring://@/disk?size=64MiB&block=4096')"
 connect
@@ -26,6 +26,21 @@ nvme dsm "$device" -d -s 16 -b 16
 zeros 16 16
 if zeros 32 1; then fail "a neighbour was taken too"; fi
 dd if="$device" bs=4096 count=2 iflag=direct 2> /dev/null | cmp -n 8192 - /tmp/data
+
+# allocated FIRST COUNT: asks which of these blocks are.
+allocated() {
+    nvme get-lba-status "$device" --start-lba="$1" --range-len="$2" --max-dw=1023 --action=2 > /tmp/answer
+    cat /tmp/answer
+    grep -q '(CMPC): 2$' /tmp/answer || fail "not all is told of $2 blocks from $1 on"
+}
+
+allocated 16 16
+grep -q '(NLSD): 0$' /tmp/answer || fail "a hole counts as allocated"
+allocated 12 24
+expect "$(grep -c 'NLB: 0x00000004' /tmp/answer)" 2 "four blocks before the hole, and four behind it"
+if nvme get-lba-status "$device" --start-lba=0 --range-len=16 --max-dw=1023 --action=17; then
+    fail "blocks that may be unrecoverable are told of"
+fi
 
 end=$((64 * 1024 * 1024 / 4096))
 for command in "read -z 4096 -d /tmp/read" "write -z 4096 -d /tmp/first" "write-zeroes" "verify"; do

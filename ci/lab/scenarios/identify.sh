@@ -26,7 +26,7 @@ is cqes 0x44
 is mdts 8
 is ioccsz 516
 is cntrltype 1
-is oacs 0
+is oacs 0x200
 expect "$(field vwc /tmp/answer)" 0x6 "no volatile write cache, but flush of all namespaces"
 
 answer id-ns "$device"

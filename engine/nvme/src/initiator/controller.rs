@@ -25,7 +25,7 @@ use crate::wire::command::{
 use crate::wire::features::{AsyncEventConfiguration, FeatureId, HostBehavior, QueueCounts};
 use crate::wire::identify::{
     ControllerAttributes, ControllerType, IdentifyController, IdentifyStructure, IoCommandSupport,
-    NvmController, VolatileWriteCache,
+    NvmAdminCommands, NvmController, OptionalAdminCommands, VolatileWriteCache,
 };
 use crate::wire::nqn::Nqn;
 use crate::wire::properties::{
@@ -123,6 +123,8 @@ pub struct ControllerDescription {
     pub queues: u16,
     /// Optional commands.
     pub io_commands: IoCommandSupport,
+    /// Get LBA Status returns which blocks are allocated.
+    pub reports_allocated: bool,
     /// Completed writes may be in a volatile cache.
     pub volatile_write_cache: bool,
     /// Blocks less one that are written whole even if the power fails, if the namespace does not say.
@@ -238,6 +240,13 @@ impl Controller {
                 let limits = NvmController::from_bytes(&bytes);
                 self.description.write_zeroes_bytes_max = (limits.write_zeroes_size > 0)
                     .then(|| power(limits.write_zeroes_size, capabilities.page_bytes_min()));
+                // Controllers of before revision 1.1 of the command set know the command, and not this.
+                self.description.reports_allocated = identify
+                    .admin_commands
+                    .contains(OptionalAdminCommands::LBA_STATUS)
+                    && limits
+                        .admin_commands
+                        .contains(NvmAdminCommands::REPORTS_ALLOCATED);
             }
             Err(InitiatorError::Refused { .. }) => {}
             Err(error) => return Err(error),
@@ -494,6 +503,7 @@ fn describe(
         queue_depth_max,
         queues: 0,
         io_commands: identify.io_commands,
+        reports_allocated: false,
         volatile_write_cache: identify
             .volatile_write_cache
             .contains(VolatileWriteCache::PRESENT),

@@ -92,6 +92,8 @@ pub struct Namespace {
     pub dataset_deallocates: bool,
     /// Compare is supported.
     pub compare: bool,
+    /// Its controller tells which blocks are allocated, and the others read as zeros.
+    pub tells_holes: bool,
 }
 
 /// The active namespaces of a controller, in ascending order; at most 1024.
@@ -160,6 +162,7 @@ pub async fn describe_namespace(
             && deallocate.contains(DeallocateFeatures::WRITE_ZEROES_DEALLOCATES),
         dataset_deallocates: reads_zeros && supports(IoCommandSupport::DATASET_MANAGEMENT),
         compare: supports(IoCommandSupport::COMPARE),
+        tells_holes: reads_zeros && controller.reports_allocated,
     }))
 }
 

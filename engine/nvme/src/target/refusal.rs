@@ -27,6 +27,8 @@ pub(crate) mod field {
     pub(crate) const DWORD_11: u8 = 44;
     /// Command dword 12.
     pub(crate) const DWORD_12: u8 = 48;
+    /// Command dword 13.
+    pub(crate) const DWORD_13: u8 = 52;
     /// Command dword 14.
     pub(crate) const DWORD_14: u8 = 56;
 }

@@ -19,6 +19,7 @@ pub mod command;
 pub mod digest;
 pub mod features;
 pub mod identify;
+pub mod lba_status;
 pub mod log;
 pub mod nqn;
 pub mod pdu;

@@ -5,6 +5,7 @@
 mod authentication;
 mod basics;
 mod fake;
+mod holes;
 mod lab;
 mod loss;
 mod reservations;

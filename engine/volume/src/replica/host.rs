@@ -296,6 +296,7 @@ struct Flush {
 }
 
 /// The device, for the target that was promised its epoch.
+#[derive(Clone)]
 struct Session {
     inner: Rc<Inner>,
     epoch: Epoch,
@@ -364,7 +365,16 @@ impl BlockDevice for Session {
         if let Err(error) = self.check_served() {
             return Box::pin(std::future::ready(Err(error)));
         }
-        self.inner.device.allocation(block, blocks, runs_max)
+        let (session, asked) = (
+            self.clone(),
+            self.inner.device.allocation(block, blocks, runs_max),
+        );
+        Box::pin(async move {
+            let runs = asked.await?;
+            // Nobody waits for a question: a promise may have been given since.
+            session.check_served()?;
+            Ok(runs)
+        })
     }
 }
 

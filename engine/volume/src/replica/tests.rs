@@ -58,7 +58,13 @@ fn an_older_epoch_is_refused_reads_too() {
         let host = host(&drive).await;
         let old = session(&host, 3).await;
         old.write(20, data(1), false).await.unwrap();
+        // One is answered before the promise, one is on its way.
+        assert!(old.allocation(20, 1, 1).await.is_ok());
+        let asked = old.allocation(20, 1, 1);
         let new = session(&host, 4).await;
+        assert_eq!(asked.await, Err(IoError::Fenced));
+        assert_eq!(old.allocation(20, 1, 1).await, Err(IoError::Fenced));
+        assert!(new.allocation(20, 1, 1).await.is_ok());
         assert_eq!(old.write(20, data(2), false).await, Err(IoError::Fenced));
         assert_eq!(old.flush().await, Err(IoError::Fenced));
         assert_eq!(old.read(20, data(0)).await.map(drop), Err(IoError::Fenced));

@@ -15,12 +15,14 @@
 //! | `rdma` | RDMA, by SPDK |
 //! | [`reservations`] | who may access the namespace |
 //! | [`follow`] | events, aborts and health |
+//! | [`holes`] | which blocks are allocated |
 //! | [`shared`] | what all reactors know |
 //! | [`ledger`] | what may be in a volatile cache |
 
 mod endpoint;
 mod execute;
 mod follow;
+mod holes;
 mod ledger;
 mod options;
 mod plan;

@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, Completion, Geometry, IoError, Request};
+use pollux_device::{AllocationQuery, BlockDevice, Completion, Geometry, IoError, Request};
 use pollux_reactor::{Reactor, Task, sleep, timeout};
 
 use super::super::connection::{CommandId, QueuePair, RefusedReason};
 use super::super::error::InitiatorError;
 use super::NvmfDevice;
 use super::execute::{Flush, Sent, execute, execute_pieces, reply};
+use super::holes::allocation;
 use super::plan::{Command, Plan};
 use super::race::{First, race};
 use super::shared::{AbortWanted, Association, Phase, Shared};
@@ -147,6 +148,10 @@ impl BlockDevice for NvmfQueue {
             }
             Ok(Plan::Many(pieces)) => Completion::from_future(execute_pieces(inner.clone(), pieces)),
         }
+    }
+
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        Box::pin(allocation(self.0.clone(), block, blocks, runs_max))
     }
 }
 

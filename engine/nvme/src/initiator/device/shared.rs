@@ -21,6 +21,7 @@ use pollux_device::{Geometry, Health};
 
 use super::super::connection::CommandId;
 use super::super::controller::QueueTicket;
+use super::holes::Question;
 use super::ledger::CacheLedger;
 use super::options::NvmfOptions;
 use super::plan::Limits;
@@ -34,6 +35,8 @@ pub(super) struct Association {
     pub(super) cache_epoch: u64,
     pub(super) ticket: QueueTicket,
     pub(super) namespace_id: u32,
+    /// Whether the controller can be asked for holes of the namespace.
+    pub(super) tells_holes: bool,
     /// I/O queues that the controller gives.
     pub(super) queues: u16,
     /// Pauses that the controller asks for before a command is sent again.
@@ -93,6 +96,10 @@ pub(super) struct State {
     /// The live association does not work any more, and why.
     lost: Option<String>,
     pub(super) aborts: Vec<AbortWanted>,
+    /// Questions which blocks are allocated; none is older than the live association.
+    pub(super) questions: Vec<Question>,
+    /// Why the controller of the live association is not asked for holes any more.
+    pub(super) no_holes: Option<&'static str>,
     /// The device is not used any more.
     pub(super) closing: bool,
     waiters: Vec<Waker>,
@@ -138,6 +145,8 @@ impl Shared {
                 unsettled: false,
                 lost: None,
                 aborts: Vec::new(),
+                questions: Vec::new(),
+                no_holes: None,
                 closing: false,
                 waiters: Vec::new(),
             }),

@@ -22,6 +22,7 @@ use super::super::controller::{Controller, ControllerDescription, ControllerOpti
 use super::super::error::InitiatorError;
 use super::super::namespace::{Namespace, NamespaceSelector, find_namespace};
 use super::follow::{abort_commands, follow_events, follow_health};
+use super::holes::answer_questions;
 use super::options::{NvmfOptions, Unflushed};
 use super::plan::Limits;
 use super::race::{First, race};
@@ -99,6 +100,7 @@ impl Connected {
             cache_epoch,
             ticket: self.controller.ticket(),
             namespace_id: self.namespace.id,
+            tells_holes: self.namespace.tells_holes,
             queues: description.queues,
             retry_delays: description.retry_delays,
         }
@@ -186,6 +188,12 @@ impl Supervisor {
                 self.connected.namespace.clone(),
             )),
             spawn(abort_commands(shared.clone(), admin.clone(), generation)),
+            spawn(answer_questions(
+                shared.clone(),
+                admin.clone(),
+                self.connected.namespace.id,
+                generation,
+            )),
             spawn(follow_health(shared.clone(), admin.clone())),
         ];
         let over = shared.wait_for(|state| {
@@ -246,6 +254,8 @@ impl Supervisor {
             // What was reported of the association before is dealt with.
             drop(state.take_lost());
             state.aborts.clear();
+            state.questions.clear();
+            state.no_holes = None;
             was_down
         });
         let lost_for_ms = now().saturating_since(since).as_millis() as u64;

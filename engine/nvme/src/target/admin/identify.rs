@@ -11,8 +11,8 @@ use crate::wire::command::Identify;
 use crate::wire::identify::{
     CommandSetId, CommandSets, DeallocateFeatures, IDENTIFY_BYTES, IdentifyNamespace, IdentifyStructure,
     IndependentNamespace, IndependentNamespaceFeatures, LbaFormat, NamespaceDescriptor, NamespaceFeatures,
-    NamespaceSharing, NamespaceStatus, NvmController, NvmNamespace, ReservationCapabilities,
-    write_controller_list, write_descriptors, write_namespace_list,
+    NamespaceSharing, NamespaceStatus, NvmAdminCommands, NvmController, NvmNamespace,
+    ReservationCapabilities, write_controller_list, write_descriptors, write_namespace_list,
 };
 use crate::wire::status::Status;
 
@@ -70,7 +70,11 @@ pub(super) fn execute(controller: &Controller, command: &Command) -> Result<Outc
         IdentifyStructure::CommandSetController => {
             nvm_only(&identify)?;
             // No limits beside those of the commands themselves.
-            data(command, &NvmController::default().to_bytes())
+            let limits = NvmController {
+                admin_commands: NvmAdminCommands::REPORTS_ALLOCATED,
+                ..NvmController::default()
+            };
+            data(command, &limits.to_bytes())
         }
         IdentifyStructure::IndependentNamespace => {
             let namespace = find(controller, id)?;

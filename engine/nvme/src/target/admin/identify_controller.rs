@@ -9,8 +9,8 @@ use super::ABORTS_MAX;
 use crate::wire::features::AsyncEventConfiguration;
 use crate::wire::identify::{
     AnaCapabilities, ControllerAttributes, ControllerType, FabricsCommands, FusedOperations,
-    IdentifyController, IoCommandSupport, LogPageAttributes, MultipathCapabilities, SglSupport,
-    VolatileWriteCache,
+    IdentifyController, IoCommandSupport, LogPageAttributes, MultipathCapabilities, OptionalAdminCommands,
+    SglSupport, VolatileWriteCache,
 };
 use crate::wire::nqn::NqnField;
 use crate::wire::text::AsciiField;
@@ -149,6 +149,7 @@ fn io(controller: &Controller, common: IdentifyController) -> IdentifyController
         controller_type_field: ControllerType::Io.to_wire(),
         attributes,
         total_capacity_bytes: capacity_bytes,
+        admin_commands: OptionalAdminCommands::LBA_STATUS,
         retry_delays_100ms: [RETRY_DELAY_100MS, 0, 0],
         submission_entry_sizes: IdentifyController::SUBMISSION_ENTRY_SIZES,
         completion_entry_sizes: IdentifyController::COMPLETION_ENTRY_SIZES,

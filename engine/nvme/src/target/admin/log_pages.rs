@@ -237,7 +237,8 @@ fn command_effects(controller: &Controller) -> CommandEffectsLog {
     } else {
         log
     };
-    log.with_io(IoOpcode::Flush, none)
+    log.with_admin(AdminOpcode::GetLbaStatus, none)
+        .with_io(IoOpcode::Flush, none)
         .with_io(IoOpcode::Write, CommandEffects::BLOCK_CONTENT)
         .with_io(IoOpcode::Read, none)
         .with_io(IoOpcode::Compare, none)

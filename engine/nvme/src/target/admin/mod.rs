@@ -1,13 +1,14 @@
 //! The admin queue of a controller, and the commands on it (NVMe Base 2.0, 5 and 6).
 //!
 //! Nearly every command is done when it is started: what a controller knows is behind one lock, and nothing
-//! here reads a device. The others are the asynchronous event request, and the feature that has reservations
-//! persist.
+//! reads a device. The others are the asynchronous event request, the feature that has reservations persist,
+//! and the question which blocks are allocated.
 
 mod features;
 mod health;
 mod identify;
 mod identify_controller;
+mod lba_status;
 mod log_pages;
 mod reservation_features;
 
@@ -89,6 +90,7 @@ impl AdminQueue {
             AdminOpcode::GetLogPage => log_pages::execute(controller, command)?,
             AdminOpcode::GetFeatures => features::get(controller, command)?,
             AdminOpcode::SetFeatures => return features::set(controller, command),
+            AdminOpcode::GetLbaStatus => return lba_status::start(controller, command),
             AdminOpcode::AsynchronousEventRequest => return self.request_event(command_id),
             AdminOpcode::Abort => self.abort(entry),
             AdminOpcode::KeepAlive => {
@@ -110,6 +112,10 @@ impl AdminQueue {
             .ok_or(Refusal::at(Status::INVALID_OPCODE, field::OPCODE))?;
         if entry.fuse() != Fuse::None {
             return Err(Refusal::invalid_field(field::FLAGS));
+        }
+        // A discovery controller has no namespaces.
+        if opcode == AdminOpcode::GetLbaStatus && self.controller().is_discovery() {
+            return Err(Refusal::at(Status::INVALID_OPCODE, field::OPCODE));
         }
         let enabled = self.controller().with(|state| state.registers.is_enabled());
         if opcode != AdminOpcode::Fabrics && !enabled {
@@ -172,7 +178,7 @@ impl AdminQueue {
     }
 }
 
-/// The admin commands there are, on I/O and discovery controllers alike.
+/// The admin commands there are, all but one of them on I/O and discovery controllers alike.
 fn is_supported(opcode: AdminOpcode) -> bool {
     matches!(
         opcode,
@@ -184,6 +190,7 @@ fn is_supported(opcode: AdminOpcode) -> bool {
             | AdminOpcode::AsynchronousEventRequest
             | AdminOpcode::Abort
             | AdminOpcode::KeepAlive
+            | AdminOpcode::GetLbaStatus
     )
 }
 

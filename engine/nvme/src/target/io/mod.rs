@@ -18,6 +18,7 @@ mod slow;
 mod transfer;
 mod view;
 
+pub(crate) use attached::Attached;
 pub(crate) use gate::BlockRange;
 pub(crate) use guard::{Exclusive, FusedGuard};
 pub(crate) use queue::IoQueue;

@@ -14,8 +14,12 @@ fn select(feature: FeatureId, select: FeatureSelect) -> GetFeatures {
 #[test]
 fn unknown_commands_are_invalid_opcodes() {
     let fixture = Fixture::new(1);
-    for admin in [fixture.enabled(), fixture.discovery(HOST)] {
-        let known = [0x02, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x7f];
+    let both = [0x02, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x7f];
+    let of_namespaces = [&both[..], &[0x86]].concat();
+    for (admin, known) in [
+        (fixture.enabled(), &of_namespaces[..]),
+        (fixture.discovery(HOST), &both[..]),
+    ] {
         for opcode in (0..=u8::MAX).filter(|opcode| !known.contains(opcode)) {
             let entry = SubmissionEntry::new(opcode, 1, 0);
             assert_eq!(

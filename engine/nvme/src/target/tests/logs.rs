@@ -142,6 +142,10 @@ fn firmware_and_effects_are_told() {
         supported,
         [0x00, 0x01, 0x02, 0x05, 0x08, 0x09, 0x0c, 0x0d, 0x0e, 0x11, 0x15]
     );
+    let supported: Vec<_> = (0..=255u8)
+        .filter(|opcode| effects.admin[usize::from(*opcode)].bits() != 0)
+        .collect();
+    assert_eq!(supported, [0x02, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x86]);
     assert!(effects.io[1].contains(CommandEffects::BLOCK_CONTENT | CommandEffects::SUPPORTED));
     let other = GetLogPage {
         command_set_field: 2,

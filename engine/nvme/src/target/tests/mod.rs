@@ -12,6 +12,7 @@ mod fused;
 mod identify;
 mod io;
 mod io_waiting;
+mod lba_status;
 mod logs;
 mod random;
 mod reservations;

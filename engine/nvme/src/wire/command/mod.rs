@@ -14,6 +14,7 @@
 mod admin;
 mod entry;
 mod fabrics;
+mod lba_status;
 mod nvm;
 mod opcode;
 mod reservation;
@@ -25,6 +26,7 @@ pub use fabrics::{
     CONNECT_DATA_BYTES, Connect, ConnectAttributes, ConnectData, ConnectRefusal, ConnectResult,
     DYNAMIC_CONTROLLER, PropertyGet, PropertySet, PropertySize,
 };
+pub use lba_status::{GetLbaStatus, LbaStatusAction};
 pub use nvm::{BlockCommand, BlockFlags, DatasetAttributes, DatasetManagement, DatasetRange};
 pub use opcode::{AdminOpcode, FabricsCommandType, IoOpcode, OPCODE_FABRICS};
 pub use reservation::{

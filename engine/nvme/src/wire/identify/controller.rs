@@ -466,5 +466,15 @@ structure! {
         4 => dataset_range_blocks_max: u32,
         /// Most blocks of all ranges; 0 for no limit (DMSL).
         8 => dataset_blocks_max: u64,
+        /// What it knows beyond the optional admin commands (AOCS; NVM 1.1).
+        18 => admin_commands: NvmAdminCommands,
+    }
+}
+
+wire_flags! {
+    /// AOCS (NVM 1.1, Identify Controller for the NVM command set).
+    pub struct NvmAdminCommands: u16 {
+        /// Get LBA Status returns which blocks are allocated (RALBAS).
+        REPORTS_ALLOCATED = 1 << 0,
     }
 }

@@ -23,7 +23,7 @@ mod tests;
 pub use controller::{
     AnaCapabilities, AsyncEventSupport, ControllerAttributes, ControllerType, FabricsCommands,
     FusedOperations, IdentifyController, IoCommandSupport, LogPageAttributes, MultipathCapabilities,
-    NvmController, OptionalAdminCommands, PowerState, SglSupport, VolatileWriteCache,
+    NvmAdminCommands, NvmController, OptionalAdminCommands, PowerState, SglSupport, VolatileWriteCache,
 };
 pub use lists::{
     CommandSets, NamespaceDescriptor, parse_controller_list, parse_descriptors, parse_namespace_list,

@@ -180,13 +180,14 @@ fn freezes_the_nvm_controller() {
         dataset_ranges_max: 4,
         dataset_range_blocks_max: 0x0506_0708,
         dataset_blocks_max: 0x090a_0b0c_0d0e_0f10,
+        admin_commands: NvmAdminCommands::REPORTS_ALLOCATED,
     };
     let expected = at_offsets(
         4096,
         &[(
             0,
             &[
-                1, 2, 3, 4, 8, 7, 6, 5, 0x10, 0x0f, 0x0e, 0x0d, 0x0c, 0x0b, 0x0a, 9,
+                1, 2, 3, 4, 8, 7, 6, 5, 0x10, 0x0f, 0x0e, 0x0d, 0x0c, 0x0b, 0x0a, 9, 0, 0, 1,
             ],
         )],
     );
