@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pollux_api::FieldMask;
 use pollux_api::control::v1::group_snapshots_client::GroupSnapshotsClient;
 use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
@@ -13,7 +14,7 @@ use pollux_api::control::v1::templates_client::TemplatesClient;
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{
     GetGroupSnapshotRequest, GetSnapshotRequest, GetVolumeRequest, GroupSnapshot, ListNodesRequest, Node,
-    PageRequest, Reason, Snapshot, Volume,
+    PageRequest, Reason, Snapshot, UpdateVolumeRequest, Volume,
 };
 use pollux_trace::Calls;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -47,6 +48,39 @@ pub const WAIT_US: u64 = 5_000_000;
 
 /// Records that are asked for at a time.
 pub const PAGE_SIZE: u32 = 1000;
+
+/// How often a change is tried against others.
+pub const ATTEMPTS_MAX: u32 = 8;
+
+/// The pages of a list, one after the other, to its end.
+#[derive(Debug)]
+pub struct Pages {
+    /// Of the next page; of the first one it is empty.
+    token: Option<String>,
+}
+
+impl Pages {
+    /// From the first one on.
+    pub fn all() -> Self {
+        Self {
+            token: Some(String::new()),
+        }
+    }
+
+    /// What to ask for next. Nothing after the last page, and before the one that was asked for is there.
+    pub fn request(&mut self) -> Option<PageRequest> {
+        let token = self.token.take()?;
+        Some(PageRequest {
+            size: PAGE_SIZE,
+            token,
+        })
+    }
+
+    /// A page has come, with the token of the next one; empty if it was the last.
+    pub fn came(&mut self, next_page_token: String) {
+        self.token = Some(next_page_token).filter(|token| !token.is_empty());
+    }
+}
 
 /// Why the control plane cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -178,18 +212,32 @@ impl ControlPlane {
     pub async fn nodes(&self) -> Result<Vec<Node>, CallError> {
         let mut client = NodesClient::new(self.channel.clone());
         let mut nodes = Vec::new();
-        let mut token = String::new();
-        loop {
-            let page = Some(PageRequest {
-                size: PAGE_SIZE,
-                token,
-            });
-            let answer = client.list_nodes(ListNodesRequest { page }).await?.into_inner();
+        let mut pages = Pages::all();
+        while let Some(page) = pages.request() {
+            let request = ListNodesRequest { page: Some(page) };
+            let answer = client.list_nodes(request).await?.into_inner();
             nodes.extend(answer.nodes);
-            token = answer.next_page_token;
-            if token.is_empty() {
-                return Ok(nodes);
-            }
+            pages.came(answer.next_page_token);
+        }
+        Ok(nodes)
+    }
+
+    /// Changes what paths name of a volume as it was read; nothing if somebody else has changed it since.
+    ///
+    /// # Errors
+    ///
+    /// Those of the call.
+    pub async fn try_update(&self, changed: Volume, paths: &[&str]) -> Result<Option<Volume>, Status> {
+        let request = UpdateVolumeRequest {
+            volume: Some(changed),
+            update_mask: Some(FieldMask {
+                paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+            }),
+        };
+        match self.volumes().update_volume(request).await {
+            Ok(updated) => Ok(Some(updated.into_inner())),
+            Err(status) if reason(&status) == Some(Reason::RevisionStale) => Ok(None),
+            Err(status) => Err(status),
         }
     }
 

@@ -6,12 +6,12 @@
 
 use pbjson_types::Int64Value;
 use pollux_api::control::v1::{
-    self as control, ListPoolsRequest, MediaClass, Metadata, PageRequest, PlanVolumeRequest, Pool, PoolState,
+    self as control, ListPoolsRequest, MediaClass, Metadata, PlanVolumeRequest, Pool, PoolState,
 };
 use pollux_api::csi::v1::{GetCapacityRequest, GetCapacityResponse};
 
 use crate::capability::Capability;
-use crate::control::PAGE_SIZE;
+use crate::control::Pages;
 use crate::error::CallError;
 use crate::parameters::Parameters;
 use crate::topology::Places;
@@ -113,26 +113,16 @@ impl ControllerService {
             }
         };
         let mut free = 0_u64;
-        let mut token = String::new();
-        loop {
-            let page = Some(PageRequest {
-                size: PAGE_SIZE,
-                token,
-            });
-            let answer = self
-                .control
-                .pools()
-                .list_pools(ListPoolsRequest { page })
-                .await?
-                .into_inner();
+        let mut pages = Pages::all();
+        while let Some(page) = pages.request() {
+            let request = ListPoolsRequest { page: Some(page) };
+            let answer = self.control.pools().list_pools(request).await?.into_inner();
             for pool in &answer.pools {
                 free = free.saturating_add(free_bytes(pool, parameters.media));
             }
-            token = answer.next_page_token;
-            if token.is_empty() {
-                return Ok(free / u64::from(replicas.max(1)));
-            }
+            pages.came(answer.next_page_token);
         }
+        Ok(free / u64::from(replicas.max(1)))
     }
 }
 

@@ -1,7 +1,6 @@
 //! ControllerExpandVolume, ControllerModifyVolume, ValidateVolumeCapabilities.
 
-use pollux_api::FieldMask;
-use pollux_api::control::v1::{self as control, Reason, UpdateVolumeRequest, Volume};
+use pollux_api::control::v1::{self as control, Reason, Volume};
 use pollux_api::csi::v1::validate_volume_capabilities_response::Confirmed;
 use pollux_api::csi::v1::{
     ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerModifyVolumeRequest,
@@ -9,16 +8,13 @@ use pollux_api::csi::v1::{
 };
 
 use crate::capability::Capability;
-use crate::control::{Waiting, reason};
+use crate::control::{ATTEMPTS_MAX, Waiting, reason};
 use crate::error::CallError;
 use crate::parameters::{Mutable, Parameters};
 
 use super::ControllerService;
 use super::answer::{require_makeable, signed, size_of};
 use super::create::Range;
-
-/// How often a change is tried against others.
-const ATTEMPTS_MAX: u32 = 8;
 
 impl ControllerService {
     /// Changes a volume, as often as it takes; nothing is sent if nothing changes.
@@ -35,16 +31,8 @@ impl ControllerService {
             if changed == volume {
                 return Ok(volume);
             }
-            let request = UpdateVolumeRequest {
-                volume: Some(changed),
-                update_mask: Some(FieldMask {
-                    paths: paths.iter().map(|path| (*path).to_owned()).collect(),
-                }),
-            };
-            match self.control.volumes().update_volume(request).await {
-                Ok(updated) => return Ok(updated.into_inner()),
-                Err(status) if reason(&status) == Some(Reason::RevisionStale) => {}
-                Err(status) => return Err(status.into()),
+            if let Some(updated) = self.control.try_update(changed, paths).await? {
+                return Ok(updated);
             }
         }
         Err(CallError::Pending {

@@ -1,11 +1,11 @@
 //! DeleteVolume.
 
 use pollux_api::control::v1::{
-    DeleteSnapshotRequest, DeleteVolumeRequest as OldVolume, ListSnapshotsRequest, PageRequest,
+    DeleteSnapshotRequest, DeleteVolumeRequest as OldVolume, ListSnapshotsRequest,
 };
 use pollux_api::csi::v1::{DeleteVolumeRequest, DeleteVolumeResponse};
 
-use crate::control::{PAGE_SIZE, Waiting};
+use crate::control::{Pages, Waiting};
 use crate::error::CallError;
 use crate::names::label;
 
@@ -58,30 +58,25 @@ impl ControllerService {
     /// Deletes the snapshots of a volume that were taken for copies that are there by now, or were given
     /// up. Those of which a copy is being made stay, and the volume with them.
     async fn forget_clones_of(&self, id: &str) -> Result<(), CallError> {
-        let mut token = String::new();
-        loop {
+        let mut pages = Pages::all();
+        while let Some(page) = pages.request() {
             let request = ListSnapshotsRequest {
-                page: Some(PageRequest {
-                    size: PAGE_SIZE,
-                    token,
-                }),
+                page: Some(page),
                 volume: id.to_owned(),
             };
-            let page = self
+            let answer = self
                 .control
                 .snapshots()
                 .list_snapshots(request)
                 .await?
                 .into_inner();
-            for snapshot in page.snapshots.iter().filter(|snapshot| is_internal(snapshot)) {
+            for snapshot in answer.snapshots.iter().filter(|snapshot| is_internal(snapshot)) {
                 let name = name_of(snapshot.metadata.as_ref()).to_owned();
                 let request = DeleteSnapshotRequest { name };
                 self.control.snapshots().delete_snapshot(request).await?;
             }
-            token = page.next_page_token;
-            if token.is_empty() {
-                return Ok(());
-            }
+            pages.came(answer.next_page_token);
         }
+        Ok(())
     }
 }

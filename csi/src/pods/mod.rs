@@ -15,23 +15,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pollux_api::FieldMask;
-use pollux_api::control::v1::{ListVolumesRequest, PageRequest, Reason, UpdateVolumeRequest, Volume};
+use pollux_api::control::v1::{ListVolumesRequest, Reason, Volume};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 pub use cluster::{PodsError, PodsOfCluster, Users};
 
-use crate::control::{ControlPlane, PAGE_SIZE, reason};
+use crate::control::{ATTEMPTS_MAX, ControlPlane, Pages, reason};
 use crate::error::CallError;
 use crate::names::label;
 
 /// Characters of a label's value: what the control plane takes.
 const VALUE_CHARACTERS_MAX: usize = 256;
-
-/// How often a label is tried against other changes of a volume, in one look.
-const ATTEMPTS_MAX: u32 = 8;
 
 /// When volumes are looked at.
 #[derive(Debug, Clone, Copy)]
@@ -146,8 +142,30 @@ pub struct PodLabels {
     control: ControlPlane,
     pods: PodsOfCluster,
     notes: PodNotes,
-    /// Whether it was told that something is wrong: once is enough until it works again.
+    complaint: Complaint,
+}
+
+/// Says what is wrong, once until it is right again.
+#[derive(Debug, Default)]
+struct Complaint {
     is_told: bool,
+}
+
+impl Complaint {
+    fn tell(&mut self, done: Result<(), LookError>) {
+        match done {
+            Ok(()) if self.is_told => {
+                info!("volumes are labelled with the pods that use them again");
+                self.is_told = false;
+            }
+            Ok(()) => {}
+            Err(error) if self.is_told => debug!(%error, "volumes are still not labelled with pods"),
+            Err(error) => {
+                warn!(%error, "volumes are not labelled with the pods that use them; it is tried again");
+                self.is_told = true;
+            }
+        }
+    }
 }
 
 /// Texts in one label, as many as it takes.
@@ -177,7 +195,7 @@ impl PodLabels {
             control,
             pods,
             notes: PodNotes::new(times),
-            is_told: false,
+            complaint: Complaint::default(),
         }
     }
 
@@ -220,35 +238,20 @@ impl PodLabels {
         }
     }
 
-    /// Says what is wrong, once until it is right again. Who is forbidden to ask does not ask again soon.
+    /// Says what is wrong. Who is forbidden to ask does not ask again soon.
     fn tell(&mut self, done: Result<(), LookError>) {
         if matches!(done, Err(LookError::Pods(PodsError::Forbidden(_)))) {
             self.notes.clear();
         }
-        match done {
-            Ok(()) if self.is_told => {
-                info!("volumes are labelled with the pods that use them again");
-                self.is_told = false;
-            }
-            Ok(()) => {}
-            Err(error) if self.is_told => debug!(%error, "volumes are still not labelled with pods"),
-            Err(error) => {
-                warn!(%error, "volumes are not labelled with the pods that use them; it is tried again");
-                self.is_told = true;
-            }
-        }
+        self.complaint.tell(done);
     }
 
     /// One volume that cannot be looked at does not keep others from it, if asking for them is worth while.
     async fn look_at_all(&self) -> Result<(), LookError> {
-        let mut token = String::new();
+        let mut pages = Pages::all();
         let mut wrong = None;
-        loop {
-            let page = Some(PageRequest {
-                size: PAGE_SIZE,
-                token,
-            });
-            let request = ListVolumesRequest { page };
+        while let Some(page) = pages.request() {
+            let request = ListVolumesRequest { page: Some(page) };
             let answer = self.control.volumes().list_volumes(request).await;
             let answer = answer.map_err(CallError::from)?.into_inner();
             for volume in answer.volumes {
@@ -258,11 +261,9 @@ impl PodLabels {
                     Err(error) => return Err(error),
                 }
             }
-            token = answer.next_page_token;
-            if token.is_empty() {
-                return wrong.map_or(Ok(()), Err);
-            }
+            pages.came(answer.next_page_token);
         }
+        wrong.map_or(Ok(()), Err)
     }
 
     /// Whether all is said of a volume: it is published to nobody, or pods are seen.
@@ -309,16 +310,10 @@ impl PodLabels {
                 return Ok(is_said);
             }
             let name = metadata.name.clone();
-            let request = UpdateVolumeRequest {
-                volume: Some(changed),
-                update_mask: Some(FieldMask {
-                    paths: vec!["metadata.labels".to_owned()],
-                }),
-            };
-            match self.control.volumes().update_volume(request).await {
-                Ok(_) => return Ok(is_said),
+            match self.control.try_update(changed, &["metadata.labels"]).await {
+                Ok(Some(_)) => return Ok(is_said),
+                Ok(None) => {}
                 Err(status) => match reason(&status) {
-                    Some(Reason::RevisionStale) => {}
                     Some(Reason::Deleting | Reason::NotFound) => return Ok(true),
                     _ => return Err(CallError::from(status).into()),
                 },
@@ -358,6 +353,53 @@ mod tests {
             });
             assert_eq!(told + more, count, "{value}");
         }
+    }
+
+    /// What is logged for people, as lines.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("nobody panicked").write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_once_until_it_is_right() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .without_time()
+            .with_target(false)
+            .with_ansi(false)
+            .finish();
+        let mut complaint = Complaint::default();
+        let forbidden = || Err(PodsError::Forbidden("pods".to_owned()).into());
+        let done = [
+            Ok(()),
+            forbidden(),
+            forbidden(),
+            Err(PodsError::Silent(Duration::from_secs(1)).into()),
+            Ok(()),
+            Ok(()),
+            forbidden(),
+        ];
+        tracing::subscriber::with_default(subscriber, || {
+            done.into_iter().for_each(|done| complaint.tell(done));
+        });
+        let text = String::from_utf8(log.0.lock().expect("nobody panicked").clone()).expect("text");
+        let levels: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .collect();
+        assert_eq!(levels, ["WARN", "INFO", "WARN"], "{text}");
+        assert!(text.contains("allow the service account to list pods"), "{text}");
     }
 
     #[tokio::test]

@@ -1,16 +1,19 @@
 //! Snapshots that are lost: for orchestrators they are none, and nobody is left to wait for them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::{
     self as control, GetVolumeRequest, Metadata, Snapshot, SnapshotState, VolumeSpec, VolumeState,
 };
+use pollux_api::csi::v1::controller_client::ControllerClient;
 use pollux_api::csi::v1::volume_content_source::{SnapshotSource, Type as SourceType, VolumeSource};
 use pollux_api::csi::v1::*;
 use pollux_control::model::{Guarded, Kind, Record};
 use pollux_control::store::{MemoryStore, Store, StoreError, Transaction};
 use pollux_csi::names::clone_snapshot;
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::common::{GIB, Pollux, again, bytes, mount, new_volume};
@@ -70,35 +73,91 @@ fn set_deaf(pollux: &Pollux, deaf: bool) {
     }
 }
 
-/// Waits until a snapshot or volume is there.
-async fn appears(pollux: &Pollux, name: &str) {
-    loop {
-        let (volumes, snapshots) = pollux.names().await;
-        if volumes.iter().chain(&snapshots).any(|there| there == name) {
-            return;
+/// Waits until something is so.
+async fn until(is_so: impl AsyncFn() -> bool) {
+    while !is_so().await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whether there is a snapshot or volume.
+async fn is_there(pollux: &Pollux, name: &str) -> bool {
+    let (volumes, snapshots) = pollux.names().await;
+    volumes.iter().chain(&snapshots).any(|there| there == name)
+}
+
+async fn stored(pollux: &Pollux, name: &str) -> control::Volume {
+    let name = name.to_owned();
+    let mut volumes = VolumesClient::new(pollux.channel.clone());
+    let volume = volumes.get_volume(GetVolumeRequest { name }).await;
+    volume.expect("it is there").into_inner()
+}
+
+/// Waits until the control plane knows that the copy will never be made.
+async fn copy_fails(pollux: &Pollux) {
+    let has_failed = async || {
+        let status = stored(pollux, "copy").await.status;
+        status.is_some_and(|status| status.state() == VolumeState::Failed)
+    };
+    until(has_failed).await;
+}
+
+/// A driver whose store can be tampered with.
+struct Ground {
+    store: MemoryStore,
+    pollux: Pollux,
+    driver: ControllerClient<Channel>,
+}
+
+impl Ground {
+    /// With these volumes, and snapshots of `v`.
+    async fn with(volumes: &[&str], snapshots: &[&str]) -> Self {
+        let store = MemoryStore::default();
+        let pollux = Pollux::start_on(Arc::new(store.clone())).await.ready().await;
+        let mut driver = pollux.controller("default").await;
+        for name in volumes {
+            driver.create_volume(new_volume(name)).await.expect("it is new");
         }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        for name in snapshots {
+            driver.create_snapshot(take(name)).await.expect("it is new");
+        }
+        Self {
+            store,
+            pollux,
+            driver,
+        }
+    }
+
+    async fn delete_volume(&mut self, name: &str) {
+        let old = DeleteVolumeRequest {
+            volume_id: name.to_owned(),
+            ..Default::default()
+        };
+        self.driver.delete_volume(old).await.expect("nothing needs it");
+    }
+
+    async fn delete_snapshot(&mut self, name: &str) {
+        let old = DeleteSnapshotRequest {
+            snapshot_id: name.to_owned(),
+            ..Default::default()
+        };
+        self.driver.delete_snapshot(old).await.expect("nothing needs it");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_is_lost_is_none() {
-    let store = MemoryStore::default();
-    let pollux = Pollux::start_on(Arc::new(store.clone())).await.ready().await;
-    let mut driver = pollux.controller("default").await;
-    driver.create_volume(new_volume("v")).await.expect("it is new");
-    driver.create_snapshot(take("s")).await.expect("it is new");
-    driver.create_snapshot(take("t")).await.expect("it is new");
-    lose(&store, "s").await;
+    let mut ground = Ground::with(&["v"], &["s", "t"]).await;
+    lose(&ground.store, "s").await;
 
     refused(
-        driver.create_volume(of_snapshot("copy")).await,
+        ground.driver.create_volume(of_snapshot("copy")).await,
         Code::NotFound,
         "a copy",
     );
     // Not "not ready yet", which is asked about for ever, and not one of a later instant.
     refused(
-        driver.create_snapshot(take("s")).await,
+        ground.driver.create_snapshot(take("s")).await,
         Code::FailedPrecondition,
         "the same again",
     );
@@ -106,20 +165,20 @@ async fn one_that_is_lost_is_none() {
         snapshot_id: "s".to_owned(),
         ..Default::default()
     };
-    refused(driver.get_snapshot(one).await, Code::NotFound, "looked at");
+    refused(ground.driver.get_snapshot(one).await, Code::NotFound, "looked at");
     for (id, expected) in [("s", &[][..]), ("t", &["t"]), ("", &["t"])] {
         let listed = ListSnapshotsRequest {
             snapshot_id: id.to_owned(),
             ..Default::default()
         };
-        let listed = driver.list_snapshots(listed).await.expect("it answers");
+        let listed = ground.driver.list_snapshots(listed).await.expect("it answers");
         let entries = listed.into_inner().entries.into_iter();
         let names: Vec<String> = entries
             .filter_map(|entry| Some(entry.snapshot?.snapshot_id))
             .collect();
         assert_eq!(names, expected, "{id}");
     }
-    let mut metadata = pollux.metadata("default").await;
+    let mut metadata = ground.pollux.metadata("default").await;
     let blocks = GetMetadataAllocatedRequest {
         snapshot_id: "s".to_owned(),
         ..Default::default()
@@ -131,112 +190,64 @@ async fn one_that_is_lost_is_none() {
     );
 
     for name in ["s", "t"] {
-        let old = DeleteSnapshotRequest {
-            snapshot_id: name.to_owned(),
-            ..Default::default()
-        };
-        driver.delete_snapshot(old).await.expect("it can be deleted");
+        ground.delete_snapshot(name).await;
     }
     // Its name is free again.
-    driver.create_snapshot(take("s")).await.expect("it is new");
+    ground.driver.create_snapshot(take("s")).await.expect("it is new");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_a_copy_of_it_is_told_and_nothing_is_left() {
-    let store = MemoryStore::default();
-    let pollux = Pollux::start_on(Arc::new(store.clone())).await.ready().await;
-    let mut driver = pollux.controller("default").await;
-    driver.create_volume(new_volume("v")).await.expect("it is new");
-    driver.create_snapshot(take("s")).await.expect("it is new");
-    set_deaf(&pollux, true);
-    let mut second = driver.clone();
+    let mut ground = Ground::with(&["v"], &["s"]).await;
+    set_deaf(&ground.pollux, true);
+    let mut second = ground.driver.clone();
     let waiting = tokio::spawn(async move { second.create_volume(of_snapshot("copy")).await });
-    appears(&pollux, "copy").await;
-    lose(&store, "s").await;
+    until(async || is_there(&ground.pollux, "copy").await).await;
+    lose(&ground.store, "s").await;
     refused(
         waiting.await.expect("no panic"),
         Code::NotFound,
         "a copy that waits",
     );
-    set_deaf(&pollux, false);
+    set_deaf(&ground.pollux, false);
     // The copy is being deleted, and needs it until then.
-    disappears(&pollux, "copy").await;
-    let old = DeleteSnapshotRequest {
-        snapshot_id: "s".to_owned(),
-        ..Default::default()
-    };
-    driver.delete_snapshot(old).await.expect("it goes after the copy");
-    let old = DeleteVolumeRequest {
-        volume_id: "v".to_owned(),
-        ..Default::default()
-    };
-    driver.delete_volume(old).await.expect("nothing needs it");
-    pollux.require_empty().await;
+    until(async || !is_there(&ground.pollux, "copy").await).await;
+    ground.delete_snapshot("s").await;
+    ground.delete_volume("v").await;
+    ground.pollux.require_empty().await;
 }
 
 /// The snapshot that a copy of a volume is made of was promised to nobody: another one is taken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_of_a_volume_is_begun_anew() {
-    let store = MemoryStore::default();
-    let pollux = Pollux::start_on(Arc::new(store.clone())).await.ready().await;
-    let mut driver = pollux.controller("default").await;
-    driver.create_volume(new_volume("v")).await.expect("it is new");
-    set_deaf(&pollux, true);
+    let mut ground = Ground::with(&["v"], &[]).await;
+    set_deaf(&ground.pollux, true);
     let of_volume = || {
         let source = VolumeSource {
             volume_id: "v".to_owned(),
         };
         copy("copy", SourceType::Volume(source))
     };
-    let mut second = driver.clone();
+    let mut second = ground.driver.clone();
     let request = of_volume();
     let waiting = tokio::spawn(async move { second.create_volume(request).await });
-    appears(&pollux, &clone_snapshot("copy")).await;
-    lose(&store, &clone_snapshot("copy")).await;
+    until(async || is_there(&ground.pollux, &clone_snapshot("copy")).await).await;
+    lose(&ground.store, &clone_snapshot("copy")).await;
     refused(
         waiting.await.expect("no panic"),
         Code::Aborted,
         "a copy that waits",
     );
-    set_deaf(&pollux, false);
+    set_deaf(&ground.pollux, false);
     let made = again("another snapshot is taken", || {
-        let (mut driver, request) = (driver.clone(), of_volume());
+        let (mut driver, request) = (ground.driver.clone(), of_volume());
         async move { driver.create_volume(request).await }
     });
     made.await;
     for name in ["copy", "v"] {
-        let old = DeleteVolumeRequest {
-            volume_id: name.to_owned(),
-            ..Default::default()
-        };
-        driver.delete_volume(old).await.expect("nothing needs it");
+        ground.delete_volume(name).await;
     }
-    pollux.require_empty().await;
-}
-
-/// Waits until the control plane knows that a volume will never be made.
-async fn fails(pollux: &Pollux, name: &str) {
-    let mut volumes = VolumesClient::new(pollux.channel.clone());
-    loop {
-        let name = name.to_owned();
-        let volume = volumes.get_volume(GetVolumeRequest { name }).await;
-        let status = volume.expect("it is there").into_inner().status;
-        if status.is_some_and(|status| status.state() == VolumeState::Failed) {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-}
-
-/// Waits until a snapshot or volume is there no more.
-async fn disappears(pollux: &Pollux, name: &str) {
-    loop {
-        let (volumes, snapshots) = pollux.names().await;
-        if volumes.iter().chain(&snapshots).all(|there| there != name) {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    ground.pollux.require_empty().await;
 }
 
 /// Has a copy stored that nobody waits for, who would delete it.
@@ -275,16 +286,12 @@ fn published() -> ControllerPublishVolumeRequest {
 /// Whoever would wait for a volume that will never be made is told why at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_wants_something_of_what_will_never_be_made_is_told_why() {
-    let store = MemoryStore::default();
-    let pollux = Pollux::start_on(Arc::new(store.clone())).await.ready().await;
-    let mut driver = pollux.controller("default").await;
-    driver.create_volume(new_volume("v")).await.expect("it is new");
-    driver.create_snapshot(take("s")).await.expect("it is new");
-    set_deaf(&pollux, true);
-    store_copy(&pollux).await;
-    lose(&store, "s").await;
-    fails(&pollux, "copy").await;
-    set_deaf(&pollux, false);
+    let mut ground = Ground::with(&["v"], &["s"]).await;
+    set_deaf(&ground.pollux, true);
+    store_copy(&ground.pollux).await;
+    lose(&ground.store, "s").await;
+    copy_fails(&ground.pollux).await;
+    set_deaf(&ground.pollux, false);
 
     let told = |answer: Result<(), Status>, what: &str| {
         refused(answer, Code::NotFound, what);
@@ -307,61 +314,49 @@ async fn who_wants_something_of_what_will_never_be_made_is_told_why() {
         source_volume_ids: vec!["copy".to_owned(), "v".to_owned()],
         ..Default::default()
     };
-    let mut groups = pollux.groups("default").await;
-    let publish = driver.controller_publish_volume(published()).await;
+    let mut groups = ground.pollux.groups("default").await;
+    let publish = ground.driver.controller_publish_volume(published()).await;
     told(publish.map(drop), "published");
-    told(driver.controller_expand_volume(grow).await.map(drop), "grown");
-    told(driver.create_snapshot(snapshot).await.map(drop), "a snapshot");
-    told(driver.create_volume(second).await.map(drop), "a copy");
+    told(
+        ground.driver.controller_expand_volume(grow).await.map(drop),
+        "grown",
+    );
+    told(
+        ground.driver.create_snapshot(snapshot).await.map(drop),
+        "a snapshot",
+    );
+    told(ground.driver.create_volume(second).await.map(drop), "a copy");
     told(
         groups.create_volume_group_snapshot(both).await.map(drop),
         "several",
     );
 
     // It was let to nobody, so that it can be deleted.
-    let gone = DeleteVolumeRequest {
-        volume_id: "copy".to_owned(),
-        ..Default::default()
-    };
-    driver.delete_volume(gone).await.expect("nobody has it");
+    ground.delete_volume("copy").await;
 }
 
 /// The same of who waits already: it is not published later to whoever has given up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_what_will_never_be_made_is_told_why() {
-    let store = MemoryStore::default();
-    let pollux = Pollux::start_on(Arc::new(store.clone())).await.ready().await;
-    let mut driver = pollux.controller("default").await;
-    driver.create_volume(new_volume("v")).await.expect("it is new");
-    driver.create_snapshot(take("s")).await.expect("it is new");
-    set_deaf(&pollux, true);
-    store_copy(&pollux).await;
-    let mut second = driver.clone();
+    let ground = Ground::with(&["v"], &["s"]).await;
+    set_deaf(&ground.pollux, true);
+    store_copy(&ground.pollux).await;
+    let mut second = ground.driver.clone();
     let waiting = tokio::spawn(async move { second.controller_publish_volume(published()).await });
-    let mut volumes = VolumesClient::new(pollux.channel.clone());
-    loop {
-        let name = "copy".to_owned();
-        let volume = volumes.get_volume(GetVolumeRequest { name }).await;
-        let spec = volume.expect("it is there").into_inner().spec;
-        if spec.is_some_and(|spec| !spec.hosts.is_empty()) {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-    lose(&store, "s").await;
-    fails(&pollux, "copy").await;
+    let is_published = async || {
+        let spec = stored(&ground.pollux, "copy").await.spec;
+        spec.is_some_and(|spec| !spec.hosts.is_empty())
+    };
+    until(is_published).await;
+    lose(&ground.store, "s").await;
+    copy_fails(&ground.pollux).await;
     refused(waiting.await.expect("no panic"), Code::NotFound, "published");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_of_which_one_is_lost_are_not_all_there() {
-    let store = MemoryStore::default();
-    let pollux = Pollux::start_on(Arc::new(store.clone())).await.ready().await;
-    let mut driver = pollux.controller("default").await;
-    for name in ["a", "b"] {
-        driver.create_volume(new_volume(name)).await.expect("it is new");
-    }
-    let mut groups = pollux.groups("default").await;
+    let mut ground = Ground::with(&["a", "b"], &[]).await;
+    let mut groups = ground.pollux.groups("default").await;
     let both = CreateVolumeGroupSnapshotRequest {
         name: "g".to_owned(),
         source_volume_ids: vec!["a".to_owned(), "b".to_owned()],
@@ -370,7 +365,7 @@ async fn several_of_which_one_is_lost_are_not_all_there() {
     let taken = groups.create_volume_group_snapshot(both.clone()).await;
     let taken = taken.expect("it is new").into_inner().group_snapshot;
     assert!(taken.expect("it has one").ready_to_use);
-    lose(&store, "g.a").await;
+    lose(&ground.store, "g.a").await;
     refused(
         groups.create_volume_group_snapshot(both).await,
         Code::FailedPrecondition,
@@ -389,7 +384,8 @@ async fn several_of_which_one_is_lost_are_not_all_there() {
     let source = SnapshotSource {
         snapshot_id: "g.b".to_owned(),
     };
-    let copied = driver
+    let copied = ground
+        .driver
         .create_volume(copy("copy", SourceType::Snapshot(source)))
         .await;
     copied.expect("nothing of it is lost");

@@ -11,6 +11,7 @@ use pollux_api::csi::v1::controller_client::ControllerClient;
 use pollux_api::csi::v1::identity_client::IdentityClient;
 use pollux_api::csi::v1::node_client::NodeClient;
 use pollux_api::csi::v1::*;
+use pollux_ports::KeptPorts;
 
 use crate::common::{Pollux, connect, new_volume};
 
@@ -56,9 +57,8 @@ async fn a_controller_is_killed_and_the_next_one_knows_as_much() {
     let pollux = Pollux::start().await.ready().await;
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("csi.sock");
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let metrics = free.local_addr().expect("it has one").to_string();
-    drop(free);
+    let kept = KeptPorts::draw(1).expect("a port");
+    let metrics = kept.addresses()[0].to_string();
     let control = pollux.address.to_string();
     let arguments = [
         "controller",
