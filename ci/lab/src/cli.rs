@@ -42,6 +42,10 @@ enum Command {
         /// built first].
         #[arg(long, value_name = "FILE")]
         engine: Option<PathBuf>,
+        /// The suite of Debian whose kernel the guest has, such as bookworm-backports [default: that of this
+        /// machine].
+        #[arg(long)]
+        suite: Option<String>,
         /// Show the guest's console while it runs.
         #[arg(long)]
         console: bool,
@@ -96,6 +100,7 @@ fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error
         Command::Run {
             names,
             engine,
+            suite,
             console,
             ..
         } => {
@@ -109,6 +114,7 @@ fn execute(command: &Command, output: &mut impl Write) -> Result<ExitCode, Error
             let options = Options {
                 engine: &engine,
                 directory: &directory(&itself),
+                suite: suite.as_deref(),
                 show_console: *console,
             };
             let report = run::run(&chosen, &options)?;

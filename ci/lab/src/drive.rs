@@ -110,7 +110,7 @@ pub(crate) fn run(
 ) -> Result<Option<String>, Error> {
     machine::check()?;
     std::fs::create_dir_all(directory).context("make", directory)?;
-    let packages = Packages::obtain(directory)?;
+    let packages = Packages::obtain(directory, None)?;
     let image = directory.join("drive-image");
     build_image(&packages, engine, suite, comparison, &image)?;
     let mut guest = Guest::boot(&packages.kernel(), &image, directory)?;

@@ -20,6 +20,9 @@ const PROGRAMS: [&str; 6] = [
     "xfsprogs",
 ];
 
+/// By what the lists of Debian are signed.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// The kernel: a package without files that depends on that of the newest version.
 const KERNEL: &str = "linux-image-amd64";
 
@@ -47,13 +50,15 @@ pub(crate) struct Packages {
 }
 
 impl Packages {
-    /// The packages below `cache`, downloaded if they are not there.
-    pub(crate) fn obtain(cache: &Path) -> Result<Self, Error> {
+    /// The packages below `cache`, downloaded if they are not there. The kernel is that of another suite of
+    /// Debian than this machine's if one is named.
+    pub(crate) fn obtain(cache: &Path, suite: Option<&str>) -> Result<Self, Error> {
+        let cache = &suite.map_or(cache.to_owned(), |suite| cache.join(suite));
         let root = cache.join("root");
         let list = cache.join("packages");
         let known = std::fs::read_to_string(&list).unwrap_or_default();
         if known.lines().next() != Some(&wanted()) {
-            download(cache, &root, &list)?;
+            download(cache, &root, &list, suite)?;
         }
         let modules = root.join("lib/modules");
         let mut releases = Vec::new();
@@ -106,7 +111,7 @@ fn wanted() -> String {
     format!("{} {KERNEL}", PROGRAMS.join(" "))
 }
 
-fn download(cache: &Path, root: &Path, list: &Path) -> Result<(), Error> {
+fn download(cache: &Path, root: &Path, list: &Path, suite: Option<&str>) -> Result<(), Error> {
     let archives = cache.join("archives");
     for directory in [&archives, &root.to_owned()] {
         if directory.exists() {
@@ -114,19 +119,13 @@ fn download(cache: &Path, root: &Path, list: &Path) -> Result<(), Error> {
         }
         std::fs::create_dir_all(directory).context("make", directory)?;
     }
-    let mut names = closure(&PROGRAMS, true)?;
-    let kernel = closure(&[KERNEL], false)?;
-    let image = kernel
-        .into_iter()
-        .find(|name| name.starts_with("linux-image-") && name != KERNEL);
-    names.extend(image);
-    output_of(
-        Command::new("apt-get")
-            .args(["download", "-q", "-o", "APT::Sandbox::User=root"])
-            .args(&names)
-            .current_dir(&archives),
-    )
-    .map_err(|error| Error::Missing(format!("{error}; `apt-get update` may help")))?;
+    let own = Apt::default();
+    let other = suite.map(|suite| Apt::of_suite(cache, suite)).transpose()?;
+    own.download(&own.closure(&PROGRAMS, true)?, &archives)?;
+    let apt = other.as_ref().unwrap_or(&own);
+    let kernel = apt.closure(&[KERNEL], false)?.into_iter();
+    let images = kernel.filter(|name| name.starts_with("linux-image-") && name != KERNEL);
+    apt.download(&images.take(1).collect(), &archives)?;
     let mut versions = BTreeSet::new();
     for entry in std::fs::read_dir(&archives).context("read", &archives)? {
         let path = entry.context("read", &archives)?.path();
@@ -138,16 +137,83 @@ fn download(cache: &Path, root: &Path, list: &Path) -> Result<(), Error> {
     std::fs::write(list, lines.join("\n") + "\n").context("write", list)
 }
 
-/// These packages and, if asked for, all that they depend on.
-fn closure(names: &[&str], recurse: bool) -> Result<BTreeSet<String>, Error> {
-    let mut command = Command::new("apt-cache");
-    command.args(["depends", "--no-recommends", "--no-suggests", "--no-conflicts"]);
-    command.args(["--no-breaks", "--no-replaces", "--no-enhances"]);
-    if recurse {
-        command.arg("--recurse");
+/// Where packages come from.
+#[derive(Debug, Default)]
+struct Apt {
+    /// What its programs are told; nothing for the sources of this machine.
+    options: Vec<String>,
+}
+
+impl Apt {
+    /// Another suite of where this machine has Debian from. Its lists are below `cache`, and what this
+    /// machine knows of packages stays as it is.
+    fn of_suite(cache: &Path, suite: &str) -> Result<Self, Error> {
+        let targets = output_of(Command::new("apt-get").args([
+            "indextargets",
+            "--format=$(REPO_URI)",
+            "Created-By: Packages",
+            "Origin: Debian",
+        ]))?;
+        let mirror = mirror(&targets).ok_or_else(|| {
+            Error::Missing("no source of Debian is known here; see sources.list(5)".to_owned())
+        })?;
+        let directory = cache.join("apt");
+        for part in ["lists/partial", "archives/partial"] {
+            let part = directory.join(part);
+            std::fs::create_dir_all(&part).context("make", &part)?;
+        }
+        let sources = directory.join("sources.list");
+        let line = format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
+        std::fs::write(&sources, line).context("write", &sources)?;
+        let apt = Self {
+            options: vec![
+                format!("-oDir::Etc::SourceList={}", sources.display()),
+                "-oDir::Etc::SourceParts=/dev/null".to_owned(),
+                format!("-oDir::State::Lists={}", directory.join("lists").display()),
+                format!("-oDir::Cache={}", directory.display()),
+            ],
+        };
+        output_of(apt.command("apt-get").args(["update", "-q"]))
+            .map_err(|error| Error::Missing(format!("the suite {suite}: {error}")))?;
+        Ok(apt)
     }
-    let text = output_of(command.args(names))?;
-    Ok(named(&text))
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(["-o", "APT::Sandbox::User=root"])
+            .args(&self.options);
+        command
+    }
+
+    fn download(&self, names: &BTreeSet<String>, directory: &Path) -> Result<(), Error> {
+        let mut command = self.command("apt-get");
+        command
+            .args(["download", "-q"])
+            .args(names)
+            .current_dir(directory);
+        output_of(&mut command)
+            .map(drop)
+            .map_err(|error| Error::Missing(format!("{error}; `apt-get update` may help")))
+    }
+
+    /// These packages and, if asked for, all that they depend on.
+    fn closure(&self, names: &[&str], recurse: bool) -> Result<BTreeSet<String>, Error> {
+        let mut command = self.command("apt-cache");
+        command.args(["depends", "--no-recommends", "--no-suggests", "--no-conflicts"]);
+        command.args(["--no-breaks", "--no-replaces", "--no-enhances"]);
+        if recurse {
+            command.arg("--recurse");
+        }
+        let text = output_of(command.args(names))?;
+        Ok(named(&text))
+    }
+}
+
+/// Where Debian itself is, of the places that apt has packages from: its security updates are elsewhere.
+fn mirror(targets: &str) -> Option<&str> {
+    let mut places = targets.lines().map(str::trim).filter(|place| !place.is_empty());
+    places.find(|place| !place.contains("security"))
 }
 
 /// The packages that an answer of `apt-cache depends` names; those in angle brackets are not real ones.
@@ -168,6 +234,13 @@ fn named(text: &str) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_place_of_debian_is_found() {
+        let targets = "http://mirror/debian-security/\nhttp://mirror/debian/\nhttp://mirror/debian/\n";
+        assert_eq!(mirror(targets), Some("http://mirror/debian/"));
+        assert_eq!(mirror("\n"), None);
+    }
 
     #[test]
     fn names_are_found_in_what_apt_says() {

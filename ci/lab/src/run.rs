@@ -27,6 +27,8 @@ pub(crate) struct Options<'a> {
     pub(crate) engine: &'a Path,
     /// Where packages, images and what scenarios leave behind are.
     pub(crate) directory: &'a Path,
+    /// The suite of Debian that the guest's kernel is of, if not this machine's.
+    pub(crate) suite: Option<&'a str>,
     /// Whether the guest's console is shown while it runs.
     pub(crate) show_console: bool,
 }
@@ -57,7 +59,7 @@ pub(crate) struct Verdict {
 pub(crate) fn run(scenarios: &[&Scenario], options: &Options<'_>) -> Result<Report, Error> {
     machine::check()?;
     std::fs::create_dir_all(options.directory).context("make", options.directory)?;
-    let packages = Packages::obtain(options.directory)?;
+    let packages = Packages::obtain(options.directory, options.suite)?;
     let runs = options.directory.join("runs");
     std::fs::create_dir_all(&runs).context("make", &runs)?;
     let mut control = Control::listen(options.engine, &runs)?;

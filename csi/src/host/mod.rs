@@ -48,6 +48,14 @@ pub enum HostError {
         /// What to do.
         remedy: &'static str,
     },
+    /// The node and a volume do not authenticate each other.
+    #[error("cannot authenticate to {subject}: {reason}")]
+    Secrets {
+        /// Which volume, and where.
+        subject: String,
+        /// Whose secret is missing or wrong.
+        reason: &'static str,
+    },
     /// Somebody uses it.
     #[error("{device} is in use: {by}")]
     Busy {
@@ -72,6 +80,7 @@ impl HostError {
     pub fn code(&self) -> Code {
         match self {
             Self::Kernel { .. } | Self::Program { .. } => Code::Internal,
+            Self::Secrets { .. } => Code::Unauthenticated,
             Self::Missing { .. } | Self::Busy { .. } => Code::FailedPrecondition,
         }
     }

@@ -53,6 +53,17 @@ fn cannot(error: &std::io::Error) -> bool {
     )
 }
 
+/// What is wrong with secrets that a connection was refused for.
+fn wrong_secrets(error: &std::io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error)? {
+        Errno::NOKEY => Some("it asks for a secret, and the StorageClass names none for the node"),
+        Errno::KEYREJECTED => {
+            Some("the secrets that the StorageClass names for the node are not those of the volume")
+        }
+        _ => None,
+    }
+}
+
 pub(super) fn connect(dev: &Path, connection: &Connection<'_>) -> Result<(), HostError> {
     let target = || format!("{} at {}", connection.subsystem_nqn, connection.address);
     let failed = |error: std::io::Error| HostError::kernel("connect to", target(), error);
@@ -75,7 +86,15 @@ pub(super) fn connect(dev: &Path, connection: &Connection<'_>) -> Result<(), Hos
             let reason = format!("{error}; has the kernel CONFIG_NVME_HOST_AUTH, to authenticate?");
             return Err(HostError::kernel("connect to", target(), reason));
         }
-        Err(error) => return Err(failed(error)),
+        Err(error) => {
+            return Err(match wrong_secrets(&error) {
+                Some(reason) => HostError::Secrets {
+                    subject: target(),
+                    reason,
+                },
+                None => failed(error),
+            });
+        }
     }
     let mut answer = String::new();
     file.take(ANSWER_BYTES_MAX)
@@ -97,6 +116,14 @@ mod tests {
     use super::*;
     use crate::host::PathTimes;
     use crate::names::Cluster;
+
+    #[test]
+    fn wrong_secrets_are_told_from_other_refusals() {
+        let why = |errno: Errno| wrong_secrets(&errno.into()).unwrap_or_default();
+        assert!(why(Errno::NOKEY).contains("names none"));
+        assert!(why(Errno::KEYREJECTED).contains("are not those"));
+        assert_eq!(why(Errno::CONNREFUSED), "");
+    }
 
     #[test]
     fn options_are_those_of_the_kernel() {
