@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pollux_api::control::v1::{EngineReport, Event, Node, TargetConfig, engine_command::Command};
+use pollux_api::control::v1::{EngineReport, Event, Node, Severity, TargetConfig, engine_command::Command};
 use pollux_trace::{Origin, Origins, span};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -18,7 +18,7 @@ use tracing::{Instrument, Span};
 use crate::engines::{EngineAddress, EngineClient};
 use crate::following::Following;
 use crate::model::{Kind, Record};
-use crate::plan::{Limits, Step, plan};
+use crate::plan::{Limits, Step, add_event, plan};
 use crate::store::{Leadership, Store, StoreError, Transaction, Write};
 use crate::telemetry::Telemetry;
 use crate::telling::{Round, Telling};
@@ -50,6 +50,10 @@ const PASS_PAUSE: Duration = Duration::from_millis(2);
 
 /// The pause before an engine is told the same once more: it refused, or its report does not show it done.
 const REPEAT_PAUSE: Duration = Duration::from_millis(250);
+
+/// Why nothing is done, for people.
+pub(crate) const RESTORED: &str = "the records were restored from a backup, and nothing is done by them yet: \
+                                   compare them with what engines have (`pollux recover`), and commit that";
 
 /// What time it is.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
@@ -259,6 +263,14 @@ impl Controller {
         let (following, world) = Following::begin(parts.store.clone(), now).await?;
         let term = world.term_base.saturating_add(leadership.term);
         tracing::info!(term, "leads");
+        if world.is_restored {
+            tracing::warn!("{RESTORED}");
+            let mut transaction = Transaction::default();
+            let told = ("control".to_owned(), RESTORED.to_owned());
+            add_event(&mut transaction, &world, 0, Severity::Warning, told);
+            transaction.conditions.push(leadership.condition.clone());
+            parts.store.commit(transaction).await?;
+        }
         parts.observations.telemetry.leads(term);
         Ok(Self {
             parts,
@@ -363,7 +375,10 @@ impl Controller {
             .failures
             .retain(|_, at| now < at.saturating_add(cool_down_us));
         let planning = Instant::now();
-        let steps = plan(world, &self.parts.limits);
+        let steps = match world.is_restored {
+            false => plan(world, &self.parts.limits),
+            true => Vec::new(),
+        };
         let planned = steps.len();
         // A pass that finds nothing to do is none that anybody looks for.
         let pass = match planned {

@@ -25,7 +25,7 @@ use crate::placement::PlacementLimits;
 use crate::plan::Limits;
 use crate::security::Guard;
 use crate::server::{Listening, ServiceParts, Services};
-use crate::store::{EmbeddedStore, EtcdSettings, EtcdStore, MemoryStore, Store, restore, write_backup};
+use crate::store::{EmbeddedStore, EtcdSettings, EtcdStore, MemoryStore, Store, hold, restore, write_backup};
 
 /// The pause before the lead is sought again after the store failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -50,8 +50,12 @@ enum Command {
     Serve(ServeArguments),
     /// Write all that is in the store to a file.
     Backup(FileArguments),
-    /// Put a backup into an empty store.
+    /// Put a backup into an empty store. Nothing is done by it before `pollux recover` has compared it with
+    /// what engines have.
     Restore(FileArguments),
+    /// Have nothing done by the records before `pollux recover` has compared them with what engines have: for
+    /// a store that was put back by other means, while no control plane runs.
+    Hold(StoreArguments),
 }
 
 #[derive(Debug, Args)]
@@ -119,7 +123,7 @@ struct ServeArguments {
 }
 
 #[derive(Debug, Args)]
-struct FileArguments {
+struct StoreArguments {
     /// Where records are: file:PATH or etcd://HOST:PORT,HOST:PORT
     #[arg(
         long,
@@ -128,9 +132,22 @@ struct FileArguments {
     )]
     store: StoreAddress,
 
-    /// A directory with authority.pem, own.pem and own.key, by which etcd is trusted and trusts.
+    /// A directory with authority.pem, own.pem and own.key, by which etcd is trusted and trusts: then it is
+    /// called by mutual TLS only.
     #[arg(long, value_name = "DIRECTORY")]
     store_certificates: Option<PathBuf>,
+}
+
+impl StoreArguments {
+    async fn open(&self) -> Result<Arc<dyn Store>, Box<dyn Error>> {
+        self.store.open(self.store_certificates.as_deref()).await
+    }
+}
+
+#[derive(Debug, Args)]
+struct FileArguments {
+    #[command(flatten)]
+    store: StoreArguments,
 
     /// The backup.
     file: PathBuf,
@@ -260,6 +277,7 @@ pub fn run(cli: &Cli) -> ExitCode {
                 Command::Serve(arguments) => serve(arguments).await,
                 Command::Backup(arguments) => backup(arguments).await,
                 Command::Restore(arguments) => restore_file(arguments).await,
+                Command::Hold(arguments) => hold_records(arguments).await,
             }
         }),
         Err(error) => Err(error.into()),
@@ -274,14 +292,15 @@ pub fn run(cli: &Cli) -> ExitCode {
     }
 }
 
+/// What to do before records are anything more than old.
+const HELD: &str = "nothing is done by them before they were compared with what engines have: start the \
+                    control plane, look with `pollux recover`, and commit that";
+
 /// The mode of files that nobody else may read.
 const OWNER_ONLY: u32 = 0o600;
 
 async fn backup(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
-    let store = arguments
-        .store
-        .open(arguments.store_certificates.as_deref())
-        .await?;
+    let store = arguments.store.open().await?;
     let bytes = write_backup(store.as_ref()).await?;
     // Beside it first, so that a backup that was cut off is none.
     let beside = arguments.file.with_extension("part");
@@ -307,12 +326,16 @@ async fn backup(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
 
 async fn restore_file(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
     let bytes = std::fs::read(&arguments.file)?;
-    let store = arguments
-        .store
-        .open(arguments.store_certificates.as_deref())
-        .await?;
+    let store = arguments.store.open().await?;
     let count = restore(store.as_ref(), &bytes).await?;
-    writeln!(io::stdout(), "{count} records are restored")?;
+    writeln!(io::stdout(), "{count} records are restored; {HELD}")?;
+    Ok(())
+}
+
+async fn hold_records(arguments: &StoreArguments) -> Result<(), Box<dyn Error>> {
+    let store = arguments.open().await?;
+    hold(store.as_ref()).await?;
+    writeln!(io::stdout(), "{HELD}")?;
     Ok(())
 }
 

@@ -230,6 +230,12 @@ fn volumes(
     let on_record = world.pools.values().map(|pool| pool.meta().uid.as_str());
     let usable = pools.iter().filter(|pool| pool.problem.is_empty());
     let usable: BTreeSet<&str> = on_record.chain(usable.map(|pool| pool.uid.as_str())).collect();
+    // Of those of which nothing was found, too, is said whether the record can be relied on.
+    for uid in recorded.keys().filter(|_| world.is_restored) {
+        if !removed.contains(uid) {
+            by_volume.entry(uid).or_default();
+        }
+    }
     let examined = by_volume.into_iter().filter_map(|(uid, replicas)| {
         let targets = targets.get(uid).map_or(&[][..], Vec::as_slice);
         let mut volume = volume(uid, &replicas, targets, &usable);
@@ -239,7 +245,12 @@ fn volumes(
         if let Some(recorded) = recorded.get(uid) {
             volume.outdated = true;
             recorded.name().clone_into(&mut volume.name);
-            return is_outdated(recorded, &volume).then_some(volume);
+            let is_newer = is_outdated(recorded, &volume);
+            if world.is_restored && !is_newer {
+                judge_as_recorded(&mut volume, recorded, spec);
+            }
+            let is_listed = is_newer || world.is_restored && !is_certain(&volume);
+            return is_listed.then_some(volume);
         }
         let newest = targets.iter().max_by_key(|target| target.epoch);
         let proposed = newest.map(|target| target.volume.clone());
@@ -248,6 +259,48 @@ fn volumes(
         Some(volume)
     });
     examined.collect()
+}
+
+/// Whether what was found can be relied on.
+pub(crate) fn is_certain(volume: &FoundVolume) -> bool {
+    matches!(
+        volume.certainty(),
+        Certainty::Sure | Certainty::Accepted | Certainty::Unused
+    )
+}
+
+/// Whether the volumes that are on record are so as engines have them, once what was found is on record too.
+pub(crate) fn is_record_certain(survey: &Survey) -> bool {
+    let mut recorded = survey.volumes.iter().filter(|volume| volume.outdated);
+    recorded.all(is_certain)
+}
+
+/// Says how certain a record of a backup is that no found copy is newer than: those of the set that it names
+/// may have a newer one.
+fn judge_as_recorded(volume: &mut FoundVolume, recorded: &Volume, spec: &RecoverySpec) {
+    let status = recorded.status.clone().unwrap_or_default();
+    let is_unserved = status.epoch == 0;
+    let contradicts = volume.certainty() == Certainty::Contradictory;
+    let is_found = |replica: &Replica| {
+        let mut found = volume.replicas.iter();
+        found.any(|found| found.uid == replica.uid && !found.node.is_empty() && found.version > 0)
+    };
+    let knows = |replica: &&Replica| matches!(replica.state(), ReplicaState::InSync | ReplicaState::Stale);
+    let missing = status.replicas.iter().filter(knows);
+    let missing: Vec<String> = missing
+        .filter(|replica| !is_found(replica))
+        .map(|replica| format!("{} on node {} is not found", replica.uid, replica.node))
+        .collect();
+    let is_accepted = spec.accept_missing.contains(&volume.uid);
+    let (certainty, message) = match (is_unserved, missing.is_empty(), is_accepted) {
+        _ if contradicts => return,
+        (true, _, _) => (Certainty::Unused, String::new()),
+        (false, true, _) => (Certainty::Sure, String::new()),
+        (false, false, true) => (Certainty::Accepted, missing.join("; ")),
+        (false, false, false) => (Certainty::Missing, missing.join("; ")),
+    };
+    volume.set_certainty(certainty);
+    volume.message = message;
 }
 
 /// Whether somebody knows of a later version or epoch than is on record: no copy is made, and no promise

@@ -9,8 +9,9 @@ use pollux_api::control::v1::{
     SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse, Volume,
 };
 
+use crate::controller::RESTORED;
 use crate::model::{Guarded, Kind, Record, check_follows, is_ending, membership, put_membership};
-use crate::store::{Store, StoreError, Transaction};
+use crate::store::{RESTORED_KEY, Store, StoreError, Transaction};
 
 /// How often a change is tried against others of the same volume.
 const ATTEMPTS_MAX: usize = 16;
@@ -57,6 +58,9 @@ pub enum RegistryError {
     /// It was changed by others again and again.
     #[error("volume {0} is changed by others all the time: ask again")]
     Contended(String),
+    /// The record may be older than what engines have.
+    #[error("{RESTORED}")]
+    Restored,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -64,6 +68,10 @@ pub enum RegistryError {
 
 /// Reads a volume for the node that is to serve it.
 async fn read(store: &dyn Store, name: &str, uid: &str, node: &str) -> Result<Volume, RegistryError> {
+    // Before the record: it is there as long as an old one may be.
+    if store.get(RESTORED_KEY).await?.is_some() {
+        return Err(RegistryError::Restored);
+    }
     let entry = store.get(&Kind::Volume.key(name)).await?;
     let volume = entry.as_ref().map(Volume::read).transpose()?;
     let is_made = |volume: &Volume| volume.status.as_ref().is_some_and(|status| status.epoch > 0);

@@ -8,7 +8,7 @@ use pollux_api::control::v1::{
 };
 
 use crate::model::{EffectivePolicy, Kind, Record};
-use crate::store::{Change, Listing, StoreError, TERM_BASE_KEY, term_base};
+use crate::store::{Change, Listing, RESTORED_KEY, StoreError, TERM_BASE_KEY, term_base};
 
 /// What an engine told last.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +56,9 @@ pub struct World {
     pub unheard: BTreeMap<String, String>,
     /// What is added to the terms of leaders.
     pub term_base: u64,
+    /// Whether the records are those of a backup, and nobody has compared them with what engines have:
+    /// nothing is done by them.
+    pub is_restored: bool,
     /// The revision of the store that the records are of.
     pub revision: u64,
 }
@@ -121,7 +124,10 @@ impl World {
         if key == TERM_BASE_KEY {
             self.term_base = term_base(value.map(|(value, _)| value))?;
         }
-        // Other keys are not records: that one, and the leader's.
+        if key == RESTORED_KEY {
+            self.is_restored = value.is_some();
+        }
+        // Other keys are not records: those, and the leader's.
         let Some((kind, name)) = Kind::parse(key) else {
             return Ok(());
         };

@@ -10,6 +10,8 @@ use pollux_api::control::v1::{
     SurveyEnginesRequest,
 };
 
+use crate::recover::is_record_certain;
+
 use super::Size;
 use super::connection::{Channel, CommandError};
 use super::output::{Output, serialized, short, table};
@@ -47,6 +49,10 @@ impl RecoverArguments {
     }
 }
 
+/// What to do about volumes of which engines may know better than a backup.
+const UNCERTAIN: &str =
+    "bring back what is missing of them, accept it (--accept-missing UUID), or delete the volume";
+
 /// Does it.
 pub(super) async fn run(
     channel: &Channel,
@@ -74,7 +80,8 @@ pub(super) async fn run(
     }
 }
 
-fn is_certain(volume: &FoundVolume) -> bool {
+/// Whether it is put on record, if it is not there as it is.
+fn is_committed(volume: &FoundVolume) -> bool {
     matches!(volume.certainty(), Certainty::Sure | Certainty::Accepted)
 }
 
@@ -94,6 +101,19 @@ fn show(survey: &Survey, is_done: bool, into: &mut impl Write) -> Result<(), Com
             later.join(", "),
             survey.digest
         )?;
+    }
+    if survey.restored {
+        let first = "the records were restored from a backup, and nothing is done by them";
+        match (is_done, is_record_certain(survey)) {
+            (true, _) => writeln!(into, "{first} yet: {UNCERTAIN}\n")?,
+            (false, true) => writeln!(into, "{first} before --commit {}\n", survey.digest)?,
+            (false, false) => writeln!(
+                into,
+                "{first} before --commit {}, and not then either while volumes that were on record are \
+                 uncertain: {UNCERTAIN}\n",
+                survey.digest
+            )?,
+        }
     }
     if survey.pools.is_empty() && survey.volumes.is_empty() {
         writeln!(
@@ -149,7 +169,11 @@ fn show(survey: &Survey, is_done: bool, into: &mut impl Write) -> Result<(), Com
         into,
     )?;
     let pools = survey.pools.iter().filter(|pool| pool.problem.is_empty()).count();
-    let certain = survey.volumes.iter().filter(|volume| is_certain(volume)).count();
+    let certain = survey
+        .volumes
+        .iter()
+        .filter(|volume| is_committed(volume))
+        .count();
     let left = survey.volumes.len() - certain;
     match is_done {
         true => writeln!(

@@ -8,6 +8,7 @@ use pollux_api::control::v1::Reason;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::controller::RESTORED;
 use crate::model::{FieldError, Kind};
 use crate::registry::RegistryError;
 use crate::store::StoreError;
@@ -110,6 +111,9 @@ pub enum CallError {
         /// The least role that may.
         needed: String,
     },
+    /// Nothing is done by the records.
+    #[error("{RESTORED}")]
+    Restored,
     /// The store refused.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -150,6 +154,9 @@ impl CallError {
             Self::Contended { .. } => (Reason::Contended, Code::Aborted),
             Self::Unauthenticated(_) => (Reason::Unauthenticated, Code::Unauthenticated),
             Self::Role { .. } => (Reason::RoleInsufficient, Code::PermissionDenied),
+            Self::Restored | Self::Registry(RegistryError::Restored) => {
+                (Reason::RecordsRestored, Code::Unavailable)
+            }
             Self::Store(error) | Self::Registry(RegistryError::Store(error)) => match error {
                 StoreError::Conflict { .. } => (Reason::Contended, Code::Aborted),
                 StoreError::HistoryGone { .. } => (Reason::HistoryGone, Code::OutOfRange),
@@ -163,7 +170,9 @@ impl CallError {
                     (Reason::EpochStale, Code::FailedPrecondition)
                 }
                 RegistryError::Illegal { .. } => (Reason::FieldInvalid, Code::InvalidArgument),
-                RegistryError::Contended(_) | RegistryError::Store(_) => (Reason::Contended, Code::Aborted),
+                RegistryError::Contended(_) | RegistryError::Restored | RegistryError::Store(_) => {
+                    (Reason::Contended, Code::Aborted)
+                }
             },
         }
     }

@@ -12,7 +12,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::model::{FieldError, Guarded, Kind, Record, Validate};
-use crate::store::{Change, Condition, Range, StoreError, Transaction, Watcher};
+use crate::store::{Change, Condition, RESTORED_KEY, Range, StoreError, Transaction, Watcher};
 
 use super::Services;
 use super::errors::CallError;
@@ -150,13 +150,13 @@ impl Services {
             transaction.put(&complete);
             // Before it is there: the planner may see it at once.
             self.parts.observations.asked().note(&complete.meta().uid);
-            match self.parts.store.commit(transaction).await {
+            match self.commit(R::KIND, transaction).await {
                 Ok(revision) => {
                     complete.meta_mut().revision = revision;
                     return Ok(complete);
                 }
-                Err(StoreError::Conflict { .. }) => {}
-                Err(error) => return Err(error.into()),
+                Err(CallError::Store(StoreError::Conflict { .. })) => {}
+                Err(error) => return Err(error),
             }
         }
         Err(contended::<R>(record.name()))
@@ -184,7 +184,7 @@ impl Services {
     pub(super) async fn replace<R: Record>(
         &self,
         present: &R,
-        mut changed: R,
+        changed: R,
         beside: Transaction,
     ) -> Result<Option<R>, CallError> {
         if changed == *present {
@@ -193,13 +193,26 @@ impl Services {
         let mut transaction = beside;
         transaction.put(&changed);
         self.parts.observations.asked().note(&changed.meta().uid);
+        written(changed, self.commit(R::KIND, transaction).await)
+    }
+
+    /// Changes what is stored for a record of a kind, and what is beside it. Nothing is asked for of records
+    /// that may be older than what engines have; who takes part in the cluster is said before that is known.
+    async fn commit(&self, kind: Kind, mut transaction: Transaction) -> Result<u64, CallError> {
+        let is_done_by = match kind {
+            Kind::Pool | Kind::Volume | Kind::Snapshot | Kind::GroupSnapshot | Kind::Rebalance => true,
+            Kind::Node | Kind::Group | Kind::Template | Kind::Token => false,
+            Kind::HostSecrets | Kind::Removal | Kind::Event => false,
+        };
+        if is_done_by {
+            transaction.conditions.push(Condition {
+                key: RESTORED_KEY.to_owned(),
+                revision: 0,
+            });
+        }
         match self.parts.store.commit(transaction).await {
-            Ok(revision) => {
-                changed.meta_mut().revision = revision;
-                Ok(Some(changed))
-            }
-            Err(StoreError::Conflict { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(StoreError::Conflict { key }) if key == RESTORED_KEY => Err(CallError::Restored),
+            done => Ok(done?),
         }
     }
 
@@ -334,7 +347,21 @@ impl Services {
     ) -> Result<Option<R>, CallError> {
         let mut changed = record.clone();
         changed.meta_mut().deleted_unix_us = deleted_unix_us;
-        self.replace(record, changed, Transaction::default()).await
+        if changed == *record {
+            return Ok(Some(changed));
+        }
+        let mut transaction = Transaction::default();
+        transaction.put(&changed);
+        // Also of records that nothing is done by yet: some can only be got rid of.
+        self.parts.observations.asked().note(&changed.meta().uid);
+        written(
+            changed,
+            self.parts
+                .store
+                .commit(transaction)
+                .await
+                .map_err(CallError::Store),
+        )
     }
 
     /// All records of a kind.
@@ -449,6 +476,18 @@ impl Services {
             }
         });
         Ok(Box::pin(ReceiverStream::new(receiver)))
+    }
+}
+
+/// What was written, with the revision that it has then. Nothing if somebody was quicker.
+fn written<R: Record>(mut record: R, done: Result<u64, CallError>) -> Result<Option<R>, CallError> {
+    match done {
+        Ok(revision) => {
+            record.meta_mut().revision = revision;
+            Ok(Some(record))
+        }
+        Err(CallError::Store(StoreError::Conflict { .. })) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

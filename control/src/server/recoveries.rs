@@ -12,9 +12,11 @@ use tonic::{Request, Response, Status};
 
 use crate::engines::EngineAddress;
 use crate::model::Record;
-use crate::recover::{Answers, examine, records};
+use crate::recover::{Answers, examine, is_record_certain, records};
 use crate::security::Action;
-use crate::store::{Condition, Entry, LEADER_KEY, TERM_BASE_KEY, Transaction, Write, term_base};
+use crate::store::{
+    Condition, Entry, LEADER_KEY, RESTORED_KEY, TERM_BASE_KEY, Transaction, Write, term_base,
+};
 use crate::world::World;
 
 use super::errors::CallError;
@@ -48,10 +50,17 @@ impl Services {
                     .map_or_else(String::new, |spec| spec.address.clone()),
             };
             let pools = spec.pools.iter().filter(|pool| pool.node == engine.node);
+            // Engines that were started since have none of theirs open.
+            let recorded = world.pools.values().filter(|_| world.is_restored);
+            let recorded = recorded.filter_map(|pool| pool.spec.as_ref());
+            let recorded = recorded.filter(|pool| pool.node == engine.node);
+            let sets = pools
+                .map(|pool| &pool.devices)
+                .chain(recorded.map(|pool| &pool.devices));
             let request = SurveyRequest {
-                pools: pools
-                    .map(|pool| DeviceSet {
-                        devices: pool.devices.clone(),
+                pools: sets
+                    .map(|devices| DeviceSet {
+                        devices: devices.clone(),
                     })
                     .collect(),
             };
@@ -96,6 +105,7 @@ impl Services {
         }
         let mut survey = examine(&world, &answers, spec);
         survey.term = self.term().await?.0;
+        survey.restored = world.is_restored;
         Ok((world, survey))
     }
 
@@ -177,12 +187,22 @@ impl Recoveries for Services {
         let CommitRecoveryRequest { spec, digest } = request.into_inner();
         let world = self.view(World::clone).await?;
         let spec = checked(spec, &world)?;
-        let (world, survey) = self.look(&spec, &world).await?;
+        let (world, mut survey) = self.look(&spec, &world).await?;
         if survey.digest != digest {
             let description = "is not that of what is found now: look again";
             return Err(CallError::field("digest", description).into());
         }
-        let transactions = records(&world, &survey);
+        let mut transactions = records(&world, &survey);
+        survey.restored &= !is_record_certain(&survey);
+        if world.is_restored && !survey.restored {
+            // Once all of them are there.
+            transactions.push(Transaction {
+                conditions: Vec::new(),
+                writes: vec![Write::Delete {
+                    key: RESTORED_KEY.to_owned(),
+                }],
+            });
+        }
         // Before any record that engines are told of.
         self.lead_engines(&survey).await?;
         for transaction in transactions {

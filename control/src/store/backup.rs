@@ -12,10 +12,11 @@
 //! | 4 + m | length of the value, the value |
 //! | 4 | CRC-32C of all bytes before |
 //!
-//! What belongs to an instance and not to the cluster, the leader's key, is left out.
+//! What belongs to an instance and not to the cluster, the leader's key, is left out; so is that the store
+//! was put back itself.
 
 use super::{
-    Condition, KEY_BYTES_MAX, LEADER_KEY, Store, StoreError, TRANSACTION_BYTES_MAX,
+    Condition, KEY_BYTES_MAX, LEADER_KEY, RESTORED_KEY, Store, StoreError, TRANSACTION_BYTES_MAX,
     TRANSACTION_OPERATIONS_MAX, Transaction, VALUE_BYTES_MAX, Write,
 };
 
@@ -57,7 +58,7 @@ pub async fn write_backup(store: &dyn Store) -> Result<Vec<u8>, BackupError> {
     let entries: Vec<_> = listing
         .entries
         .iter()
-        .filter(|entry| entry.key != LEADER_KEY)
+        .filter(|entry| ![LEADER_KEY, RESTORED_KEY].contains(&entry.key.as_str()))
         .collect();
     let mut bytes = MAGIC.to_vec();
     bytes.extend(BACKUP_VERSION.to_le_bytes());
@@ -138,8 +139,27 @@ pub fn read_backup(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, BackupError> 
     }
 }
 
-/// Puts a backup into an empty store. A restore that was cut off leaves a store that is not empty: take a
-/// new one.
+/// Has nothing done by the records of a store until they were compared with what engines have
+/// ([`RESTORED_KEY`]).
+///
+/// # Errors
+///
+/// Those of the store.
+pub async fn hold(store: &dyn Store) -> Result<(), StoreError> {
+    let mut transaction = Transaction::default();
+    transaction.writes.push(held());
+    store.commit(transaction).await.map(drop)
+}
+
+fn held() -> Write {
+    Write::Put {
+        key: RESTORED_KEY.to_owned(),
+        value: Vec::new(),
+    }
+}
+
+/// Puts a backup into an empty store, and has nothing done by it yet, as [`hold`]. A restore that was cut off
+/// leaves a store that is not empty: take a new one.
 ///
 /// # Errors
 ///
@@ -154,6 +174,8 @@ pub async fn restore(store: &dyn Store, bytes: &[u8]) -> Result<usize, BackupErr
     }
     let count = entries.len();
     let mut transaction = Transaction::default();
+    // Before any of them: a control plane may run already.
+    transaction.writes.push(held());
     let mut transaction_bytes = 0;
     for (key, value) in entries {
         let is_full = transaction.writes.len() == TRANSACTION_OPERATIONS_MAX

@@ -22,7 +22,7 @@ use std::fmt;
 
 use tokio::sync::watch;
 
-pub use backup::{BACKUP_VERSION, BackupError, read_backup, restore, write_backup};
+pub use backup::{BACKUP_VERSION, BackupError, hold, read_backup, restore, write_backup};
 pub use embedded::EmbeddedStore;
 pub use etcd::{EtcdSettings, EtcdStore};
 pub use memory::MemoryStore;
@@ -260,6 +260,10 @@ pub(crate) fn term_base(value: Option<&[u8]>) -> Result<u64, StoreError> {
     let base = text.and_then(|text| text.parse().ok());
     base.ok_or_else(|| StoreError::Damaged(format!("{TERM_BASE_KEY} holds no number")))
 }
+
+/// Is there from when a backup was restored until somebody has compared the records with what engines have:
+/// nothing is done by them before.
+pub const RESTORED_KEY: &str = "/restored";
 
 /// The key that the leader holds.
 pub const LEADER_KEY: &str = "/leader";

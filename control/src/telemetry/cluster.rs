@@ -32,6 +32,8 @@ const POOL_STATES: [PoolState; 5] = [
 /// Writes all of it.
 pub(super) fn write(world: &World, text: &mut Exposition) {
     text.family(&families::REVISION).add(&[], world.revision as f64);
+    text.family(&families::RESTORED)
+        .add(&[], f64::from(u8::from(world.is_restored)));
     nodes(world, text);
     pools(world, text);
     volumes(world, text);

@@ -12,7 +12,7 @@ use pollux_control::gateway::{ROUTES, description};
 use pollux_control::plan::Limits;
 use pollux_control::security::Guard;
 use pollux_control::server::{Listening, ServiceParts, Services};
-use pollux_control::store::MemoryStore;
+use pollux_control::store::{MemoryStore, hold};
 use prost::Message;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -601,6 +601,11 @@ async fn metrics_and_health_are_told() {
     assert_eq!(scrape.value("pollux_node_state", &offline), Some(0.0));
     let posted = [("interface", "http"), ("method", "POST"), ("code", "200")];
     assert_eq!(scrape.value("pollux_control_calls_total", &posted), Some(3.0));
+    assert_eq!(scrape.value("pollux_control_records_restored", &[]), Some(0.0));
+    hold(&interface.store).await.expect("it answers");
+    let answered = interface.ask("GET", "/metrics", None).await;
+    let scrape = pollux_http::metrics::parse(&answered.text).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(scrape.value("pollux_control_records_restored", &[]), Some(1.0));
     for path in ["/healthz", "/readyz"] {
         let answered = interface.ask("GET", path, None).await;
         assert_eq!(answered.status, StatusCode::OK);

@@ -348,15 +348,39 @@ async fn a_cluster_by_its_command_line() {
             .output();
         let done = done.expect("it was built");
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8_lossy(&done.stdout).into_owned()
     };
     control(&["backup", "--store", &store, backup]);
     let daemon = Daemon::start(&["--store", &store]);
     daemon.serve(&fleet);
     assert!(told(&daemon, &["volume", "list"]).contains("20GiB"));
     let other = format!("file:{}", directory.path().join("other").display());
-    control(&["restore", "--store", &other, backup]);
+    assert!(control(&["restore", "--store", &other, backup]).contains("`pollux recover`"));
     let restored = Daemon::start(&["--store", &other]);
     assert!(told(&restored, &["volume", "list"]).contains("20GiB"));
+    // Nothing is done by it, as engines may know better.
+    let create = ["volume", "create", "another", "--size", "1GiB"];
+    let message = refused(&restored, &create);
+    assert!(
+        message.contains("restored from a backup") && message.contains("`pollux recover`"),
+        "{message}"
+    );
+    let looked = told(&restored, &["recover"]);
+    assert!(looked.contains("before --commit"), "{looked}");
+    assert!(told(&restored, &["event", "list"]).contains("`pollux recover`"));
+    drop(restored);
+    // So it is with one that was put back by other means.
+    drop(daemon);
+    assert!(control(&["hold", "--store", &store]).contains("`pollux recover`"));
+    let daemon = Daemon::start(&["--store", &store]);
+    daemon.serve(&fleet);
+    assert!(refused(&daemon, &create).contains("restored from a backup"));
+    let looked = told(&daemon, &["recover"]);
+    let (_, digest) = looked.split_once("--commit ").expect("it tells what to commit");
+    let digest: String = digest.chars().take_while(char::is_ascii_hexdigit).collect();
+    let done = told(&daemon, &["recover", "--commit", &digest]);
+    assert!(!done.contains("nothing is done"), "{done}");
+    told(&daemon, &create);
 }
 
 /// Two replicas on three nodes, so that there is a place to go to.

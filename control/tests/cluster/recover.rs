@@ -1,10 +1,13 @@
 //! The store is lost: what is put on record again, and what is not.
 
+use std::collections::BTreeMap;
+
+use pollux_api::control::v1::nodes_server::Nodes;
 use pollux_api::control::v1::recoveries_server::Recoveries;
 use pollux_api::control::v1::volumes_server::Volumes;
 use pollux_api::control::v1::*;
 use pollux_control::engines::{EngineAddress, EngineClient};
-use pollux_control::model::Record;
+use pollux_control::model::{Kind, Record};
 use pollux_control::plan::Limits;
 use pollux_control::recover::{Answers, examine, records};
 use pollux_control::store::{MemoryStore, Store, restore, write_backup};
@@ -64,7 +67,7 @@ async fn survey(cluster: &Cluster, spec: &RecoverySpec) -> Survey {
     answer.await.expect("it answers").into_inner()
 }
 
-async fn commit(cluster: &Cluster, spec: &RecoverySpec) -> Survey {
+pub async fn commit(cluster: &Cluster, spec: &RecoverySpec) -> Survey {
     let digest = survey(cluster, spec).await.digest;
     let spec = Some(spec.clone());
     let services = services(cluster);
@@ -409,6 +412,177 @@ async fn an_old_backup_is_brought_up_to_date() {
     assert_eq!(snapshots, [newest.snapshots[0].uid.as_str()]);
     let found = survey(&cluster, &spec).await;
     assert_eq!(found.volumes, Vec::new(), "nothing is left");
+}
+
+/// What targets of a node work by, by the UUIDs of their volumes.
+fn targets(cluster: &Cluster, node: &str) -> Vec<(String, Option<Membership>)> {
+    let engines = cluster.fleet.lock();
+    let targets = engines.engines[node].targets.iter();
+    targets
+        .filter(|(_, target)| !target.config.standby)
+        .map(|(volume, target)| (volume.clone(), target.record.clone()))
+        .collect()
+}
+
+/// What an old backup says of a volume is served by nobody, though all who know better are away and the terms
+/// of its control plane have become later than any that engines have seen.
+#[tokio::test]
+async fn nothing_is_done_by_an_old_backup_however_often_it_is_started() {
+    let mut cluster = cluster().await;
+    let backup = write_backup(&cluster.store).await.expect("the store answers");
+    let old = status(&cluster);
+    cluster.fleet.set_up(&old.target_node, false);
+    cluster.ticks(20).await;
+    let newest = status(&cluster);
+    assert_ne!(newest.target_node, old.target_node);
+    let serving = targets(&cluster, &newest.target_node);
+    assert_eq!(serving.len(), 1);
+
+    cluster.store = MemoryStore::default();
+    cluster.fleet.set_up(&old.target_node, true);
+    restore(&cluster.store, &backup).await.expect("it is empty");
+    let newest_term = {
+        let engines = cluster.fleet.lock();
+        let terms = engines.engines.values().map(|engine| engine.term);
+        terms.max().expect("there are engines")
+    };
+    while cluster.store.revision().await.expect("it answers") <= newest_term {
+        let change = |node: &mut Node| node.meta_mut().created_unix_us += 1;
+        cluster.update::<Node>(&old.target_node, change).await;
+    }
+    let nodes: Vec<String> = cluster.world().nodes.keys().cloned().collect();
+    // Whoever serves goes on; who served once does not, though nobody else is left.
+    for away in [false, true] {
+        if away {
+            for node in nodes.iter().filter(|node| **node != old.target_node) {
+                cluster.fleet.set_up(node, false);
+            }
+        }
+        cluster.restart().await;
+        cluster.ticks(20).await;
+        assert_eq!(status(&cluster), old);
+        assert_eq!(targets(&cluster, &old.target_node), []);
+        if !away {
+            assert_eq!(targets(&cluster, &newest.target_node), serving);
+        }
+    }
+    // Nor once that was committed which is certain, as this is not.
+    let spec = RecoverySpec::default();
+    let found = commit(&cluster, &spec).await;
+    let only = only(&found);
+    assert_eq!(
+        (only.certainty(), only.outdated),
+        (Certainty::Missing, true),
+        "{found:?}"
+    );
+    assert!(found.restored);
+    cluster.ticks(20).await;
+    assert_eq!(targets(&cluster, &old.target_node), []);
+    for node in &nodes {
+        cluster.fleet.set_up(node, true);
+    }
+    let listed = cluster.store.list_all(&Kind::Event.prefix()).await;
+    let listed = listed.expect("the store answers").entries;
+    let events: Result<Vec<Event>, _> = listed.iter().map(Event::read).collect();
+    let events = events.expect("they can be read");
+    let told = events
+        .iter()
+        .filter(|event| event.message.contains("pollux recover"));
+    assert_eq!(told.count(), 2);
+
+    // Nothing can be asked for that would be done by old records, and who takes part can be said.
+    let services = services(&cluster);
+    let made = CreateVolumeRequest {
+        volume: Some(volume("w", 1)),
+        wait_us: None,
+    };
+    let refused = services.create_volume(Request::new(made)).await;
+    assert_eq!(refused.expect_err("it is held").code(), tonic::Code::Unavailable);
+    let mut larger = cluster.get::<Volume>("v").await.expect("it is there");
+    larger.spec.get_or_insert_default().size_bytes *= 2;
+    let update = UpdateVolumeRequest {
+        volume: Some(larger),
+        update_mask: crate::calls::mask(&["spec.size_bytes"]),
+    };
+    let refused = services.update_volume(Request::new(update)).await;
+    assert_eq!(refused.expect_err("it is held").code(), tonic::Code::Unavailable);
+    let mut node = cluster.get::<Node>(&old.target_node).await.expect("it is there");
+    node.spec.get_or_insert_default().cordoned = true;
+    let update = UpdateNodeRequest {
+        node: Some(node),
+        update_mask: crate::calls::mask(&["spec.cordoned"]),
+    };
+    services.update_node(Request::new(update)).await.expect("it may");
+
+    assert!(survey(&cluster, &spec).await.restored);
+    assert!(!commit(&cluster, &spec).await.restored);
+    let found = survey(&cluster, &spec).await;
+    assert!(!found.restored && found.volumes.is_empty(), "{found:?}");
+    cluster.settle().await;
+    let after = status(&cluster);
+    assert!(after.epoch > newest.epoch, "{after:?}");
+    assert_eq!(after.state(), VolumeState::Healthy);
+}
+
+/// Of what is gone for good, whoever asks says so: by name, or by deleting it.
+#[tokio::test]
+async fn what_a_backup_alone_knows_is_accepted_or_deleted() {
+    let mut cluster = cluster().await;
+    put(&cluster.store, &volume("w", 1)).await;
+    cluster.settle().await;
+    let of = async |cluster: &Cluster, name: &str| {
+        let volume = cluster.get::<Volume>(name).await.expect("it is there");
+        (volume.meta().uid.clone(), volume.status.expect("it has one"))
+    };
+    let ((v_uid, v), (w_uid, w)) = (of(&cluster, "v").await, of(&cluster, "w").await);
+    let backup = write_backup(&cluster.store).await.expect("the store answers");
+    cluster.store = MemoryStore::default();
+    restore(&cluster.store, &backup).await.expect("it is empty");
+    // With the only replica of one volume, and one of three of the other.
+    let lost = &w.replicas[0].node;
+    cluster.fleet.set_up(lost, false);
+    cluster.restart().await;
+    cluster.ticks(3).await;
+    let certainties = |survey: &Survey| -> BTreeMap<String, Certainty> {
+        let volumes = survey.volumes.iter();
+        volumes
+            .map(|volume| (volume.uid.clone(), volume.certainty()))
+            .collect()
+    };
+    let missing = |uids: &[&String]| -> BTreeMap<String, Certainty> {
+        uids.iter()
+            .map(|uid| ((*uid).clone(), Certainty::Missing))
+            .collect()
+    };
+    let mut spec = RecoverySpec::default();
+    let found = commit(&cluster, &spec).await;
+    assert_eq!(certainties(&found), missing(&[&v_uid, &w_uid]));
+    assert!(found.restored);
+    spec.accept_missing.push(v_uid.clone());
+    let found = commit(&cluster, &spec).await;
+    assert_eq!(certainties(&found), missing(&[&w_uid]));
+    assert!(found.restored);
+    let request = DeleteVolumeRequest { name: "w".to_owned() };
+    let services = services(&cluster);
+    services
+        .delete_volume(Request::new(request))
+        .await
+        .expect("it may");
+    let found = commit(&cluster, &spec).await;
+    assert_eq!(certainties(&found), BTreeMap::new());
+    assert!(!found.restored);
+    cluster.ticks(10).await;
+    let (_, after) = of(&cluster, "v").await;
+    assert!(
+        after.epoch >= v.epoch && after.state() == VolumeState::Degraded,
+        "{after:?}"
+    );
+    assert!(
+        cluster
+            .get::<Volume>("w")
+            .await
+            .is_none_or(|volume| volume.is_deleting())
+    );
 }
 
 const REQUEST: &str = "00000000-0000-0000-0000-000000007001";

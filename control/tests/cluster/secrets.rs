@@ -261,6 +261,7 @@ async fn backups_have_them() {
     cluster.store = MemoryStore::default();
     restore(&cluster.store, &backup).await.expect("it is empty");
     cluster.restart().await;
+    crate::recover::commit(&cluster, &RecoverySpec::default()).await;
     cluster.settle().await;
     let uid = host_now(&cluster).await.secret_uid;
     assert_eq!(stored(&cluster).await, BTreeSet::from([uid]));

@@ -12,7 +12,7 @@ use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
 use pollux_api::control::v1::*;
 use pollux_control::security::{Authority, Issued, Role};
-use pollux_control::store::{EmbeddedStore, EtcdSettings, EtcdStore, Store};
+use pollux_control::store::{EmbeddedStore, EtcdSettings, EtcdStore, Store, restore, write_backup};
 use pollux_ports::KeptPorts;
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Channel;
@@ -370,6 +370,27 @@ impl Cluster {
         std::fs::remove_file(self.directory.path().join("store")).expect("a file");
         self.start_control();
         self.register_nodes().await;
+    }
+
+    /// A backup of the records. The control plane is stopped for it.
+    pub async fn backup(&self) -> Vec<u8> {
+        self.kill_control();
+        let store = EmbeddedStore::open(&self.directory.path().join("store")).expect("a store");
+        let bytes = write_backup(&store).await.expect("it can be read");
+        drop(store);
+        self.start_control();
+        bytes
+    }
+
+    /// The control plane goes on with the records of a backup.
+    pub async fn restore(&self, backup: &[u8]) {
+        self.kill_control();
+        let path = self.directory.path().join("store");
+        std::fs::remove_file(&path).expect("a file");
+        let store = EmbeddedStore::open(&path).expect("it is new");
+        restore(&store, backup).await.expect("it is empty");
+        drop(store);
+        self.start_control();
     }
 
     /// The keys of all records. The control plane is stopped for the look.

@@ -83,6 +83,7 @@ pub fn run() -> ExitCode {
             limits_of_templates_are_kept,
             all_engines_are_killed_at_once,
             the_store_is_lost,
+            an_old_backup_is_restored,
             nothing_is_left_behind,
         );
         drop(witness);
@@ -590,6 +591,55 @@ async fn the_store_is_lost(cluster: &Cluster) {
     // What was written before is read back.
     cluster.until_whole("v", "state").await;
     cluster.delete_snapshot(&before.snapshots[0].uid).await;
+}
+
+/// Whoever serves goes on while the records are those of an old backup, and nobody else is told to.
+async fn an_old_backup_is_restored(cluster: &Cluster) {
+    let old = cluster.until_healthy("v").await;
+    let backup = cluster.backup().await;
+    cluster.kill(&old.target_node);
+    cluster
+        .until_status("v", "it is served elsewhere", |status| {
+            status.target_node != old.target_node && status.state() == VolumeState::Degraded
+        })
+        .await;
+    cluster.restart(&old.target_node);
+    let newest = cluster.until_healthy("v").await;
+    let published = cluster.publish("v", HOST, false).await;
+    let host = cluster.host(&published, "state", 6).writing().await;
+    cluster.restore(&backup).await;
+    let held = until("the control plane answers", || cluster.status("v")).await;
+    assert_eq!((held.epoch, &held.target_node), (old.epoch, &old.target_node));
+    let told = host.finished().await;
+    assert!(told["writes"].as_u64().expect("a number") > 0, "{told}");
+    assert_eq!(told["path_changes"].as_u64(), Some(0), "{told}");
+    let held = cluster.status("v").await.expect("it is there");
+    assert_eq!((held.epoch, held.version), (old.epoch, old.version));
+
+    let recoveries = RecoveriesClient::new(cluster.channel.clone());
+    let spec = Some(RecoverySpec::default());
+    let digest = until("engines tell what they have", || async {
+        let request = SurveyEnginesRequest { spec: spec.clone() };
+        let survey = recoveries.clone().survey_engines(request).await.ok()?;
+        let survey = survey.into_inner();
+        let is_newer = |volume: &FoundVolume| {
+            let is_sure = volume.certainty() == Certainty::Sure;
+            volume.name == "v" && volume.outdated && is_sure
+        };
+        let is_so = survey.restored && survey.volumes.iter().any(is_newer);
+        is_so.then_some(survey.digest)
+    })
+    .await;
+    let request = CommitRecoveryRequest { spec, digest };
+    let done = recoveries.clone().commit_recovery(request).await;
+    assert!(!done.expect("it is as it was").into_inner().restored);
+    let after = cluster
+        .until_status("v", "it is healthy anew", |status| {
+            status.epoch > newest.epoch && status.state() == VolumeState::Healthy
+        })
+        .await;
+    assert!(after.version > newest.version, "{after:?} after {newest:?}");
+    cluster.until_whole("v", "state").await;
 }
 
 async fn nothing_is_left_behind(cluster: &Cluster) {

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use pollux_control::security::{Authority, Identity, Issued, Role};
 use pollux_control::store::{
-    BackupError, Change, Condition, EmbeddedStore, EtcdSettings, EtcdStore, LEADER_KEY, MemoryStore, Range,
-    Store, StoreError, Transaction, VALUE_BYTES_MAX, Watcher, Write, read_backup, restore, write_backup,
+    BackupError, Change, Condition, EmbeddedStore, EtcdSettings, EtcdStore, LEADER_KEY, MemoryStore,
+    RESTORED_KEY, Range, Store, StoreError, Transaction, VALUE_BYTES_MAX, Watcher, Write, hold, read_backup,
+    restore, write_backup,
 };
 use pollux_ports::KeptPorts;
 use proptest::prelude::*;
@@ -646,12 +647,24 @@ async fn backups_are_whole() {
         let entries = listing
             .entries
             .into_iter()
-            .filter(|entry| entry.key != LEADER_KEY);
+            .filter(|entry| ![LEADER_KEY, RESTORED_KEY].contains(&entry.key.as_str()));
         entries.map(|entry| (entry.key, entry.value)).collect::<Vec<_>>()
     };
     let before = contents(store.list_all("").await.expect("it answers"));
     let after = contents(other.list_all("").await.expect("it answers"));
     assert_eq!(before, after);
+    let is_held = async |store: &dyn Store| {
+        let entry = store.get(RESTORED_KEY).await.expect("it answers");
+        entry.is_some()
+    };
+    assert!(is_held(&other).await && !is_held(&store).await);
+    // So is a store that is held by hand, and what its backup is put into.
+    hold(&store).await.expect("it answers");
+    assert!(is_held(&store).await);
+    let of_held = write_backup(&store).await.expect("it answers");
+    let third = MemoryStore::default();
+    assert_eq!(restore(&third, &of_held).await.expect("it is empty"), 300);
+    assert!(is_held(&third).await);
     let again = restore(&other, &bytes).await;
     assert!(matches!(again, Err(BackupError::NotEmpty { .. })), "{again:?}");
     for cut in [0, 7, 20, bytes.len() / 2, bytes.len() - 1] {

@@ -7,6 +7,8 @@ families! {
     LEADER: Gauge "pollux_control_leader" [] "Whether this instance leads, 1 or 0.";
     TERM: Gauge "pollux_control_term" [] "The term of the last lead of this instance, 0 before the first.";
     REVISION: Gauge "pollux_control_store_revision" [] "The revision of the store.";
+    RESTORED: Gauge "pollux_control_records_restored" []
+        "1 while nothing is done by the records: they come from a backup, and no recovery was committed.";
     PASSES: Counter "pollux_control_passes_total" [] "Passes of planning.";
     PASS_SECONDS: Histogram "pollux_control_pass_seconds" [] "How long passes took, with what they did.";
     STEPS: Counter "pollux_control_steps_total" ["kind"]

@@ -202,17 +202,18 @@ impl Records<'_> {
         }
     }
 
-    /// What became of a change; nothing if this is not the target.
-    async fn swap(&self, request: SwapMembershipRequest) -> Option<SwapMembershipResponse> {
+    /// What became of a change; nothing if this is not the target. An error if nobody can tell now.
+    async fn swap(&self, request: SwapMembershipRequest) -> Result<Option<SwapMembershipResponse>, ()> {
         match self {
             Self::Store(store) => match swap_membership(*store, &request).await {
-                Ok(answer) => Some(answer),
-                Err(RegistryError::NotTarget { .. } | RegistryError::NotFound(_)) => None,
+                Ok(answer) => Ok(Some(answer)),
+                Err(RegistryError::NotTarget { .. } | RegistryError::NotFound(_)) => Ok(None),
+                Err(RegistryError::Restored) => Err(()),
                 Err(error) => panic!("{error}"),
             },
             Self::Calls(client) => {
                 let answer = client.clone().swap_membership(request).await;
-                answer.ok().map(Response::into_inner)
+                Ok(answer.ok().map(Response::into_inner))
             }
         }
     }
@@ -377,7 +378,10 @@ impl Fleet {
             node: node.to_owned(),
             next: Some(next.clone()),
         };
-        let record = match records.swap(request).await {
+        let Ok(answer) = records.swap(request).await else {
+            return;
+        };
+        let record = match answer {
             Some(SwapMembershipResponse { swapped: true, .. }) => Some(next),
             // Others may add replicas and take those away that do not count.
             Some(SwapMembershipResponse { current, .. }) => {
