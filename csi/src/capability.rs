@@ -15,6 +15,35 @@ use crate::error::CallError;
 /// Bytes that all mount options of a volume may have together (CSI specification, `MountVolume.mount_flags`).
 const MOUNT_FLAGS_BYTES_MAX: usize = 4096;
 
+/// Mount options that would make another mount of it, or that are for programs and not for the kernel. With a
+/// value, as in `loop=/dev/loop0`, they are the same.
+const MOUNT_OPTIONS_FORBIDDEN: [&str; 14] = [
+    "bind",
+    "rbind",
+    "move",
+    "remount",
+    "loop",
+    "offset",
+    "shared",
+    "rshared",
+    "private",
+    "rprivate",
+    "slave",
+    "rslave",
+    "unbindable",
+    "runbindable",
+];
+
+/// The name of an option among those of a mount that no volume can have. What else they say may be secret.
+fn forbidden(mount_flags: &[String]) -> Option<&'static str> {
+    let mut options = mount_flags.iter().flat_map(|flags| flags.split(','));
+    options.find_map(|option| {
+        let name = option.split_once('=').map_or(option, |(name, _)| name);
+        let mut known = MOUNT_OPTIONS_FORBIDDEN.into_iter();
+        known.find(|known| *known == name.trim())
+    })
+}
+
 /// A file system that volumes can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -145,6 +174,10 @@ impl Capability {
                 if mount.mount_flags.iter().any(|flag| flag.contains('\0')) {
                     return Err(CallError::argument(field, "has mount_flags with a zero byte"));
                 }
+                if let Some(option) = forbidden(&mount.mount_flags) {
+                    let problem = format!("has the mount option {option}, which no volume can have");
+                    return Err(CallError::argument(field, problem));
+                }
                 let file_system = match mount.fs_type.as_str() {
                     "" => None,
                     name => Some(name.parse().map_err(|problem: String| {
@@ -221,6 +254,31 @@ mod tests {
             assert!(Capability::read("c", Some(&mount("", mode))).is_err(), "{mode:?}");
             let block = message(Some(AccessType::Block(BlockVolume {})), mode.into());
             assert!(Capability::read("c", Some(&block)).is_ok(), "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn mount_options_are_checked_before_anything_is_done() {
+        let with = |options: &str| {
+            let mount = MountVolume {
+                mount_flags: vec!["noatime".to_owned(), options.to_owned()],
+                ..MountVolume::default()
+            };
+            Capability::read(
+                "c",
+                Some(&message(
+                    Some(AccessType::Mount(mount)),
+                    Mode::SingleNodeWriter.into(),
+                )),
+            )
+        };
+        for option in MOUNT_OPTIONS_FORBIDDEN {
+            for wrong in [option.to_owned(), format!("discard,{option}=x")] {
+                assert!(with(&wrong).is_err(), "{wrong}");
+            }
+        }
+        for right in ["", "discard,commit=30", "nosuid", "data=ordered", "context=bind"] {
+            assert!(with(right).is_ok(), "{right}");
         }
     }
 

@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::call::{Call, call};
 use crate::control::ControlPlane;
@@ -38,6 +39,9 @@ use crate::topology::Place;
 
 /// How long what is under way may take after the process was told to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The longest of the times that can be set, in seconds: ten days, which the kernel takes for each of them.
+const SECONDS_MAX: i64 = 864_000;
 
 /// The CSI driver: volumes for Kubernetes and other orchestrators.
 #[derive(Debug, Parser)]
@@ -80,11 +84,24 @@ struct CommonArguments {
     metrics: Option<SocketAddr>,
 
     /// What is logged: error, warn, info, debug, trace.
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = log_level)]
     log: String,
 
     #[command(flatten)]
     tracing: TraceArguments,
+}
+
+/// Checks what is to be logged. A word that is no level would name a part of a program of which all is
+/// logged, and of all others nothing.
+fn log_level(text: &str) -> Result<String, String> {
+    let is_level = |directive: &str| {
+        let is_word = !directive.is_empty() && directive.parse::<LevelFilter>().is_ok();
+        is_word || directive.contains('=')
+    };
+    match text.split(',').all(|directive| is_level(directive.trim())) {
+        true => Ok(text.to_owned()),
+        false => Err("give error, warn, info, debug or trace, or TARGET=LEVEL,...".to_owned()),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -157,23 +174,28 @@ struct NodeArguments {
 
     /// Seconds after which a path that cannot be reached is given up, and requests fail if it was the last
     /// one.
-    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().controller_loss_s)]
+    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().controller_loss_s,
+          value_parser = clap::value_parser!(u32).range(0..=SECONDS_MAX))]
     controller_loss: u32,
 
-    /// Seconds after which requests leave a path that cannot be reached for another one.
-    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().fast_io_fail_s)]
+    /// Seconds after which requests fail while no path can be reached; they leave one for another at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().fast_io_fail_s,
+          value_parser = clap::value_parser!(u32).range(0..=SECONDS_MAX))]
     fast_io_fail: u32,
 
     /// Seconds between attempts to reach a target again.
-    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().reconnect_delay_s)]
+    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().reconnect_delay_s,
+          value_parser = clap::value_parser!(u32).range(1..=SECONDS_MAX))]
     reconnect_delay: u32,
 
     /// Seconds without a word after which a path counts as lost.
-    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().keep_alive_s)]
+    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().keep_alive_s,
+          value_parser = clap::value_parser!(u32).range(1..=SECONDS_MAX))]
     keep_alive: u32,
 
     /// Seconds that a device may take to appear.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(1..=SECONDS_MAX))]
     device_timeout: u32,
 }
 
@@ -252,12 +274,12 @@ impl NodeArguments {
             volumes_max: self.volumes,
             records: self.records.clone(),
             times: PathTimes {
-                reconnect_delay_s: self.reconnect_delay.max(1),
+                reconnect_delay_s: self.reconnect_delay,
                 controller_loss_s: self.controller_loss,
                 fast_io_fail_s: self.fast_io_fail,
-                keep_alive_s: self.keep_alive.max(1),
+                keep_alive_s: self.keep_alive,
             },
-            device_timeout: Duration::from_secs(self.device_timeout.max(1).into()),
+            device_timeout: Duration::from_secs(self.device_timeout.into()),
             other_paths_patience: OTHER_PATHS_PATIENCE,
         })
     }

@@ -17,7 +17,7 @@ use pollux_api::control::v1::{
     PageRequest, Reason, Snapshot, UpdateVolumeRequest, Volume,
 };
 use pollux_trace::Calls;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -109,6 +109,16 @@ pub enum ConnectError {
     },
 }
 
+/// Whether an address is HOST:PORT, and nothing that would be without effect, or lead elsewhere.
+fn is_host_and_port(uri: &Uri, address: &str) -> bool {
+    uri.authority().is_some_and(|authority| {
+        authority.as_str() == address
+            && !address.contains('@')
+            && !authority.host().is_empty()
+            && authority.port_u16().is_some_and(|port| port > 0)
+    })
+}
+
 /// How it is called: each call is part of the trace of what the orchestrator asked.
 type Connection = Calls<Channel>;
 
@@ -131,11 +141,14 @@ impl ControlPlane {
         let tls = certificates.map(read_certificates).transpose()?;
         let mut endpoints = Vec::new();
         for address in addresses.split(',') {
-            let wrong = |_| ConnectError::Address {
+            let wrong = || ConnectError::Address {
                 address: address.to_owned(),
             };
-            let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
-                .map_err(wrong)?
+            let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).map_err(|_| wrong())?;
+            if !is_host_and_port(endpoint.uri(), address) {
+                return Err(wrong());
+            }
+            let mut endpoint = endpoint
                 .connect_timeout(CONNECT_TIMEOUT)
                 .timeout(CALL_TIMEOUT)
                 .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -340,7 +353,9 @@ impl From<Status> for CallError {
             Some(Reason::RevisionStale | Reason::Contended | Reason::Deleting) => Code::Aborted,
             Some(Reason::InUse) => Code::FailedPrecondition,
             Some(Reason::NoPlace) => Code::ResourceExhausted,
-            Some(Reason::NotReady | Reason::StoreUnavailable | Reason::NotLeader) => Code::Unavailable,
+            Some(
+                Reason::NotReady | Reason::StoreUnavailable | Reason::NotLeader | Reason::RecordsRestored,
+            ) => Code::Unavailable,
             Some(Reason::Unauthenticated | Reason::RoleInsufficient) => Code::PermissionDenied,
             // Nothing is known of it that an orchestrator could act on.
             Some(_) => Code::Internal,
@@ -442,8 +457,20 @@ mod tests {
         for (addresses, fits) in [
             ("127.0.0.1:1", true),
             ("a:1,b:2", true),
+            ("[::1]:4440", true),
             ("", false),
             ("a b", false),
+            ("a", false),
+            ("a:", false),
+            ("a:0", false),
+            ("a:99999", false),
+            (":1", false),
+            ("::1:4440", false),
+            ("a:1,", false),
+            ("a:1/path", false),
+            ("a:1?query", false),
+            ("user@a:1", false),
+            ("http://a:1", false),
         ] {
             assert_eq!(
                 ControlPlane::new(addresses, None, cluster()).is_ok(),

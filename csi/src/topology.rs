@@ -54,6 +54,9 @@ impl Place {
             let (domain, value) = pair
                 .split_once('=')
                 .ok_or_else(|| format!("{pair:?} is not DOMAIN=NAME, such as zone=z1"))?;
+            if place.0.contains_key(domain) {
+                return Err(format!("{domain} is given twice: a node stands in one only"));
+            }
             place.put(domain, value)?;
         }
         Ok(place)

@@ -94,7 +94,8 @@ pub struct PathTimes {
     /// Seconds after which a path that cannot be reached is given up. If that was the last one, requests
     /// fail.
     pub controller_loss_s: u32,
-    /// Seconds after which requests leave a path that cannot be reached for another one.
+    /// Seconds after which requests fail while no path can be reached. They leave a path for another one at
+    /// once.
     pub fast_io_fail_s: u32,
     /// Seconds without a word after which a path counts as lost.
     pub keep_alive_s: u32,
@@ -228,7 +229,13 @@ impl Mount {
 
     /// Whether the file of a device is mounted here.
     pub fn is_node_of(&self, name: &str) -> bool {
-        (self.kind == "devtmpfs" || self.kind == "tmpfs") && self.root.strip_prefix('/') == Some(name)
+        self.node() == Some(name)
+    }
+
+    /// The name of the device whose file is mounted here; nothing if none is.
+    pub fn node(&self) -> Option<&str> {
+        let has_nodes = self.kind == "devtmpfs" || self.kind == "tmpfs";
+        self.root.strip_prefix('/').filter(|_| has_nodes)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pollux_api::control::v1::HostSecrets;
 
-use super::context::Reach;
+use super::context::{Reach, SUBSYSTEM_PREFIX};
 use super::{Parts, Record, file_error};
 use crate::error::CallError;
 use crate::host::{Connection, Controller, Device, HostError, Mount};
@@ -231,10 +231,68 @@ impl Parts {
         Ok(mounts.into_iter().rev().find(|mount| mount.point == seen))
     }
 
-    /// Unmounts all that is mounted at a place.
-    pub(super) fn unmount_all(&self, point: &Path) -> Result<(), CallError> {
+    /// What is mounted at a place, if it is of the volume of a record; without a record, of any volume of
+    /// this driver.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Precondition`] if something else is: that is left alone.
+    pub(super) fn own_mount_at(
+        &self,
+        point: &Path,
+        record: Option<&Record>,
+    ) -> Result<Option<Mount>, CallError> {
+        let Some(mount) = self.mounted_at(point)? else {
+            return Ok(None);
+        };
+        if self.is_own(&mount, record)? {
+            return Ok(Some(mount));
+        }
+        let whose = match record {
+            Some(record) => format!("not the volume {}", record.volume_id),
+            None => "no volume of this driver".to_owned(),
+        };
+        Err(CallError::Precondition(format!(
+            "{} is mounted at {}, and is {whose}",
+            mount.source,
+            point.display()
+        )))
+    }
+
+    fn is_own(&self, mount: &Mount, record: Option<&Record>) -> Result<bool, CallError> {
+        let device = match record {
+            Some(record) => self.find_device(&record.reach)?,
+            None => None,
+        };
+        if let Some(device) = &device
+            && (mount.shows(device) || self.is_on(&mount.source, device)?)
+        {
+            return Ok(true);
+        }
+        if let Some(subsystem_nqn) = self.machine.subsystem_of(mount.number)? {
+            return Ok(match record {
+                Some(record) => subsystem_nqn == record.reach.subsystem_nqn,
+                None => subsystem_nqn.starts_with(SUBSYSTEM_PREFIX),
+            });
+        }
+        // The kernel has no such device any more, if it was one of ours: all its paths are gone. Btrfs and
+        // files of devices have numbers of their own, and count only if nothing better is known.
+        let source = mount.source.strip_prefix("/dev/");
+        let was_device = source.is_some_and(is_namespace);
+        Ok(match device {
+            Some(_) => was_device && mount.kind != "btrfs",
+            None => was_device || mount.node().is_some_and(is_namespace),
+        })
+    }
+
+    /// Unmounts all that is mounted at a place of a volume.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Self::own_mount_at`]; also for what is below what was unmounted.
+    pub(super) fn unmount_all(&self, point: &Path, record: Option<&Record>) -> Result<(), CallError> {
         for _ in 0..STACKED_MOUNTS_MAX {
-            if self.mounted_at(point)?.is_none() {
+            if self.own_mount_at(point, record)?.is_none() {
                 return Ok(());
             }
             self.machine.unmount(point)?;
@@ -265,6 +323,13 @@ impl Parts {
 /// is.
 fn seen_as(point: &Path) -> PathBuf {
     std::fs::canonicalize(point).unwrap_or_else(|_| point.to_owned())
+}
+
+/// Whether a name is one of the kernel's for a whole namespace, such as `nvme0n1`.
+fn is_namespace(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = name.strip_prefix("nvme").and_then(|rest| rest.split_once('n'));
+    numbers.is_some_and(|(subsystem, namespace)| is_number(subsystem) && is_number(namespace))
 }
 
 /// Makes a directory, and those on the way.
@@ -303,6 +368,26 @@ pub(super) fn remove_place(path: &Path) -> Result<(), CallError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn namespaces_are_told_by_their_names() {
+        for name in ["nvme0n1", "nvme12n345"] {
+            assert!(is_namespace(name), "{name}");
+        }
+        for name in [
+            "",
+            "nvme",
+            "nvme0",
+            "nvme0n",
+            "nvmen1",
+            "nvme0n1p2",
+            "nvme0c1n1",
+            "sda",
+            "x/nvme0n1",
+        ] {
+            assert!(!is_namespace(name), "{name}");
+        }
+    }
 
     #[test]
     fn places_are_made_and_removed_and_content_stays() {

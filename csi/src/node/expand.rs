@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use pollux_api::csi::v1::{CapacityRange, NodeExpandVolumeRequest, NodeExpandVolumeResponse};
 
 use super::record::Form;
-use super::{Parts, required};
+use super::{Parts, required, volume_id};
 use crate::capability::{Capability, FileSystem};
 use crate::error::CallError;
 
@@ -19,7 +19,7 @@ pub(super) struct Expansion {
 
 impl Expansion {
     pub(super) fn read(request: NodeExpandVolumeRequest) -> Result<Self, CallError> {
-        let volume_id = required("volume_id", request.volume_id)?;
+        let volume_id = volume_id(request.volume_id)?;
         let volume_path = required("volume_path", request.volume_path)?;
         if request.volume_capability.is_some() {
             Capability::read("volume_capability", request.volume_capability.as_ref())?;

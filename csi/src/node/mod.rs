@@ -58,6 +58,9 @@ const TURN_PATIENCE: Duration = Duration::from_secs(30);
 /// where that takes longer, it goes on while the device is looked at and formatted.
 pub const OTHER_PATHS_PATIENCE: Duration = Duration::from_millis(100);
 
+/// Longest id of a volume (CSI specification, "Size Limits").
+const VOLUME_ID_BYTES_MAX: usize = 128;
+
 /// Longest path: PATH_MAX of Linux.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -174,6 +177,18 @@ fn required(field: &'static str, text: String) -> Result<String, CallError> {
     }
 }
 
+/// The volume that a call is about. No volume has a longer id, and what is written down of one is bounded.
+fn volume_id(text: String) -> Result<String, CallError> {
+    const FIELD: &str = "volume_id";
+    match text.len() {
+        0..=VOLUME_ID_BYTES_MAX => required(FIELD, text),
+        bytes => {
+            let problem = format!("has {bytes} bytes, and no volume has more than {VOLUME_ID_BYTES_MAX}");
+            Err(CallError::argument(FIELD, problem))
+        }
+    }
+}
+
 /// A path that has to be absolute, and without steps upwards.
 fn absolute(field: &'static str, text: String) -> Result<PathBuf, CallError> {
     let text = required(field, text)?;
@@ -216,7 +231,7 @@ impl Node for NodeService {
             volume_id,
             staging_target_path,
         } = request.into_inner();
-        let id = required("volume_id", volume_id)?;
+        let id = self::volume_id(volume_id)?;
         let path = absolute("staging_target_path", staging_target_path)?;
         self.exclusively(&id.clone(), move |parts| parts.unstage(&id, &path))
             .await?;
@@ -242,7 +257,7 @@ impl Node for NodeService {
             volume_id,
             target_path,
         } = request.into_inner();
-        let id = required("volume_id", volume_id)?;
+        let id = self::volume_id(volume_id)?;
         let path = absolute("target_path", target_path)?;
         self.exclusively(&id.clone(), move |parts| parts.unpublish(&id, &path))
             .await?;
@@ -254,7 +269,7 @@ impl Node for NodeService {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
-        let id = required("volume_id", request.volume_id)?;
+        let id = volume_id(request.volume_id)?;
         let path = PathBuf::from(required("volume_path", request.volume_path)?);
         let answer = self
             .exclusively(&id.clone(), move |parts| parts.stats(&id, &path))
@@ -290,7 +305,7 @@ impl Node for NodeService {
         &self,
         request: Request<NodeGetVolumeHealthRequest>,
     ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
-        let id = required("volume_id", request.into_inner().volume_id)?;
+        let id = volume_id(request.into_inner().volume_id)?;
         let answer = self
             .exclusively(&id.clone(), move |parts| parts.health(&id))
             .await?;
@@ -338,6 +353,15 @@ mod tests {
             &format!("/{}", "a".repeat(PATH_BYTES_MAX)),
         ] {
             assert_eq!(path(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn ids_of_volumes_are_bounded() {
+        let longest = "v".repeat(VOLUME_ID_BYTES_MAX);
+        assert_eq!(volume_id(longest.clone()).ok(), Some(longest.clone()));
+        for wrong in [String::new(), longest + "v"] {
+            assert!(matches!(volume_id(wrong), Err(CallError::Argument { .. })));
         }
     }
 

@@ -6,7 +6,7 @@ use pollux_api::csi::v1::NodePublishVolumeRequest;
 
 use super::access::{make_directory, make_file, remove_place};
 use super::record::Form;
-use super::{Parts, absolute, required};
+use super::{Parts, absolute, volume_id};
 use crate::capability::{Access, Capability, Sharing};
 use crate::error::CallError;
 use crate::host::Device;
@@ -23,7 +23,7 @@ pub(super) struct Publishing {
 
 impl Publishing {
     pub(super) fn read(request: NodePublishVolumeRequest) -> Result<Self, CallError> {
-        let volume_id = required("volume_id", request.volume_id)?;
+        let volume_id = volume_id(request.volume_id)?;
         let target_path = absolute("target_path", request.target_path)?;
         let capability = Capability::read("volume_capability", request.volume_capability.as_ref())?;
         if request.staging_target_path.is_empty() {
@@ -31,9 +31,15 @@ impl Publishing {
                 "staging_target_path is missing: stage the volume first".to_owned(),
             ));
         }
+        let staging_path = absolute("staging_target_path", request.staging_target_path)?;
+        // One would hide the other, or end with it.
+        if target_path.starts_with(&staging_path) || staging_path.starts_with(&target_path) {
+            let problem = "is at, above or below staging_target_path: give another place";
+            return Err(CallError::argument("target_path", problem));
+        }
         Ok(Self {
             volume_id,
-            staging_path: absolute("staging_target_path", request.staging_target_path)?,
+            staging_path,
             target_path,
             is_block: capability.access == Access::Block,
             sharing: capability.sharing,
@@ -136,18 +142,17 @@ impl Parts {
     }
 
     pub(super) fn unpublish(&self, volume_id: &str, target: &Path) -> Result<(), CallError> {
-        if let (Some(mount), Some(record)) = (self.mounted_at(target)?, self.records.get(volume_id)?)
-            && let Some(device) = self.find_device(&record.reach)?
-            && !mount.shows(&device)
-            && !self.is_on(&mount.source, &device)?
+        let record = self.records.get(volume_id)?;
+        if record
+            .as_ref()
+            .is_some_and(|record| record.staging_path == target)
         {
-            return Err(CallError::Precondition(format!(
-                "{} is mounted at {}, and is not the volume {volume_id}",
-                mount.source,
-                target.display()
-            )));
+            return Err(CallError::argument(
+                "target_path",
+                "is where the volume is staged: it is unstaged there, not unpublished",
+            ));
         }
-        self.unmount_all(target)?;
+        self.unmount_all(target, record.as_ref())?;
         remove_place(target)
     }
 }

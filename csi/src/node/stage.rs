@@ -13,7 +13,7 @@ use pollux_api::csi::v1::NodeStageVolumeRequest;
 use super::access::make_directory;
 use super::context::{Reach, SUBSYSTEM_PREFIX};
 use super::record::Form;
-use super::{Parts, Record, absolute, required};
+use super::{Parts, Record, absolute, volume_id};
 use crate::capability::{Access, Capability, FileSystem};
 use crate::error::CallError;
 use crate::host::{Content, Device};
@@ -37,7 +37,7 @@ pub(super) struct Staging {
 
 impl Staging {
     pub(super) fn read(request: NodeStageVolumeRequest) -> Result<Self, CallError> {
-        let volume_id = required("volume_id", request.volume_id)?;
+        let volume_id = volume_id(request.volume_id)?;
         let staging_path = absolute("staging_target_path", request.staging_target_path)?;
         let capability = Capability::read("volume_capability", request.volume_capability.as_ref())?;
         let reach = Reach::read(&request.publish_context)?;
@@ -257,8 +257,8 @@ impl Parts {
             let others = self.other_places(&device, &[path])?;
             require_nowhere(volume_id, &others)?;
         }
-        self.let_go_on(path)?;
-        self.unmount_all(path)?;
+        self.let_go_on(path, Some(&record))?;
+        self.unmount_all(path, Some(&record))?;
         if let Some(device) = self.find_device(&record.reach)? {
             self.machine.require_unused(&device)?;
         }
@@ -268,8 +268,8 @@ impl Parts {
     }
 
     /// Whoever held a file system still may have been killed. Unmounted so, it could never be let go.
-    fn let_go_on(&self, path: &Path) -> Result<(), CallError> {
-        if self.mounted_at(path)?.is_some()
+    fn let_go_on(&self, path: &Path, record: Option<&Record>) -> Result<(), CallError> {
+        if self.own_mount_at(path, record)?.is_some()
             && let Err(error) = self.machine.freeze(path, false)
         {
             // As a rule: nobody held it.
@@ -299,8 +299,8 @@ impl Parts {
             .map(|other| other.point)
             .collect();
         require_nowhere(&mount.source, &others)?;
-        self.let_go_on(path)?;
-        self.unmount_all(path)?;
+        self.let_go_on(path, None)?;
+        self.unmount_all(path, None)?;
         self.disconnect(&subsystem_nqn)
     }
 }

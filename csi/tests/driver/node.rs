@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use pollux_api::csi::v1::volume_capability::AccessType;
 use pollux_api::csi::v1::volume_capability::access_mode::Mode;
 use pollux_api::csi::v1::volume_usage::Unit;
 use pollux_api::csi::v1::*;
-use pollux_csi::host::{Content, DiscoveryLog, Host};
+use pollux_csi::host::{Content, DeviceNumber, DiscoveryLog, Host, Mount};
 use pollux_csi::node::{NodeService, context};
 use tonic::Code;
 use uuid::Uuid;
@@ -291,6 +292,75 @@ async fn a_driver_that_was_killed_leaves_nothing_that_the_next_one_cannot_undo()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_mounted_is_left_alone() {
+    let pollux = Pollux::start().await.ready().await;
+    let used = Used::new(&pollux, "v", mount("")).await;
+    let foreign = |name: &str| {
+        std::fs::create_dir_all(used.path(name)).expect("it can be made");
+        Mount {
+            number: DeviceNumber { major: 8, minor: 1 },
+            root: "/".to_owned(),
+            point: std::fs::canonicalize(used.path(name)).expect("it is there"),
+            kind: "ext4".to_owned(),
+            source: "/dev/sda1".to_owned(),
+            read_only: false,
+            read_only_everywhere: false,
+        }
+    };
+    let mounts = || used.driver.machine.state().mounts.clone();
+    // Neither of a volume that nobody knows here, nor of one that could not be staged for it.
+    let in_the_way = [foreign("pod"), foreign("staging")];
+    used.driver.machine.state().mounts = in_the_way.to_vec();
+    assert_eq!(used.unpublish("pod").await, Err(Code::FailedPrecondition));
+    assert_eq!(used.stage().await, Err(Code::FailedPrecondition));
+    assert_eq!(used.unstage().await, Err(Code::FailedPrecondition));
+    assert_eq!(used.unpublish("pod").await, Err(Code::FailedPrecondition));
+    assert_eq!((used.done("unmount"), used.done("thaw")), (0, 0));
+    assert_eq!(mounts(), in_the_way);
+    // Once it has gone, all goes on.
+    used.driver.machine.state().mounts.clear();
+    assert_eq!(used.stage().await, Ok(()));
+    assert_eq!(used.publish(used.publish_request("pod")).await, Ok(()));
+    assert_eq!(used.unpublish("staging").await, Err(Code::InvalidArgument));
+    assert_eq!(used.done("unmount"), 0);
+    // What is below the volume stays as well.
+    used.driver.machine.state().mounts.insert(0, foreign("pod"));
+    assert_eq!(used.unpublish("pod").await, Err(Code::FailedPrecondition));
+    assert_eq!(used.done("unmount"), 1);
+    assert_eq!(mounts().first(), Some(&foreign("pod")));
+    used.driver.machine.state().mounts.remove(0);
+    assert_eq!(used.unpublish("pod").await, Ok(()));
+    assert_eq!(used.unstage().await, Ok(()));
+    assert!(used.driver.machine.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_mounted_of_a_device_that_has_gone_is_unmounted() {
+    let pollux = Pollux::start().await.ready().await;
+    let used = Used::new(&pollux, "v", mount("")).await;
+    let records = used.driver.directory.path().join("records");
+    for keeps_record in [true, false] {
+        assert_eq!(used.stage().await, Ok(()));
+        assert_eq!(used.publish(used.publish_request("pod")).await, Ok(()));
+        let pod = std::fs::canonicalize(used.path("pod")).expect("it is there");
+        for mount in &mut used.driver.machine.state().mounts {
+            // All paths were lost, and came again: the kernel has another device since.
+            if mount.point == pod {
+                mount.number.minor += 1000;
+                mount.source = "/dev/nvme1000n1".to_owned();
+            }
+        }
+        if !keeps_record {
+            std::fs::remove_dir_all(&records).expect("they are there");
+            std::fs::create_dir(&records).expect("it can be made");
+        }
+        assert_eq!(used.unpublish("pod").await, Ok(()), "{keeps_record}");
+        assert_eq!(used.unstage().await, Ok(()), "{keeps_record}");
+        assert!(used.driver.machine.is_clean());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn paths_follow_a_volume_that_moves() {
     let pollux = Pollux::start().await.ready().await;
     let used = Used::new(&pollux, "v", mount("")).await;
@@ -509,6 +579,15 @@ async fn a_call_that_was_cut_off_goes_on_to_its_end() {
     assert_eq!(used.done("format"), 1);
 }
 
+/// A file system with an option of mount.
+fn mount_with(option: &str) -> VolumeCapability {
+    let mut capability = mount("");
+    if let Some(AccessType::Mount(mount)) = &mut capability.access_type {
+        mount.mount_flags.push(option.to_owned());
+    }
+    capability
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_arguments_change_nothing() {
     let pollux = Pollux::start().await.ready().await;
@@ -546,6 +625,20 @@ async fn wrong_arguments_change_nothing() {
         ),
         (
             NodeStageVolumeRequest {
+                volume_id: "v".repeat(129),
+                ..right.clone()
+            },
+            Code::InvalidArgument,
+        ),
+        (
+            NodeStageVolumeRequest {
+                volume_capability: Some(mount_with("remount")),
+                ..right.clone()
+            },
+            Code::InvalidArgument,
+        ),
+        (
+            NodeStageVolumeRequest {
                 volume_context: parameters(&[("fsType", "ntfs")]),
                 ..right.clone()
             },
@@ -557,6 +650,11 @@ async fn wrong_arguments_change_nothing() {
             .await
             .expect_err("it is wrong");
         assert_eq!(refused.code(), code, "{wrong:?}");
+    }
+    // A place that would hide the other one, or go with it.
+    for target in ["", "staging", "staging/below"] {
+        let wrong = used.publish(used.publish_request(target)).await;
+        assert_eq!(wrong, Err(Code::InvalidArgument), "{target}");
     }
     let unstaged = NodePublishVolumeRequest {
         staging_target_path: String::new(),

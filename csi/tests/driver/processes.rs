@@ -219,7 +219,30 @@ fn wrong_arguments_are_told() {
         (&["controller", "--certificates", "/nonexistent"][..], "own.pem"),
         (&["controller", "--control", "a b"][..], "HOST:PORT"),
         (&["controller", "--endpoint", "tcp://1.2.3.4:5"][..], "unix:///"),
+        (&["controller", "--control", "host"][..], "HOST:PORT"),
+        (&["controller", "--control", "http://host:1"][..], "HOST:PORT"),
         (&["controller", "--log", "a=b=c"][..], "parsing level"),
+        (&["controller", "--log", "verbose"][..], "warn, info"),
+        (&["controller", "--log", ""][..], "warn, info"),
+        (
+            &[
+                "node",
+                "--node",
+                "n",
+                "--topology",
+                "zone=a",
+                "--topology",
+                "zone=b",
+            ][..],
+            "given twice",
+        ),
+        (&["node", "--node", "n", "--reconnect-delay", "0"][..], "1..="),
+        (&["node", "--node", "n", "--keep-alive", "0"][..], "1..="),
+        (&["node", "--node", "n", "--device-timeout", "0"][..], "1..="),
+        (
+            &["node", "--node", "n", "--controller-loss", "4294967295"][..],
+            "0..=",
+        ),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_pollux-csi"))
             .args(arguments)

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::StatVfsMountFlags;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::capability::FileSystem;
@@ -25,19 +26,6 @@ const FLAGS: [(&str, MountFlags); 14] = [
     ("strictatime", MountFlags::STRICTATIME),
     ("lazytime", MountFlags::LAZYTIME),
     ("silent", MountFlags::SILENT),
-];
-
-/// Options that would make another mount of it, or that are for programs and not for the kernel.
-const FORBIDDEN: [&str; 9] = [
-    "bind",
-    "rbind",
-    "move",
-    "remount",
-    "loop",
-    "shared",
-    "private",
-    "slave",
-    "unbindable",
 ];
 
 /// What mountinfo writes for characters that separate: a backslash and three octal digits.
@@ -99,22 +87,19 @@ pub(super) fn parse(text: &str) -> Vec<Mount> {
 }
 
 /// Options as flags, and those that the file system itself understands.
-fn split(options: &[String]) -> Result<(MountFlags, Vec<&str>), String> {
+fn split(options: &[String]) -> (MountFlags, Vec<&str>) {
     let mut flags = MountFlags::empty();
     let mut others = Vec::new();
     for option in options.iter().flat_map(|options| options.split(',')) {
         if option.is_empty() {
             continue;
         }
-        if FORBIDDEN.contains(&option) {
-            return Err(format!("the mount option {option} cannot be given for a volume"));
-        }
         match FLAGS.iter().find(|(name, _)| *name == option) {
             Some((_, flag)) => flags |= *flag,
             None => others.push(option),
         }
     }
-    Ok((flags, others))
+    (flags, others)
 }
 
 pub(super) fn mount(
@@ -127,7 +112,7 @@ pub(super) fn mount(
     let failed = |reason: String| {
         HostError::kernel("mount", format!("{} at {}", device.name, point.display()), reason)
     };
-    let (mut flags, mut others) = split(options).map_err(failed)?;
+    let (mut flags, mut others) = split(options);
     if read_only {
         flags |= MountFlags::RDONLY;
     }
@@ -145,11 +130,29 @@ pub(super) fn mount(
     }
     let data = CString::new(others.join(",")).map_err(|error| failed(error.to_string()))?;
     rustix::mount::mount(&device.path, point, file_system.name(), flags, data.as_c_str()).map_err(|error| {
-        failed(format!(
-            "{error} (options {:?}; `dmesg` tells more)",
-            others.join(",")
-        ))
+        // Options may hold secrets, and are told to nobody.
+        let options = if others.is_empty() {
+            ""
+        } else {
+            "are its options right? "
+        };
+        failed(format!("{error} ({options}`dmesg` tells more)"))
     })
+}
+
+/// Flags that a place has by what is mounted there. A second mount has them too, until it is mounted anew
+/// without.
+fn kept(flags: StatVfsMountFlags) -> MountFlags {
+    let pairs = [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ];
+    let has = pairs.into_iter().filter(|(flag, _)| flags.contains(*flag));
+    has.map(|(_, flag)| flag).collect()
 }
 
 pub(super) fn bind(from: &Path, to: &Path, read_only: bool) -> Result<(), HostError> {
@@ -158,9 +161,13 @@ pub(super) fn bind(from: &Path, to: &Path, read_only: bool) -> Result<(), HostEr
     if !read_only {
         return Ok(());
     }
-    // The kernel takes no other flags with a bind; they come second.
-    let flags = MountFlags::BIND | MountFlags::RDONLY;
-    rustix::mount::mount_remount(to, flags, c"").map_err(|error| {
+    // The kernel takes no other flags with a bind; they come second, all of them: `nosuid` of the class of a
+    // volume would be gone.
+    let remounted = rustix::fs::statvfs(to).and_then(|found| {
+        let flags = MountFlags::BIND | MountFlags::RDONLY | kept(found.f_flag);
+        rustix::mount::mount_remount(to, flags, c"")
+    });
+    remounted.map_err(|error| {
         // Better nothing there than something that can be written.
         let _ = unmount(to);
         failed(error)
@@ -225,12 +232,19 @@ a line that is none
     #[test]
     fn options_are_flags_or_go_to_the_file_system() {
         let options = ["noatime,nosuid", "discard", "commit=30", ""].map(str::to_owned);
-        let (flags, others) = split(&options).expect("all are allowed");
+        let (flags, others) = split(&options);
         assert_eq!(flags, MountFlags::NOATIME | MountFlags::NOSUID);
         assert_eq!(others, ["discard", "commit=30"]);
-        for option in FORBIDDEN {
-            assert!(split(&[option.to_owned()]).is_err(), "{option}");
-        }
+    }
+
+    #[test]
+    fn a_second_mount_keeps_what_the_first_one_forbids() {
+        let first = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV | StatVfsMountFlags::NOEXEC;
+        let all = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        assert_eq!(kept(first), all);
+        let read_only = first | StatVfsMountFlags::RDONLY | StatVfsMountFlags::NOATIME;
+        assert_eq!(kept(read_only), all | MountFlags::NOATIME);
+        assert_eq!(kept(StatVfsMountFlags::empty()), MountFlags::empty());
     }
 
     #[test]

@@ -18,6 +18,9 @@ use uuid::Uuid;
 
 use super::fleet::Fleet;
 
+/// The first part of the numbers of all devices.
+const MAJOR: u32 = 259;
+
 /// What is on a volume, wherever it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
@@ -163,7 +166,13 @@ impl State {
     fn uuid_of(&self, number: DeviceNumber) -> Option<Uuid> {
         let mut minors = self.minors.iter();
         minors
-            .find(|(_, minor)| **minor == number.minor)
+            .find(|(_, minor)| {
+                number
+                    == DeviceNumber {
+                        major: MAJOR,
+                        minor: **minor,
+                    }
+            })
             .map(|(uuid, _)| *uuid)
     }
 }
@@ -254,7 +263,7 @@ impl Host for Machine {
         let device = Device {
             name: format!("nvme{minor}n1"),
             path: PathBuf::from(format!("/dev/nvme{minor}n1")),
-            number: DeviceNumber { major: 259, minor },
+            number: DeviceNumber { major: MAJOR, minor },
             size_bytes,
             read_only,
         };
