@@ -32,6 +32,13 @@ use crate::{MachineId, MachineOptions, SimReactor, SimTask, World};
 pub(super) const VOLUME: Uuid = Uuid::from_u128(0x706f_6c6c_7578);
 const PORT: u16 = 4420;
 
+/// Replicas that take no longer than this are not slow, however fast the others are.
+const SLOW_FLOOR: Duration = Duration::from_millis(10);
+
+/// The latency of bad links, one way. They stay when other faults are over, and a volume is to get well with
+/// them: so there and back again, with a durable write between, takes less than [`SLOW_FLOOR`].
+pub(super) const BAD_LATENCY_MAX: Duration = Duration::from_millis(3);
+
 /// Within this time after the last fault all replicas have to be in sync.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(300);
 
@@ -214,7 +221,7 @@ impl Cluster {
             resync_bytes_per_second_min: 1 << 20,
             slow: SlowOptions {
                 factor: if random.chance(0.7) { 5 } else { 0 },
-                floor: millis(10),
+                floor: SLOW_FLOOR,
                 window: random.duration(millis(20)..=millis(200)),
                 windows: random.within(1..=3) as u32,
                 test_pause: random.duration(millis(20)..=millis(500)),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::cluster::{Cluster, Node};
+use super::cluster::{BAD_LATENCY_MAX, Cluster, Node};
 use super::temper::{Disturbance, Temper};
 use crate::random::Random;
 use crate::{Crash, Fault, Faults, LinkRule, MachineId, Operation};
@@ -34,7 +34,7 @@ impl Cluster {
             Disturbance::BadLinks => self.world.set_links(LinkRule {
                 loss_probability: 0.01,
                 reset_probability: 0.001,
-                latency: random.duration(Duration::ZERO..=Duration::from_millis(5)),
+                latency: random.duration(Duration::ZERO..=BAD_LATENCY_MAX),
                 ..LinkRule::HEALTHY
             }),
             Disturbance::Kill => self.crash(node, Crash::Process),
