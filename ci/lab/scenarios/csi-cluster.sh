@@ -19,11 +19,10 @@
 # kernel may say: Property Set error
 # kernel may say: Connect Invalid Data Parameter
 # kernel may say: failed to connect queue
-# kernel may say: long keepalive RTT
 
 to_host
 ask cluster start 3 > /dev/null
-csi_start --reconnect-delay 1 --fast-io-fail 2 --keep-alive 2
+csi_start --reconnect-delay 1 --keep-alive 2
 # target_of VOLUME: the engine that serves it.
 target_of() { ask pollux volume get "$1" -o json | sed -n 's/^ *"target_node": "\(.*\)".*/\1/p'; }
 state_of() { ask pollux volume get "$1" -o json | sed -n 's/^ *"state": "VOLUME_STATE_\(.*\)".*/\1/p'; }

@@ -5,11 +5,12 @@
 # programs: pollux-csi
 # modules: btrfs
 # kernel may say: I/O fail on reconnect controller
-# kernel may say: long keepalive RTT
+# kernel may say: no usable path - requeuing I/O
+# kernel may say: nvme_ns_head_submit_bio:
 
 to_host
 ask cluster start 3 > /dev/null
-csi_start --reconnect-delay 1 --fast-io-fail 2 --keep-alive 2
+csi_start --keep-alive 30
 # XFS and Btrfs: made, filled, grown while they are mounted, and there again.
 for kind in xfs btrfs; do
     ask csi create --name "$kind" --bytes $((320 << 20)) --parameter replicas=2

@@ -19,11 +19,10 @@
 # kernel may say: Connect Invalid Data Parameter
 # kernel may say: failed to connect queue
 # kernel may say: Connect command failed: host path error
-# kernel may say: long keepalive RTT
 
 to_host
 ask cluster start 4 > /dev/null
-csi_start --reconnect-delay 1 --fast-io-fail 2 --keep-alive 2
+csi_start --reconnect-delay 1 --keep-alive 2
 value_of() { ask pollux volume get "$1" -o json | sed -n "s/^ *\"$2\": \"\(.*\)\".*/\1/p" | head -n 1; }
 
 # A volume with a file system, which is written from here on.

@@ -4,12 +4,13 @@
 # time limit: 900 s
 # programs: csi-sanity pollux-csi
 # kernel may say: I/O fail on reconnect controller
-# kernel may say: long keepalive RTT
+# kernel may say: no usable path - requeuing I/O
+# kernel may say: nvme_ns_head_submit_bio:
 
 to_host
 controller="$(ask cluster start 3)"
 ask pollux template create gold --replicas 3
-csi_start --volumes 6
+csi_start --volumes 6 --keep-alive 30
 printf 'replicas: "2"\nqosIops: "5000"\n' > /tmp/class.yaml
 printf 'qosIops: "2000"\ntemplate: gold\n' > /tmp/attributes.yaml
 

@@ -17,7 +17,7 @@ ip link set lo up
 ip address del 127.0.0.1/8 dev lo
 nqn=nqn.2026-11.io.pollux:volume:0b6c31c1-8a2b-4e0c-b6f8-1f2a57ab3f01
 files=0b6c31c1-8a2b-4e0c-b6f8-1f2a57ab3f01
-csi_start
+csi_start --keep-alive 30
 for name in host engine wrong; do
     nvme gen-dhchap-key --hmac=1 --nqn "$node" > "/tmp/$name.secret"
 done

@@ -5,12 +5,11 @@
 # programs: pollux-csi
 # only by name: it measures
 # kernel may say: I/O fail on reconnect controller
-# kernel may say: long keepalive RTT
 
 to_host
 ask cluster start 3 > /dev/null
 metrics=10.0.2.15:9441
-csi_start --reconnect-delay 1 --fast-io-fail 2 --keep-alive 2 --metrics "$metrics"
+csi_start --reconnect-delay 1 --keep-alive 2 --metrics "$metrics"
 # seconds_in METHOD: how long the node service itself was with calls of this kind, altogether.
 seconds_in() {
     wget -q -O - "http://$metrics/metrics" \

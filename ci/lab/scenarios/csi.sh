@@ -5,6 +5,8 @@
 #
 # time limit: 300 s
 # kernel may say: I/O fail on reconnect controller
+# kernel may say: no usable path - requeuing I/O
+# kernel may say: nvme_ns_head_submit_bio:
 # programs: pollux-engine pollux-csi
 
 address=10.0.2.15
@@ -29,7 +31,7 @@ pollux-engine serve --config /tmp/engine.toml --cores 0 --grpc unix:/tmp/engine.
 engine=$!
 until_true 60 grep -q '"message":"serving"' /tmp/engine || { cat /tmp/engine >&2; fail "no engine"; }
 
-csi_start --topology zone=z1
+csi_start --topology zone=z1 --keep-alive 30
 # refused CODE CALL...: the call fails with this code.
 refused() {
     local code="$1"
@@ -80,7 +82,7 @@ csi unpublish --volume files --target /mnt/reader
 # The driver is killed; the next one undoes what it did.
 kill -KILL "$driver"
 wait "$driver" || true
-csi_start
+csi_start --keep-alive 30
 csi unstage --volume files --staging /mnt/staging
 csi unstage --volume files --staging /mnt/staging
 expect "$(ls /sys/class/nvme | wc -l)" 0 "paths"
@@ -89,9 +91,20 @@ expect "$(ls /tmp/records | wc -l)" 0 "records"
 # Back again it has its data; as another file system, or with one that is not there, it is left alone.
 refused FailedPrecondition stage --volume files --staging /mnt/staging --fs xfs $(context "$files")
 csi unstage --volume files --staging /mnt/staging
-csi stage --volume files --staging /mnt/staging $(context "$files")
+refused InvalidArgument stage --volume files --staging /mnt/staging --option remount $(context "$files")
+csi stage --volume files --staging /mnt/staging --option nosuid,nodev $(context "$files")
 csi publish --volume files --staging /mnt/staging --target /mnt/pod
+csi publish --volume files --staging /mnt/staging --target /mnt/reader --read-only
 sha256sum -c /tmp/sum
+# What its class forbids is forbidden to readers too.
+grep ' /mnt/reader ' /proc/mounts | grep -q ' ro,nosuid,nodev,' || fail "$(grep ' /mnt/' /proc/mounts)"
+# What others mounted is left alone.
+mkdir -p /mnt/other
+mount -t tmpfs none /mnt/other
+refused FailedPrecondition unpublish --volume files --target /mnt/other
+refused FailedPrecondition unpublish --volume nobody --target /mnt/other
+umount /mnt/other
+csi unpublish --volume files --target /mnt/reader
 csi unpublish --volume files --target /mnt/pod
 csi unstage --volume files --staging /mnt/staging
 

@@ -17,7 +17,6 @@
 # kernel may say: queue_rq returned
 # kernel may say: failed nvme_keep_alive_end_io
 # kernel may say: keep-alive
-# kernel may say: long keepalive RTT
 # kernel may say: Property Set error
 # kernel may say: Connect Invalid Data Parameter
 # kernel may say: failed to connect queue

@@ -9,7 +9,6 @@
 # kernel may say: Failed reconnect attempt
 # kernel may say: failed nvme_keep_alive_end_io
 # kernel may say: keep-alive
-# kernel may say: long keepalive RTT
 # kernel may say: timeout
 # kernel may say: I/O Cmd
 

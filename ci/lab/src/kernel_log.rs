@@ -19,7 +19,7 @@ const NEVER: [&str; 7] = [
 ];
 
 /// What the emulator is slow at, and no scenario can help.
-const EMULATED: [&str; 1] = ["hrtimer: interrupt took"];
+const EMULATED: [&str; 2] = ["hrtimer: interrupt took", "long keepalive RTT"];
 
 /// The messages of a raw log that none of the texts in `may_say` excuses.
 pub(crate) fn unexpected<'a>(log: &'a str, may_say: &[String]) -> Vec<&'a str> {

@@ -43,6 +43,8 @@ pub(super) struct Trust {
     pub(super) newest: Option<Epoch>,
     /// All of them have kept all since then.
     pub(super) in_all: bool,
+    /// One of them has. If none has, acknowledged writes that nobody flushed may be gone.
+    pub(super) in_any: bool,
 }
 
 /// See the module. Chunks are numbered through the volume: those of a region follow those of the one before.

@@ -383,6 +383,13 @@ impl Core {
             is_served = trust.in_all,
             "opening"
         );
+        if regions > 0 && !trust.in_any {
+            tracing::warn!(
+                volume = %record.volume, epoch = record.epoch.0, regions,
+                "no replica in sync has lived on: what was acknowledged and not flushed may be gone, and \
+                 hosts that live on do not hear of it"
+            );
+        }
         self.doubt();
         let is_served = trust.in_all;
         let workers = self.settle(&Rc::new(trust));
@@ -423,6 +430,7 @@ impl Core {
         };
         Trust {
             in_all: sources.iter().all(has_kept_all),
+            in_any: sources.iter().any(has_kept_all),
             sources,
             newest,
         }
