@@ -115,10 +115,14 @@ pub async fn swap_membership(
     store: &dyn Store,
     request: &SwapMembershipRequest,
 ) -> Result<SwapMembershipResponse, RegistryError> {
-    let next = request.next.clone().unwrap_or_default();
+    let mut next = request.next.clone().unwrap_or_default();
     for _ in 0..ATTEMPTS_MAX {
         let mut volume = read(store, &request.volume, &next.volume_uid, &request.node).await?;
         let current = of(&volume);
+        if next.caches_lost_epoch == 0 {
+            // Engines that are older than this leave it out.
+            next.caches_lost_epoch = current.caches_lost_epoch;
+        }
         if current == next {
             return Ok(SwapMembershipResponse {
                 swapped: true,
@@ -234,8 +238,8 @@ pub async fn swap_reservations(
     Err(RegistryError::Contended(request.volume.clone()))
 }
 
-/// What targets may change: epoch, states, size and snapshots, and that a roll-back is done. Who is there is
-/// decided here, and what a volume goes back to.
+/// What targets may change: epoch, states, size and snapshots, that a roll-back is done, and that caches were
+/// lost. Who is there is decided here, and what a volume goes back to.
 fn check_change(next: &Membership, current: &Membership) -> Result<(), String> {
     check_follows(next, current)?;
     let mut states = current.clone();
@@ -247,6 +251,7 @@ fn check_change(next: &Membership, current: &Membership) -> Result<(), String> {
     }
     states.snapshots.clone_from(&next.snapshots);
     states.size_bytes = next.size_bytes;
+    states.caches_lost_epoch = next.caches_lost_epoch;
     if is_ending(next.roll_back.as_ref(), current.roll_back.as_ref()) {
         states.roll_back.clone_from(&next.roll_back);
     }

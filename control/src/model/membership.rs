@@ -14,6 +14,7 @@
 //!   taken writes since.
 //! - A roll-back comes as one that is not done, of a snapshot that there is; it is done once, and never
 //!   forgotten.
+//! - Caches were lost at the opening that says so, and that is never forgotten.
 
 use std::collections::BTreeSet;
 
@@ -55,6 +56,7 @@ pub fn membership(volume_uid: &str, status: &VolumeStatus) -> Membership {
         members,
         snapshots: status.snapshots.clone(),
         roll_back: status.roll_back.clone(),
+        caches_lost_epoch: status.caches_lost_epoch,
     }
 }
 
@@ -75,14 +77,15 @@ pub fn forget_snapshots(status: &mut VolumeStatus) {
     status.snapshots.retain(|snapshot| snapshot.held_by != 0);
 }
 
-/// Puts what targets change into a status: epoch, version, size, the states of replicas, snapshots, and
-/// whether a roll-back is done.
+/// Puts what targets change into a status: epoch, version, size, the states of replicas, snapshots, whether a
+/// roll-back is done, and whether caches were lost.
 pub fn put_membership(status: &mut VolumeStatus, next: &Membership) {
     status.epoch = next.epoch;
     status.version = next.version;
     status.size_bytes = next.size_bytes;
     status.snapshots.clone_from(&next.snapshots);
     status.roll_back.clone_from(&next.roll_back);
+    status.caches_lost_epoch = next.caches_lost_epoch;
     for replica in &mut status.replicas {
         let member = next.members.iter().find(|member| member.uid == replica.uid);
         if let Some(member) = member {
@@ -140,6 +143,10 @@ pub fn check(record: &Membership) -> Result<(), String> {
     require(
         record.members.iter().all(is_known),
         "a replica of it has no state",
+    )?;
+    require(
+        record.caches_lost_epoch <= record.epoch,
+        "its loss of caches is out of range",
     )?;
     require(!in_sync(record).is_empty(), "no replica of it is in sync")?;
     check_snapshots(record)
@@ -265,6 +272,8 @@ pub fn check_follows(next: &Membership, before: &Membership) -> Result<(), Strin
         };
         return require(*next == opened, "a change of epoch changes nothing else");
     }
+    let is_known = [before.caches_lost_epoch, next.epoch].contains(&next.caches_lost_epoch);
+    require(is_known, "caches were lost at another opening")?;
     for slot in 0..SLOTS {
         let member = |record: &Membership| {
             let found = record.members.iter().find(|member| member.slot == slot);
@@ -321,6 +330,7 @@ mod tests {
                 .collect(),
             snapshots: Vec::new(),
             roll_back: None,
+            caches_lost_epoch: 0,
         }
     }
 
@@ -359,6 +369,28 @@ mod tests {
         }
         assert!(!follows(&[(0, InSync), (1, Stale)], &[(0, Stale), (1, InSync)]));
         assert!(!follows(&[base], &[(0, Stale)]), "nothing would count");
+    }
+
+    #[test]
+    fn a_loss_of_caches_is_told_by_the_opening_that_finds_it_and_stays() {
+        for (before, after, legal) in [
+            (0, 0, true),
+            (0, 3, true),
+            (0, 2, false),
+            (0, 4, false),
+            (2, 2, true),
+            (2, 3, true),
+            (2, 1, false),
+            (2, 0, false),
+        ] {
+            let with = |version, caches_lost_epoch| Membership {
+                version,
+                caches_lost_epoch,
+                ..record(&[(0, ReplicaState::InSync)])
+            };
+            let result = check_follows(&with(8, after), &with(7, before));
+            assert_eq!(result.is_ok(), legal, "{before} to {after}: {result:?}");
+        }
     }
 
     #[test]

@@ -539,7 +539,9 @@ async fn all_engines_are_killed_at_once(cluster: &Cluster) {
     for name in ["n1", "n2", "n3"] {
         cluster.restart(name);
     }
-    host.finished().await;
+    // It has heard that some of that may be gone, and all else was there.
+    let told = host.finished().await;
+    assert!(told["losses"].as_u64().expect("a number") > 0, "{told}");
     cluster.until_healthy("v").await;
 }
 

@@ -86,6 +86,12 @@ pub trait Device: Send + Sync {
         Box::pin(std::future::ready(Err(GrowError::Unsupported)))
     }
 
+    /// Whether writes that were acknowledged and not flushed may be gone, since it was not closed in good order
+    /// before it was opened. Hosts that live on cannot see that, and have to hear of it.
+    fn has_lost_caches(&self) -> bool {
+        false
+    }
+
     /// Counters of its health that a SMART log reports; zeros where the medium has none.
     fn health(&self) -> Health {
         Health::default()

@@ -65,6 +65,10 @@ pub(super) fn from_api(record: &api::Membership) -> Result<Membership, RecordErr
         replicas,
         snapshots: record.snapshots.iter().map(snapshot).collect::<Result<_, _>>()?,
         roll_back: record.roll_back.as_ref().map(roll_back).transpose()?,
+        caches_lost: match record.caches_lost_epoch {
+            0 => None,
+            epoch => Some(Epoch(epoch)),
+        },
     };
     record.check()?;
     Ok(record)
@@ -129,6 +133,7 @@ pub(super) fn to_api(record: &Membership) -> api::Membership {
             snapshot_uid: roll_back.snapshot.to_string(),
             done: roll_back.is_done,
         }),
+        caches_lost_epoch: record.caches_lost.map_or(0, |epoch| epoch.0),
     }
 }
 
@@ -164,6 +169,7 @@ mod tests {
                 snapshot_uid: Uuid::from_u128(8).to_string(),
                 done: false,
             }),
+            caches_lost_epoch: 2,
         }
     }
 
@@ -178,11 +184,12 @@ mod tests {
     #[test]
     fn bad_records_are_errors() {
         type Damage = fn(&mut api::Membership);
-        let damages: [Damage; 12] = [
+        let damages: [Damage; 13] = [
             |record| record.volume_uid = "volume".to_owned(),
             |record| record.size_bytes = 4097,
             |record| record.size_bytes = 0,
             |record| record.min_in_sync = 300,
+            |record| record.caches_lost_epoch = 4,
             |record| record.members[0].slot = 5,
             |record| record.members[0].slot = 2,
             |record| record.members[0].set_state(api::ReplicaState::Assigned),

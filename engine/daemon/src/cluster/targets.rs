@@ -672,12 +672,14 @@ impl Targets {
         }
     }
 
-    /// Knows from now on which hosts are kept out.
+    /// Knows from now on which hosts are kept out, and which have not heard that caches were lost.
     async fn adopt_reservations(&self, shown: &Shown, serving: &Serving) -> Result<(), OpeningError> {
-        let record = shown.reservations.begin(serving.record().epoch.0).await?;
+        let opened = serving.record();
+        let record = shown.reservations.begin(opened.epoch.0).await?;
+        let caches_lost = opened.caches_lost.map(|epoch| epoch.0);
         let adopted = shown
             .subsystem
-            .adopt_reservations(NAMESPACE_ID, record.as_deref());
+            .adopt_reservations(NAMESPACE_ID, record.as_deref(), caches_lost);
         Ok(adopted.await?)
     }
 

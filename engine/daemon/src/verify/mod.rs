@@ -81,8 +81,8 @@ pub struct VerifyArguments {
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
 
-    /// Power may be lost on all engines at once: when a path fails, what was answered and not flushed may be
-    /// gone.
+    /// Power may be lost on all engines at once: what was answered and not flushed may be gone then, once a flush
+    /// has failed with a write fault.
     #[arg(long)]
     pub power_loss: bool,
 
@@ -134,6 +134,8 @@ pub struct VerifyReport {
     pub retries: u64,
     /// How often another path was taken.
     pub path_changes: u64,
+    /// Flushes that failed since what was answered and not flushed may be gone.
+    pub losses: u64,
     /// The longest time without any answer, in milliseconds.
     pub longest_gap_ms: u64,
 }
@@ -336,7 +338,11 @@ impl Run {
         let flushed = self
             .tried(async |device| {
                 let answered = self.expected.borrow().answered();
-                device.flush().await.map(|()| answered)
+                let flushed = device.flush().await;
+                if flushed == Err(IoError::MediaWrite) {
+                    self.heard_of_loss();
+                }
+                flushed.map(|()| answered)
             })
             .await?;
         self.expected.borrow_mut().flushed(&flushed);
@@ -351,17 +357,15 @@ impl Run {
         let began = now();
         loop {
             let why = match self.paths.device().await {
-                Ok((number, device)) => match act(device).await {
+                Ok((number, device)) => match self.use_path(&act, device).await {
                     Ok(done) => {
                         self.answered();
                         return Ok(done);
                     }
                     Err(error) => {
-                        if error != IoError::ResourceShortage {
+                        let is_heard = error == IoError::MediaWrite && self.power_loss;
+                        if error != IoError::ResourceShortage && !is_heard {
                             self.paths.failed(number);
-                            if self.power_loss {
-                                self.expected.borrow_mut().forget_unflushed();
-                            }
                         }
                         error.to_string()
                     }
@@ -373,6 +377,25 @@ impl Run {
             }
             self.report.borrow_mut().retries += 1;
             sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn use_path<T>(
+        &self,
+        act: &impl AsyncFn(Rc<dyn BlockDevice>) -> Result<T, IoError>,
+        device: Rc<dyn BlockDevice>,
+    ) -> Result<T, IoError> {
+        if self.paths.takes_loss() {
+            self.heard_of_loss();
+        }
+        act(device).await
+    }
+
+    /// A flush has failed as it does when caches were lost.
+    fn heard_of_loss(&self) {
+        if self.power_loss {
+            self.expected.borrow_mut().forget_unflushed();
+            self.report.borrow_mut().losses += 1;
         }
     }
 

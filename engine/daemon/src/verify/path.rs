@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, Device};
+use pollux_device::{BlockDevice, BlockDeviceExt, Device, IoError};
 use pollux_hugepages::Buffer;
 use pollux_nvme::auth::{Credentials, Methods, Secret};
 use pollux_nvme::initiator::device::{Endpoint, LossOptions, NvmfDevice, NvmfOptions, Resubmit, Unflushed};
@@ -57,6 +57,10 @@ pub(super) struct Paths {
     next: Cell<usize>,
     /// Somebody looks.
     looking: Cell<bool>,
+    /// Whether what was answered and not flushed may be gone is asked before a path is used.
+    power_loss: bool,
+    /// It may, as the path in use has told.
+    has_lost: Cell<bool>,
 }
 
 impl Paths {
@@ -78,6 +82,8 @@ impl Paths {
             number: Cell::new(0),
             next: Cell::new(0),
             looking: Cell::new(false),
+            power_loss: arguments.power_loss,
+            has_lost: Cell::new(false),
         })
     }
 
@@ -101,6 +107,12 @@ impl Paths {
         self.number.set(number);
         *self.current.borrow_mut() = Some((number, device.clone()));
         Ok((number, device))
+    }
+
+    /// Whether the path in use has told, since this was last asked, that what was answered and not flushed may be
+    /// gone.
+    pub(super) fn takes_loss(&self) -> bool {
+        self.has_lost.take()
     }
 
     /// The path of this number is of no use any more.
@@ -141,6 +153,13 @@ impl Paths {
         let queue = device.attach().await.map_err(|error| why(&error))?;
         let read = queue.read(0, Buffer::from_heap(BLOCK_BYTES)).await;
         read.map_err(|error| why(&error))?;
+        if self.power_loss {
+            match queue.flush().await {
+                Ok(()) => {}
+                Err(IoError::MediaWrite) => self.has_lost.set(true),
+                Err(error) => return Err(why(&error)),
+            }
+        }
         Ok(queue)
     }
 }

@@ -252,6 +252,7 @@ impl Cluster {
             replicas: entries,
             snapshots: Vec::new(),
             roll_back: None,
+            caches_lost: None,
         };
         record.check().expect("it is a record");
         Self {

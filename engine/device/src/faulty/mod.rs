@@ -83,6 +83,10 @@ impl Device for FaultyDevice {
         self.inner.clone().grow_to(bytes)
     }
 
+    fn has_lost_caches(&self) -> bool {
+        self.inner.has_lost_caches()
+    }
+
     fn health(&self) -> Health {
         let inner = self.inner.health();
         let injected = self.media_errors.load(Ordering::Relaxed);

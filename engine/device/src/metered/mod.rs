@@ -124,6 +124,10 @@ impl Device for MeteredDevice {
         self.inner.clone().grow_to(bytes)
     }
 
+    fn has_lost_caches(&self) -> bool {
+        self.inner.has_lost_caches()
+    }
+
     fn health(&self) -> Health {
         self.inner.health()
     }

@@ -314,6 +314,7 @@ impl Pool {
             scrubbing: Default::default(),
             closed: Default::default(),
             read_only,
+            lost_caches_of: Default::default(),
             absent,
             superblock_held: Default::default(),
             superblock_free: Default::default(),

@@ -251,6 +251,10 @@ impl Pool {
             }
         }
         pool.replay(&records, &mut report).await?;
+        if !report.was_exported {
+            let next = pool.state.borrow().table.next_id();
+            pool.lost_caches_of.set(next.saturating_sub(1));
+        }
         for number in &report.missing {
             let pool = &pool.name;
             tracing::warn!(%pool, device = number, "a device is missing: what is on it cannot be read");

@@ -178,6 +178,8 @@ pub struct Pool {
     closed: Cell<bool>,
     /// Nothing is written to any device.
     read_only: bool,
+    /// The last volume that may lack what was acknowledged and not flushed; 0 for none.
+    lost_caches_of: Cell<u64>,
     /// Devices that are not there, a bit for each number.
     absent: u32,
     /// Somebody writes a superblock.
@@ -407,6 +409,12 @@ impl Pool {
     /// Whether it was imported so that nothing is written.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether a volume may lack what was acknowledged and not flushed: it was there when the pool was left, not in
+    /// good order, with the records of some writes in memory.
+    pub(crate) fn has_lost_caches(&self, volume: u64) -> bool {
+        volume <= self.lost_caches_of.get()
     }
 
     /// Why it takes no more changes, if so.

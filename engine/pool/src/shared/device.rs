@@ -23,6 +23,7 @@ pub struct VolumeDevice {
     volume: Arc<Owned<Volume>>,
     /// The geometry but for the block count, which is `blocks`.
     geometry: Geometry,
+    has_lost_caches: bool,
     blocks: Arc<AtomicU64>,
     publisher: Publisher,
 }
@@ -32,6 +33,7 @@ struct Opened {
     volume: Arc<Owned<Volume>>,
     uuid: Uuid,
     geometry: Geometry,
+    has_lost_caches: bool,
     blocks: Arc<AtomicU64>,
     publisher: Publisher,
 }
@@ -45,6 +47,7 @@ impl VolumeDevice {
             Ok::<_, SharedError>(Opened {
                 uuid: volume.uuid()?,
                 geometry: volume.geometry(),
+                has_lost_caches: volume.has_lost_caches(),
                 blocks,
                 publisher,
                 volume: Owned::new(volume),
@@ -54,6 +57,7 @@ impl VolumeDevice {
             volume,
             uuid,
             geometry,
+            has_lost_caches,
             blocks,
             publisher,
         } = opened.await??;
@@ -63,6 +67,7 @@ impl VolumeDevice {
             pool: pool.clone(),
             volume,
             geometry,
+            has_lost_caches,
             blocks,
             publisher,
         }))
@@ -104,6 +109,10 @@ impl Device for VolumeDevice {
 
     fn subscribe(&self) -> Subscription {
         self.publisher.subscribe()
+    }
+
+    fn has_lost_caches(&self) -> bool {
+        self.has_lost_caches
     }
 
     fn grow_to(self: Arc<Self>, bytes: u64) -> Growing {

@@ -245,6 +245,11 @@ impl Volume {
         Ok(self.entry()?.uuid)
     }
 
+    /// Whether it may lack what was acknowledged and not flushed when the pool was last left.
+    pub fn has_lost_caches(&self) -> bool {
+        !self.geometry().read_only && self.pool.has_lost_caches(self.head.id)
+    }
+
     /// It ends elsewhere, for all who have it open.
     pub(crate) fn resized(&self, size_blocks: u64) {
         self.head.resized(size_blocks);

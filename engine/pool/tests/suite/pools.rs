@@ -51,6 +51,39 @@ fn a_volume_keeps_what_is_written_over_an_export() {
     });
 }
 
+/// What was acknowledged and not flushed is gone with the memory of a process that ends without an export.
+#[test]
+fn volumes_tell_that_they_may_lack_what_was_not_flushed() {
+    let bench = Bench::new(1, 1);
+    bench.run(|drives| async move {
+        let create = CreateOptions::default();
+        let pool = Pool::create("tank", drives.attach().await, &create, options());
+        let pool = pool.await.unwrap();
+        pool.create_volume("a", &VolumeOptions::new(1000)).await.unwrap();
+        pool.snapshot("a", "s", 0).await.unwrap();
+        let has_lost = |pool: &std::rc::Rc<Pool>, name: &str| {
+            let volume = pool.open_volume(name).unwrap();
+            volume.has_lost_caches()
+        };
+        assert!(!has_lost(&pool, "a"));
+        drop(pool);
+        let (pool, report) = Pool::import(drives.attach().await, options()).await.unwrap();
+        assert!(!report.was_exported);
+        assert!(has_lost(&pool, "a"));
+        // Nobody wrote to these then.
+        assert!(!has_lost(&pool, "s"));
+        pool.create_volume("b", &VolumeOptions::new(1000)).await.unwrap();
+        assert!(!has_lost(&pool, "b"));
+        drop(pool);
+        let (pool, _) = Pool::import(drives.attach().await, options()).await.unwrap();
+        assert!(has_lost(&pool, "a") && has_lost(&pool, "b"));
+        pool.export().await.unwrap();
+        let (pool, report) = Pool::import(drives.attach().await, options()).await.unwrap();
+        assert!(report.was_exported);
+        assert!(!has_lost(&pool, "a") && !has_lost(&pool, "b"));
+    });
+}
+
 #[test]
 fn a_check_tells_how_far_it_is() {
     let bench = Bench::new(9, 1);

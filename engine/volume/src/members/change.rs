@@ -25,6 +25,8 @@ pub(crate) enum Change {
     RollBack(RollBack),
     /// The roll-back of this name is over.
     RolledBack(Uuid),
+    /// This opening relies on a replica that may have lost what was in its cache.
+    CachesLost,
 }
 
 impl Change {
@@ -86,6 +88,7 @@ impl Change {
                     known.is_done = true;
                 }
             }
+            Self::CachesLost => record.caches_lost = Some(record.epoch),
         }
     }
 
@@ -97,7 +100,8 @@ impl Change {
             | Self::RemoveSnapshot(_)
             | Self::Size(_)
             | Self::RollBack(_)
-            | Self::RolledBack(_) => false,
+            | Self::RolledBack(_)
+            | Self::CachesLost => false,
         }
     }
 }

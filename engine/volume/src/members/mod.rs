@@ -422,6 +422,7 @@ mod tests {
             replicas: [entry(1), entry(2), entry(3), None, None],
             snapshots: Vec::new(),
             roll_back: None,
+            caches_lost: None,
         }
     }
 

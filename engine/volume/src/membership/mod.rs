@@ -9,6 +9,7 @@
 //! - A replica that was in sync stays so: sets that follow each other share a replica.
 //! - A replica comes in empty, must be behind before it is in sync, and must be out of sync before it goes.
 //! - The volume, its block size stay, and it never shrinks.
+//! - Caches were lost at the opening that says so, and that is never forgotten.
 //!
 //! Those of snapshots are in [`snapshots`], those of going back to one in [`roll_back`].
 
@@ -178,6 +179,9 @@ pub struct Membership {
     pub snapshots: Vec<SnapshotEntry>,
     /// The last roll-back that was begun.
     pub roll_back: Option<RollBack>,
+    /// The last opening that had to rely on a replica which may have lost what was in its cache: what hosts
+    /// had been acknowledged before, and nobody had flushed, may be gone, and they have to hear of it.
+    pub caches_lost: Option<Epoch>,
 }
 
 /// A record, or a change of one, that must not be.
@@ -317,6 +321,8 @@ impl Membership {
         if self.in_sync().is_empty() {
             return Err(MembershipError::NoneInSync);
         }
+        let is_opening = |epoch: Epoch| (1..=self.epoch.0).contains(&epoch.0);
+        require(self.caches_lost.is_none_or(is_opening), "the loss of caches")?;
         self.check_roll_back()?;
         self.check_snapshots()
     }
@@ -343,6 +349,8 @@ impl Membership {
             let opened = before.next_epoch();
             return require(*self == opened, "the epoch");
         }
+        let is_known = self.caches_lost == before.caches_lost || self.caches_lost == Some(self.epoch);
+        require(is_known, "the loss of caches")?;
         for slot in SlotNumber::all() {
             check_step(before.replica(slot), self.replica(slot))?;
         }

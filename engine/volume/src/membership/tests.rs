@@ -23,6 +23,7 @@ fn record() -> Membership {
         replicas: [entry(1, first), entry(2, second), entry(3, third), None, None],
         snapshots: Vec::new(),
         roll_back: None,
+        caches_lost: None,
     }
 }
 
@@ -41,7 +42,7 @@ fn a_set_is_never_empty() {
 
 #[test]
 fn fields_are_checked() {
-    let bad: [fn(&mut Membership); 8] = [
+    let bad: [fn(&mut Membership); 10] = [
         |record| record.volume = Uuid::nil(),
         |record| record.epoch = Epoch(0),
         |record| record.version = u64::MAX,
@@ -50,6 +51,8 @@ fn fields_are_checked() {
         |record| record.min_in_sync = 0,
         |record| record.min_in_sync = 6,
         |record| record.replicas[3] = record.replicas[0],
+        |record| record.caches_lost = Some(Epoch(0)),
+        |record| record.caches_lost = Some(Epoch(4)),
     ];
     for spoil in bad {
         let mut spoilt = record();
@@ -191,6 +194,33 @@ fn a_roll_back_is_begun_once_and_ended_once() {
             after.roll_back
         );
     }
+}
+
+#[test]
+fn a_loss_of_caches_is_told_by_the_opening_that_finds_it_and_stays() {
+    let with = |caches_lost: Option<u64>| Membership {
+        caches_lost: caches_lost.map(Epoch),
+        ..record()
+    };
+    for (before, after, legal) in [
+        (None, None, true),
+        (None, Some(3), true),
+        (None, Some(2), false),
+        (Some(2), Some(2), true),
+        (Some(2), Some(3), true),
+        (Some(2), Some(1), false),
+        (Some(2), None, false),
+        (Some(3), Some(3), true),
+        (Some(3), Some(2), false),
+    ] {
+        let next = with(after).next();
+        let follows = next.check_follows(&with(before));
+        assert_eq!(follows.is_ok(), legal, "{before:?} to {after:?}");
+    }
+    // The next opening knows of it.
+    let opened = with(Some(3)).next_epoch();
+    assert_eq!(opened.caches_lost, Some(Epoch(3)));
+    assert_eq!(opened.check_follows(&with(Some(3))), Ok(()));
 }
 
 #[test]

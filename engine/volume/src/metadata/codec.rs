@@ -21,6 +21,7 @@
 //! | promise `PLXVPROM` | 64 | epoch, u64 |
 //! | record `PLXVRECD` | 64, 72, 80 | epoch, version, size in blocks; u64 each |
 //! | | 88, 92 | block size, u32; min_in_sync, u32 |
+//! | | 96 | epoch of the last opening that found caches lost, 0 for none; u64 |
 //! | | 128 + 32 n | slot n: state, u32 (0 none, 1 in sync, 2 behind, 3 empty); 16 on: replica, 16 bytes |
 //! | | 288 | number of snapshots, u32 |
 //! | | 292 + 36 n | snapshot n: name, cut, 16 bytes each; who has it, who is owed it, a bit a slot each |
@@ -285,6 +286,7 @@ pub fn encode_record(header: &Header, record: &Membership) -> Block {
     put_u64(&mut block, 80, record.size_blocks);
     put_u32(&mut block, 88, record.block_bytes);
     put_u32(&mut block, 92, u32::from(record.min_in_sync));
+    put_u64(&mut block, 96, record.caches_lost.map_or(0, |epoch| epoch.0));
     for (slot, entry) in record.replicas.iter().enumerate() {
         let Some(entry) = entry else { continue };
         let at = SLOTS_AT + slot * SLOT_BYTES;
@@ -383,6 +385,10 @@ pub fn record_of(block: &Block) -> Result<Membership, CodecError> {
         replicas,
         snapshots: snapshots_of(block)?,
         roll_back: roll_back_of(block)?,
+        caches_lost: match u64_at(block, 96) {
+            0 => None,
+            epoch => Some(Epoch(epoch)),
+        },
     };
     record.check()?;
     Ok(record)

@@ -47,6 +47,7 @@ fn record(version: u64) -> Membership {
             owed_to: SlotSet::from_bits(0b10).unwrap(),
         }],
         roll_back: None,
+        caches_lost: None,
     }
 }
 
@@ -57,6 +58,7 @@ fn rolling_back(is_done: bool) -> Membership {
             snapshot: Uuid::from_u128(0x5),
             is_done,
         }),
+        caches_lost: is_done.then_some(Epoch(2)),
         ..record(10)
     }
 }
@@ -71,13 +73,14 @@ fn label() -> Label {
     }
 }
 
-fn structures() -> [(Kind, Block); 5] {
+fn structures() -> [(Kind, Block); 6] {
     [
         (Kind::Label, label().encode(5)),
         (Kind::Promise, codec::encode_promise(&HEADER, Epoch(12))),
         (Kind::Record, codec::encode_record(&HEADER, &record(9))),
         (Kind::Map(3), codec::encode_map(&HEADER, 3, &[1, 0, 0x3f])),
         (Kind::Record, codec::encode_record(&HEADER, &rolling_back(false))),
+        (Kind::Record, codec::encode_record(&HEADER, &rolling_back(true))),
     ]
 }
 
@@ -104,13 +107,12 @@ fn bytes_are_frozen() {
 
 #[test]
 fn every_structure_is_what_it_was() {
-    let [label_block, promise, copy, map, back] = structures().map(|(_, block)| block);
+    let [label_block, promise, copy, map, back, over] = structures().map(|(_, block)| block);
     assert_eq!(Label::decode(&label_block), Ok((label(), 5)));
     assert_eq!(codec::check(&promise, Kind::Promise), Ok(HEADER));
     assert_eq!(codec::promise_of(&promise), Epoch(12));
     assert_eq!(codec::record_of(&copy), Ok(record(9)));
     assert_eq!(codec::record_of(&back), Ok(rolling_back(false)));
-    let over = codec::encode_record(&HEADER, &rolling_back(true));
     assert_eq!(codec::record_of(&over), Ok(rolling_back(true)));
     assert_eq!(
         [0, 1, 2, 3].map(|region| codec::region_of(&map, region)),

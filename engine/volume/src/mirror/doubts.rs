@@ -12,7 +12,7 @@
 //!   hosts were told is not there.
 //! - A chunk is made the same by a task of the target, not by whoever waits for it: what is begun is ended.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
@@ -43,8 +43,6 @@ pub(super) struct Trust {
     pub(super) newest: Option<Epoch>,
     /// All of them have kept all since then.
     pub(super) in_all: bool,
-    /// One of them has. If none has, acknowledged writes that nobody flushed may be gone.
-    pub(super) in_any: bool,
 }
 
 /// See the module. Chunks are numbered through the volume: those of a region follow those of the one before.
@@ -57,6 +55,9 @@ pub(super) struct Doubts {
     wanted: RefCell<VecDeque<u64>>,
     /// Regions with a chunk that nobody can read: they stay as they are.
     unreadable: RefCell<BTreeSet<u64>>,
+    /// Something was taken from a replica that may have lost what was in its cache: acknowledged writes that
+    /// nobody flushed may be gone.
+    has_lost: Cell<bool>,
     /// Why the volume cannot be served: what has to be made good before that could not be.
     failure: RefCell<Option<OpenError>>,
     changed: Signal,
@@ -130,6 +131,11 @@ impl Core {
         self.doubts.changed.until(is_over).await;
         self.check_serving()?;
         self.doubts.failure.borrow_mut().take().map_or(Ok(()), Err)
+    }
+
+    /// Whether what is the same on all now may lack acknowledged writes that nobody flushed.
+    pub(super) fn has_lost_caches(&self) -> bool {
+        self.doubts.has_lost.get()
     }
 
     /// Waits until nothing is in doubt any more, or the target has stopped.
@@ -242,11 +248,17 @@ impl Core {
                 break (slot, data);
             }
         };
+        let has_kept_all = |slot| {
+            let connection = self.connection(slot);
+            connection.is_some_and(|found| found.has_kept_all_since(trust.newest))
+        };
+        if !has_kept_all(source) {
+            self.doubts.has_lost.set(true);
+        }
         for &slot in &trust.sources {
             // A drive may show what it has in its cache and will never flush, after a flush that failed in an
             // earlier life of its host. Only what is written anew is sure to be flushed.
-            let connection = self.connection(slot);
-            let is_trusted = connection.is_some_and(|found| found.has_kept_all_since(trust.newest));
+            let is_trusted = has_kept_all(slot);
             let same = match slot == source {
                 true => true,
                 false => {

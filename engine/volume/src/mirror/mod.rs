@@ -4,7 +4,8 @@
 //! - Requests that overlap are done one after the other, reads beside reads.
 //! - Data is sent to a replica only while the intent of its region is durable on all of the set.
 //! - A write is acknowledged when all of the set have it, as the store has confirmed the set.
-//! - A read is answered only when, after the data was read, the lease had not run out.
+//! - A read is answered only when, after the data was read, the lease had not run out; and so is a change, after
+//!   it was done.
 
 mod connection;
 mod doubts;
@@ -33,7 +34,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::{BlockDevice, Completion, Geometry, IoError, Reply, Request};
-use pollux_reactor::{Signal, Task, Unabandoned};
+use pollux_reactor::{Instant, Signal, Task, Unabandoned};
 use uuid::Uuid;
 
 use crate::locks::RangeLocks;
@@ -148,6 +149,8 @@ pub(crate) struct Core {
     region_blocks: u64,
     locks: RangeLocks,
     doubts: Doubts,
+    /// The lease of the target before has run out by then.
+    old_lease_over: Instant,
     members: RefCell<Members>,
     regions: RefCell<RegionMap>,
     connections: RefCell<[Option<Rc<Connection>>; REPLICAS_MAX]>,

@@ -18,7 +18,7 @@ use super::priority::Priority;
 use super::slow;
 use super::{Core, Mirror, MirrorCounters, MirrorOptions, map_writer, resync, roll_back, snapshot};
 use crate::locks::RangeLocks;
-use crate::members::Members;
+use crate::members::{Change, Members};
 use crate::membership::{
     Epoch, Membership, MembershipStore, REPLICAS_MAX, ReplicaState, SlotNumber, SlotSet, StoreError,
 };
@@ -61,6 +61,13 @@ struct Promised {
     slot: SlotNumber,
     connection: Rc<Connection>,
     map: Vec<u8>,
+}
+
+/// The promises of those of the set that could be reached.
+struct Promises {
+    of: Vec<Promised>,
+    /// The lease of the target before has run out by then.
+    lease_over: Instant,
 }
 
 struct Opening {
@@ -152,7 +159,7 @@ impl Opening {
         &self,
         record: Membership,
         old_epoch: Epoch,
-    ) -> Result<(Vec<Promised>, Membership), OpenError> {
+    ) -> Result<(Promises, Membership), OpenError> {
         let mut attempts: Vec<(SlotNumber, WithReplica<_>)> = Vec::new();
         for slot in record.in_sync().iter() {
             let Some(port) = self.ports.get(slot.index()).cloned().flatten() else {
@@ -197,17 +204,22 @@ impl Opening {
         }
         promised.retain(|found| !blank.contains(found.slot));
         lost = lost.or(blank);
-        if lost.is_empty() {
-            return Ok((promised, record));
-        }
-        // The old target may read from those for as long as its lease, which takes an answer of every replica
-        // of the set. One that promised has told how long ago it can have given the last. They are in the set
-        // until then: whoever takes over from this one meanwhile has to wait as well.
+        // A lease takes an answer of every replica of the set. One that promised has told how long ago it can
+        // have given the last.
         let quiet = promised.iter().map(|found| found.connection.quiet).max();
         let left = lease_wait(self.options.lease).saturating_sub(quiet.unwrap_or_default());
-        sleep_until(after(promised_at, left)).await;
+        let promises = Promises {
+            lease_over: after(promised_at, left),
+            of: promised,
+        };
+        if lost.is_empty() {
+            return Ok((promises, record));
+        }
+        // The old target may read from those for as long as its lease. They are in the set until then: whoever
+        // takes over from this one meanwhile has to wait as well.
+        sleep_until(promises.lease_over).await;
         let record = self.drop_from_set(record, lost, blank).await?;
-        Ok((promised, record))
+        Ok((promises, record))
     }
 
     /// Takes replicas out of the set; of those that are blank nothing counts.
@@ -241,7 +253,8 @@ impl Opening {
         Err(StoreError::Unavailable.into())
     }
 
-    fn core(self, record: Membership, promised: Vec<Promised>) -> Result<Core, OpenError> {
+    fn core(self, record: Membership, promises: Promises) -> Result<Core, OpenError> {
+        let promised = promises.of;
         let first = promised.first().ok_or(OpenError::NoReplica)?;
         let region_blocks = first.connection.region_blocks();
         if promised
@@ -283,6 +296,7 @@ impl Opening {
             region_blocks,
             locks: RangeLocks::default(),
             doubts: Doubts::default(),
+            old_lease_over: promises.lease_over,
             members: RefCell::new(Members::new(record, slots)),
             regions: RefCell::new(map),
             connections: RefCell::new(connections),
@@ -383,18 +397,23 @@ impl Core {
             is_served = trust.in_all,
             "opening"
         );
-        if regions > 0 && !trust.in_any {
-            tracing::warn!(
-                volume = %record.volume, epoch = record.epoch.0, regions,
-                "no replica in sync has lived on: what was acknowledged and not flushed may be gone, and \
-                 hosts that live on do not hear of it"
-            );
-        }
         self.doubt();
         let is_served = trust.in_all;
         let workers = self.settle(&Rc::new(trust));
         if !is_served {
             self.all_made_good().await?;
+        }
+        if self.has_lost_caches() {
+            tracing::warn!(
+                volume = %record.volume, epoch = record.epoch.0, regions,
+                "no replica in sync has kept all that was in its cache: what was acknowledged and not \
+                 flushed may be gone, and hosts are told so by a flush that fails"
+            );
+            // Before any replica can say of itself that it has kept all since this epoch: whoever opens the
+            // volume next would believe that, and let hosts believe so too.
+            self.decide(Change::CachesLost).await?;
+            // What is lost may have been done by then, and an older target may yet acknowledge it.
+            sleep_until(self.old_lease_over).await;
         }
         // From this on hosts of replicas can tell that they have kept all since this epoch.
         self.flush().await?;
@@ -417,7 +436,8 @@ impl Core {
     /// lived since. A target flushes all of the set before it serves, so that nobody who is in the set and
     /// has lived can lack the epoch of the last one that did.
     fn trust(&self) -> Trust {
-        let mut sources: Vec<SlotNumber> = self.members.borrow().readable().iter().collect();
+        // All that promised, be their sessions lost by now: of none it would be true that all have kept all.
+        let mut sources: Vec<SlotNumber> = self.members.borrow().record().in_sync().iter().collect();
         let settled = |slot: SlotNumber| self.connection(slot).and_then(|found| found.settled);
         let newest = sources.iter().filter_map(|&slot| settled(slot)).max();
         sources.sort_by_key(|&slot| {
@@ -430,7 +450,6 @@ impl Core {
         };
         Trust {
             in_all: sources.iter().all(has_kept_all),
-            in_any: sources.iter().any(has_kept_all),
             sources,
             newest,
         }

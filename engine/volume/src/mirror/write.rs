@@ -81,7 +81,10 @@ impl Core {
             at = piece_end;
         }
         drop(passage);
-        self.enough_in_sync().await
+        self.enough_in_sync().await?;
+        // It may have waited for the record, and a newer target may have found by now that caches were lost, with
+        // what was done here in them.
+        self.confirm_lease().await
     }
 
     /// Waits while fewer replicas are in sync than writes need.

@@ -284,6 +284,7 @@ impl Cluster {
             replicas: entries,
             snapshots: Vec::new(),
             roll_back: None,
+            caches_lost: None,
         };
         let store = Store::default();
         store.inner.swap(record).unwrap();

@@ -84,6 +84,7 @@ fn a_mirror_passes_the_suite_of_devices() {
                 replicas,
                 snapshots: Vec::new(),
                 roll_back: None,
+                caches_lost: None,
             };
             store.swap(record).unwrap();
             let store: Rc<dyn MembershipStore> = Rc::new(store);

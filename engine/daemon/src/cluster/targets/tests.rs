@@ -106,6 +106,7 @@ impl Node {
             replicas: members,
             snapshots: Vec::new(),
             roll_back: None,
+            caches_lost: None,
         };
         let route = super::super::ports::Route::Local(self.replicas.local_port(SLOW, REPLICA));
         let reactor = self.thread.handle();

@@ -16,11 +16,14 @@ mod keep_alive;
 mod link;
 mod registers;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+
+use pollux_reactor::Instant;
 
 pub(crate) use error_log::{ERROR_LOG_ENTRIES, ErrorLog, ErrorRecord};
 pub(crate) use events::EventKind;
@@ -89,6 +92,8 @@ pub(crate) struct State {
     pub(crate) errors: ErrorLog,
     pub(crate) changed_namespaces: BTreeSet<u32>,
     pub(crate) reservation_notices: NoticeQueue,
+    /// When a flush first failed for the host to hear of a loss of caches: by the namespace, and the loss.
+    flushes_failed: BTreeMap<(u64, u64), Instant>,
     pub(crate) keep_alive: KeepAlive,
     queues: BTreeMap<u16, Arc<QueueLink>>,
     /// What was read and written by queues that are gone.
@@ -132,6 +137,7 @@ impl Controller {
             errors: ErrorLog::default(),
             changed_namespaces: BTreeSet::new(),
             reservation_notices: NoticeQueue::default(),
+            flushes_failed: BTreeMap::new(),
             keep_alive,
             queues: BTreeMap::new(),
             retired: IoTotals::default(),
@@ -190,6 +196,17 @@ impl Controller {
             return status.with_retry_delay_index(RETRY_DELAY_INDEX);
         }
         status
+    }
+
+    /// A flush is about to fail for the host to hear of a loss of caches, unless one has: when that was.
+    pub(crate) fn flush_failed_at(&self, (namespace, loss): (u64, u64), now: Instant) -> Option<Instant> {
+        self.with(|state| match state.flushes_failed.entry((namespace, loss)) {
+            Entry::Occupied(failed) => Some(*failed.get()),
+            Entry::Vacant(first) => {
+                first.insert(now);
+                None
+            }
+        })
     }
 
     /// The queue identifiers that the host may connect: up to this one.

@@ -11,6 +11,7 @@ mod fused;
 mod gate;
 mod guard;
 mod in_device;
+mod loss;
 mod queue;
 mod ranges;
 mod reservations;

@@ -10,6 +10,7 @@ use super::attached::Attached;
 use super::decode::Plan;
 use super::gate::{BlockRange, Entered};
 use super::in_device::InDevice;
+use super::loss;
 use super::queue::Shared;
 use super::slow::Patience;
 use super::view::View;
@@ -28,6 +29,7 @@ const VERIFY_BYTES: u32 = 256 << 10;
 /// Starts anything but a transfer.
 pub(super) fn start(queue: &Rc<Shared>, entry: SubmissionEntry, plan: Plan, data: Gather) -> Execution {
     if let Plan::Flush(Some(attached)) = &plan
+        && !attached.has_lost_caches()
         && let Some(device) = attached.device()
     {
         return match device.submit(Request::Flush).try_take() {
@@ -61,10 +63,8 @@ fn run_later(queue: &Rc<Shared>, entry: SubmissionEntry, plan: Plan, data: Gathe
 async fn run(queue: Rc<Shared>, entry: SubmissionEntry, plan: Plan, data: Gather) -> Outcome {
     let patience = Patience::new(&queue, &entry);
     let result = match plan {
-        Plan::Flush(Some(attached)) => flush(&patience, &attached).await.map_err(Refusal::from),
-        Plan::Flush(None) => flush_each(&patience, queue.view.all())
-            .await
-            .map_err(Refusal::from),
+        Plan::Flush(Some(attached)) => flush_heard(&patience, &attached).await,
+        Plan::Flush(None) => flush_each(&patience, queue.view.all()).await,
         // No user data is written, so that the SMART log does not count it.
         Plan::WriteZeroes {
             attached,
@@ -97,6 +97,14 @@ async fn run(queue: Rc<Shared>, entry: SubmissionEntry, plan: Plan, data: Gather
     }
 }
 
+/// Flushes, unless its host has to hear of something that was lost.
+async fn flush_heard(patience: &Patience<'_>, attached: &Rc<Attached>) -> Result<(), Refusal> {
+    if attached.has_lost_caches() {
+        loss::check(patience.queue, attached).await?;
+    }
+    Ok(flush(patience, attached).await?)
+}
+
 async fn flush(patience: &Patience<'_>, attached: &Rc<Attached>) -> Result<(), IoError> {
     patience
         .retry(async || {
@@ -111,12 +119,12 @@ async fn flush(patience: &Patience<'_>, attached: &Rc<Attached>) -> Result<(), I
 }
 
 /// Flushes every one, even when some fail; the first error counts.
-async fn flush_each(patience: &Patience<'_>, all: Vec<Rc<Attached>>) -> Result<(), IoError> {
+async fn flush_each(patience: &Patience<'_>, all: Vec<Rc<Attached>>) -> Result<(), Refusal> {
     let mut result = Ok(());
     for attached in all {
         let flushed = match attached.permits(patience.queue.host(), Access::Write) {
-            Some(_) => flush(patience, &attached).await,
-            None => Err(IoError::ReservationConflict),
+            Some(_) => flush_heard(patience, &attached).await,
+            None => Err(IoError::ReservationConflict.into()),
         };
         result = result.and(flushed);
     }

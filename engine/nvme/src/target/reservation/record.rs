@@ -1,13 +1,17 @@
-//! A table as bytes that outlive a loss of power. Little-endian; version 1:
+//! A table as bytes that outlive a loss of power. Little-endian; version 2, or 1 where no host has heard of a loss
+//! of caches, which is then what it was before there were any:
 //!
 //! ```text
 //!  0 magic "POLLUXRV"   8 version (16)   10 registrants (16)   12 type of the reservation, 0 for none
 //! 13 1 if hosts do not want them to persist, which only engines that share them keep
+//! 14 version 2: hosts that have heard of a loss (16)
 //! 16 generation (32)   24 holder, zeros unless one host holds it
 //! 40 for each registrant: host (128), key (64)
+//!    version 2: the loss (64); for each host that has heard of it: host (128)
 //!    CRC-32C of all that comes before (32)
 //! ```
 
+use super::losses::{CacheLoss, TOLD_MAX};
 use super::store::StoreError;
 use super::table::{Held, HostId, REGISTRANTS_MAX, Registrant, Table};
 use crate::wire::digest::crc32c;
@@ -17,6 +21,7 @@ use uuid::Uuid;
 
 const MAGIC: [u8; 8] = *b"POLLUXRV";
 const VERSION: u16 = 1;
+const VERSION_WITH_LOSS: u16 = 2;
 const CHECKSUM_BYTES: usize = 4;
 
 structure! {
@@ -27,6 +32,7 @@ structure! {
         10 => registrants: u16,
         12 => type_field: u8,
         13 => transient: u8,
+        14 => told: u16,
         16 => generation: u32,
         24 => holder: HostId,
     }
@@ -40,8 +46,15 @@ structure! {
     }
 }
 
+const LOSS_BYTES: usize = 8;
+const HOST_BYTES: usize = 16;
+
 /// The largest record, in bytes.
-pub(super) const RECORD_BYTES_MAX: usize = Header::BYTES + REGISTRANTS_MAX * Entry::BYTES + CHECKSUM_BYTES;
+pub(super) const RECORD_BYTES_MAX: usize =
+    Header::BYTES + REGISTRANTS_MAX * Entry::BYTES + LOSS_BYTES + TOLD_MAX * HOST_BYTES + CHECKSUM_BYTES;
+
+/// Those who keep it take no more.
+const _: () = assert!(RECORD_BYTES_MAX <= 4096);
 
 /// The record of a table.
 pub(super) fn encode(table: &Table) -> Vec<u8> {
@@ -51,11 +64,16 @@ pub(super) fn encode(table: &Table) -> Vec<u8> {
     };
     let header = Header {
         magic: MAGIC,
-        version: VERSION,
+        version: match table.loss.told.is_empty() {
+            true => VERSION,
+            false => VERSION_WITH_LOSS,
+        },
         // At most REGISTRANTS_MAX.
         registrants: table.registrants.len() as u16,
         type_field: table.held.kind().map_or(0, ReservationType::to_wire),
         transient: u8::from(!table.persist),
+        // At most TOLD_MAX.
+        told: table.loss.told.len() as u16,
         generation: table.generation,
         holder,
     };
@@ -67,8 +85,23 @@ pub(super) fn encode(table: &Table) -> Vec<u8> {
         };
         record.extend(entry.to_bytes());
     }
+    if !table.loss.told.is_empty() {
+        record.extend(table.loss.number.to_le_bytes());
+        record.extend(table.loss.told.as_flattened());
+    }
     record.extend(crc32c(&record).to_le_bytes());
     record
+}
+
+/// The loss of a record, and who has heard of it.
+fn loss_of(bytes: &[u8]) -> CacheLoss {
+    let Some((number, told)) = bytes.split_first_chunk::<LOSS_BYTES>() else {
+        return CacheLoss::default();
+    };
+    CacheLoss {
+        number: u64::from_le_bytes(*number),
+        told: told.as_chunks().0.to_vec(),
+    }
 }
 
 /// The table of a record.
@@ -84,12 +117,18 @@ pub(super) fn decode(namespace: Uuid, record: &[u8]) -> Result<Table, StoreError
         .split_at_checked(Header::BYTES)
         .ok_or(damaged("it is cut"))?;
     let header = Header::from_bytes(header);
-    if header.magic != MAGIC || header.version != VERSION {
-        return Err(damaged("its format is not known here"));
-    }
-    if list.len() != usize::from(header.registrants) * Entry::BYTES {
-        return Err(damaged("its length is wrong"));
-    }
+    let loss_bytes = match (header.version, usize::from(header.told)) {
+        _ if header.magic != MAGIC => return Err(damaged("its format is not known here")),
+        (VERSION, 0) => 0,
+        (VERSION_WITH_LOSS, told @ 1..=TOLD_MAX) => LOSS_BYTES + told * HOST_BYTES,
+        (VERSION | VERSION_WITH_LOSS, _) => return Err(damaged("hosts are told of no loss")),
+        _ => return Err(damaged("its format is not known here")),
+    };
+    let entries_bytes = usize::from(header.registrants) * Entry::BYTES;
+    let (list, loss) = list
+        .split_at_checked(entries_bytes)
+        .filter(|(_, loss)| loss.len() == loss_bytes)
+        .ok_or(damaged("its length is wrong"))?;
     let held = match (header.type_field, ReservationType::from_wire(header.type_field)) {
         (0, _) => Held::Nothing,
         (_, Some(kind)) if kind.is_held_by_all() => Held::ByAll { kind },
@@ -108,6 +147,7 @@ pub(super) fn decode(namespace: Uuid, record: &[u8]) -> Result<Table, StoreError
             .map(|Entry { host, key }| Registrant { host, key })
             .collect(),
         held,
+        loss: loss_of(loss),
     };
     if table.is_valid() {
         Ok(table)
@@ -139,7 +179,16 @@ mod tests {
                 kind: ReservationType::ExclusiveAccess,
                 holder: [5; 16],
             },
+            loss: CacheLoss::default(),
         }
+    }
+
+    fn with_loss() -> Table {
+        let mut table = table();
+        table.loss = CacheLoss::new(0x0304);
+        table.loss.tell([8; 16]);
+        table.loss.tell([9; 16]);
+        table
     }
 
     #[test]
@@ -164,10 +213,43 @@ mod tests {
     }
 
     #[test]
+    fn a_loss_is_kept_once_somebody_has_heard_of_it() {
+        let record = encode(&with_loss());
+        let expected = at_offsets(
+            128,
+            &[
+                (0, b"POLLUXRV"),
+                (8, &[2, 0, 2, 0, 2, 0, 2]),
+                (16, &[2, 1]),
+                (24, &[5; 16]),
+                (40, &[3; 16]),
+                (56, &[4]),
+                (64, &[5; 16]),
+                (80, &[6]),
+                (88, &[4, 3]),
+                (96, &[8; 16]),
+                (112, &[9; 16]),
+            ],
+        );
+        assert_eq!(record[..128], expected);
+        assert_eq!(decode(Uuid::nil(), &record), Ok(with_loss()));
+        // Nobody has: whoever keeps the record need not know of it.
+        let unheard = Table {
+            loss: CacheLoss::new(5),
+            ..table()
+        };
+        assert_eq!(encode(&unheard), encode(&table()));
+    }
+
+    #[test]
     fn every_damage_is_noticed() {
-        let record = encode(&table());
+        every_damage_of(&encode(&table()));
+        every_damage_of(&encode(&with_loss()));
+    }
+
+    fn every_damage_of(record: &[u8]) {
         for bit in 0..record.len() * 8 {
-            let mut damaged = record.clone();
+            let mut damaged = record.to_vec();
             damaged[bit / 8] ^= 1 << (bit % 8);
             assert!(decode(Uuid::nil(), &damaged).is_err(), "bit {bit}");
         }
@@ -192,6 +274,8 @@ mod tests {
                 key: 7,
             })
             .collect();
+        table.loss = CacheLoss::new(u64::MAX);
+        (0..TOLD_MAX as u8).for_each(|host| table.loss.tell([host; 16]));
         let record = encode(&table);
         assert_eq!(record.len(), RECORD_BYTES_MAX);
         assert_eq!(decode(Uuid::nil(), &record), Ok(table));

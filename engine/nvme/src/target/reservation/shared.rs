@@ -4,7 +4,8 @@
 //! - A change is made by whoever has the turn: it is made of the table that is there, kept if it has to be,
 //!   and published, in this order.
 //! - Each table has a stamp: bit 0 says that a reservation is held, which is all that a read or write looks
-//!   at when none is, and the rest counts the tables.
+//!   at when none is, bit 1 that caches were lost, which is all that a flush looks at when none were, and the
+//!   rest counts the tables.
 //! - A command that was checked under one stamp goes to the device only if its host was not purged, by a
 //!   preemption that ends commands, with any later table.
 
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use pollux_device::{IoError, NvmeStatus};
 use uuid::Uuid;
 
+use super::losses::{CacheLoss, TOLD_MAX};
 use super::record::{decode, encode};
 use super::store::{ReservationStore, StoreError};
 use super::table::{Held, HostId, Table};
@@ -26,11 +28,18 @@ use crate::wire::status::Status;
 /// of every host.
 const PURGED_MAX: usize = 256;
 
+/// Controllers of a host by which it is sent a failure for it to hear of a loss, if it leaves each of them at once:
+/// after any error some do.
+const SENT_MAX: u8 = 4;
+
 /// Bit of a stamp: a reservation is held.
 const HELD: u64 = 1;
 
+/// Bit of a stamp: caches were lost.
+const LOST: u64 = 2;
+
 /// What a stamp counts by.
-const NEXT: u64 = 2;
+const NEXT: u64 = 4;
 
 struct State {
     table: Arc<Table>,
@@ -38,6 +47,9 @@ struct State {
     purged: VecDeque<(HostId, u64)>,
     /// The stamp up to which single hosts are not remembered.
     purged_all: u64,
+    /// Hosts that were sent a failure for a loss that they have not heard of for sure, by how many controllers; the
+    /// oldest first.
+    sent: VecDeque<(HostId, u64, u8)>,
 }
 
 struct Keeper {
@@ -84,6 +96,7 @@ impl Reservations {
                 table: Arc::default(),
                 purged: VecDeque::new(),
                 purged_all: 0,
+                sent: VecDeque::new(),
             }),
             turn: Turn::default(),
             keeper,
@@ -126,13 +139,77 @@ impl Reservations {
         self.current().1
     }
 
-    /// Takes over what others have kept. Nothing may be at the device, nor come to it.
+    /// Whether caches were lost: then whoever flushes is asked whether it has heard of it.
+    #[inline]
+    pub(crate) fn has_lost_caches(&self) -> bool {
+        self.stamp() & LOST != 0
+    }
+
+    /// The loss that a host has not heard of.
+    pub(crate) fn unheard_loss(&self, host: &HostId) -> Option<u64> {
+        let table = self.table();
+        table.loss.concerns(host).then_some(table.loss.number)
+    }
+
+    /// A host is about to be sent a failure for it to hear of a loss, by another controller than before: whether
+    /// it was sent so many that it has heard, whatever became of its connections.
+    pub(crate) fn is_sent_often(&self, host: &HostId, loss: u64) -> bool {
+        let mut state = lock(&self.state);
+        if let Some(sent) = state
+            .sent
+            .iter_mut()
+            .find(|sent| (sent.0, sent.1) == (*host, loss))
+        {
+            sent.2 = sent.2.saturating_add(1);
+            return sent.2 > SENT_MAX;
+        }
+        if state.sent.len() >= TOLD_MAX {
+            state.sent.pop_front();
+        }
+        state.sent.push_back((*host, loss, 1));
+        false
+    }
+
+    /// A host has heard of a loss. Whoever calls has the turn.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Reservations::keep`]: it counts as one that has not.
+    pub(crate) async fn heard(&self, host: &HostId, loss: u64) -> Result<(), IoError> {
+        let mut table = Table::clone(&self.table());
+        if table.loss.number == loss {
+            table.loss.tell(*host);
+            self.keep(&table).await?;
+            self.publish(table, &[]);
+        }
+        Ok(())
+    }
+
+    /// Caches were lost when the device was opened, which nobody has heard of.
+    pub(crate) fn lose_caches(&self, loss: u64) {
+        let table = Table {
+            loss: CacheLoss::new(loss),
+            ..Table::clone(&self.table())
+        };
+        self.publish(table, &[]);
+    }
+
+    /// Takes over what others have kept, and who has heard of this loss of caches, 0 for none. Nothing may be
+    /// at the device, nor come to it.
     ///
     /// # Errors
     ///
     /// [`StoreError`]: all is as it was.
-    pub(crate) async fn adopt(&self, namespace: Uuid, record: Option<&[u8]>) -> Result<(), StoreError> {
-        let table = table_of(namespace, record)?;
+    pub(crate) async fn adopt(
+        &self,
+        namespace: Uuid,
+        record: Option<&[u8]>,
+        loss: u64,
+    ) -> Result<(), StoreError> {
+        let mut table = table_of(namespace, record)?;
+        if table.loss.number != loss {
+            table.loss = CacheLoss::new(loss);
+        }
         // A change that was under way when access ended may not be published yet.
         let turn = self.turn().await.map_err(|error| StoreError::Io {
             what: "wait for",
@@ -165,7 +242,15 @@ impl Reservations {
         if (!is_shared && !table.persist && !before.persist) || *before == *table {
             return Ok(());
         }
-        let record = (is_shared || table.persist).then(|| encode(table));
+        // Of a namespace that nobody shares each process has losses of its own.
+        let record = match (is_shared, table.persist) {
+            (true, _) => Some(encode(table)),
+            (false, true) => Some(encode(&Table {
+                loss: CacheLoss::default(),
+                ..table.clone()
+            })),
+            (false, false) => None,
+        };
         store.save(*namespace, record).await.map_err(|error| match error {
             StoreError::Superseded { .. } => IoError::Fenced,
             error => {
@@ -179,7 +264,8 @@ impl Reservations {
     pub(crate) fn publish(&self, table: Table, purge: &[HostId]) {
         let mut state = lock(&self.state);
         let held = if table.held == Held::Nothing { 0 } else { HELD };
-        let stamp = ((self.stamp.load(Ordering::Relaxed) & !HELD) + NEXT) | held;
+        let lost = if table.loss.is_any() { LOST } else { 0 };
+        let stamp = ((self.stamp.load(Ordering::Relaxed) & !(HELD | LOST)) + NEXT) | held | lost;
         state.table = Arc::new(table);
         state.purged.retain(|(host, _)| !purge.contains(host));
         state.purged.extend(purge.iter().map(|host| (*host, stamp)));

@@ -8,6 +8,7 @@
 //!
 //! A command makes a new table of the old one, or is refused and changes nothing.
 
+use super::losses::CacheLoss;
 use crate::wire::log::ReservationNotificationType;
 use crate::wire::reservation::ReservationType;
 
@@ -123,6 +124,8 @@ pub(crate) struct Table {
     pub(crate) persist: bool,
     pub(crate) registrants: Vec<Registrant>,
     pub(crate) held: Held,
+    /// Which hosts have heard of lost caches.
+    pub(crate) loss: CacheLoss,
 }
 
 impl Table {

@@ -178,6 +178,9 @@ impl Subsystem {
             let mut state = lock(&self.state);
             let id = self.free_id(&state, config.id, &name, &identity)?;
             let reservations = self.load_reservations(id, identity.uuid)?;
+            if device.has_lost_caches() {
+                reservations.lose_caches(1);
+            }
             let namespace = Arc::new(Namespace::new(id, device, identity, access, reservations));
             let reactor = self.reactors.get(id as usize % self.reactors.len().max(1));
             let watch =

@@ -13,21 +13,27 @@ impl Subsystem {
         (is_shared || !self.asymmetric_access) && !self.nqn.is_discovery()
     }
 
-    /// Takes over the reservations of a namespace that another engine has kept, `None` if there are none.
-    /// To be done while the namespace cannot be accessed, before it can again.
+    /// Takes over the reservations of a namespace that another engine has kept, `None` if there are none, and
+    /// which hosts have heard that caches were lost, by the number of the last time that they were. To be done
+    /// while the namespace cannot be accessed, before it can again.
     ///
     /// # Errors
     ///
     /// [`SubsystemError::NoNamespace`]; [`SubsystemError::Reservations`]: no access may be given then, as a
     /// host could be let in that is kept out.
-    pub async fn adopt_reservations(&self, id: u32, record: Option<&[u8]>) -> Result<(), SubsystemError> {
+    pub async fn adopt_reservations(
+        &self,
+        id: u32,
+        record: Option<&[u8]>,
+        caches_lost: Option<u64>,
+    ) -> Result<(), SubsystemError> {
         let namespace = self.namespace(id).ok_or_else(|| SubsystemError::NoNamespace {
             id,
             nqn: self.nqn.clone(),
         })?;
         let adopted = namespace
             .reservations
-            .adopt(namespace.identity.uuid, record)
+            .adopt(namespace.identity.uuid, record, caches_lost.unwrap_or(0))
             .await;
         adopted.map_err(|error| SubsystemError::Reservations { id, error })
     }

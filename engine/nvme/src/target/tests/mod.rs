@@ -14,6 +14,7 @@ mod io;
 mod io_waiting;
 mod lba_status;
 mod logs;
+mod losses;
 mod random;
 mod reservations;
 mod sharing;

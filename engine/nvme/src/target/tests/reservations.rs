@@ -124,6 +124,14 @@ impl Member {
         fixture.status(&self.io, write(0, 7, 1))
     }
 
+    pub(super) fn flush(&self, fixture: &Fixture) -> Status {
+        fixture.status(&self.io, plain(SubmissionEntry::new(0, 1, 1)))
+    }
+
+    pub(super) fn flush_all(&self, fixture: &Fixture) -> Status {
+        fixture.status(&self.io, plain(SubmissionEntry::new(0, 1, u32::MAX)))
+    }
+
     pub(super) fn read(&self, fixture: &Fixture) -> Status {
         fixture.status(&self.io, read(0, 1))
     }

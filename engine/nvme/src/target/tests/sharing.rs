@@ -13,11 +13,13 @@ use crate::wire::reservation::ReservationType as Type;
 
 /// What all engines have in common, and who of them may change it.
 #[derive(Debug, Default)]
-struct Common {
-    record: Option<Vec<u8>>,
+pub(super) struct Common {
+    pub(super) record: Option<Vec<u8>>,
     served_by: usize,
     /// Nothing can be kept at all.
-    fails: bool,
+    pub(super) fails: bool,
+    /// The last loss of caches.
+    pub(super) caches_lost: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -54,13 +56,13 @@ impl ReservationStore for SharedStore {
 }
 
 /// Engines that serve a volume in turn.
-struct Engines {
-    common: Arc<Mutex<Common>>,
-    engines: [Fixture; 2],
+pub(super) struct Engines {
+    pub(super) common: Arc<Mutex<Common>>,
+    pub(super) engines: [Fixture; 2],
 }
 
 impl Engines {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let common = Arc::new(Mutex::new(Common::default()));
         let engines = [0, 1].map(|engine| {
             let config = SubsystemConfig {
@@ -81,23 +83,25 @@ impl Engines {
     }
 
     /// Gives the namespace to an engine.
-    fn give(&self, engine: usize) -> Result<(), SubsystemError> {
+    pub(super) fn give(&self, engine: usize) -> Result<(), SubsystemError> {
         let [one, other] = [engine, 1 - engine].map(|engine| &self.engines[engine]);
         other.subsystem.set_access(1, AnaState::Inaccessible).unwrap();
-        let record = {
+        let (record, caches_lost) = {
             let mut common = self.common.lock().unwrap();
             common.served_by = engine;
-            common.record.clone()
+            (common.record.clone(), common.caches_lost)
         };
         let subsystem = one.subsystem.clone();
         let adopted = one.world.block_on(one.reactors[0].1, async move {
-            subsystem.adopt_reservations(1, record.as_deref()).await
+            subsystem
+                .adopt_reservations(1, record.as_deref(), caches_lost)
+                .await
         });
         adopted?;
         one.subsystem.set_access(1, AnaState::Optimized)
     }
 
-    fn members(&self, number: u8) -> [Member; 2] {
+    pub(super) fn members(&self, number: u8) -> [Member; 2] {
         [0, 1].map(|engine| Member::connect(&self.engines[engine], number))
     }
 }
@@ -180,7 +184,7 @@ fn nobody_is_let_in_by_what_makes_no_sense() {
     assert_eq!(one_there.read(second), Status::SUCCESS);
     let subsystem = second.subsystem.clone();
     let unknown = second.world.block_on(second.reactors[0].1, async move {
-        subsystem.adopt_reservations(9, None).await
+        subsystem.adopt_reservations(9, None, None).await
     });
     assert!(matches!(unknown, Err(SubsystemError::NoNamespace { id: 9, .. })));
 }

@@ -81,8 +81,8 @@ pub(super) struct Shared {
     parts: Parts,
     /// The target that the control plane wants; older ones may not know.
     pub(super) generation: Rc<Cell<u64>>,
-    /// The power of a replica was cut since the volume was opened.
-    pub(super) power_lost: Rc<Cell<bool>>,
+    /// The last opening that told clients of lost caches, of those that they have heard of.
+    pub(super) loss_heard: Rc<Cell<Option<Epoch>>>,
     /// Clients that have not ended, or died with their machine.
     pub(super) clients: Rc<RefCell<Vec<SimTask<()>>>>,
     /// The first thing that was wrong.
@@ -199,6 +199,7 @@ impl Cluster {
             replicas: entries,
             snapshots: Vec::new(),
             roll_back: None,
+            caches_lost: None,
         };
         let min_in_sync = record.min_in_sync;
         let records = MemoryStore::default();
@@ -240,7 +241,7 @@ impl Cluster {
             oracle: SharedOracle::default(),
             parts,
             generation: Rc::default(),
-            power_lost: Rc::default(),
+            loss_heard: Rc::default(),
             clients: Rc::default(),
             wrong: Rc::default(),
             calm: Rc::default(),
@@ -334,10 +335,6 @@ impl Cluster {
     }
 
     pub(super) fn crash(&self, node: &Node, crash: crate::Crash) {
-        // What a pool has acknowledged and not flushed is in the memory of its process.
-        if crash == crate::Crash::Power || self.shared.book.is_some() {
-            self.shared.power_lost.set(true);
-        }
         *node.host.borrow_mut() = None;
         node.backing.close();
         self.world.crash(node.machine, crash);

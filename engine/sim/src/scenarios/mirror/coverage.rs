@@ -23,6 +23,8 @@ pub(super) enum Event {
     Superseded,
     /// A target stopped since its last replica may have lost what it had in a cache.
     CacheLost,
+    /// A target opened the volume by replicas that may all have lost what they had in a cache.
+    CachesLost,
     /// Another target was wanted while data was copied to a replica.
     TakenOverInResync,
     /// A snapshot was cut and is on record.
@@ -45,6 +47,7 @@ impl Event {
             Self::OpeningSuperseded => "opening superseded",
             Self::Superseded => "target superseded",
             Self::CacheLost => "target stopped for a lost cache",
+            Self::CachesLost => "volume opened after caches were lost",
             Self::TakenOverInResync => "taken over during a resync",
             Self::SnapshotCut => "snapshot cut",
             Self::SnapshotDeleted => "snapshot deleted",
@@ -62,6 +65,7 @@ impl Event {
             Self::OpeningSuperseded,
             Self::Superseded,
             Self::CacheLost,
+            Self::CachesLost,
             Self::TakenOverInResync,
         ];
         let snapshots = [

@@ -77,7 +77,7 @@ impl Target {
     }
 
     async fn serve(&mut self, mirror: &Mirror, counted: &mut MirrorCounters) -> Option<StopReason> {
-        self.opened();
+        self.opened(&mirror.membership());
         self.cover_opening(&mirror.membership());
         let device = mirror.device();
         if self.shared.calm.get() {
@@ -242,11 +242,18 @@ impl Target {
     }
 
     /// The volume is open: what it means for what was before.
-    fn opened(&self) {
+    fn opened(&self, record: &Membership) {
+        if let Some(book) = &self.shared.book {
+            // A roll-back that the last target ended was over before anything that was lost since.
+            book.follow(record, &self.shared.oracle);
+        }
         let mut clients = self.shared.clients.borrow_mut();
         clients.retain(|client| !client.is_ended());
         let mut oracle = self.shared.oracle.borrow_mut();
-        if self.shared.power_lost.replace(false) {
+        // Whatever failed: unless clients are told so, nothing that they were acknowledged is gone, and a flush
+        // means all of it.
+        if self.shared.loss_heard.replace(record.caches_lost) != record.caches_lost {
+            self.shared.coverage.reach(Event::CachesLost);
             oracle.power_cut(UnderWay::Remains);
         }
         if clients.is_empty() {
