@@ -32,7 +32,7 @@ use crate::host::linux::LinuxHost;
 use crate::identity::IdentityService;
 use crate::metrics::{self, Metrics};
 use crate::names::Cluster;
-use crate::node::{NodeService, NodeSettings, OTHER_PATHS_PATIENCE};
+use crate::node::{FLUSH_PAUSE, NodeService, NodeSettings, OTHER_PATHS_PATIENCE};
 use crate::pods::{PodLabels, PodTimes, PodsOfCluster};
 use crate::serve::{listen, serve, socket_path};
 use crate::topology::Place;
@@ -178,10 +178,11 @@ struct NodeArguments {
           value_parser = clap::value_parser!(u32).range(0..=SECONDS_MAX))]
     controller_loss: u32,
 
-    /// Seconds after which requests fail while no path can be reached; they leave one for another at once.
-    #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().fast_io_fail_s,
+    /// Seconds after which requests fail while no path can be reached; they leave one for another at once
+    /// [default: they wait until the last path is given up].
+    #[arg(long, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(0..=SECONDS_MAX))]
-    fast_io_fail: u32,
+    fast_io_fail: Option<u32>,
 
     /// Seconds between attempts to reach a target again.
     #[arg(long, value_name = "SECONDS", default_value_t = PathTimes::default().reconnect_delay_s,
@@ -281,6 +282,7 @@ impl NodeArguments {
             },
             device_timeout: Duration::from_secs(self.device_timeout.into()),
             other_paths_patience: OTHER_PATHS_PATIENCE,
+            flush_pause: FLUSH_PAUSE,
         })
     }
 }

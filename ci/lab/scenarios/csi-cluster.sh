@@ -1,8 +1,8 @@
 # The life of volumes from the controller service to the kernel: a control plane, three engines and the CSI
 # controller service on the host, the node service in this guest. A volume of three replicas is made, staged,
 # mounted and written; a snapshot is taken of it and restored into another volume, while the engine that
-# serves is killed under the mounted file system; it grows while it is mounted; a block device beside it has
-# what changed between two snapshots told; a volume that was made by hand is used as well. At the end nothing
+# serves is killed under the mounted file system; it grows while it is mounted; all engines are killed under it
+# at once; a block device beside it has what changed between two snapshots told; a volume that was made by hand is used as well. At the end nothing
 # is left, neither here nor on the engines.
 #
 # time limit: 300 s
@@ -19,6 +19,16 @@
 # kernel may say: Property Set error
 # kernel may say: Connect Invalid Data Parameter
 # kernel may say: failed to connect queue
+# kernel may say: I/O Cmd(0x0)
+# kernel may say: critical medium error
+# kernel may say: Aborting journal
+# kernel may say: Detected aborted journal
+# kernel may say: Remounting filesystem read-only
+# kernel may say: ext4_writepages: jbd2_start
+# kernel may say: I/O error when updating journal superblock
+# kernel may say: Buffer I/O error
+# kernel may say: previous I/O error to superblock detected
+# kernel may say: I/O error while writing superblock
 
 to_host
 ask cluster start 3 > /dev/null
@@ -85,6 +95,36 @@ ask cluster restart "$target"
 until_true 90 is_healthy data
 until_true 60 paths_are 3
 check_data /mnt/pod
+
+# All engines are killed under the mounted file system, and come back later. Requests wait for them; what is
+# lost with their caches the host hears of, and whatever was told to be durable is there.
+sync
+: > /tmp/durable
+(
+    cd /mnt/pod
+    number=0
+    while number=$((number + 1)); dd if=/dev/urandom of="later-$number" bs=64K count=4 conv=fsync 2> /dev/null; do
+        sha256sum "later-$number" >> /tmp/durable
+    done
+) &
+writer=$!
+until_true 30 [ -s /tmp/durable ]
+for engine in n1 n2 n3; do ask cluster kill "$engine"; done
+sleep 8
+kill -0 "$writer" || fail "the writer saw an error while the engines were away"
+for engine in n1 n2 n3; do ask cluster restart "$engine"; done
+is_over() { ! kill -0 "$writer" 2> /dev/null; }
+until_true 60 is_over
+tell "$(wc -l < /tmp/durable) files were durable when all engines were killed; the next one failed"
+csi unpublish --volume data --target /mnt/pod
+csi unstage --volume data --staging /mnt/staging
+until_true 90 is_healthy data
+csi stage --volume data --staging /mnt/staging --fs ext4 $(csi_publish data)
+csi publish --volume data --staging /mnt/staging --fs ext4 --target /mnt/pod
+check_data /mnt/pod
+(cd /mnt/pod && sha256sum -c /tmp/durable > /dev/null) || fail "what was told to be durable is not there"
+rm /mnt/pod/later-*
+until_true 60 paths_are 3
 
 # Another volume begins as the snapshot, beside the first one.
 ask csi create --name restored --bytes $((640 << 20)) --parameter replicas=3 --from-snapshot before

@@ -94,9 +94,9 @@ pub struct PathTimes {
     /// Seconds after which a path that cannot be reached is given up. If that was the last one, requests
     /// fail.
     pub controller_loss_s: u32,
-    /// Seconds after which requests fail while no path can be reached. They leave a path for another one at
-    /// once.
-    pub fast_io_fail_s: u32,
+    /// Seconds after which requests fail while no path can be reached; without, they wait until the last path is
+    /// given up. They leave a path for another one at once.
+    pub fast_io_fail_s: Option<u32>,
     /// Seconds without a word after which a path counts as lost.
     pub keep_alive_s: u32,
 }
@@ -106,7 +106,7 @@ impl Default for PathTimes {
         Self {
             reconnect_delay_s: 2,
             controller_loss_s: 1800,
-            fast_io_fail_s: 5,
+            fast_io_fail_s: None,
             keep_alive_s: 5,
         }
     }
@@ -303,6 +303,13 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     ///
     /// [`HostError`].
     fn rescan(&self, controller: &Controller) -> Result<(), HostError>;
+
+    /// Flushes what the target of a device has in caches.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`], also where the target lets this host hear that caches were lost.
+    fn flush(&self, device: &Device) -> Result<(), HostError>;
 
     /// The devices that are this namespace of this subsystem. With multipath it is one at most.
     ///

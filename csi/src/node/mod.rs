@@ -58,6 +58,10 @@ const TURN_PATIENCE: Duration = Duration::from_secs(30);
 /// where that takes longer, it goes on while the device is looked at and formatted.
 pub const OTHER_PATHS_PATIENCE: Duration = Duration::from_millis(100);
 
+/// Between two flushes by which a host hears that caches were lost: more than the second for which a target takes
+/// them for what was on its way when the first one failed.
+pub const FLUSH_PAUSE: Duration = Duration::from_millis(1_100);
+
 /// Longest id of a volume (CSI specification, "Size Limits").
 const VOLUME_ID_BYTES_MAX: usize = 128;
 
@@ -81,6 +85,8 @@ pub struct NodeSettings {
     pub device_timeout: Duration,
     /// How long other paths are waited for once there is one: [`OTHER_PATHS_PATIENCE`] but in tests.
     pub other_paths_patience: Duration,
+    /// Between two flushes by which a host hears that caches were lost: [`FLUSH_PAUSE`] but in tests.
+    pub flush_pause: Duration,
 }
 
 /// Who does one thing with a volume at a time.

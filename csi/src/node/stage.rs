@@ -5,6 +5,7 @@
 //! was asked for is left alone.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Instant;
 
 use pollux_api::control::v1::HostSecrets;
@@ -18,6 +19,9 @@ use crate::capability::{Access, Capability, FileSystem};
 use crate::error::CallError;
 use crate::host::{Content, Device};
 use crate::secrets;
+
+/// Flushes at most by which a host hears that caches were lost before it came.
+const FLUSHES_MAX: u32 = 3;
 
 /// The key in a volume's context of the file system that is made if none is asked for.
 const CONTEXT_FS_TYPE: &str = "fsType";
@@ -106,6 +110,7 @@ impl Parts {
             self.secrets.put(&wanted.volume_id, secrets.clone());
         }
         let mut laps = Laps::begin();
+        let was_here = !self.machine.controllers(&wanted.reach.subsystem_nqn)?.is_empty();
         let problems = self.connect(&wanted.volume_id, &wanted.reach)?;
         for problem in problems {
             tracing::warn!(volume = wanted.volume_id, problem, "a path is missing");
@@ -113,11 +118,29 @@ impl Parts {
         laps.done("paths");
         let device = self.device(&wanted.reach, 1)?;
         laps.done("device");
+        if !was_here && !staging.read_only {
+            self.hear_of_losses(&wanted.volume_id, &device);
+        }
         if let Form::Mount(file_system) = wanted.form {
             self.stage_mount(staging, &device, file_system, &mut laps)?;
         }
         tracing::info!(volume = wanted.volume_id, took = laps.text, "staged");
         Ok(())
+    }
+
+    /// Has the target tell this host whether caches were lost before, by a flush that fails: nobody here has
+    /// written anything yet that could be gone, and whoever mounts the device would fail by it.
+    fn hear_of_losses(&self, volume_id: &str, device: &Device) {
+        for _ in 0..FLUSHES_MAX {
+            match self.machine.flush(device) {
+                Ok(()) => return,
+                Err(error) => tracing::info!(
+                    volume = volume_id, %error,
+                    "caches may have been lost before the volume came here: nothing of this node was in them"
+                ),
+            }
+            thread::sleep(self.settings.flush_pause);
+        }
     }
 
     fn stage_mount(

@@ -132,6 +132,26 @@ impl Used {
     }
 }
 
+/// What was lost before a volume came to a node is nothing to that node, and no reason to fail.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_hears_of_lost_caches_before_it_uses_a_volume() {
+    let pollux = Pollux::start().await.ready().await;
+    let used = Used::new(&pollux, "v", mount("ext4")).await;
+    used.fail("flush");
+    used.fail("flush");
+    assert_eq!(used.stage().await, Ok(()));
+    let done = used.driver.machine.state().done.clone();
+    let place = |operation: &str| done.iter().position(|done| done.starts_with(operation));
+    assert!(
+        place("flush").is_some() && place("flush") < place("format"),
+        "{done:?}"
+    );
+    assert_eq!(used.done("flush"), 3);
+    // Somebody may use it by now, who has to hear of it himself.
+    assert_eq!(used.stage().await, Ok(()));
+    assert_eq!(used.done("flush"), 3);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_system_is_made_once_and_used_by_many() {
     let pollux = Pollux::start().await.ready().await;

@@ -32,9 +32,12 @@ fn options(connection: &Connection<'_>) -> String {
     // Writing to a text cannot fail.
     let _ = write!(
         text,
-        ",reconnect_delay={},ctrl_loss_tmo={},fast_io_fail_tmo={},keep_alive_tmo={}",
-        times.reconnect_delay_s, times.controller_loss_s, times.fast_io_fail_s, times.keep_alive_s
+        ",reconnect_delay={},ctrl_loss_tmo={},keep_alive_tmo={}",
+        times.reconnect_delay_s, times.controller_loss_s, times.keep_alive_s
     );
+    if let Some(seconds) = times.fast_io_fail_s {
+        let _ = write!(text, ",fast_io_fail_tmo={seconds}");
+    }
     if let Some(secrets) = connection.secrets {
         let _ = write!(text, ",dhchap_secret={}", secrets.host);
         if !secrets.controller.is_empty() {
@@ -144,9 +147,17 @@ mod tests {
             format!(
                 "transport=tcp,traddr=fd00::1,trsvcid=4420,nqn=nqn.2026-11.io.pollux:volume:x,\
                  hostnqn=nqn.2026-11.io.pollux:node:c:n,hostid={id},reconnect_delay=2,ctrl_loss_tmo=1800,\
-                 fast_io_fail_tmo=5,keep_alive_tmo=5"
+                 keep_alive_tmo=5"
             )
         );
+        let impatient = Connection {
+            times: PathTimes {
+                fast_io_fail_s: Some(7),
+                ..connection.times
+            },
+            ..connection.clone()
+        };
+        assert_eq!(options(&impatient), format!("{text},fast_io_fail_tmo=7"));
         let mut secrets = HostSecrets {
             host: "DHHC-1:00:aa:".to_owned(),
             controller: String::new(),

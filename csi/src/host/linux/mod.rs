@@ -71,6 +71,11 @@ impl Host for LinuxHost {
         sysfs::tell(&self.sys, controller, "rescan_controller")
     }
 
+    fn flush(&self, device: &Device) -> Result<(), HostError> {
+        let flushed = std::fs::File::open(&device.path).and_then(|file| file.sync_all());
+        flushed.map_err(|error| HostError::kernel("flush", &device.name, error))
+    }
+
     fn devices(&self, subsystem_nqn: &str, namespace_uuid: Uuid) -> Result<Vec<Device>, HostError> {
         let mut devices = sysfs::devices(&self.sys, &self.dev, subsystem_nqn, namespace_uuid)?;
         // One whose file is not there yet, or is that of another device, does not count.

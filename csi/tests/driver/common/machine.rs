@@ -244,6 +244,10 @@ impl Host for Machine {
         self.begin("rescan", &controller.name).map(drop)
     }
 
+    fn flush(&self, device: &Device) -> Result<(), HostError> {
+        self.begin("flush", &device.name).map(drop)
+    }
+
     fn devices(&self, subsystem_nqn: &str, namespace_uuid: Uuid) -> Result<Vec<Device>, HostError> {
         let mut state = self.state();
         let paths = state

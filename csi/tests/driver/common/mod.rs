@@ -438,6 +438,7 @@ pub fn settings(node: &str, records: PathBuf) -> NodeSettings {
         device_timeout: Duration::from_secs(5),
         // All are there when a call is answered, however busy this machine is.
         other_paths_patience: Duration::from_secs(60),
+        flush_pause: Duration::from_millis(1),
     }
 }
 
