@@ -94,8 +94,8 @@ pub struct PathTimes {
     /// Seconds after which a path that cannot be reached is given up. If that was the last one, requests
     /// fail.
     pub controller_loss_s: u32,
-    /// Seconds after which requests fail while no path can be reached; without, they wait until the last path is
-    /// given up. They leave a path for another one at once.
+    /// Seconds after which requests fail while no path can be reached; without, they wait until the last
+    /// path is given up. They leave a path for another one at once.
     pub fast_io_fail_s: Option<u32>,
     /// Seconds without a word after which a path counts as lost.
     pub keep_alive_s: u32,

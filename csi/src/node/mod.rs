@@ -58,8 +58,8 @@ const TURN_PATIENCE: Duration = Duration::from_secs(30);
 /// where that takes longer, it goes on while the device is looked at and formatted.
 pub const OTHER_PATHS_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Between two flushes by which a host hears that caches were lost: more than the second for which a target takes
-/// them for what was on its way when the first one failed.
+/// Between two flushes by which a host hears that caches were lost: more than the second for which a target
+/// takes them for what was on its way when the first one failed.
 pub const FLUSH_PAUSE: Duration = Duration::from_millis(1_100);
 
 /// Longest id of a volume (CSI specification, "Size Limits").

@@ -86,8 +86,8 @@ pub trait Device: Send + Sync {
         Box::pin(std::future::ready(Err(GrowError::Unsupported)))
     }
 
-    /// Whether writes that were acknowledged and not flushed may be gone, since it was not closed in good order
-    /// before it was opened. Hosts that live on cannot see that, and have to hear of it.
+    /// Whether writes that were acknowledged and not flushed may be gone, since it was not closed in good
+    /// order before it was opened. Hosts that live on cannot see that, and have to hear of it.
     fn has_lost_caches(&self) -> bool {
         false
     }

@@ -81,8 +81,8 @@ pub struct VerifyArguments {
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
 
-    /// Power may be lost on all engines at once: what was answered and not flushed may be gone then, once a flush
-    /// has failed with a write fault.
+    /// Power may be lost on all engines at once: what was answered and not flushed may be gone then, once a
+    /// flush has failed with a write fault.
     #[arg(long)]
     pub power_loss: bool,
 

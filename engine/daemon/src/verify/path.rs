@@ -109,8 +109,8 @@ impl Paths {
         Ok((number, device))
     }
 
-    /// Whether the path in use has told, since this was last asked, that what was answered and not flushed may be
-    /// gone.
+    /// Whether the path in use has told, since this was last asked, that what was answered and not flushed
+    /// may be gone.
     pub(super) fn takes_loss(&self) -> bool {
         self.has_lost.take()
     }

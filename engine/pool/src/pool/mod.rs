@@ -411,8 +411,8 @@ impl Pool {
         self.read_only
     }
 
-    /// Whether a volume may lack what was acknowledged and not flushed: it was there when the pool was left, not in
-    /// good order, with the records of some writes in memory.
+    /// Whether a volume may lack what was acknowledged and not flushed: it was there when the pool was
+    /// left, not in good order, with the records of some writes in memory.
     pub(crate) fn has_lost_caches(&self, volume: u64) -> bool {
         volume <= self.lost_caches_of.get()
     }

@@ -215,8 +215,8 @@ impl Opening {
         if lost.is_empty() {
             return Ok((promises, record));
         }
-        // The old target may read from those for as long as its lease. They are in the set until then: whoever
-        // takes over from this one meanwhile has to wait as well.
+        // The old target may read from those for as long as its lease. They are in the set until then:
+        // whoever takes over from this one meanwhile has to wait as well.
         sleep_until(promises.lease_over).await;
         let record = self.drop_from_set(record, lost, blank).await?;
         Ok((promises, record))

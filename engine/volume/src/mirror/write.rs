@@ -82,8 +82,8 @@ impl Core {
         }
         drop(passage);
         self.enough_in_sync().await?;
-        // It may have waited for the record, and a newer target may have found by now that caches were lost, with
-        // what was done here in them.
+        // It may have waited for the record, and a newer target may have found by now that caches were
+        // lost, with what was done here in them.
         self.confirm_lease().await
     }
 

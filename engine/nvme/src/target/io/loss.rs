@@ -9,9 +9,9 @@ use super::queue::Shared;
 use crate::target::refusal::Refusal;
 use crate::wire::status::Status;
 
-/// After a flush of a host has failed for it to hear of a loss, others of the same controller fail for so long:
-/// they may be on their way already, for somebody else. One that comes later, by a controller that lives on, is
-/// of a host that was sent the failure and did not lose it with a connection.
+/// After a flush of a host has failed for it to hear of a loss, others of the same controller fail for so
+/// long: they may be on their way already, for somebody else. One that comes later, by a controller that
+/// lives on, is of a host that was sent the failure and did not lose it with a connection.
 const ECHO: Duration = Duration::from_secs(1);
 
 impl Attached {
@@ -50,8 +50,8 @@ pub(super) async fn check(queue: &Shared, attached: &Attached) -> Result<(), Ref
         tracing::warn!(
             subsystem = %controller.subsystem.nqn(), namespace = namespace.id,
             host = %controller.host.nqn,
-            "a flush fails, so that the host hears that caches were lost: what it was acknowledged and had not \
-             flushed may be gone"
+            "a flush fails, so that the host hears that caches were lost: what it was acknowledged and had \
+             not flushed may be gone"
         );
     }
     Err(Refusal::of(Status::WRITE_FAULT))

@@ -1,17 +1,17 @@
 //! Which hosts have heard that writes which they were acknowledged may be gone.
 //!
-//! What was acknowledged and not flushed is gone with the caches of all that hold a namespace. A host that has
-//! lived on does not see it: it connects anew, and takes for durable whatever a flush that succeeds comes
-//! after. So a flush of each host fails first, and what it does then is what it does after any flush that
-//! failed. SCSI has the like of it in unit attention conditions (SAM-6, 5.14).
+//! What was acknowledged and not flushed is gone with the caches of all that hold a namespace. A host that
+//! has lived on does not see it: it connects anew, and takes for durable whatever a flush that succeeds
+//! comes after. So a flush of each host fails first, and what it does then is what it does after any flush
+//! that failed. SCSI has the like of it in unit attention conditions (SAM-6, 5.14).
 //!
-//! A host is known by its identifier. Whoever comes for the first time is told as well, since nobody knows who
-//! wrote before; it has lost nothing by then that it could miss.
+//! A host is known by its identifier. Whoever comes for the first time is told as well, since nobody knows
+//! who wrote before; it has lost nothing by then that it could miss.
 
 use super::table::HostId;
 
-/// Hosts that are known to have heard; when there are more the one that has known it longest is forgotten, and
-/// hears again.
+/// Hosts that are known to have heard; when there are more the one that has known it longest is forgotten,
+/// and hears again.
 pub(super) const TOLD_MAX: usize = 60;
 
 /// The last loss of caches, and who has heard of it.

@@ -6,7 +6,8 @@
 //! | `record` | the table as bytes that outlive a loss of power |
 //! | `store`, `files` | where those bytes are kept |
 //! | `shared` | the table of a namespace as all reactors see it |
-//! | `losses` | which hosts have heard that caches were lost: kept with the table, wherever the namespace goes |
+//! | `losses` | which hosts have heard that caches were lost: kept with the table, wherever the namespace
+//! goes |
 //! | `notices` | what the hosts of a controller were not told yet |
 //!
 //! The commands themselves are executed by the I/O queues. A subsystem that reports access states is served

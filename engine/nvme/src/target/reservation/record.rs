@@ -1,5 +1,5 @@
-//! A table as bytes that outlive a loss of power. Little-endian; version 2, or 1 where no host has heard of a loss
-//! of caches, which is then what it was before there were any:
+//! A table as bytes that outlive a loss of power. Little-endian; version 2, or 1 where no host has heard of
+//! a loss of caches, which is then what it was before there were any:
 //!
 //! ```text
 //!  0 magic "POLLUXRV"   8 version (16)   10 registrants (16)   12 type of the reservation, 0 for none

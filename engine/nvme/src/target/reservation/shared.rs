@@ -28,8 +28,8 @@ use crate::wire::status::Status;
 /// of every host.
 const PURGED_MAX: usize = 256;
 
-/// Controllers of a host by which it is sent a failure for it to hear of a loss, if it leaves each of them at once:
-/// after any error some do.
+/// Controllers of a host by which it is sent a failure for it to hear of a loss, if it leaves each of them
+/// at once: after any error some do.
 const SENT_MAX: u8 = 4;
 
 /// Bit of a stamp: a reservation is held.
@@ -47,8 +47,8 @@ struct State {
     purged: VecDeque<(HostId, u64)>,
     /// The stamp up to which single hosts are not remembered.
     purged_all: u64,
-    /// Hosts that were sent a failure for a loss that they have not heard of for sure, by how many controllers; the
-    /// oldest first.
+    /// Hosts that were sent a failure for a loss that they have not heard of for sure, by how many
+    /// controllers; the oldest first.
     sent: VecDeque<(HostId, u64, u8)>,
 }
 
@@ -151,8 +151,8 @@ impl Reservations {
         table.loss.concerns(host).then_some(table.loss.number)
     }
 
-    /// A host is about to be sent a failure for it to hear of a loss, by another controller than before: whether
-    /// it was sent so many that it has heard, whatever became of its connections.
+    /// A host is about to be sent a failure for it to hear of a loss, by another controller than before:
+    /// whether it was sent so many that it has heard, whatever became of its connections.
     pub(crate) fn is_sent_often(&self, host: &HostId, loss: u64) -> bool {
         let mut state = lock(&self.state);
         if let Some(sent) = state

@@ -13,9 +13,9 @@ impl Subsystem {
         (is_shared || !self.asymmetric_access) && !self.nqn.is_discovery()
     }
 
-    /// Takes over the reservations of a namespace that another engine has kept, `None` if there are none, and
-    /// which hosts have heard that caches were lost, by the number of the last time that they were. To be done
-    /// while the namespace cannot be accessed, before it can again.
+    /// Takes over the reservations of a namespace that another engine has kept, `None` if there are none,
+    /// and which hosts have heard that caches were lost, by the number of the last time that they were. To
+    /// be done while the namespace cannot be accessed, before it can again.
     ///
     /// # Errors
     ///

@@ -6,8 +6,8 @@
 //!
 //! In half of the runs replicas are added all the while, and others taken out.
 //!
-//! Writes that were acknowledged and not flushed may be gone once the volume is opened anew, if the record says
-//! that caches were lost, which clients then hear of. Otherwise they are there, whatever failed.
+//! Writes that were acknowledged and not flushed may be gone once the volume is opened anew, if the record
+//! says that caches were lost, which clients then hear of. Otherwise they are there, whatever failed.
 
 mod backing;
 mod cluster;

@@ -250,8 +250,8 @@ impl Target {
         let mut clients = self.shared.clients.borrow_mut();
         clients.retain(|client| !client.is_ended());
         let mut oracle = self.shared.oracle.borrow_mut();
-        // Whatever failed: unless clients are told so, nothing that they were acknowledged is gone, and a flush
-        // means all of it.
+        // Whatever failed: unless clients are told so, nothing that they were acknowledged is gone, and a
+        // flush means all of it.
         if self.shared.loss_heard.replace(record.caches_lost) != record.caches_lost {
             self.shared.coverage.reach(Event::CachesLost);
             oracle.power_cut(UnderWay::Remains);
