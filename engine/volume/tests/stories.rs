@@ -15,7 +15,7 @@
 //! | a failed fsync is tried again as if it had worked | `what_a_drive_forgot_...`, `a_flush_that_...` |
 //! | what is read after a takeover is another value later | `what_is_read_after_...`, `what_hosts_lost_...` |
 //! | what a takeover undid is back after a power cut | `what_was_undone_...` |
-//! | a host outlives all caches, and hears nothing of it | `a_loss_of_all_caches_...`, `one_replica_that_...` |
+//! | a host outlives all caches, and hears nothing of it | `suite/losses.rs` |
 //! | a tie-breaker lets a stale drive back | `no_tie_breaker_lets_a_stale_drive_back` |
 //!
 //! What each of them comes down to for one request is in `mirror.rs`.
@@ -590,77 +590,6 @@ fn what_hosts_lost_is_made_good_before_the_volume_is_served() {
     cluster.paths[1].reads_hang.set(false);
     cluster.world.finish(&opening);
     cluster.assert_identical(&[0, 1]);
-}
-
-/// Whether hosts have to hear that caches were lost at the last opening.
-fn has_lost(mirror: &Mirror) -> bool {
-    let record = mirror.membership();
-    record.caches_lost == Some(record.epoch)
-}
-
-/// Nobody is left who has it: that is on record, for whoever opens the volume next too.
-#[test]
-fn a_loss_of_all_caches_is_on_record_if_there_was_anything_in_them() {
-    let cluster = Cluster::new(44, 2);
-    let mirror = cluster.open();
-    cluster.write(&mirror, 9, 7);
-    drop(mirror);
-    cluster.power_cycle();
-    let mirror = cluster.open();
-    assert!(has_lost(&mirror));
-    let lost = mirror.membership().caches_lost;
-    drop(mirror);
-    // Nothing was written since, and replicas have lived.
-    let mirror = cluster.open();
-    assert_eq!(mirror.membership().caches_lost, lost);
-    drop(mirror);
-    // Nor is anything gone that was flushed: its intents are retired before long.
-    let mirror = cluster.open();
-    cluster.write(&mirror, 9, 8);
-    cluster.with(&mirror, async |device| device.flush().await.unwrap());
-    cluster.world.run_for(Duration::from_secs(60));
-    drop(mirror);
-    cluster.power_cycle();
-    let mirror = cluster.open();
-    assert_eq!(mirror.membership().caches_lost, lost);
-    assert_eq!(cluster.read(&mirror, 9), 8);
-}
-
-#[test]
-fn one_replica_that_has_lived_keeps_all_and_nobody_has_to_hear() {
-    for lived in [0, 1] {
-        let cluster = Cluster::new(45, 2);
-        let mirror = cluster.open();
-        cluster.write(&mirror, 9, 7);
-        drop(mirror);
-        cluster.drives[1 - lived].power_loss(PowerLoss::LoseAll);
-        cluster.start_host(1 - lived);
-        let mirror = cluster.open();
-        assert!(!has_lost(&mirror), "{lived}");
-        assert_eq!(cluster.read(&mirror, 9), 7);
-        drop(mirror);
-        // It was made good on both: now the other one will do.
-        cluster.drives[lived].power_loss(PowerLoss::LoseAll);
-        cluster.start_host(lived);
-        let mirror = cluster.open();
-        assert!(!has_lost(&mirror), "{lived}");
-        assert_eq!(cluster.read(&mirror, 9), 7);
-        cluster.assert_identical(&[0, 1]);
-    }
-}
-
-/// The one that has lived cannot read what is in doubt: what is taken from the other one may be older.
-#[test]
-fn a_loss_of_all_caches_is_on_record_if_the_one_that_lived_cannot_read() {
-    let cluster = Cluster::new(46, 2);
-    let mirror = cluster.open();
-    cluster.write(&mirror, 9, 7);
-    drop(mirror);
-    cluster.drives[1].power_loss(PowerLoss::LoseAll);
-    cluster.start_host(1);
-    cluster.drives[0].make_unreadable(common::DATA_START + 9, 1);
-    let mirror = cluster.open();
-    assert!(has_lost(&mirror));
 }
 
 /// What cannot be made good keeps the volume from being opened, and whoever opens it hears why.

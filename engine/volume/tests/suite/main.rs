@@ -8,6 +8,7 @@ mod common;
 mod conformance;
 mod holes;
 mod load;
+mod losses;
 mod qos;
 mod roll_back;
 mod slow;
