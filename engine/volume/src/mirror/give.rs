@@ -124,6 +124,12 @@ impl Core {
         let Some(source) = self.source_of(entry).await? else {
             return Ok(None);
         };
+        // The volume may have grown since the replica was met, before this was cut: the replica is made as large
+        // first, or what it cuts would be too small.
+        let snapshot_blocks = source.blocks().min(self.geometry.get().blocks);
+        if connection.area.layout().data_blocks() < self.data_blocks_of(snapshot_blocks) {
+            return Err(Interrupted);
+        }
         let mut stride = self.stride();
         let mut next = 0;
         loop {

@@ -12,6 +12,7 @@ use pollux_device::IoError;
 use pollux_reactor::{random_u64, timeout};
 use uuid::Uuid;
 
+use super::connection::Connection;
 use super::gate::Hold;
 use super::keeper::{WithReplica, join};
 use super::{Core, Mirror, StopReason};
@@ -109,6 +110,15 @@ impl Cut {
     }
 }
 
+/// A session with a replica. A later one with the same replica is another one, as long as this is held.
+struct Session(Rc<Connection>);
+
+impl PartialEq for Session {
+    fn eq(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 impl Drop for Cut {
     fn drop(&mut self) {
         self.core.cuts.borrow_mut().retain(|cut| *cut != self.cut);
@@ -137,6 +147,7 @@ impl Hold {
             members.live().contains_all(required).then_some(required)
         };
         let required = self.until(settled).await?;
+        let sessions = core.sessions(required);
         // What was acknowledged and not flushed is in the snapshot: it must not be lost from a cache either.
         timeout(self.left(), core.flush())
             .await
@@ -148,7 +159,11 @@ impl Hold {
                 Err(error) => return Err(core.replica_error(slot, error)),
             }
         }
+        // One that was lost in between, and is back, has cut what it has now: not what it was to have.
         let members = core.members.borrow();
+        if !members.live().contains_all(required) || core.sessions(required) != sessions {
+            return Err(SnapshotError::SetChanged);
+        }
         if !self.is_in_force() {
             return Err(SnapshotError::Expired);
         }
@@ -256,6 +271,12 @@ impl Core {
             })
             .await;
         self.check_serving()
+    }
+
+    /// The sessions with some replicas.
+    fn sessions(&self, slots: SlotSet) -> Vec<Option<Session>> {
+        let of = |slot| self.connection(slot).map(Session);
+        slots.iter().map(of).collect()
     }
 
     /// Has hosts do something with their replicas, side by side, while a hold lasts.
