@@ -239,18 +239,22 @@ impl Core {
 
     async fn make_chunk_identical(&self, block: u64, blocks: u64, trust: &Trust) -> Result<bool, OpenError> {
         let bytes = (blocks * u64::from(self.geometry.get().block_bytes)) as usize;
+        let has_kept_all = |slot| {
+            let connection = self.connection(slot);
+            connection.is_some_and(|found| found.has_kept_all_since(trust.newest))
+        };
         let mut left = trust.sources.iter();
         let (source, data) = loop {
             let Some(&slot) = left.next() else {
+                // Some of its blocks may be read one by one, and have lost something.
+                if !trust.sources.iter().all(|&slot| has_kept_all(slot)) {
+                    self.doubts.has_lost.set(true);
+                }
                 return Ok(false);
             };
             if let Some(data) = self.read_from(slot, block, bytes).await? {
                 break (slot, data);
             }
-        };
-        let has_kept_all = |slot| {
-            let connection = self.connection(slot);
-            connection.is_some_and(|found| found.has_kept_all_since(trust.newest))
         };
         if !has_kept_all(source) {
             self.doubts.has_lost.set(true);

@@ -64,6 +64,21 @@ fn one_replica_that_has_lived_keeps_all_and_nobody_has_to_hear() {
     }
 }
 
+/// What nobody can read stays as it is, and blocks beside it may be older.
+#[test]
+fn a_loss_of_all_caches_is_on_record_if_nobody_can_read_what_is_in_doubt() {
+    let cluster = Cluster::new(47, 2);
+    let mirror = cluster.open();
+    cluster.write(&mirror, 9, 7);
+    drop(mirror);
+    cluster.power_cycle();
+    for drive in &cluster.drives {
+        drive.make_unreadable(DATA_START + 8, 1);
+    }
+    let mirror = cluster.open();
+    assert!(has_lost(&mirror));
+}
+
 /// The one that has lived cannot read what is in doubt: what is taken from the other one may be older.
 #[test]
 fn a_loss_of_all_caches_is_on_record_if_the_one_that_lived_cannot_read() {
