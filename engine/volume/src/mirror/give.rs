@@ -124,8 +124,8 @@ impl Core {
         let Some(source) = self.source_of(entry).await? else {
             return Ok(None);
         };
-        // The volume may have grown since the replica was met, before this was cut: the replica is made as large
-        // first, or what it cuts would be too small.
+        // The volume may have grown since the replica was met, before this was cut: the replica is made as
+        // large first, or what it cuts would be too small.
         let snapshot_blocks = source.blocks().min(self.geometry.get().blocks);
         if connection.area.layout().data_blocks() < self.data_blocks_of(snapshot_blocks) {
             return Err(Interrupted);

@@ -5,7 +5,7 @@
 //! - Data is sent to a replica only while the intent of its region is durable on all of the set.
 //! - A write is acknowledged when all of the set have it, as the store has confirmed the set.
 //! - A read is answered only when, after the data was read, the lease had not run out; and so is a change,
-//! after it was done.
+//!   after it was done.
 
 mod connection;
 mod doubts;
