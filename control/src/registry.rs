@@ -5,13 +5,17 @@
 //! and has to stop acknowledging.
 
 use pollux_api::control::v1::{
-    GetMembershipRequest, GetReservationsRequest, Membership, Reservations, SwapMembershipRequest,
-    SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse, Volume,
+    Event, GetMembershipRequest, GetReservationsRequest, Membership, Reservations, Severity,
+    SwapMembershipRequest, SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse, Volume,
 };
 
 use crate::controller::RESTORED;
 use crate::model::{Guarded, Kind, Record, check_follows, is_ending, membership, put_membership};
 use crate::store::{RESTORED_KEY, Store, StoreError, Transaction};
+
+/// What became of a volume whose caches were lost, for people.
+const LOST: &str = "all replicas in sync may have lost what was in their caches: what hosts were acknowledged and had \
+                    not flushed may be gone, and each hears of it by its first flush, which fails";
 
 /// How often a change is tried against others of the same volume.
 const ATTEMPTS_MAX: usize = 16;
@@ -106,7 +110,8 @@ pub async fn get_membership(
     Ok(of(&volume))
 }
 
-/// Changes who takes part in a volume. Asked twice, it is done once and answered twice.
+/// Changes who takes part in a volume. Asked twice, it is done once and answered twice. People hear of lost
+/// caches by an event of this time.
 ///
 /// # Errors
 ///
@@ -114,6 +119,7 @@ pub async fn get_membership(
 pub async fn swap_membership(
     store: &dyn Store,
     request: &SwapMembershipRequest,
+    now_unix_us: u64,
 ) -> Result<SwapMembershipResponse, RegistryError> {
     let mut next = request.next.clone().unwrap_or_default();
     for _ in 0..ATTEMPTS_MAX {
@@ -142,6 +148,9 @@ pub async fn swap_membership(
         put_membership(volume.status.get_or_insert_default(), &next);
         let mut transaction = Transaction::default();
         transaction.put(&volume);
+        if next.caches_lost_epoch != current.caches_lost_epoch {
+            transaction.put_always(&loss_event(&volume, now_unix_us));
+        }
         match store.commit(transaction).await {
             Ok(_) => {
                 return Ok(SwapMembershipResponse {
@@ -154,6 +163,21 @@ pub async fn swap_membership(
         }
     }
     Err(RegistryError::Contended(request.volume.clone()))
+}
+
+/// What people hear when caches of a volume were lost.
+fn loss_event(volume: &Volume, now_unix_us: u64) -> Event {
+    let mut event = Event {
+        metadata: None,
+        unix_us: now_unix_us,
+        severity: Severity::Warning.into(),
+        subject: volume.subject(),
+        message: LOST.to_owned(),
+    };
+    // Names have the order of time.
+    event.meta_mut().name = format!("{now_unix_us:020}-{}", volume.meta().uid);
+    event.meta_mut().created_unix_us = now_unix_us;
+    event
 }
 
 /// Reads a volume for the node that serves it in an epoch.

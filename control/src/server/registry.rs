@@ -62,7 +62,8 @@ impl Registry for Services {
         require_volume(&request.volume)?;
         require_name(&request.node)?;
         caller.require_node(&request.node)?;
-        let swapped = swap_membership(self.parts.store.as_ref(), &request).await;
+        let now = self.parts.clock.now_unix_us();
+        let swapped = swap_membership(self.parts.store.as_ref(), &request, now).await;
         answer!(swapped.map_err(CallError::from)?)
     }
 

@@ -1,12 +1,15 @@
 //! Reservations of hosts, as engines ask for them and change them.
 
 use pollux_api::control::v1::{
-    GetReservationsRequest, Replica, ReplicaState, SwapMembershipRequest, SwapReservationsRequest,
-    SwapReservationsResponse, Volume, VolumeStatus,
+    GetMembershipRequest, GetReservationsRequest, Membership, Replica, ReplicaState, SwapMembershipRequest,
+    SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse, Volume, VolumeStatus,
 };
 use pollux_control::model::{Record, membership};
-use pollux_control::registry::{RegistryError, get_reservations, swap_membership, swap_reservations};
+use pollux_control::registry::{
+    RegistryError, get_membership, get_reservations, swap_membership, swap_reservations,
+};
 use pollux_control::store::{MemoryStore, Store};
+use pollux_control::world::World;
 
 use super::common::{named, put, volume};
 
@@ -123,6 +126,50 @@ async fn a_change_that_is_late_changes_nothing() {
     );
 }
 
+/// A loss of caches is on record and told once; engines that know nothing of it do not take it back.
+#[tokio::test]
+async fn people_hear_once_that_caches_were_lost() {
+    let (store, volume) = served(7).await;
+    let store: &dyn Store = &store;
+    let swap = async |next: Membership, now_unix_us| {
+        let request = SwapMembershipRequest {
+            volume: "v".to_owned(),
+            node: TARGET.to_owned(),
+            next: Some(next),
+        };
+        swap_membership(store, &request, now_unix_us).await
+    };
+    let done = SwapMembershipResponse {
+        swapped: true,
+        current: None,
+    };
+    let mut next = membership(&volume.meta().uid, &volume.status.clone().expect("it has one"));
+    next.version += 1;
+    next.caches_lost_epoch = next.epoch;
+    // The answer to the first one was lost.
+    for now_unix_us in [40, 50] {
+        assert_eq!(swap(next.clone(), now_unix_us).await, Ok(done.clone()));
+    }
+    let older = Membership {
+        version: next.version + 1,
+        epoch: next.epoch + 1,
+        caches_lost_epoch: 0,
+        ..next.clone()
+    };
+    assert_eq!(swap(older, 60).await, Ok(done));
+    let asked = GetMembershipRequest {
+        volume: "v".to_owned(),
+        volume_uid: volume.meta().uid.clone(),
+        node: TARGET.to_owned(),
+    };
+    let found = get_membership(store, &asked).await.expect("it serves it");
+    assert_eq!(found.caches_lost_epoch, next.caches_lost_epoch);
+    let listing = store.list_all("/").await.expect("it is there");
+    let world = World::load(&listing, 70).expect("it can be read");
+    let told: Vec<&String> = world.events.iter().collect();
+    assert_eq!(told, [&format!("{:020}-{}", 40, volume.meta().uid)]);
+}
+
 #[tokio::test]
 async fn they_stay_when_a_volume_is_opened_again() {
     let (store, volume) = served(7).await;
@@ -140,7 +187,7 @@ async fn they_stay_when_a_volume_is_opened_again() {
         next: Some(next),
     };
     assert!(
-        swap_membership(store, &request)
+        swap_membership(store, &request, 1)
             .await
             .expect("it may follow")
             .swapped

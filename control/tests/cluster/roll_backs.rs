@@ -488,7 +488,7 @@ async fn targets_neither_begin_nor_forget_one() {
             node: status.target_node,
             next: Some(next),
         };
-        swap_membership(&cluster.store, &request).await
+        swap_membership(&cluster.store, &request, 1).await
     };
     assert_eq!(record.roll_back, None);
     let refused = swap(&cluster, Some(begun.clone())).await;

@@ -205,7 +205,7 @@ impl Records<'_> {
     /// What became of a change; nothing if this is not the target. An error if nobody can tell now.
     async fn swap(&self, request: SwapMembershipRequest) -> Result<Option<SwapMembershipResponse>, ()> {
         match self {
-            Self::Store(store) => match swap_membership(*store, &request).await {
+            Self::Store(store) => match swap_membership(*store, &request, 1).await {
                 Ok(answer) => Ok(Some(answer)),
                 Err(RegistryError::NotTarget { .. } | RegistryError::NotFound(_)) => Ok(None),
                 Err(RegistryError::Restored) => Err(()),
