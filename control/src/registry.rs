@@ -15,7 +15,8 @@ use crate::store::{RESTORED_KEY, Store, StoreError, Transaction};
 
 /// What became of a volume whose caches were lost, for people.
 const LOST: &str = "all replicas in sync may have lost what was in their caches: what hosts were \
-                    acknowledged and had not flushed may be gone, and each hears of it by its first flush, which fails";
+                    acknowledged and had not flushed may be gone, and each hears of it by its first \
+                    flush, which fails";
 
 /// How often a change is tried against others of the same volume.
 const ATTEMPTS_MAX: usize = 16;
