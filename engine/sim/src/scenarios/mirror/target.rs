@@ -6,7 +6,9 @@ use std::time::Duration;
 use pollux_device::IoError;
 use pollux_reactor::sleep;
 use pollux_volume::membership::{Membership, MembershipStore};
-use pollux_volume::mirror::{Mirror, MirrorCounters, MirrorOptions, OpenError, StopReason};
+use pollux_volume::mirror::{
+    Mirror, MirrorCounters, MirrorOptions, OpenError, Pace, ReplicaStatus, StopReason,
+};
 
 use super::cluster::{BLOCKS, Shared, VOLUME};
 use super::coverage::Event;
@@ -81,7 +83,9 @@ impl Target {
         self.cover_opening(&mirror.membership());
         let device = mirror.device();
         if self.shared.calm.get() {
+            // It comes back from this only for the volume to be opened anew.
             self.settle(mirror).await;
+            return mirror.stopped();
         }
         for _ in 0..self.random.within(1..=3) {
             let checked = CheckedDevice::remote(device.clone(), self.shared.oracle.clone());
@@ -294,7 +298,10 @@ impl Target {
             self.rewrite_unreadable(mirror).await;
         }
         while !self.shared.plan.is_reached(&mirror.membership()) {
-            if mirror.stopped().is_some() {
+            let given_up = |replica: &ReplicaStatus| replica.pace == Pace::GivenUp;
+            if mirror.stopped().is_some() || mirror.replicas().iter().any(given_up) {
+                // Whoever gives a replica up has it made anew elsewhere, and there is nowhere else: the volume is
+                // opened anew.
                 return;
             }
             if self.shared.plan.version() > 0 {
