@@ -300,8 +300,8 @@ impl Target {
         while !self.shared.plan.is_reached(&mirror.membership()) {
             let given_up = |replica: &ReplicaStatus| replica.pace == Pace::GivenUp;
             if mirror.stopped().is_some() || mirror.replicas().iter().any(given_up) {
-                // Whoever gives a replica up has it made anew elsewhere, and there is nowhere else: the volume is
-                // opened anew.
+                // Whoever gives a replica up has it made anew elsewhere, and there is nowhere else: the
+                // volume is opened anew.
                 return;
             }
             if self.shared.plan.version() > 0 {
