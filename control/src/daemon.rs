@@ -60,18 +60,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ServeArguments {
-    /// Where records are: file:PATH, etcd://HOST:PORT,HOST:PORT or memory:
-    #[arg(
-        long,
-        value_name = "STORE",
-        default_value = "file:/var/lib/pollux/control.redb"
-    )]
-    store: StoreAddress,
-
-    /// A directory with authority.pem, own.pem and own.key, by which etcd is trusted and trusts: then it is
-    /// called by mutual TLS only.
-    #[arg(long, value_name = "DIRECTORY")]
-    store_certificates: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArguments,
 
     /// Where calls are answered. Without certificates, on this machine only.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4440")]
@@ -124,7 +114,7 @@ struct ServeArguments {
 
 #[derive(Debug, Args)]
 struct StoreArguments {
-    /// Where records are: file:PATH or etcd://HOST:PORT,HOST:PORT
+    /// Where records are: file:PATH, etcd://HOST:PORT,HOST:PORT or memory:, which ends with the process
     #[arg(
         long,
         value_name = "STORE",
@@ -364,10 +354,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
     });
     let client_tls = certificates.as_ref().map(Certificates::client);
     let certificates_given = certificates.is_some();
-    let store = arguments
-        .store
-        .open(arguments.store_certificates.as_deref())
-        .await?;
+    let store = arguments.store.open().await?;
     let listening = Listening::bind(arguments.listen, server_tls).await?;
     let http = match arguments.http.unwrap_or(HttpAddress::after(arguments.listen)) {
         HttpAddress::None => None,

@@ -261,12 +261,14 @@ fn volumes(
     examined.collect()
 }
 
+/// Whether what was found is put on record, if it is not there as it is.
+pub(crate) fn is_committed(volume: &FoundVolume) -> bool {
+    matches!(volume.certainty(), Certainty::Sure | Certainty::Accepted)
+}
+
 /// Whether what was found can be relied on.
 pub(crate) fn is_certain(volume: &FoundVolume) -> bool {
-    matches!(
-        volume.certainty(),
-        Certainty::Sure | Certainty::Accepted | Certainty::Unused
-    )
+    is_committed(volume) || volume.certainty() == Certainty::Unused
 }
 
 /// Whether the volumes that are on record are so as engines have them, once what was found is on record too.
@@ -571,7 +573,7 @@ fn volume_records(
     pools: &BTreeMap<String, String>,
 ) -> Option<(Volume, Transaction)> {
     let record = found.record.as_ref()?;
-    if !matches!(found.certainty(), Certainty::Sure | Certainty::Accepted) {
+    if !is_committed(found) {
         return None;
     }
     let replicas = record.members.iter().filter_map(|member| {

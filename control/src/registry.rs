@@ -5,12 +5,13 @@
 //! and has to stop acknowledging.
 
 use pollux_api::control::v1::{
-    Event, GetMembershipRequest, GetReservationsRequest, Membership, Reservations, Severity,
-    SwapMembershipRequest, SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse, Volume,
+    GetMembershipRequest, GetReservationsRequest, Membership, Reservations, Severity, SwapMembershipRequest,
+    SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse, Volume,
 };
 
 use crate::controller::RESTORED;
 use crate::model::{Guarded, Kind, Record, check_follows, is_ending, membership, put_membership};
+use crate::plan::event;
 use crate::store::{RESTORED_KEY, Store, StoreError, Transaction};
 
 /// What became of a volume whose caches were lost, for people.
@@ -150,7 +151,9 @@ pub async fn swap_membership(
         let mut transaction = Transaction::default();
         transaction.put(&volume);
         if next.caches_lost_epoch != current.caches_lost_epoch {
-            transaction.put_always(&loss_event(&volume, now_unix_us));
+            let told = (volume.subject(), LOST.to_owned());
+            let lost = event(now_unix_us, &volume.meta().uid, Severity::Warning, told);
+            transaction.put_always(&lost);
         }
         match store.commit(transaction).await {
             Ok(_) => {
@@ -164,21 +167,6 @@ pub async fn swap_membership(
         }
     }
     Err(RegistryError::Contended(request.volume.clone()))
-}
-
-/// What people hear when caches of a volume were lost.
-fn loss_event(volume: &Volume, now_unix_us: u64) -> Event {
-    let mut event = Event {
-        metadata: None,
-        unix_us: now_unix_us,
-        severity: Severity::Warning.into(),
-        subject: volume.subject(),
-        message: LOST.to_owned(),
-    };
-    // Names have the order of time.
-    event.meta_mut().name = format!("{now_unix_us:020}-{}", volume.meta().uid);
-    event.meta_mut().created_unix_us = now_unix_us;
-    event
 }
 
 /// Reads a volume for the node that serves it in an epoch.

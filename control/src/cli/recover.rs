@@ -6,11 +6,10 @@ use std::io::Write;
 use clap::Args;
 use pollux_api::control::v1::recoveries_client::RecoveriesClient;
 use pollux_api::control::v1::{
-    Certainty, CommitRecoveryRequest, FoundVolume, PoolDevices, RecoverySpec, ReplicaState, Survey,
-    SurveyEnginesRequest,
+    CommitRecoveryRequest, FoundVolume, PoolDevices, RecoverySpec, ReplicaState, Survey, SurveyEnginesRequest,
 };
 
-use crate::recover::is_record_certain;
+use crate::recover::{is_committed, is_record_certain};
 
 use super::Size;
 use super::connection::{Channel, CommandError};
@@ -78,11 +77,6 @@ pub(super) async fn run(
         Output::Json | Output::Yaml => serialized(&survey, output, into),
         Output::Table | Output::Wide => show(&survey, arguments.commit.is_some(), into),
     }
-}
-
-/// Whether it is put on record, if it is not there as it is.
-fn is_committed(volume: &FoundVolume) -> bool {
-    matches!(volume.certainty(), Certainty::Sure | Certainty::Accepted)
 }
 
 fn show(survey: &Survey, is_done: bool, into: &mut impl Write) -> Result<(), CommandError> {

@@ -200,16 +200,27 @@ pub(crate) fn add_event(
     severity: Severity,
     (subject, message): (String, String),
 ) {
+    // The revision keeps decisions of the same microsecond apart.
+    let unique = format!("{:x}-{number:x}", world.revision);
+    transaction.put_always(&event(world.now_unix_us, &unique, severity, (subject, message)));
+}
+
+/// An event; what keeps it apart from others of the same microsecond is part of its name.
+pub(crate) fn event(
+    now_unix_us: u64,
+    unique: &str,
+    severity: Severity,
+    (subject, message): (String, String),
+) -> Event {
     let mut event = Event {
         metadata: None,
-        unix_us: world.now_unix_us,
+        unix_us: now_unix_us,
         severity: severity.into(),
         subject,
         message,
     };
-    // Names have the order of time. The revision keeps decisions of the same microsecond apart.
-    let name = format!("{:020}-{:x}-{number:x}", world.now_unix_us, world.revision);
-    event.meta_mut().name = name;
-    event.meta_mut().created_unix_us = world.now_unix_us;
-    transaction.put_always(&event);
+    // Names have the order of time.
+    event.meta_mut().name = format!("{now_unix_us:020}-{unique}");
+    event.meta_mut().created_unix_us = now_unix_us;
+    event
 }

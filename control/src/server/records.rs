@@ -150,7 +150,7 @@ impl Services {
             transaction.put(&complete);
             // Before it is there: the planner may see it at once.
             self.parts.observations.asked().note(&complete.meta().uid);
-            match self.commit(R::KIND, transaction).await {
+            match self.commit(unless_held(R::KIND, transaction)).await {
                 Ok(revision) => {
                     complete.meta_mut().revision = revision;
                     return Ok(complete);
@@ -190,26 +190,29 @@ impl Services {
         if changed == *present {
             return Ok(Some(changed));
         }
+        self.put_in_place(changed, unless_held(R::KIND, beside)).await
+    }
+
+    /// Puts a record in the place of the one that it was made of. Nothing if somebody was quicker.
+    async fn put_in_place<R: Record>(
+        &self,
+        mut changed: R,
+        beside: Transaction,
+    ) -> Result<Option<R>, CallError> {
         let mut transaction = beside;
         transaction.put(&changed);
         self.parts.observations.asked().note(&changed.meta().uid);
-        written(changed, self.commit(R::KIND, transaction).await)
+        match self.commit(transaction).await {
+            Ok(revision) => {
+                changed.meta_mut().revision = revision;
+                Ok(Some(changed))
+            }
+            Err(CallError::Store(StoreError::Conflict { .. })) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Changes what is stored for a record of a kind, and what is beside it. Nothing is asked for of records
-    /// that may be older than what engines have; who takes part in the cluster is said before that is known.
-    async fn commit(&self, kind: Kind, mut transaction: Transaction) -> Result<u64, CallError> {
-        let is_done_by = match kind {
-            Kind::Pool | Kind::Volume | Kind::Snapshot | Kind::GroupSnapshot | Kind::Rebalance => true,
-            Kind::Node | Kind::Group | Kind::Template | Kind::Token => false,
-            Kind::HostSecrets | Kind::Removal | Kind::Event => false,
-        };
-        if is_done_by {
-            transaction.conditions.push(Condition {
-                key: RESTORED_KEY.to_owned(),
-                revision: 0,
-            });
-        }
+    async fn commit(&self, transaction: Transaction) -> Result<u64, CallError> {
         match self.parts.store.commit(transaction).await {
             Err(StoreError::Conflict { key }) if key == RESTORED_KEY => Err(CallError::Restored),
             done => Ok(done?),
@@ -350,18 +353,8 @@ impl Services {
         if changed == *record {
             return Ok(Some(changed));
         }
-        let mut transaction = Transaction::default();
-        transaction.put(&changed);
         // Also of records that nothing is done by yet: some can only be got rid of.
-        self.parts.observations.asked().note(&changed.meta().uid);
-        written(
-            changed,
-            self.parts
-                .store
-                .commit(transaction)
-                .await
-                .map_err(CallError::Store),
-        )
+        self.put_in_place(changed, Transaction::default()).await
     }
 
     /// All records of a kind.
@@ -479,16 +472,21 @@ impl Services {
     }
 }
 
-/// What was written, with the revision that it has then. Nothing if somebody was quicker.
-fn written<R: Record>(mut record: R, done: Result<u64, CallError>) -> Result<Option<R>, CallError> {
-    match done {
-        Ok(revision) => {
-            record.meta_mut().revision = revision;
-            Ok(Some(record))
-        }
-        Err(CallError::Store(StoreError::Conflict { .. })) => Ok(None),
-        Err(error) => Err(error),
+/// A change of records of a kind that is not made while records may be older than what engines have, as
+/// nothing is asked for of those. Who takes part in the cluster is said before that is known.
+fn unless_held(kind: Kind, mut transaction: Transaction) -> Transaction {
+    let is_done_by = match kind {
+        Kind::Pool | Kind::Volume | Kind::Snapshot | Kind::GroupSnapshot | Kind::Rebalance => true,
+        Kind::Node | Kind::Group | Kind::Template | Kind::Token => false,
+        Kind::HostSecrets | Kind::Removal | Kind::Event => false,
+    };
+    if is_done_by {
+        transaction.conditions.push(Condition {
+            key: RESTORED_KEY.to_owned(),
+            revision: 0,
+        });
     }
+    transaction
 }
 
 pub(super) fn contended<R: Record>(name: &str) -> CallError {

@@ -184,8 +184,7 @@ fn what_is_written_across_regions_under_resync_and_flushed_is_on_the_replica_tha
         cluster.with(&mirror, async |device| device.flush().await.unwrap());
         drop(mirror);
         // The first one is gone for good, and the second loses its power.
-        cluster.drives[1].power_loss(PowerLoss::LoseAll);
-        cluster.start_host(1);
+        cluster.power_cycle_one(1);
         cluster.paths[0].cut.set(true);
         let mirror = cluster.open();
         for border in 1..6 {
@@ -232,8 +231,7 @@ fn what_is_written_across_regions_on_one_replica_only_is_the_same_after_a_takeov
         cluster.world.run_for(Duration::from_millis(100));
         assert!(!hanging.is_ended());
         drop(mirror);
-        cluster.drives[delayed].power_loss(PowerLoss::LoseAll);
-        cluster.start_host(delayed);
+        cluster.power_cycle_one(delayed);
         let mirror = cluster.open();
         cluster.world.run_for(Duration::from_secs(5));
         cluster.assert_identical(&[0, 1]);
@@ -254,8 +252,7 @@ fn a_replica_that_goes_in_the_middle_of_a_rebuild_and_loses_its_cache_misses_wha
         cluster.paths[1].cut.set(false);
         cluster.world.run_for(Duration::from_millis(250 * moment));
         cluster.write(&mirror, 2, 8);
-        cluster.drives[1].power_loss(PowerLoss::LoseAll);
-        cluster.start_host(1);
+        cluster.power_cycle_one(1);
         cluster.write(&mirror, 3, 9);
         // Also the target goes, and another one takes up what is left.
         drop(mirror);
@@ -685,8 +682,7 @@ fn of_the_replicas_that_promise_the_one_that_kept_its_cache_is_the_source() {
     cluster.write(&mirror, 9, 7);
     drop(mirror);
     // Acknowledged, not flushed; the local one loses it, the other one has it.
-    cluster.drives[0].power_loss(PowerLoss::LoseAll);
-    cluster.start_host(0);
+    cluster.power_cycle_one(0);
     let mirror = cluster.open();
     assert_eq!(cluster.read(&mirror, 9), 7);
     cluster.assert_identical(&[0, 1]);

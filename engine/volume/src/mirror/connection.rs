@@ -318,9 +318,7 @@ impl Core {
                 limit.reset(deadline.min(now + LOOK_INTERVAL));
                 // A replica that was taken out is not waited for.
                 for (slot, connection, pending) in &mut waiting {
-                    let current = self.connection(*slot);
-                    let is_current = current.is_some_and(|current| Rc::ptr_eq(&current, connection));
-                    if pending.is_some() && !is_current {
+                    if pending.is_some() && !self.is_current(*slot, connection) {
                         *pending = None;
                         answers.push((*slot, connection.clone(), Err(IoError::Gone)));
                     }
@@ -336,12 +334,21 @@ impl Core {
         answers
     }
 
+    /// Whether a session with a replica is the one that there is now.
+    pub(super) fn is_current(&self, slot: SlotNumber, connection: &Rc<Connection>) -> bool {
+        let current = self.connection(slot);
+        current.is_some_and(|current| Rc::ptr_eq(&current, connection))
+    }
+
+    /// Whether the host of a replica has lost nothing from its cache since an epoch.
+    pub(super) fn has_kept_all_since(&self, slot: SlotNumber, epoch: Option<Epoch>) -> bool {
+        let connection = self.connection(slot);
+        connection.is_some_and(|found| found.has_kept_all_since(epoch))
+    }
+
     /// What an error of a replica means. Whatever is no matter of the moment takes the replica out; the last
     /// one stays.
     pub(super) fn judge(&self, slot: SlotNumber, connection: &Rc<Connection>, error: IoError) -> Verdict {
-        let is_current = self
-            .connection(slot)
-            .is_some_and(|current| Rc::ptr_eq(&current, connection));
         match error {
             IoError::ResourceShortage | IoError::NotReady => return Verdict::Again,
             IoError::Fenced => {
@@ -349,7 +356,7 @@ impl Core {
                 return Verdict::Changed;
             }
             // An answer of a session that is no more.
-            _ if !is_current => return Verdict::Changed,
+            _ if !self.is_current(slot, connection) => return Verdict::Changed,
             IoError::CapacityExceeded if self.members.borrow().required().contains(slot) => {
                 return Verdict::NoSpace;
             }

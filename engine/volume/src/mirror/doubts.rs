@@ -239,10 +239,7 @@ impl Core {
 
     async fn make_chunk_identical(&self, block: u64, blocks: u64, trust: &Trust) -> Result<bool, OpenError> {
         let bytes = (blocks * u64::from(self.geometry.get().block_bytes)) as usize;
-        let has_kept_all = |slot| {
-            let connection = self.connection(slot);
-            connection.is_some_and(|found| found.has_kept_all_since(trust.newest))
-        };
+        let has_kept_all = |slot| self.has_kept_all_since(slot, trust.newest);
         let mut left = trust.sources.iter();
         let (source, data) = loop {
             let Some(&slot) = left.next() else {

@@ -444,10 +444,7 @@ impl Core {
             let is_local = self.connection(slot).is_some_and(|found| found.is_local);
             (Reverse(settled(slot)), !is_local, slot)
         });
-        let has_kept_all = |&slot: &SlotNumber| {
-            let connection = self.connection(slot);
-            connection.is_some_and(|found| found.has_kept_all_since(newest))
-        };
+        let has_kept_all = |&slot: &SlotNumber| self.has_kept_all_since(slot, newest);
         Trust {
             in_all: sources.iter().all(has_kept_all),
             sources,

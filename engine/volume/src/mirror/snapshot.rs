@@ -12,7 +12,6 @@ use pollux_device::IoError;
 use pollux_reactor::{random_u64, timeout};
 use uuid::Uuid;
 
-use super::connection::Connection;
 use super::gate::Hold;
 use super::keeper::{WithReplica, join};
 use super::{Core, Mirror, StopReason};
@@ -110,15 +109,6 @@ impl Cut {
     }
 }
 
-/// A session with a replica. A later one with the same replica is another one, as long as this is held.
-struct Session(Rc<Connection>);
-
-impl PartialEq for Session {
-    fn eq(&self, other: &Self) -> bool {
-        Rc::ptr_eq(&self.0, &other.0)
-    }
-}
-
 impl Drop for Cut {
     fn drop(&mut self) {
         self.core.cuts.borrow_mut().retain(|cut| *cut != self.cut);
@@ -147,7 +137,9 @@ impl Hold {
             members.live().contains_all(required).then_some(required)
         };
         let required = self.until(settled).await?;
-        let sessions = core.sessions(required);
+        let session = |slot| Some((slot, core.connection(slot)?));
+        let sessions: Option<Vec<_>> = required.iter().map(session).collect();
+        let sessions = sessions.ok_or(SnapshotError::SetChanged)?;
         // What was acknowledged and not flushed is in the snapshot: it must not be lost from a cache either.
         timeout(self.left(), core.flush())
             .await
@@ -161,7 +153,10 @@ impl Hold {
         }
         // One that was lost in between, and is back, has cut what it has now: not what it was to have.
         let members = core.members.borrow();
-        if !members.live().contains_all(required) || core.sessions(required) != sessions {
+        let is_same = sessions
+            .iter()
+            .all(|(slot, session)| core.is_current(*slot, session));
+        if !is_same || !members.live().contains_all(required) {
             return Err(SnapshotError::SetChanged);
         }
         if !self.is_in_force() {
@@ -271,12 +266,6 @@ impl Core {
             })
             .await;
         self.check_serving()
-    }
-
-    /// The sessions with some replicas.
-    fn sessions(&self, slots: SlotSet) -> Vec<Option<Session>> {
-        let of = |slot| self.connection(slot).map(Session);
-        slots.iter().map(of).collect()
     }
 
     /// Has hosts do something with their replicas, side by side, while a hold lasts.

@@ -405,10 +405,13 @@ impl Cluster {
 
     /// All machines stop and start again.
     pub fn power_cycle(&self) {
-        for (index, drive) in self.drives.iter().enumerate() {
-            drive.power_loss(PowerLoss::LoseAll);
-            self.start_host(index);
-        }
+        (0..self.drives.len()).for_each(|index| self.power_cycle_one(index));
+    }
+
+    /// A machine loses its power, and is started again.
+    pub fn power_cycle_one(&self, index: usize) {
+        self.drives[index].power_loss(PowerLoss::LoseAll);
+        self.start_host(index);
     }
 
     /// The data of a block on one drive, without asking anybody.

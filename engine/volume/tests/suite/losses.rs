@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::common::{Cluster, DATA_START};
 use pollux_device::BlockDeviceExt;
-use pollux_sim::PowerLoss;
 use pollux_volume::mirror::Mirror;
 
 /// Whether hosts have to hear that caches were lost at the last opening.
@@ -48,15 +47,13 @@ fn one_replica_that_has_lived_keeps_all_and_nobody_has_to_hear() {
         let mirror = cluster.open();
         cluster.write(&mirror, 9, 7);
         drop(mirror);
-        cluster.drives[1 - lived].power_loss(PowerLoss::LoseAll);
-        cluster.start_host(1 - lived);
+        cluster.power_cycle_one(1 - lived);
         let mirror = cluster.open();
         assert!(!has_lost(&mirror), "{lived}");
         assert_eq!(cluster.read(&mirror, 9), 7);
         drop(mirror);
         // It was made good on both: now the other one will do.
-        cluster.drives[lived].power_loss(PowerLoss::LoseAll);
-        cluster.start_host(lived);
+        cluster.power_cycle_one(lived);
         let mirror = cluster.open();
         assert!(!has_lost(&mirror), "{lived}");
         assert_eq!(cluster.read(&mirror, 9), 7);
@@ -86,8 +83,7 @@ fn a_loss_of_all_caches_is_on_record_if_the_one_that_lived_cannot_read() {
     let mirror = cluster.open();
     cluster.write(&mirror, 9, 7);
     drop(mirror);
-    cluster.drives[1].power_loss(PowerLoss::LoseAll);
-    cluster.start_host(1);
+    cluster.power_cycle_one(1);
     cluster.drives[0].make_unreadable(DATA_START + 9, 1);
     let mirror = cluster.open();
     assert!(has_lost(&mirror));

@@ -47,6 +47,13 @@ fn with_loss() -> Fixture {
     fixture
 }
 
+/// A host hears by a flush that fails, and goes on.
+fn hears(fixture: &Fixture, host: &Member) {
+    assert_eq!(host.flush(fixture), Status::WRITE_FAULT);
+    fixture.run_for(LATER);
+    assert_eq!(host.flush(fixture), Status::SUCCESS);
+}
+
 #[test]
 fn the_first_flush_of_each_host_fails() {
     let fixture = with_loss();
@@ -56,13 +63,9 @@ fn the_first_flush_of_each_host_fails() {
     assert_eq!(one.read(&fixture), Status::SUCCESS);
     assert_eq!(one.flush(&fixture), Status::WRITE_FAULT);
     // Another one may have been on its way.
-    assert_eq!(one.flush(&fixture), Status::WRITE_FAULT);
-    fixture.run_for(LATER);
+    hears(&fixture, &one);
     assert_eq!(one.flush(&fixture), Status::SUCCESS);
-    assert_eq!(one.flush(&fixture), Status::SUCCESS);
-    assert_eq!(other.flush(&fixture), Status::WRITE_FAULT);
-    fixture.run_for(LATER);
-    assert_eq!(other.flush(&fixture), Status::SUCCESS);
+    hears(&fixture, &other);
     assert_eq!(one.flush(&fixture), Status::SUCCESS);
 }
 
@@ -86,9 +89,7 @@ fn a_host_that_loses_its_connection_hears_again() {
         fixture.run_for(LATER);
     }
     let host = Member::connect(&fixture, 1);
-    assert_eq!(host.flush(&fixture), Status::WRITE_FAULT);
-    fixture.run_for(LATER);
-    assert_eq!(host.flush(&fixture), Status::SUCCESS);
+    hears(&fixture, &host);
     // It has heard.
     let again = Member::connect(&fixture, 1);
     assert_eq!(again.flush(&fixture), Status::SUCCESS);
@@ -126,17 +127,13 @@ fn the_next_engine_knows_who_has_heard() {
     assert_eq!(one.flush(first), Status::SUCCESS);
     engines.common.lock().unwrap().caches_lost = Some(4);
     engines.give(1).unwrap();
-    assert_eq!(one_there.flush(second), Status::WRITE_FAULT);
-    second.run_for(LATER);
-    assert_eq!(one_there.flush(second), Status::SUCCESS);
+    hears(second, &one_there);
     // Nothing more was lost, and the other host was not heard of before the namespace moved.
     engines.give(0).unwrap();
     assert_eq!(one.flush(first), Status::SUCCESS);
     assert_eq!(other.flush(first), Status::WRITE_FAULT);
     engines.give(1).unwrap();
-    assert_eq!(other_there.flush(second), Status::WRITE_FAULT);
-    second.run_for(LATER);
-    assert_eq!(other_there.flush(second), Status::SUCCESS);
+    hears(second, &other_there);
     // What is lost now is heard of anew.
     engines.common.lock().unwrap().caches_lost = Some(7);
     engines.give(0).unwrap();
@@ -172,9 +169,7 @@ fn reservations_and_losses_are_kept_side_by_side() {
     assert_eq!(one.register(first), Status::SUCCESS);
     engines.common.lock().unwrap().caches_lost = Some(4);
     engines.give(1).unwrap();
-    assert_eq!(one_there.flush(second), Status::WRITE_FAULT);
-    second.run_for(LATER);
-    assert_eq!(one_there.flush(second), Status::SUCCESS);
+    hears(second, &one_there);
     assert_eq!(other_there.register(second), Status::SUCCESS);
     engines.give(0).unwrap();
     assert_eq!(one.flush(first), Status::SUCCESS);
