@@ -1,6 +1,7 @@
 //! What a reactor did with its core. Written by the reactor alone, read by anyone.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Counters of one reactor. Each is written by its own thread with relaxed stores and may be read from any.
 #[derive(Debug, Default)]
@@ -58,6 +59,11 @@ pub(crate) fn raise(counter: &AtomicU64, value: u64) {
 }
 
 impl Counters {
+    /// Time in turns that found something to do.
+    pub(crate) fn busy(&self) -> Duration {
+        Duration::from_nanos(self.busy_ns.load(Ordering::Relaxed))
+    }
+
     /// Reads every counter. The values are of about the same moment, not of exactly one.
     pub fn snapshot(&self) -> CountersSnapshot {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

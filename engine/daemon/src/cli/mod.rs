@@ -130,7 +130,8 @@ pub struct ServeArguments {
     #[arg(long, value_name = "POLICY")]
     pub idle: Option<IdleSettings>,
 
-    /// How long an adaptive reactor looks for work before it sleeps, in microseconds [default: 50].
+    /// How long an adaptive reactor looks for work before it sleeps, in microseconds; ten times as long while
+    /// work takes an eighth of its time or more [default: 50].
     #[arg(long, value_name = "N")]
     pub spin_us: Option<u64>,
 

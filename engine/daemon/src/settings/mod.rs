@@ -96,7 +96,8 @@ pub struct ReactorSettings {
     pub cores: CoreList,
     /// What a reactor does when there is nothing to do. Default: `adaptive`.
     pub idle: IdleSettings,
-    /// How long an adaptive reactor looks for work before it sleeps, in microseconds. Default: 50.
+    /// How long an adaptive reactor looks for work before it sleeps, in microseconds; ten times as long while
+    /// work takes an eighth of its time or more. Default: 50.
     pub spin_us: u64,
     /// Buffers of each reactor, in bytes, on huge pages where there are any: a number, or a text with a unit.
     /// Default: 64 MiB.

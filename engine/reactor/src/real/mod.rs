@@ -17,6 +17,7 @@ mod readiness;
 mod ring;
 mod sleep_flag;
 mod socket;
+mod spin;
 mod stream;
 mod thread;
 mod token;
