@@ -225,6 +225,8 @@ fn volumes_are_checked() {
         "host",
         "nqn.x",
         "nqn.2026-11.x: y",
+        "nqn.2026-13.x:y",
+        "nqn.2014-08.org.nvmexpress:uuid:1",
         &format!("nqn.2026-11.x:{}", "y".repeat(223)),
     ] {
         let change = |volume: &mut Volume| spec(&mut volume.spec).hosts = vec![host(nqn)];

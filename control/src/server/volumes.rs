@@ -219,6 +219,15 @@ impl Services {
         }
     }
 
+    /// Whether a volume is there and published to a host.
+    async fn is_admitted(&self, name: &str, host_nqn: &str) -> Result<bool, CallError> {
+        match self.find::<Volume>(name).await {
+            Ok(volume) => Ok(is_listed(&volume, host_nqn)),
+            Err(CallError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether no node of a volume shows it to a host that is meant, as engines told last.
     fn is_unpublished(&self, volume: &Volume, is_meant: impl Fn(&str) -> bool) -> bool {
         let status = volume.status.clone().unwrap_or_default();
@@ -440,7 +449,8 @@ impl Volumes for Services {
         if let Some(nqn) = &nqn {
             let mut errors = Vec::new();
             host_nqn(nqn, &mut Checker::new("host_nqn", &mut errors));
-            if !errors.is_empty() {
+            // It may have been admitted when names were not looked at as closely.
+            if !errors.is_empty() && !self.is_admitted(&name, nqn).await? {
                 return Err(CallError::Fields(errors).into());
             }
         }

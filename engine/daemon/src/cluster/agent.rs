@@ -70,14 +70,15 @@ impl From<CommandError> for Status {
             CommandError::Term(TermError::Over { .. }) => Self::failed_precondition(text),
             CommandError::Record(_)
             | CommandError::Missing
-            | CommandError::Serve(ServeError::Record(_))
+            | CommandError::Serve(ServeError::Record(_) | ServeError::Target(_) | ServeError::Subsystem(_))
             | CommandError::Cut(CutError::Record(_)) => Self::invalid_argument(text),
             CommandError::Foreign { .. } => Self::already_exists(text),
             CommandError::Pool(_) | CommandError::Replica(_) => Self::resource_exhausted(text),
             CommandError::Serve(ServeError::Older { .. }) | CommandError::Cut(_) => Self::aborted(text),
-            CommandError::Term(TermError::Keep { .. }) | CommandError::Serve(_) | CommandError::Lost(_) => {
-                Self::unavailable(text)
-            }
+            // This alone means that the engine can do nothing else either.
+            CommandError::Term(TermError::Keep { .. })
+            | CommandError::Serve(ServeError::Stopping)
+            | CommandError::Lost(_) => Self::unavailable(text),
         }
     }
 }
@@ -274,5 +275,28 @@ impl Cluster {
             replicas.clone_snapshot(&new).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pollux_nvme::wire::nqn::Nqn;
+    use tonic::Code;
+
+    use super::*;
+
+    fn code(error: ServeError) -> Code {
+        Status::from(CommandError::from(error)).code()
+    }
+
+    /// The control plane tells an engine nothing more that is unavailable: one volume that cannot be shown
+    /// must not keep the others of a node from being served.
+    #[test]
+    fn only_an_engine_that_can_do_nothing_is_unavailable() {
+        let name = "nqn.2014-08.org.nvmexpress:uuid:1"
+            .parse::<Nqn>()
+            .expect_err("it has no UUID");
+        assert_eq!(code(ServeError::Subsystem(name.into())), Code::InvalidArgument);
+        assert_eq!(code(ServeError::Stopping), Code::Unavailable);
     }
 }
