@@ -154,6 +154,20 @@ impl RangeLocks {
         }
     }
 
+    /// A lock that nobody is in the way of; `None` if somebody is.
+    pub(crate) fn try_lock(&self, range: Range<u64>, mode: Mode) -> Option<Held> {
+        let held = self.queue(range, mode);
+        let is_held = {
+            let mut table = self.0.borrow_mut();
+            let is_held = table.is_held(held.key);
+            if let Some(entry) = table.entries.get_mut(held.key) {
+                entry.is_held = is_held;
+            }
+            is_held
+        };
+        is_held.then_some(held)
+    }
+
     /// Waits for a lock.
     pub(crate) async fn lock(&self, range: Range<u64>, mode: Mode) -> Held {
         let held = self.queue(range, mode);
@@ -304,6 +318,36 @@ mod tests {
             prop_assert!(table.entries.is_empty());
             prop_assert_eq!(table.crowd.long, 0);
             prop_assert!(table.crowd.counts.iter().all(|&count| count == 0));
+        }
+
+        /// What is taken without waiting is in nobody's way, and what is not taken leaves nothing behind.
+        #[test]
+        fn a_lock_is_taken_at_once_exactly_if_nobody_is_in_the_way(
+            asked in proptest::collection::vec((ranges(), any::<bool>()), 1..40),
+        ) {
+            let locks = RangeLocks::default();
+            let mut taken: Vec<(Option<Held>, Range<u64>, bool)> = Vec::new();
+            for ((start, len, is_exclusive), waits) in asked {
+                let range = start..start + len;
+                let overlaps = |other: &Range<u64>| range.start < other.end && other.start < range.end;
+                let is_free = !taken
+                    .iter()
+                    .any(|(_, other, alone)| overlaps(other) && (*alone || is_exclusive));
+                let lock = match waits {
+                    true => Some(locks.queue(range.clone(), mode(is_exclusive))),
+                    false => {
+                        let lock = locks.try_lock(range.clone(), mode(is_exclusive));
+                        prop_assert_eq!(lock.is_some(), is_free);
+                        lock
+                    }
+                };
+                if lock.is_some() {
+                    taken.push((lock, range, is_exclusive));
+                }
+            }
+            prop_assert_eq!(locks.0.borrow().entries.len(), taken.len());
+            drop(taken);
+            prop_assert!(locks.0.borrow().crowd.counts.iter().all(|&count| count == 0));
         }
 
         /// Whoever waits, and comes first now, is woken when what was in its way goes, or gives up; and who

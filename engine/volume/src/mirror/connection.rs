@@ -2,20 +2,17 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use arrayvec::ArrayVec;
 use pollux_device::{BlockDevice, Completion, IoError, Reply, Request};
 use pollux_reactor::{Instant, Reactor, Signal, sleep, timeout};
 
 use super::holes::tells_hole;
-use super::slow::Timed;
 use super::{Core, StopReason};
 use crate::members::Failed;
-use crate::membership::{Epoch, REPLICAS_MAX, SlotNumber, SlotSet};
+use crate::membership::{Epoch, SlotNumber, SlotSet};
 use crate::metadata::{Area, AreaError, AreaLayout};
 use crate::replica::{PromiseError, ReplicaPort};
 
@@ -180,7 +177,7 @@ impl Connection {
     }
 
     /// Starts a request for blocks of the volume.
-    fn submit(&self, request: Request) -> Completion {
+    pub(super) fn submit(&self, request: Request) -> Completion {
         self.session.submit(moved(request, self.first_block))
     }
 
@@ -194,7 +191,7 @@ impl Connection {
         self.confirmed_at.get()
     }
 
-    fn confirm(&self, sent_at: Instant) {
+    pub(super) fn confirm(&self, sent_at: Instant) {
         self.confirmed_at.set(self.confirmed_at.get().max(sent_at));
     }
 
@@ -255,85 +252,7 @@ pub(super) fn is_session_lost(error: IoError) -> bool {
     )
 }
 
-/// How often it is looked whether a replica that takes long is still one that is waited for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// What a replica was asked, until it has answered.
-type Asked = (SlotNumber, Rc<Connection>, Option<(Completion, Option<Timed>)>);
-
-/// One answer.
-pub(super) type Answer = (SlotNumber, Rc<Connection>, Result<Reply, IoError>);
-
 impl Core {
-    /// Sends a request to several replicas side by side.
-    pub(super) async fn send_all(
-        &self,
-        slots: SlotSet,
-        make: impl Fn() -> Request,
-    ) -> ArrayVec<Answer, REPLICAS_MAX> {
-        let sent_at = clock();
-        // Only requests that several have to do say who is slow.
-        let is_compared = slots.len() > 1;
-        if is_compared && self.is_idle.replace(false) {
-            self.sending.wake();
-        }
-        let mut waiting: ArrayVec<Asked, REPLICAS_MAX> = ArrayVec::new();
-        for slot in slots.iter() {
-            if let Some(connection) = self.connection(slot) {
-                let completion = connection.submit(make());
-                let timed = is_compared.then(|| self.paces.send(slot, sent_at));
-                waiting.push((slot, connection, Some((completion, timed))));
-            }
-        }
-        let mut answers = ArrayVec::new();
-        let deadline = sent_at + self.options.request_timeout;
-        let mut limit = sleep(LOOK_INTERVAL.min(self.options.request_timeout));
-        poll_fn(|context| {
-            for (slot, connection, pending) in &mut waiting {
-                let Some((completion, timed)) = pending else {
-                    continue;
-                };
-                if let Poll::Ready(result) = Pin::new(completion).poll(context) {
-                    if result.is_ok() {
-                        connection.confirm(sent_at);
-                    }
-                    if let Some(timed) = timed {
-                        timed.answer(&result);
-                    }
-                    answers.push((*slot, connection.clone(), result));
-                    *pending = None;
-                }
-            }
-            loop {
-                if waiting.iter().all(|(.., pending)| pending.is_none()) {
-                    return Poll::Ready(());
-                }
-                if Pin::new(&mut limit).poll(context).is_pending() {
-                    return Poll::Pending;
-                }
-                let now = clock();
-                if now >= deadline {
-                    return Poll::Ready(());
-                }
-                limit.reset(deadline.min(now + LOOK_INTERVAL));
-                // A replica that was taken out is not waited for.
-                for (slot, connection, pending) in &mut waiting {
-                    if pending.is_some() && !self.is_current(*slot, connection) {
-                        *pending = None;
-                        answers.push((*slot, connection.clone(), Err(IoError::Gone)));
-                    }
-                }
-            }
-        })
-        .await;
-        for (slot, connection, pending) in waiting {
-            if pending.is_some() {
-                answers.push((slot, connection, Err(IoError::TimedOut)));
-            }
-        }
-        answers
-    }
-
     /// Whether a session with a replica is the one that there is now.
     pub(super) fn is_current(&self, slot: SlotNumber, connection: &Rc<Connection>) -> bool {
         let current = self.connection(slot);
@@ -389,7 +308,7 @@ impl Core {
         earliest
     }
 
-    fn is_leased(&self) -> bool {
+    pub(super) fn is_leased(&self) -> bool {
         let confirmed = self.confirmed_at();
         confirmed.is_some_and(|at| clock().saturating_since(at) < self.options.lease)
     }

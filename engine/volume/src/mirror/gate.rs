@@ -31,14 +31,15 @@ pub(super) struct Gate {
 }
 
 /// A change that has passed the gate; it has ended when this is dropped.
-pub(super) struct Passage<'a>(&'a Gate);
+pub(super) struct Passage(Rc<Gate>);
 
-impl Drop for Passage<'_> {
+impl Drop for Passage {
     fn drop(&mut self) {
-        let left = self.0.under_way.get().saturating_sub(1);
-        self.0.under_way.set(left);
-        if left == 0 && (self.0.hold.get().is_some() || self.0.is_draining.get()) {
-            self.0.changed.wake();
+        let gate = &self.0;
+        let left = gate.under_way.get().saturating_sub(1);
+        gate.under_way.set(left);
+        if left == 0 && (gate.hold.get().is_some() || gate.is_draining.get()) {
+            gate.changed.wake();
         }
     }
 }
@@ -59,15 +60,24 @@ impl Gate {
 
 impl Core {
     /// Lets a change begin, unless changes are held: then it waits.
-    pub(super) async fn pass_gate(&self) -> Result<Passage<'_>, IoError> {
+    pub(super) async fn pass_gate(&self) -> Result<Passage, IoError> {
         let gate = &self.gate;
         if gate.hold.get().is_some() {
             let open = || (gate.hold.get().is_none() || self.stopped().is_some()).then_some(());
             gate.changed.until(open).await;
             self.check_serving()?;
         }
-        gate.under_way.set(gate.under_way.get() + 1);
-        Ok(Passage(gate))
+        Ok(self.pass())
+    }
+
+    /// Lets a change begin now, unless changes are held.
+    pub(super) fn try_pass_gate(&self) -> Option<Passage> {
+        self.gate.hold.get().is_none().then(|| self.pass())
+    }
+
+    fn pass(&self) -> Passage {
+        self.gate.under_way.set(self.gate.under_way.get() + 1);
+        Passage(self.gate.clone())
     }
 
     /// Waits until no change is under way. Others may begin.

@@ -7,6 +7,7 @@
 //! - A read is answered only when, after the data was read, the lease had not run out; and so is a change,
 //!   after it was done.
 
+mod asked;
 mod connection;
 mod doubts;
 mod follow;
@@ -21,6 +22,7 @@ mod priority;
 mod read;
 mod resync;
 mod roll_back;
+mod short;
 mod slow;
 mod snapshot;
 mod speed;
@@ -43,6 +45,7 @@ use crate::members::{Failed, Members};
 use crate::membership::{Epoch, Membership, MembershipStore, REPLICAS_MAX, SlotNumber, SlotSet};
 use crate::regions::RegionMap;
 use crate::replica::ReplicaPort;
+use asked::Looks;
 use connection::{Connection, clock};
 use doubts::Doubts;
 use gate::Gate;
@@ -156,7 +159,7 @@ pub(crate) struct Core {
     connections: RefCell<[Option<Rc<Connection>>; REPLICAS_MAX]>,
     /// The one under resync takes the blocks of the region map.
     mapped: Cell<Option<SlotNumber>>,
-    gate: Gate,
+    gate: Rc<Gate>,
     /// Snapshots that are attempted.
     cuts: RefCell<Vec<Uuid>>,
     /// There may be something on replicas that is of no snapshot.
@@ -175,6 +178,7 @@ pub(crate) struct Core {
     /// How far this target has gone back to a snapshot.
     gone_back: Cell<Option<GoneBack>>,
     priority: Priority,
+    looks: Rc<Looks>,
     paces: Rc<Paces>,
     /// Those that are far slower than others: they are not read from if there is another one.
     slow: Cell<SlotSet>,
@@ -356,18 +360,29 @@ impl BlockDevice for MirrorDevice {
             Request::Compare { block, with } => {
                 Completion::from_future(async move { core.compare(block, &with).await.map(|()| Reply::Done) })
             }
-            // What was begun has to be ended, or replicas would differ with nobody to say so.
-            request @ (Request::Write { .. }
-            | Request::WriteZeroes { .. }
-            | Request::Deallocate { .. }
-            | Request::Flush) => Completion::from_future(Unabandoned::new(async move {
-                let is_write = matches!(request, Request::Write { .. });
-                let result = core.change(request).await.map(|()| Reply::Done);
-                if is_write {
+            Request::Write {
+                block,
+                from,
+                force_unit_access,
+            } => match core.start_write(block, from, force_unit_access, began) {
+                Ok(completion) => completion,
+                Err(from) => Completion::from_future(Unabandoned::new(async move {
+                    let write = Request::Write {
+                        block,
+                        from,
+                        force_unit_access,
+                    };
+                    let result = core.change(write).await.map(|()| Reply::Done);
                     core.priority.served(clock().saturating_since(began));
-                }
-                result
-            })),
+                    result
+                })),
+            },
+            // What was begun has to be ended, or replicas would differ with nobody to say so.
+            request @ (Request::WriteZeroes { .. } | Request::Deallocate { .. } | Request::Flush) => {
+                Completion::from_future(Unabandoned::new(async move {
+                    core.change(request).await.map(|()| Reply::Done)
+                }))
+            }
         }
     }
 }

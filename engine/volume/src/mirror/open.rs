@@ -10,9 +10,9 @@ use pollux_device::{Geometry, IoError};
 use pollux_reactor::{Instant, Reactor, Signal, Task, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
+use super::asked::Looks;
 use super::connection::{ConnectError, Connection, clock};
 use super::doubts::{Doubts, Trust};
-use super::gate::Gate;
 use super::keeper::{self, WithReplica, join};
 use super::priority::Priority;
 use super::slow;
@@ -286,6 +286,7 @@ impl Opening {
                 *place = Some(found.connection);
             }
         }
+        let looks = Looks::new(self.options.request_timeout);
         Ok(Core {
             options: self.options,
             store: self.store,
@@ -301,7 +302,7 @@ impl Opening {
             regions: RefCell::new(map),
             connections: RefCell::new(connections),
             mapped: Cell::new(None),
-            gate: Gate::default(),
+            gate: Rc::default(),
             cuts: RefCell::new(Vec::new()),
             // What an older target left.
             sweep_wanted: Cell::new(true),
@@ -313,6 +314,7 @@ impl Opening {
             copied_bytes: Cell::new(0),
             gone_back: Cell::default(),
             priority: Priority::default(),
+            looks,
             paces: Rc::default(),
             slow: Cell::default(),
             unreadable: RefCell::default(),

@@ -239,8 +239,10 @@ impl Core {
             Some(data) => Content::Data(data.into(), false),
             None => Content::Zeroes(ZEROS),
         };
-        self.with_intent(block, async || self.replicate(block, blocks, &content).await)
-            .await
+        self.with_intent(block, async || {
+            self.replicate(block, blocks, &content, None).await
+        })
+        .await
     }
 }
 

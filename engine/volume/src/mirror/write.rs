@@ -3,6 +3,7 @@
 use pollux_device::{Gather, IoError, Reply, Request, ZeroOptions};
 use pollux_reactor::sleep;
 
+use super::asked::Answers;
 use super::connection::{Verdict, is_session_lost};
 use super::read::memory;
 use super::{Core, StopReason};
@@ -18,7 +19,7 @@ pub(super) enum Content {
 }
 
 impl Content {
-    fn request(&self, block: u64, blocks: u64) -> Request {
+    pub(super) fn request(&self, block: u64, blocks: u64) -> Request {
         match self {
             Self::Data(from, force_unit_access) => Request::Write {
                 block,
@@ -81,6 +82,11 @@ impl Core {
             at = piece_end;
         }
         drop(passage);
+        self.acknowledge().await
+    }
+
+    /// Waits until hosts may be told of a change that was done.
+    pub(super) async fn acknowledge(&self) -> Result<(), IoError> {
         self.enough_in_sync().await?;
         // It may have waited for the record, and a newer target may have found by now that caches were
         // lost, with what was done here in them.
@@ -100,8 +106,10 @@ impl Core {
 
     async fn change_piece(&self, block: u64, blocks: u64, content: Content) -> Result<(), IoError> {
         let _lock = self.locks.lock(block..block + blocks, Mode::Exclusive).await;
-        self.with_intent(block, async || self.replicate(block, blocks, &content).await)
-            .await
+        self.with_intent(block, async || {
+            self.replicate(block, blocks, &content, None).await
+        })
+        .await
     }
 
     /// Does something to blocks of one region once their intent is durable.
@@ -136,7 +144,7 @@ impl Core {
     }
 
     /// Those that have to do a change of a region, or of the whole volume.
-    fn targets(&self, region: Option<u64>) -> SlotSet {
+    pub(super) fn targets(&self, region: Option<u64>) -> SlotSet {
         let members = self.members.borrow();
         let mut targets = members.required().and(members.live());
         if let Some(slot) = members.syncing() {
@@ -159,24 +167,36 @@ impl Core {
             .await;
     }
 
-    /// Has all of the set do a change of one region, and the replica under resync if it is to.
-    pub(super) async fn replicate(&self, block: u64, blocks: u64, content: &Content) -> Result<(), IoError> {
+    /// Has all of the set do a change of one region, and the replica under resync if it is to. Some may have
+    /// answered already.
+    pub(super) async fn replicate(
+        &self,
+        block: u64,
+        blocks: u64,
+        content: &Content,
+        mut answered: Option<Answers>,
+    ) -> Result<(), IoError> {
         let region = Some(self.region_of(block));
         let mut done = SlotSet::EMPTY;
         loop {
             self.check_serving()?;
-            let missing = self.targets(region).without(done);
-            if missing.is_empty() {
-                if self.members.borrow().may_acknowledge(done) {
-                    return Ok(());
+            let answers = match answered.take() {
+                Some(answers) => answers,
+                None => {
+                    let missing = self.targets(region).without(done);
+                    if missing.is_empty() {
+                        if self.members.borrow().may_acknowledge(done) {
+                            return Ok(());
+                        }
+                        self.targets_changed(region, done).await;
+                        continue;
+                    }
+                    self.send_all(missing, || content.request(block, blocks)).await
                 }
-                self.targets_changed(region, done).await;
-                continue;
-            }
+            };
             let mut again = false;
             let mut full = None;
-            for (slot, connection, result) in self.send_all(missing, || content.request(block, blocks)).await
-            {
+            for (slot, connection, result) in answers {
                 let Err(error) = result else {
                     done.insert(slot);
                     continue;
@@ -190,7 +210,7 @@ impl Core {
             }
             if let Some(slot) = full {
                 self.count(|counters| counters.no_room += 1);
-                if self.take_back(slot, block, blocks).await? {
+                if Box::pin(self.take_back(slot, block, blocks)).await? {
                     self.count(|counters| counters.taken_back += 1);
                     return Err(IoError::CapacityExceeded);
                 }
