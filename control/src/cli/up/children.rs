@@ -5,6 +5,7 @@
 //! command that failed.
 
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -17,6 +18,12 @@ use crate::cli::connection::CommandError;
 
 /// How long a process may take to end in good order.
 const STOP_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// What is read of a log at most: of what a process has told since it was started.
+const TOLD_BYTES_MAX: u64 = 64 << 10;
+
+/// Characters of an error in a log that are told.
+const LINE_CHARS_MAX: usize = 400;
 
 /// A program of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +59,10 @@ pub(super) struct Child {
     process: tokio::process::Child,
     program: Program,
     log: PathBuf,
+    /// Where in the log this process begins.
+    log_start_bytes: u64,
+    /// Whether it was told that it has ended, which nobody had asked for.
+    is_end_told: bool,
 }
 
 impl Child {
@@ -59,6 +70,7 @@ impl Child {
     pub(super) fn start(program: Program, arguments: &[String], log: &Path) -> Result<Self, CommandError> {
         let open = || File::options().create(true).append(true).open(log);
         let (output, errors) = (open().map_err(failed(log))?, open().map_err(failed(log))?);
+        let log_start_bytes = output.metadata().map_err(failed(log))?.len();
         let process = Command::new(program.path())
             .args(arguments)
             .stdin(Stdio::null())
@@ -67,12 +79,74 @@ impl Child {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(failed(&program.path()))?;
+            .map_err(|error| CommandError::File {
+                path: program.path(),
+                reason: format!("{error}; it has to be beside `pollux`, or where commands are looked for"),
+            })?;
         Ok(Self {
             process,
             program,
             log: log.to_owned(),
+            log_start_bytes,
+            is_end_told: false,
         })
+    }
+
+    /// What it has told so far: the last of it, if that is much.
+    fn told(&self) -> String {
+        let read = || {
+            let mut file = File::open(&self.log)?;
+            let length = file.metadata()?.len();
+            let start = length.saturating_sub(TOLD_BYTES_MAX).max(self.log_start_bytes);
+            file.seek(SeekFrom::Start(start))?;
+            let mut bytes = Vec::new();
+            file.take(TOLD_BYTES_MAX).read_to_end(&mut bytes)?;
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        // Without its log nothing is known of it.
+        read().unwrap_or_default()
+    }
+
+    /// Whether it has told a line that begins so.
+    pub(super) fn has_told(&self, start: &str) -> bool {
+        self.told().lines().any(|line| line.starts_with(start))
+    }
+
+    /// How something went wrong with it, and what it said about that.
+    fn problem(&self, what: &str) -> CommandError {
+        let told = self.told();
+        let last = told.lines().rfind(|line| line.starts_with("error: "));
+        let last: String = last.unwrap_or_default().chars().take(LINE_CHARS_MAX).collect();
+        let said = match last.is_empty() {
+            true => String::new(),
+            false => format!(" ({last})"),
+        };
+        let (name, log) = (self.program.name(), self.log.display());
+        CommandError::Refused(format!("{name} {what}{said}; look at {log}"))
+    }
+
+    /// An error if it has ended.
+    pub(super) fn require_running(&mut self) -> Result<(), CommandError> {
+        match self.process.try_wait() {
+            Ok(None) => Ok(()),
+            Ok(Some(status)) => Err(self.problem(&format!("ended with {status}"))),
+            Err(error) => Err(self.problem(&format!("cannot be looked at: {error}"))),
+        }
+    }
+
+    /// How it has ended, once, if it has and nobody had asked for that.
+    pub(super) fn newly_ended(&mut self) -> Option<CommandError> {
+        if self.is_end_told {
+            return None;
+        }
+        let ended = self.require_running().err();
+        self.is_end_told = ended.is_some();
+        ended
+    }
+
+    /// It does not do what it was started for.
+    pub(super) fn not_ready(&self) -> CommandError {
+        self.problem("is not ready")
     }
 
     fn pid(&self) -> Option<Pid> {
@@ -87,11 +161,6 @@ impl Child {
         }
     }
 
-    /// Whether it has not ended.
-    pub(super) fn is_running(&mut self) -> bool {
-        matches!(self.process.try_wait(), Ok(None))
-    }
-
     /// Asks it to end in good order.
     pub(super) fn terminate(&self) {
         self.send(Signal::TERM);
@@ -102,16 +171,13 @@ impl Child {
         self.process.kill().await.map_err(failed(&self.program.path()))
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has ended. That it had ended before is no error if that was told.
     pub(super) async fn wait(&mut self) -> Result<(), CommandError> {
-        let name = self.program.name();
-        let told =
-            |what: String| CommandError::Refused(format!("{name} {what}; look at {}", self.log.display()));
         match tokio::time::timeout(STOP_TIMEOUT, self.process.wait()).await {
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => Err(told(format!("ended with {status}"))),
-            Ok(Err(error)) => Err(told(format!("cannot be waited for: {error}"))),
-            Err(_) => Err(told(format!("has not ended after {STOP_TIMEOUT:?}"))),
+            Ok(Ok(status)) if status.success() || self.is_end_told => Ok(()),
+            Ok(Ok(status)) => Err(self.problem(&format!("ended with {status}"))),
+            Ok(Err(error)) => Err(self.problem(&format!("cannot be waited for: {error}"))),
+            Err(_) => Err(self.problem(&format!("has not ended after {STOP_TIMEOUT:?}"))),
         }
     }
 }

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::super::wait;
 use super::children::Program;
-use super::{LocalCluster, PAUSE, UpArguments, failed, metadata};
+use super::{LocalCluster, PAUSE, Signals, UpArguments, failed, metadata};
 use crate::cli::connection::{Channel, CommandError};
 use crate::cli::size::Size;
 use crate::placement::PlacementLimits;
@@ -91,21 +91,24 @@ pub(in crate::cli) async fn demo(
     }
     let up = UpArguments {
         directory: arguments.directory.clone(),
-        engines: 3,
+        engines: None,
         size: Size(POOL_BYTES),
         unreachable_after: 3,
         overcommit: PlacementLimits::default().overcommit_percent,
     };
-    let began = Instant::now();
-    let cluster = LocalCluster::start(&up, "127.0.0.1:0").await?;
-    let mut stage = Stage { cluster, began, into };
-    let shown = stage.show(arguments).await;
-    let stopped = stage.cluster.stop().await;
-    let verified = shown?;
-    stopped?;
+    let mut signals = Signals::watch()?;
+    let verified = tokio::select! {
+        shown = shown(arguments, &up, into) => Some(shown?),
+        // With the cluster all its processes go.
+        () = signals.any() => None,
+    };
     if !arguments.keep {
         std::fs::remove_dir_all(&arguments.directory).map_err(failed(&arguments.directory))?;
     }
+    let Some(verified) = verified else {
+        let ended = "ended before everything was shown; nothing runs any more";
+        return Err(CommandError::Refused(ended.to_owned()));
+    };
     writeln!(
         into,
         "\n{} writes and {} reads, every one as it had to be. One engine of three was killed; the longest \
@@ -118,6 +121,25 @@ pub(in crate::cli) async fn demo(
         verified.path_changes,
     )?;
     Ok(())
+}
+
+/// Makes a cluster, shows what it does, and ends it.
+async fn shown(
+    arguments: &DemoArguments,
+    up: &UpArguments,
+    into: &mut impl Write,
+) -> Result<Verified, CommandError> {
+    let began = Instant::now();
+    let cluster = LocalCluster::start(up, "127.0.0.1:0").await?;
+    let mut stage = Stage { cluster, began, into };
+    let shown = stage.show(arguments).await;
+    let stopped = stage.cluster.stop().await;
+    let verified = shown.map_err(|error| {
+        let directory = arguments.directory.display();
+        CommandError::Refused(format!("{error}; logs of all processes are left in {directory}"))
+    })?;
+    stopped?;
+    Ok(verified)
 }
 
 struct Stage<'a, W> {

@@ -7,12 +7,14 @@
 mod children;
 pub(in crate::cli) mod demo;
 
+use std::fs::{File, TryLockError};
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use pollux_api::control::v1::nodes_client::NodesClient;
 use pollux_api::control::v1::pools_client::PoolsClient;
 use pollux_api::control::v1::{
@@ -21,20 +23,35 @@ use pollux_api::control::v1::{
 };
 use pollux_ports::KeptPorts;
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::connection::{Access, Channel, CommandError, connect};
 use super::size::Size;
 use children::{Child, Program};
 
+/// Engines of a cluster on one machine, if nothing else is said.
+const ENGINES_DEFAULT: u32 = 3;
+
 /// Engines of a cluster on one machine.
 const ENGINES_MAX: u32 = 9;
+
+/// Characters of a path that mean something else in a URI.
+const ENCODED_IN_PATHS: &AsciiSet = &CONTROLS.add(b'%').add(b'?').add(b'#');
+
+/// What a control plane tells once it listens.
+const CONTROL_ANSWERS: &str = "pollux-control answers at ";
+
+/// How often it is looked whether everything runs still.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Where a control plane answers unless told otherwise.
 const CONTROL_PORT: u16 = 4440;
 
 /// How long the cluster may take to be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long it waits for a pool before it says so.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pause before it is looked again whether something is ready.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -46,9 +63,9 @@ pub(in crate::cli) struct UpArguments {
     #[arg(long, value_name = "DIRECTORY", default_value = "pollux-cluster")]
     directory: PathBuf,
 
-    /// How many engines it has, 1 to 9, when it is made.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    engines: u32,
+    /// How many engines it has, 1 to 9, when it is made [default: 3].
+    #[arg(long, value_name = "N")]
+    engines: Option<u32>,
 
     /// The size of each engine's pool when the cluster is made; files take no more space than what is in
     /// them.
@@ -100,20 +117,31 @@ impl Layout {
         match std::fs::read(&path) {
             Ok(text) => {
                 let layout: Self = serde_json::from_slice(&text).map_err(|error| fail(error.into()))?;
+                let engines = layout.engines.len();
+                if arguments.engines.is_some_and(|wanted| wanted as usize != engines) {
+                    return Err(CommandError::Refused(format!(
+                        "the cluster in {} was made with --engines {engines}, and keeps them: leave that \
+                         out, or give another --directory",
+                        arguments.directory.display()
+                    )));
+                }
                 let kept = KeptPorts::again(layout.addresses());
+                layout.addresses().try_for_each(require_free)?;
                 return Ok((layout, kept));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(fail(error)),
         }
-        if !(1..=ENGINES_MAX).contains(&arguments.engines) {
+        let engines = arguments.engines.unwrap_or(ENGINES_DEFAULT);
+        if !(1..=ENGINES_MAX).contains(&engines) {
             return Err(CommandError::Refused(format!("--engines is 1 to {ENGINES_MAX}")));
         }
         let wanted: SocketAddr = control
             .parse()
             .map_err(|_| CommandError::Refused(format!("--control {control} is no ADDRESS:PORT")))?;
+        require_free(wanted)?;
         let mut kept = KeptPorts::again([wanted].into_iter().filter(|wanted| wanted.port() != 0));
-        let drawn = KeptPorts::draw(1 + 2 * arguments.engines as usize).map_err(&fail)?;
+        let drawn = KeptPorts::draw(1 + 2 * engines as usize).map_err(&fail)?;
         let (first, rest) = drawn
             .addresses()
             .split_first()
@@ -134,7 +162,6 @@ impl Layout {
             engines: engines.collect(),
         };
         kept.add(drawn);
-        std::fs::create_dir_all(&arguments.directory).map_err(&fail)?;
         let text = serde_json::to_vec_pretty(&layout).map_err(|error| fail(error.into()))?;
         std::fs::write(&path, text).map_err(&fail)?;
         Ok((layout, kept))
@@ -147,6 +174,68 @@ impl Layout {
     }
 }
 
+/// An error if somebody listens there: who does would be taken for a part of this cluster, and told to make
+/// nodes and pools.
+fn require_free(address: SocketAddr) -> Result<(), CommandError> {
+    let listened = TcpListener::bind(address);
+    listened.map(drop).map_err(|error| {
+        let port = address.port();
+        let mend = match error.kind() {
+            std::io::ErrorKind::AddrInUse => format!(
+                "see who does with `ss -ltnp sport = :{port}` and end that, or make another cluster with \
+                 --directory and --control"
+            ),
+            _ => "give an address of this machine with --control".to_owned(),
+        };
+        CommandError::Refused(format!(
+            "nothing of this cluster can listen at {address}: {error}; {mend}"
+        ))
+    })
+}
+
+/// Makes a directory, and takes it for one cluster: as long as the file is there, nobody else gets it.
+fn take(directory: &Path) -> Result<File, CommandError> {
+    std::fs::create_dir_all(directory).map_err(failed(directory))?;
+    let path = directory.join("lock");
+    let open = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path);
+    let lock = open.map_err(failed(&path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(CommandError::Refused(format!(
+            "the cluster in {} runs already: end that, or give another --directory and --control",
+            directory.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(failed(&path)(error)),
+    }
+}
+
+/// What ends a command: Ctrl-C, SIGTERM, or that its terminal is closed.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn watch() -> Result<Self, CommandError> {
+        Ok(Self([
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        ]))
+    }
+
+    /// Waits for one.
+    async fn any(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
 /// A cluster that runs. What is still running is killed when it is dropped.
 struct LocalCluster {
     layout: Layout,
@@ -156,12 +245,15 @@ struct LocalCluster {
     channel: Channel,
     /// Nobody else is given the ports of processes that are away.
     _ports: KeptPorts,
+    /// Nobody else has the directory.
+    _lock: File,
 }
 
 impl LocalCluster {
     /// Starts everything, and waits until it is ready for volumes.
     async fn start(arguments: &UpArguments, control: &str) -> Result<Self, CommandError> {
         let directory = std::path::absolute(&arguments.directory).map_err(failed(&arguments.directory))?;
+        let lock = take(&directory)?;
         let (layout, ports) = Layout::of(arguments, control)?;
         let store = directory.join("control");
         std::fs::create_dir_all(&store).map_err(failed(&store))?;
@@ -186,21 +278,22 @@ impl LocalCluster {
         for engine in &layout.engines {
             engines.push(start_engine(&directory, &layout, engine, arguments.size.0)?);
         }
-        let channel = reach(&layout.control.to_string(), &mut control).await?;
-        let cluster = Self {
+        let channel = reach(layout.control, &mut control).await?;
+        let mut cluster = Self {
             layout,
             directory,
             control,
             engines,
             channel,
             _ports: ports,
+            _lock: lock,
         };
         cluster.register().await?;
         Ok(cluster)
     }
 
     /// Has the control plane know all engines and their pools, and waits until these can be used.
-    async fn register(&self) -> Result<(), CommandError> {
+    async fn register(&mut self) -> Result<(), CommandError> {
         let mut nodes = NodesClient::new(self.channel.clone());
         let mut pools = PoolsClient::new(self.channel.clone());
         for engine in &self.layout.engines {
@@ -218,7 +311,7 @@ impl LocalCluster {
                 metadata: metadata(&pool_of(&engine.name)),
                 spec: Some(PoolSpec {
                     node: engine.name.clone(),
-                    devices: vec![format!("uring://{}?block=4096", file.display())],
+                    devices: vec![device_uri(&file)?],
                     media: MediaClass::Scratch.into(),
                     ..PoolSpec::default()
                 }),
@@ -227,13 +320,20 @@ impl LocalCluster {
             pools.create_pool(CreatePoolRequest { pool: Some(pool) }).await?;
         }
         let began = Instant::now();
-        for engine in &self.layout.engines {
+        for (engine, process) in self.layout.engines.iter().zip(&mut self.engines) {
             let name = pool_of(&engine.name);
+            let mut is_told = false;
             loop {
+                process.require_running()?;
                 let pool = pools.get_pool(GetPoolRequest { name: name.clone() }).await?;
                 let status = pool.into_inner().status.unwrap_or_default();
                 if status.state() == PoolState::Online {
                     break;
+                }
+                if !is_told && began.elapsed() > PATIENCE {
+                    is_told = true;
+                    // There is nobody to tell that nobody can be told.
+                    let _ = writeln!(std::io::stderr(), "waiting for pool {name} {}", status.message);
                 }
                 if began.elapsed() > READY_TIMEOUT {
                     return Err(CommandError::Refused(format!(
@@ -272,17 +372,48 @@ impl LocalCluster {
         found.ok_or_else(|| CommandError::Refused(format!("there is no engine {name}")))
     }
 
+    /// What has ended since the last time, which nobody had asked for.
+    fn newly_ended(&mut self) -> Vec<String> {
+        let engines = self.layout.engines.iter().zip(&mut self.engines);
+        let mut told = Vec::new();
+        for (engine, process) in engines {
+            if let Some(ended) = process.newly_ended() {
+                let settings = self.directory.join(&engine.name).join("engine.toml");
+                told.push(format!(
+                    "{}: {ended}; `pollux-engine serve --config {}` starts it again, and so does the next \
+                     `pollux up`",
+                    engine.name,
+                    settings.display()
+                ));
+            }
+        }
+        told.extend(self.control.newly_ended().map(|ended| ended.to_string()));
+        told
+    }
+
     /// Ends everything in good order: engines first, which report that to the control plane.
     async fn stop(mut self) -> Result<(), CommandError> {
         for engine in &self.engines {
             engine.terminate();
         }
+        let mut done = Ok(());
         for engine in &mut self.engines {
-            engine.wait().await?;
+            // One that failed is no reason to kill the others, which are about to flush.
+            done = done.and(engine.wait().await);
         }
         self.control.terminate();
-        self.control.wait().await
+        done.and(self.control.wait().await)
     }
+}
+
+/// The URI of a file that holds a pool.
+fn device_uri(file: &Path) -> Result<String, CommandError> {
+    let path = file.to_str().ok_or_else(|| CommandError::File {
+        path: file.to_owned(),
+        reason: "is not in UTF-8: give another --directory".to_owned(),
+    })?;
+    let path = utf8_percent_encode(path, ENCODED_IN_PATHS);
+    Ok(format!("uring://{path}?block=4096"))
 }
 
 fn pool_of(engine: &str) -> String {
@@ -340,21 +471,22 @@ fn http_beside(control: SocketAddr) -> SocketAddr {
     SocketAddr::new(control.ip(), port)
 }
 
-/// Connects to a control plane that has just been started.
-async fn reach(address: &str, control: &mut Child) -> Result<Channel, CommandError> {
+/// Connects to a control plane that has just been started, once it says itself that it listens: whoever else
+/// may answer there is not asked for anything.
+async fn reach(address: SocketAddr, control: &mut Child) -> Result<Channel, CommandError> {
+    let began = Instant::now();
+    while !control.has_told(CONTROL_ANSWERS) {
+        control.require_running()?;
+        if began.elapsed() > READY_TIMEOUT {
+            return Err(control.not_ready());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
     let access = Access {
-        address: address.to_owned(),
+        address: address.to_string(),
         ..Access::default()
     };
-    let began = Instant::now();
-    loop {
-        match connect(&access).await {
-            Err(_) if began.elapsed() < READY_TIMEOUT && control.is_running() => {
-                tokio::time::sleep(PAUSE).await;
-            }
-            result => return result,
-        }
-    }
+    connect(&access).await
 }
 
 /// Runs a cluster until it is told to stop.
@@ -363,9 +495,11 @@ pub(in crate::cli) async fn up(
     control: &str,
     into: &mut impl Write,
 ) -> Result<(), CommandError> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let cluster = LocalCluster::start(arguments, control).await?;
+    let mut signals = Signals::watch()?;
+    let mut cluster = tokio::select! {
+        cluster = LocalCluster::start(arguments, control) => cluster?,
+        () = signals.any() => return Err(CommandError::Refused("ended before it was ready".to_owned())),
+    };
     let address = cluster.layout.control;
     let count = cluster.layout.engines.len();
     let engines = match count {
@@ -393,10 +527,80 @@ pub(in crate::cli) async fn up(
          Ctrl-C stops it; `pollux up` goes on from there."
     )?;
     into.flush()?;
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+    let mut looks = tokio::time::interval(LOOK_INTERVAL);
+    loop {
+        tokio::select! {
+            () = signals.any() => break,
+            _ = looks.tick() => for ended in cluster.newly_ended() {
+                writeln!(into, "{ended}")?;
+                into.flush()?;
+            },
+        }
     }
-    writeln!(into, "stopping")?;
-    cluster.stop().await
+    // The terminal may be gone.
+    let _ = writeln!(into, "stopping; another Ctrl-C kills everything");
+    tokio::select! {
+        stopped = cluster.stop() => stopped,
+        () = signals.any() => {
+            let killed = "everything was killed before it had ended in good order; `pollux up` goes on from there";
+            Err(CommandError::Refused(killed.to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_written_as_uris() {
+        let uri = |path: &str| device_uri(Path::new(path)).expect("UTF-8");
+        assert_eq!(uri("/data/n1/pool.img"), "uring:///data/n1/pool.img?block=4096");
+        assert_eq!(uri("/a b/50%?#/p"), "uring:///a b/50%25%3F%23/p?block=4096");
+    }
+
+    #[test]
+    fn a_directory_has_one_cluster_at_a_time() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let own = directory.path().join("cluster");
+        let lock = take(&own).expect("it is free");
+        let refused = take(&own).expect_err("it is taken").to_string();
+        assert!(refused.contains("runs already"), "{refused}");
+        drop(lock);
+        take(&own).expect("it is free again");
+    }
+
+    #[test]
+    fn ports_of_others_are_left_alone() {
+        let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = other.local_addr().expect("it has one");
+        let directory = tempfile::tempdir().expect("a directory");
+        let arguments = UpArguments {
+            directory: directory.path().to_owned(),
+            engines: None,
+            size: Size(1 << 30),
+            unreachable_after: 5,
+            overcommit: 200,
+        };
+        let refused = Layout::of(&arguments, &address.to_string()).map(drop);
+        let refused = refused.expect_err("somebody listens there").to_string();
+        assert!(
+            refused.contains(&format!("sport = :{}", address.port())),
+            "{refused}"
+        );
+        assert!(
+            !directory.path().join("cluster.json").exists(),
+            "nothing is kept of it"
+        );
+        drop(other);
+        let (layout, _kept) = Layout::of(&arguments, &address.to_string()).expect("it is free");
+        assert_eq!(layout.control, address);
+        let more = UpArguments {
+            engines: Some(5),
+            ..arguments
+        };
+        let refused = Layout::of(&more, &address.to_string()).map(drop);
+        let refused = refused.expect_err("it has three").to_string();
+        assert!(refused.contains("--engines 3"), "{refused}");
+    }
 }
