@@ -3,7 +3,7 @@
 //! All that is remembered between two passes can be had again: the records from the store, the reports from
 //! the engines. So a controller may end after any step; the next one goes on from there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::model::{Kind, Record};
 use crate::plan::{Limits, Step, add_event, plan};
 use crate::store::{Leadership, Store, StoreError, Transaction, Write};
 use crate::telemetry::Telemetry;
-use crate::telling::{Round, Telling};
+use crate::telling::{PoolNote, Round, Telling};
 use crate::world::{Observation, World};
 
 /// Transactions under way at a time.
@@ -374,6 +374,8 @@ impl Controller {
         world
             .failures
             .retain(|_, at| now < at.saturating_add(cool_down_us));
+        let pools: HashSet<&String> = world.pools.values().map(|pool| &pool.meta().uid).collect();
+        world.pool_refusals.retain(|uid, _| pools.contains(uid));
         let planning = Instant::now();
         let steps = match world.is_restored {
             false => plan(world, &self.parts.limits),
@@ -510,11 +512,21 @@ impl Controller {
     }
 
     /// An engine was told: pools in which a replica could not be made get no new ones for a while.
-    fn note_told(&mut self, refused_pools: Vec<String>) {
-        for pool_uid in refused_pools {
-            let pool = self.world.pools.values().find(|pool| pool.meta().uid == pool_uid);
-            if let Some(name) = pool.map(|pool| pool.name().to_owned()) {
-                self.world.failures.insert(name, self.world.now_unix_us);
+    fn note_told(&mut self, notes: Vec<PoolNote>) {
+        for note in notes {
+            match note {
+                PoolNote::NoReplica { uid } => {
+                    let pool = self.world.pools.values().find(|pool| pool.meta().uid == uid);
+                    if let Some(name) = pool.map(|pool| pool.name().to_owned()) {
+                        self.world.failures.insert(name, self.world.now_unix_us);
+                    }
+                }
+                PoolNote::Open { uid } => {
+                    self.world.pool_refusals.remove(&uid);
+                }
+                PoolNote::NotOpen { uid, reason } => {
+                    self.world.pool_refusals.insert(uid, reason);
+                }
             }
         }
     }

@@ -108,6 +108,7 @@ impl Following {
         anew.observing_since_unix_us = world.observing_since_unix_us;
         anew.reports = std::mem::take(&mut world.reports);
         anew.failures = std::mem::take(&mut world.failures);
+        anew.pool_refusals = std::mem::take(&mut world.pool_refusals);
         anew.unheard = std::mem::take(&mut world.unheard);
         *world = anew;
         self.watcher = watcher;

@@ -134,8 +134,49 @@ impl Begun {
     }
 }
 
-/// What an engine was told, whether it is so, and the pools in which a replica could not be made.
-type Outcome = (Vec<(Subject, Command, bool)>, Vec<String>);
+/// What is learned of a pool when its engine is told something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PoolNote {
+    /// A replica could not be made in it.
+    NoReplica {
+        /// The pool.
+        uid: String,
+    },
+    /// It is open.
+    Open {
+        /// The pool.
+        uid: String,
+    },
+    /// It could not be made or opened.
+    NotOpen {
+        /// The pool.
+        uid: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl PoolNote {
+    /// What follows for a pool if an engine does what it is told, or refuses it for a reason.
+    fn of(command: &Command, refused: Option<String>) -> Option<Self> {
+        match (command, refused) {
+            (Command::EnsureReplica(config), Some(_)) => Some(Self::NoReplica {
+                uid: config.pool_uid.clone(),
+            }),
+            (Command::EnsurePool(config), None) => Some(Self::Open {
+                uid: config.uid.clone(),
+            }),
+            (Command::EnsurePool(config), Some(reason)) => Some(Self::NotOpen {
+                uid: config.uid.clone(),
+                reason,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// What an engine was told, whether it is so, and what is learned of pools.
+type Outcome = (Vec<(Subject, Command, bool)>, Vec<PoolNote>);
 
 /// See the module.
 #[derive(Debug)]
@@ -235,21 +276,20 @@ impl Telling {
         matches!(state, Some(State::Told { command: told, done: true, .. }) if **told == *command)
     }
 
-    /// Waits until an engine was told; `None` if none is being told. The pools in which a replica could not
-    /// be made.
-    pub(crate) async fn next(&mut self) -> Option<Vec<String>> {
+    /// Waits until an engine was told; `None` if none is being told. What is learned of pools.
+    pub(crate) async fn next(&mut self) -> Option<Vec<PoolNote>> {
         let told = self.tasks.join_next().await?;
         Some(self.note(told))
     }
 
     /// The same, without waiting.
-    pub(crate) fn try_next(&mut self) -> Option<Vec<String>> {
+    pub(crate) fn try_next(&mut self) -> Option<Vec<PoolNote>> {
         let told = self.tasks.try_join_next()?;
         Some(self.note(told))
     }
 
-    fn note(&mut self, told: Result<Outcome, tokio::task::JoinError>) -> Vec<String> {
-        let Ok((commands, refused)) = told else {
+    fn note(&mut self, told: Result<Outcome, tokio::task::JoinError>) -> Vec<PoolNote> {
+        let Ok((commands, notes)) = told else {
             // It cannot be said which it was: so all may be told again, which does no harm.
             self.subjects.clear();
             return Vec::new();
@@ -266,14 +306,14 @@ impl Telling {
                 State::Told { at: told_at, .. } => at.duration_since(*told_at) < COMMAND_TIMEOUT,
             });
         }
-        refused
+        notes
     }
 }
 
 /// Tells one engine. Commands of one kind are about different things, and are told side by side; what comes
 /// before other kinds is done before them. Once the engine does not answer, it is told no more.
 async fn tell_engine(parts: &Parts, engine: &EngineAddress, term: u64, commands: Vec<Begun>) -> Outcome {
-    let mut failed_pools = Vec::new();
+    let mut notes = Vec::new();
     let mut all = Vec::with_capacity(commands.len());
     let mut is_heard = true;
     for alike in commands.chunk_by(|one, other| discriminant(&one.command) == discriminant(&other.command)) {
@@ -288,7 +328,7 @@ async fn tell_engine(parts: &Parts, engine: &EngineAddress, term: u64, commands:
             let span = one.span();
             let telling = async move {
                 let told = tell_one(&parts, &engine, term, command).await;
-                Span::current().record("done", matches!(told, Told::Done));
+                Span::current().record("done", matches!(told, Told::Done(_)));
                 (subject, told)
             };
             told.spawn(telling.instrument(span));
@@ -299,12 +339,13 @@ async fn tell_engine(parts: &Parts, engine: &EngineAddress, term: u64, commands:
         let mut done = HashSet::new();
         for outcome in outcomes {
             match outcome {
-                Ok((subject, Told::Done)) => {
+                Ok((subject, Told::Done(note))) => {
                     done.insert(subject);
+                    notes.extend(note);
                 }
-                Ok((_, Told::Refused(pool_uid))) => {
+                Ok((_, Told::Refused(note))) => {
                     parts.observations.telemetry().command_refused();
-                    failed_pools.extend(pool_uid);
+                    notes.extend(note);
                 }
                 Ok((_, Told::Unheard)) | Err(_) => {
                     parts.observations.telemetry().command_unanswered();
@@ -317,15 +358,15 @@ async fn tell_engine(parts: &Parts, engine: &EngineAddress, term: u64, commands:
             (one.subject.clone(), one.command.clone(), is_done)
         }));
     }
-    (all, failed_pools)
+    (all, notes)
 }
 
 /// What became of a command.
 enum Told {
-    /// It is so.
-    Done,
-    /// The engine said no; the pool, if a replica could not be made.
-    Refused(Option<String>),
+    /// It is so; what that tells of a pool.
+    Done(Option<PoolNote>),
+    /// The engine said no; what that tells of a pool.
+    Refused(Option<PoolNote>),
     /// The engine does not answer, or follows another leader.
     Unheard,
 }
@@ -336,20 +377,21 @@ async fn tell_one(parts: &Parts, engine: &EngineAddress, term: u64, mut command:
         tracing::warn!(node = %engine.node, %error, "the secrets of hosts cannot be read");
         return Told::Refused(None);
     }
-    let pool_uid = match &command {
-        Command::EnsureReplica(config) => Some(config.pool_uid.clone()),
+    let about_pool = match &command {
+        Command::EnsureReplica(_) | Command::EnsurePool(_) => Some(command.clone()),
         _ => None,
     };
+    let note = |refused| PoolNote::of(about_pool.as_ref()?, refused);
     let told = parts.engines.execute(engine, term, command);
     match tokio::time::timeout(COMMAND_TIMEOUT, told).await {
         Ok(Ok(())) => {
             parts.observations.note_heard(&engine.node, Ok(()));
-            Told::Done
+            Told::Done(note(None))
         }
-        Ok(Err(error @ EngineError::Refused { .. })) => {
+        Ok(Err(EngineError::Refused { node, reason })) => {
             parts.observations.note_heard(&engine.node, Ok(()));
-            tracing::warn!(node = %engine.node, %error, "a command was refused");
-            Told::Refused(pool_uid)
+            tracing::warn!(%node, reason, "a command was refused");
+            Told::Refused(note(Some(reason)))
         }
         Ok(Err(error @ (EngineError::Unreachable { .. } | EngineError::TermStale { .. }))) => {
             parts

@@ -52,6 +52,9 @@ pub struct World {
     pub reports: BTreeMap<String, Observation>,
     /// When a replica could not be made in a pool, the last time, by pool.
     pub failures: BTreeMap<String, u64>,
+    /// Why an engine did not make or open a pool the last time, by the UUID of the pool: those that are open
+    /// are not here.
+    pub pool_refusals: BTreeMap<String, String>,
     /// Why engines could not be told something the last time, by node: those that could are not here.
     pub unheard: BTreeMap<String, String>,
     /// What is added to the terms of leaders.

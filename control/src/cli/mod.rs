@@ -218,7 +218,8 @@ enum PoolVerb {
     List(ListArguments),
     /// Tell all about one.
     Get(NameArguments),
-    /// Make a pool of drives. What is on them is lost.
+    /// Make a pool of drives. What is on them is lost, unless it is known: a drive that holds a file system,
+    /// a partition table or another pool is refused.
     Create {
         /// Its name.
         name: String,

@@ -104,11 +104,11 @@ impl Row for Pool {
         "USED",
         "REPLICAS",
         "FLAGS",
+        "MESSAGE",
         "MEDIA",
         "GIVEN OUT",
-        "MESSAGE",
     ];
-    const NARROW: usize = 7;
+    const NARROW: usize = 8;
 
     fn row(&self) -> Vec<String> {
         let spec = self.spec.clone().unwrap_or_default();
@@ -129,9 +129,9 @@ impl Row for Pool {
             Size(status.used_bytes).to_string(),
             status.replicas.to_string(),
             flags(&[(spec.cordoned, "cordoned"), (spec.drained, "drained")]),
+            status.message,
             media,
             Size(status.provisioned_bytes).to_string(),
-            status.message,
         ]
     }
 }

@@ -93,14 +93,15 @@ pub(super) fn plan_pools(context: &mut Context<'_>) {
             plan_pool_removal(context, pool);
             continue;
         }
+        let old = pool.status.clone().unwrap_or_default();
         if context.is_online(&spec.node) && context.pool(&pool.meta().uid).is_none() {
             let config = PoolConfig {
                 uid: pool.meta().uid.clone(),
                 devices: spec.devices.clone(),
+                made: old.state() != PoolState::Unspecified,
             };
             context.command(&spec.node, Command::EnsurePool(config));
         }
-        let old = pool.status.clone().unwrap_or_default();
         let new = pool_status(context, pool, &old);
         if !is_worth_storing(&old, &new) {
             continue;
@@ -124,6 +125,9 @@ pub(super) fn plan_pools(context: &mut Context<'_>) {
                 PoolState::Unspecified => (Severity::Info, "is not made yet".to_owned()),
             };
             context.event(&mut transaction, severity, pool.subject(), message);
+        } else if new.state() == PoolState::Unspecified && !new.message.is_empty() {
+            let message = format!("is not made: {}", new.message);
+            context.event(&mut transaction, Severity::Warning, pool.subject(), message);
         }
         context.commit(transaction);
     }
@@ -163,6 +167,7 @@ fn pool_status(context: &Context<'_>, pool: &Pool, old: &PoolStatus) -> PoolStat
     let now = context.world.now_unix_us;
     let mut status = old.clone();
     let report = context.pool(&pool.meta().uid);
+    let refusal = context.world.pool_refusals.get(&pool.meta().uid);
     let (state, message) = match (report, context.node_state(node)) {
         (Some(report), _) => {
             status.capacity_bytes = report.capacity_bytes;
@@ -175,7 +180,10 @@ fn pool_status(context: &Context<'_>, pool: &Pool, old: &PoolStatus) -> PoolStat
             (state, report.message.clone())
         }
         // Not made yet: there is nothing that could be lost.
-        (None, _) if old.state() == PoolState::Unspecified => return status,
+        (None, _) if old.state() == PoolState::Unspecified => {
+            status.message = refusal.cloned().unwrap_or_default();
+            return status;
+        }
         (None, _) if context.is_awaited(node) => return status,
         (None, NodeState::Lost) => (PoolState::Failed, "its node is lost".to_owned()),
         (None, NodeState::Online) if context.is_online(node) => {
@@ -189,7 +197,11 @@ fn pool_status(context: &Context<'_>, pool: &Pool, old: &PoolStatus) -> PoolStat
                 true => PoolState::Failed,
                 false => PoolState::Unreachable,
             };
-            (state, "its engine does not find it".to_owned())
+            let message = match refusal {
+                Some(refusal) => format!("its engine does not find it: {refusal}"),
+                None => "its engine does not find it".to_owned(),
+            };
+            (state, message)
         }
         (None, _) if old.state() == PoolState::Failed => return status,
         (None, _) => (PoolState::Unreachable, "its node does not report".to_owned()),

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use crate::common::fleet::TIB;
 use crate::common::{Cluster, GIB, SECOND_US, layout, named, put, snapshot, volume};
 use pollux_api::control::v1::{
-    Domain, Event, Group, GroupSpec, HostAccess, Node, NodeState, PlacementPolicy, Pool, PoolHealth, Qos,
-    QosRate, Snapshot, SnapshotSchedule, SnapshotState, SpreadRule, TargetConfig, Template, TemplateSpec,
-    Volume, VolumePolicy, VolumeState,
+    Domain, Event, Group, GroupSpec, HostAccess, Node, NodeState, PlacementPolicy, Pool, PoolHealth,
+    PoolSpec, PoolState, Qos, QosRate, Snapshot, SnapshotSchedule, SnapshotState, SpreadRule, TargetConfig,
+    Template, TemplateSpec, Volume, VolumePolicy, VolumeState,
 };
 use pollux_api::qos::{Counted, Direction, Limit};
 use pollux_control::model::{Kind, Record};
@@ -569,6 +569,50 @@ async fn where_replicas_fail_no_more_are_tried_for_a_while() {
     cluster.settle().await;
     cluster.check_settled();
     assert!(cluster.fleet.lock().engines["n0-0"].replicas.is_empty());
+}
+
+/// Whoever made the mistake sees what the engine said; and what was made once is never made anew of drives
+/// that hold nothing any more.
+#[tokio::test]
+async fn a_pool_that_cannot_be_had_says_why() {
+    let mut cluster = Cluster::new(&layout(1, 2), limits()).await;
+    let set_refusing = |cluster: &Cluster, refusing| {
+        let mut engines = cluster.fleet.lock();
+        engines.engines.get_mut("n0-0").expect("a node").refusing = refusing;
+    };
+    set_refusing(&cluster, true);
+    let mut pool = named(Pool::default(), "late");
+    pool.spec = Some(PoolSpec {
+        node: "n0-0".to_owned(),
+        devices: vec!["uring:///dev/sdb".to_owned()],
+        ..PoolSpec::default()
+    });
+    put(&cluster.store, &pool).await;
+    cluster.ticks(8).await;
+    let status = async |cluster: &Cluster| {
+        let pool = cluster.get::<Pool>("late").await.expect("it is there");
+        pool.status.unwrap_or_default()
+    };
+    let before = status(&cluster).await;
+    assert_eq!(before.state(), PoolState::Unspecified);
+    assert!(
+        before.message.contains("an ext file system"),
+        "{}",
+        before.message
+    );
+    set_refusing(&cluster, false);
+    cluster.ticks(8).await;
+    let made = status(&cluster).await;
+    assert_eq!((made.state(), made.message.as_str()), (PoolState::Online, ""));
+
+    let uid = &pool.meta().uid;
+    cluster.fleet.lose_pool("n0-0", uid);
+    cluster.ticks(8).await;
+    let lost = status(&cluster).await;
+    assert_eq!(lost.state(), PoolState::Unreachable);
+    assert!(lost.message.contains("holds no pool"), "{}", lost.message);
+    let is_made_anew = cluster.fleet.lock().engines["n0-0"].pools.contains_key(uid);
+    assert!(!is_made_anew, "a pool is made of drives that were swapped");
 }
 
 #[tokio::test]

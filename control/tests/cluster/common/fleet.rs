@@ -233,6 +233,14 @@ impl Fleet {
         fleet
     }
 
+    /// The drives of a pool are others from now on, which hold nothing.
+    pub fn lose_pool(&self, node: &str, uid: &str) {
+        let mut engines = self.lock();
+        let engine = engines.engines.get_mut(node).expect("a node");
+        engine.report = None;
+        assert!(engine.pools.remove(uid).is_some(), "it has no such pool");
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, Engines> {
         self.0.lock().expect("no test panics with it")
     }
@@ -628,6 +636,12 @@ impl EngineClient for Fleet {
         engine.report = None;
         match command {
             Command::EnsurePool(config) => {
+                if engine.refusing && !engine.pools.contains_key(&config.uid) {
+                    return refused("the drive holds an ext file system");
+                }
+                if config.made && !engine.pools.contains_key(&config.uid) {
+                    return refused("the drive holds no pool");
+                }
                 engine.pools.entry(config.uid).or_insert(PoolHealth::Good);
             }
             Command::RemovePool(uid) => {

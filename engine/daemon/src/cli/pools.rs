@@ -33,7 +33,8 @@ pub struct PoolArguments {
 /// What to do with pools.
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
-    /// Make a pool of devices. What is on them is lost.
+    /// Make a pool of devices. What is on them is lost, unless it is known: a device that holds a file
+    /// system, a partition table or another pool is refused without --overwrite.
     Create {
         /// The name of the pool.
         #[arg(value_name = "NAME")]

@@ -45,6 +45,25 @@ pub(super) enum CommandError {
         /// What should be.
         wanted: String,
     },
+    /// A device holds something that is not known to be of no use to anybody.
+    #[error("{uri} holds {what}: nothing was written to it; give another device, or wipe this one first")]
+    Holds {
+        /// The device.
+        uri: String,
+        /// What.
+        what: String,
+    },
+    /// The devices hold no pool any more.
+    #[error(
+        "{devices} hold no pool, and {wanted:?} was made on them: nothing was written to them; see that they \
+         are the same drives, or delete the pool and create another one"
+    )]
+    Gone {
+        /// The devices.
+        devices: String,
+        /// What should be there.
+        wanted: String,
+    },
     /// Pools.
     #[error(transparent)]
     Pool(#[from] PoolsError),
@@ -72,7 +91,8 @@ impl From<CommandError> for Status {
             | CommandError::Missing
             | CommandError::Serve(ServeError::Record(_) | ServeError::Target(_) | ServeError::Subsystem(_))
             | CommandError::Cut(CutError::Record(_)) => Self::invalid_argument(text),
-            CommandError::Foreign { .. } => Self::already_exists(text),
+            CommandError::Foreign { .. } | CommandError::Holds { .. } => Self::already_exists(text),
+            CommandError::Gone { .. } => Self::not_found(text),
             CommandError::Pool(_) | CommandError::Replica(_) => Self::resource_exhausted(text),
             CommandError::Serve(ServeError::Older { .. }) | CommandError::Cut(_) => Self::aborted(text),
             // This alone means that the engine can do nothing else either.
@@ -200,7 +220,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Imports the pool, or makes it where the devices hold nothing. Its name is its UUID.
+    /// Imports the pool, or makes it where the devices hold nothing and it was never made. Its name is its
+    /// UUID.
     async fn ensure_pool(&self, config: &PoolConfig) -> Result<(), CommandError> {
         let name = uuid(&config.uid)?.to_string();
         let pools = &self.parts.pools;
@@ -224,6 +245,12 @@ impl Cluster {
                     wanted: name,
                 });
             }
+            None if config.made => {
+                return Err(CommandError::Gone {
+                    devices: config.devices.join(", "),
+                    wanted: name,
+                });
+            }
             None => {
                 let new = NewPool {
                     name: name.clone(),
@@ -231,7 +258,11 @@ impl Cluster {
                     overwrite: Vec::new(),
                     journal: None::<ByteSize>,
                 };
-                pools.create(&new).await?;
+                pools.create(&new).await.map_err(|error| match error {
+                    // There is nothing by which a control plane could say that it may be lost.
+                    PoolsError::Holds { uri, what } => CommandError::Holds { uri, what },
+                    error => error.into(),
+                })?;
             }
         }
         self.parts.replicas.open_in_pool(&name).await?;
