@@ -1,8 +1,8 @@
 //! `pollux-control`: opens the store, answers calls, and plans while it leads.
 
 use std::error::Error;
-use std::fs::OpenOptions;
-use std::io::{self, IsTerminal, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,10 @@ use crate::placement::PlacementLimits;
 use crate::plan::Limits;
 use crate::security::Guard;
 use crate::server::{Listening, ServiceParts, Services};
-use crate::store::{EmbeddedStore, EtcdSettings, EtcdStore, MemoryStore, Store, hold, restore, write_backup};
+use crate::store::{
+    BACKUP_MAGIC, EmbeddedStore, EtcdSettings, EtcdStore, MemoryStore, Store, hold, read_backup, restore,
+    write_backup,
+};
 
 /// The pause before the lead is sought again after the store failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -48,7 +51,7 @@ pub struct Cli {
 enum Command {
     /// Answer calls and plan, until SIGINT or SIGTERM.
     Serve(ServeArguments),
-    /// Write all that is in the store to a file.
+    /// Write all that is in the store to a file; a backup that is there already is replaced, and nothing else.
     Backup(FileArguments),
     /// Put a backup into an empty store. Nothing is done by it before `pollux recover` has compared it with
     /// what engines have.
@@ -131,6 +134,16 @@ struct StoreArguments {
 impl StoreArguments {
     async fn open(&self) -> Result<Arc<dyn Store>, Box<dyn Error>> {
         self.store.open(self.store_certificates.as_deref()).await
+    }
+
+    /// A store that is there: a misspelt path must not become an empty one.
+    async fn open_present(&self) -> Result<Arc<dyn Store>, Box<dyn Error>> {
+        match &self.store {
+            StoreAddress::File(path) if !path.exists() => {
+                Err(format!("there is no store at {}: give --store file:PATH", path.display()).into())
+            }
+            _ => self.open().await,
+        }
     }
 }
 
@@ -290,10 +303,14 @@ const HELD: &str = "nothing is done by them before they were compared with what 
 const OWNER_ONLY: u32 = 0o600;
 
 async fn backup(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
-    let store = arguments.store.open().await?;
+    let path = &arguments.file;
+    let at = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    require_replaceable(path)?;
+    let store = arguments.store.open_present().await?;
     let bytes = write_backup(store.as_ref()).await?;
+    let count = read_backup(&bytes)?.len();
     // Beside it first, so that a backup that was cut off is none.
-    let beside = arguments.file.with_extension("part");
+    let beside = path.with_added_extension("part");
     // One that was cut off may have been anybody's to read.
     let _ = std::fs::remove_file(&beside);
     // It holds the secrets of hosts.
@@ -301,21 +318,54 @@ async fn backup(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
         .write(true)
         .create_new(true)
         .mode(OWNER_ONLY)
-        .open(&beside)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, &arguments.file)?;
+        .open(&beside)
+        .map_err(at)?;
+    let kept = file
+        .write_all(&bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&beside, path))
+        .and_then(|()| {
+            // Only then is the name as durable as what it names.
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+        });
+    if let Err(error) = kept {
+        // What was there stays; what is there of the new one is of no use.
+        let _ = std::fs::remove_file(&beside);
+        return Err(at(error).into());
+    }
     writeln!(
         io::stdout(),
-        "{} bytes are in {}",
+        "{count} records in {} bytes are in {}",
         bytes.len(),
-        arguments.file.display()
+        path.display()
     )?;
     Ok(())
 }
 
+/// An error if something is there that is no backup: that is not replaced by one.
+fn require_replaceable(path: &Path) -> Result<(), Box<dyn Error>> {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(BACKUP_MAGIC.len() as u64).read_to_end(&mut start));
+    match read {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(format!("{}: {error}", path.display()).into()),
+        Ok(_) if start.is_empty() || start == BACKUP_MAGIC => Ok(()),
+        Ok(_) => {
+            let path = path.display();
+            Err(
+                format!("{path} is there and is no backup: nothing was written to it; give another file")
+                    .into(),
+            )
+        }
+    }
+}
+
 async fn restore_file(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
-    let bytes = std::fs::read(&arguments.file)?;
+    let path = arguments.file.display();
+    let bytes = std::fs::read(&arguments.file).map_err(|error| format!("{path}: {error}"))?;
+    // Before the store is made that it goes to.
+    read_backup(&bytes).map_err(|error| format!("{path}: {error}"))?;
     let store = arguments.store.open().await?;
     let count = restore(store.as_ref(), &bytes).await?;
     writeln!(io::stdout(), "{count} records are restored; {HELD}")?;
@@ -323,7 +373,7 @@ async fn restore_file(arguments: &FileArguments) -> Result<(), Box<dyn Error>> {
 }
 
 async fn hold_records(arguments: &StoreArguments) -> Result<(), Box<dyn Error>> {
-    let store = arguments.open().await?;
+    let store = arguments.open_present().await?;
     hold(store.as_ref()).await?;
     writeln!(io::stdout(), "{HELD}")?;
     Ok(())

@@ -20,7 +20,8 @@ use super::{
     TRANSACTION_OPERATIONS_MAX, Transaction, VALUE_BYTES_MAX, Write,
 };
 
-const MAGIC: &[u8; 8] = b"POLLUXCB";
+/// What a backup begins with.
+pub const BACKUP_MAGIC: &[u8; 8] = b"POLLUXCB";
 
 /// The version of the bytes.
 pub const BACKUP_VERSION: u32 = 1;
@@ -60,7 +61,7 @@ pub async fn write_backup(store: &dyn Store) -> Result<Vec<u8>, BackupError> {
         .iter()
         .filter(|entry| ![LEADER_KEY, RESTORED_KEY].contains(&entry.key.as_str()))
         .collect();
-    let mut bytes = MAGIC.to_vec();
+    let mut bytes = BACKUP_MAGIC.to_vec();
     bytes.extend(BACKUP_VERSION.to_le_bytes());
     bytes.extend(listing.revision.to_le_bytes());
     bytes.extend((entries.len() as u64).to_le_bytes());
@@ -111,7 +112,7 @@ impl<'a> Reader<'a> {
 /// [`BackupError::Damaged`], [`BackupError::Version`].
 pub fn read_backup(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, BackupError> {
     let mut reader = Reader(bytes);
-    if &reader.array()? != MAGIC {
+    if &reader.array()? != BACKUP_MAGIC {
         return Err(BackupError::Damaged("it does not begin like one"));
     }
     let found = u32::from_le_bytes(reader.array()?);

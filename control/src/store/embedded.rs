@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use tokio::sync::{oneshot, watch};
 
 use super::history::History;
@@ -75,7 +75,12 @@ impl EmbeddedStore {
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
             .create(path)
-            .map_err(|error| at(&error))?;
+            .map_err(|error| match error {
+                DatabaseError::DatabaseAlreadyOpen => {
+                    at(&"another process has it open, such as a control plane: stop that first")
+                }
+                error => at(&error),
+            })?;
         let revision = prepare(&database).map_err(|failure| match failure {
             Failure::Store(error) => error,
             Failure::File(error) => at(&error),

@@ -22,7 +22,7 @@ use std::fmt;
 
 use tokio::sync::watch;
 
-pub use backup::{BACKUP_VERSION, BackupError, hold, read_backup, restore, write_backup};
+pub use backup::{BACKUP_MAGIC, BACKUP_VERSION, BackupError, hold, read_backup, restore, write_backup};
 pub use embedded::EmbeddedStore;
 pub use etcd::{EtcdSettings, EtcdStore};
 pub use memory::MemoryStore;

@@ -524,3 +524,63 @@ fn who_is_not_there_is_told_so() {
     let errors = String::from_utf8_lossy(&open.stderr);
     assert!(errors.contains("can be reached from other machines"), "{errors}");
 }
+
+/// A backup takes the place of a backup and of nothing else, and is of a store that is there.
+#[test]
+fn a_backup_destroys_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name);
+    let control = |arguments: [&str; 3], file: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pollux-control"));
+        let output = command
+            .args(arguments)
+            .arg(at(file))
+            .output()
+            .expect("it was built");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), errors)
+    };
+    let store = format!("file:{}", at("store").display());
+    drop(Daemon::start(&["--store", &store]));
+    let backup = ["backup", "--store", &store];
+    assert_eq!(control(backup, "good"), (true, String::new()));
+    assert_eq!(
+        control(backup, "good"),
+        (true, String::new()),
+        "it takes the place of one"
+    );
+    let good = std::fs::read(at("good")).expect("it is there");
+
+    // A path that is misspelt.
+    let wrong = format!("file:{}", at("stor").display());
+    let hold = Command::new(env!("CARGO_BIN_EXE_pollux-control"))
+        .args(["hold", "--store", &wrong])
+        .output()
+        .expect("it was built");
+    let held = (
+        hold.status.success(),
+        String::from_utf8_lossy(&hold.stderr).into_owned(),
+    );
+    for (is_done, errors) in [control(["backup", "--store", &wrong], "good"), held] {
+        assert!(!is_done && errors.contains("there is no store"), "{errors}");
+        assert!(!at("stor").exists(), "a store is made");
+    }
+    assert_eq!(std::fs::read(at("good")).expect("it is there"), good);
+    // What is no backup stays, and so does what has the name of another one that is being made.
+    std::fs::write(at("notes"), "precious").expect("it can be written");
+    std::fs::write(at("x.part"), "precious").expect("it can be written");
+    for file in ["notes", "store"] {
+        let before = std::fs::read(at(file)).expect("it is there");
+        let (is_done, errors) = control(backup, file);
+        assert!(!is_done && errors.contains("is no backup"), "{errors}");
+        assert_eq!(std::fs::read(at(file)).expect("it is there"), before);
+    }
+    assert_eq!(control(backup, "x.bak"), (true, String::new()));
+    assert_eq!(std::fs::read(at("x.part")).expect("it is there"), b"precious");
+    let (is_done, errors) = control(["restore", "--store", &wrong], "notes");
+    assert!(!is_done && errors.contains("notes"), "{errors}");
+    assert!(!at("stor").exists(), "a store is made of what is no backup");
+    let _daemon = Daemon::start(&["--store", &store]);
+    let (is_done, errors) = control(backup, "good");
+    assert!(!is_done && errors.contains("stop that first"), "{errors}");
+}
