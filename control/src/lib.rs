@@ -16,6 +16,7 @@ pub mod recover;
 pub mod registry;
 pub mod security;
 pub mod server;
+pub mod size;
 pub mod store;
 pub mod telemetry;
 mod telling;

@@ -14,6 +14,11 @@ use tonic::{Code, Request, Status};
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often the control plane is asked whether it is still there while an answer is waited for, and how long
+/// it may take to say so.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The largest file that a token may be in.
 const TOKEN_BYTES_MAX: usize = 512;
 
@@ -213,7 +218,9 @@ pub(super) async fn connect(access: &Access) -> Result<Channel, CommandError> {
     };
     let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
         .map_err(failed)?
-        .connect_timeout(CONNECT_TIMEOUT);
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
     if let Some(directory) = &access.certificates {
         let authority = Certificate::from_pem(read(&directory.join("authority.pem"))?);
         let mut tls = ClientTlsConfig::new().ca_certificate(authority);

@@ -6,7 +6,7 @@ use clap::Args;
 use pollux_api::control::v1::{Qos, QosBurst, QosRate};
 use pollux_api::qos::{Counted, Direction, Limit, WEIGHT_MAX};
 
-use super::size::Size;
+use crate::size::Size;
 
 /// How long a burst lasts unless something else is said, in seconds.
 const BURST_SECONDS: u32 = 10;

@@ -13,7 +13,6 @@ mod resource;
 mod roll_back;
 mod run;
 mod secrets;
-mod size;
 mod support;
 mod tokens;
 mod top;
@@ -26,9 +25,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use crate::size::Size;
 pub use connection::CommandError;
 pub use output::Output;
-pub use size::Size;
 
 /// Nodes, pools, volumes and what is made of them.
 #[derive(Debug, Parser)]
@@ -162,6 +161,23 @@ struct AwaitedArguments {
 }
 
 #[derive(Debug, Args)]
+struct DeleteArguments {
+    /// Its name.
+    name: String,
+    /// It is no error if there is none of this name.
+    #[arg(long)]
+    if_exists: bool,
+}
+
+#[derive(Debug, Args)]
+struct RemovalArguments {
+    #[command(flatten)]
+    what: DeleteArguments,
+    #[command(flatten)]
+    wait: WaitArguments,
+}
+
+#[derive(Debug, Args)]
 struct ScheduleArguments {
     /// Take snapshots every so many seconds.
     #[arg(long, value_name = "SECONDS", requires = "keep")]
@@ -209,7 +225,7 @@ enum NodeVerb {
     /// Let things stay again.
     Undrain(NameArguments),
     /// Forget it.
-    Delete(NameArguments),
+    Delete(DeleteArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -247,7 +263,7 @@ enum PoolVerb {
     /// Let things stay again.
     Undrain(NameArguments),
     /// Take it apart, once nothing is on it.
-    Delete(AwaitedArguments),
+    Delete(RemovalArguments),
 }
 
 /// What data is on.
@@ -372,7 +388,7 @@ enum VolumeVerb {
     /// Make it what it was when a snapshot was taken; what was written since is lost. Unpublish it first.
     Rollback(roll_back::RollBackArguments),
     /// Delete it and its data.
-    Delete(AwaitedArguments),
+    Delete(RemovalArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -395,7 +411,7 @@ enum SnapshotVerb {
         wait: WaitArguments,
     },
     /// Delete it.
-    Delete(AwaitedArguments),
+    Delete(RemovalArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -427,7 +443,7 @@ enum GroupVerb {
         verb: GroupSnapshotVerb,
     },
     /// Delete it.
-    Delete(NameArguments),
+    Delete(DeleteArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -450,7 +466,7 @@ enum GroupSnapshotVerb {
         wait: WaitArguments,
     },
     /// Delete all its snapshots.
-    Delete(AwaitedArguments),
+    Delete(RemovalArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -479,7 +495,7 @@ enum TemplateVerb {
         preview: bool,
     },
     /// Delete it.
-    Delete(NameArguments),
+    Delete(DeleteArguments),
 }
 
 #[derive(Debug, Args)]

@@ -13,7 +13,7 @@ use crate::model::Record;
 use crate::placement::media_name;
 
 use super::connection::CommandError;
-use super::size::Size;
+use crate::size::Size;
 
 /// How answers are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -196,8 +196,8 @@ fn claim_of(volume: &Volume) -> String {
 }
 
 impl Row for Snapshot {
-    const COLUMNS: &'static [&'static str] = &["NAME", "STATE", "VOLUME", "SIZE", "UID"];
-    const NARROW: usize = 4;
+    const COLUMNS: &'static [&'static str] = &["NAME", "STATE", "VOLUME", "SIZE", "TAKEN", "UID"];
+    const NARROW: usize = 5;
 
     fn row(&self) -> Vec<String> {
         let status = self.status.clone().unwrap_or_default();
@@ -210,6 +210,7 @@ impl Row for Snapshot {
             short(state.as_str_name(), "SNAPSHOT_STATE_"),
             self.spec.clone().unwrap_or_default().volume,
             Size(status.size_bytes).to_string(),
+            status.taken_unix_us.map_or_else(String::new, time),
             self.meta().uid.clone(),
         ]
     }

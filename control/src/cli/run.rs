@@ -10,6 +10,7 @@ use pollux_api::control::v1::volumes_client::VolumesClient;
 use pollux_api::control::v1::*;
 use pollux_api::qos::{Counted, Direction, Limit};
 use tokio_stream::StreamExt;
+use tonic::Code;
 
 use crate::model::Record;
 
@@ -17,9 +18,10 @@ use super::connection::{Access, Channel, CommandError, connect};
 use super::output::{Changing, Output, records, serialized, table, words};
 use super::resource::{Changed, Listed, Named, all};
 use super::{
-    AwaitedArguments, Cli, Command, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb, Media, NodeVerb,
-    PolicyArguments, PoolVerb, ScheduleArguments, SnapshotVerb, TemplateVerb, VolumeArguments, VolumeVerb,
-    WaitArguments, apply, certificates, limits, rebalance, recover, replicas, support, tokens, top, up, wait,
+    AwaitedArguments, Cli, Command, DeleteArguments, GroupSnapshotVerb, GroupVerb, ListArguments, ListVerb,
+    Media, NodeVerb, PolicyArguments, PoolVerb, RemovalArguments, ScheduleArguments, SnapshotVerb,
+    TemplateVerb, VolumeArguments, VolumeVerb, WaitArguments, apply, certificates, limits, rebalance,
+    recover, replicas, support, tokens, top, up, wait,
 };
 
 /// A connection, and how answers are told.
@@ -144,7 +146,7 @@ impl<W: Write> Session<'_, W> {
             }
             self.into.flush()?;
         }
-        Ok(())
+        Err(CommandError::Refused("the control plane has ended".to_owned()))
     }
 
     /// All there is to tell: as YAML, unless JSON is asked for.
@@ -162,21 +164,38 @@ impl<W: Write> Session<'_, W> {
         self.show(created)
     }
 
-    async fn delete<R: Named>(&mut self, name: &str) -> Result<(), CommandError> {
-        R::delete(self.channel.clone(), name.to_owned()).await?;
-        writeln!(self.into, "{} {name} is deleted", words::<R>())?;
+    /// Whether there is a record to be deleted. The control plane takes a name that is none for one that is
+    /// gone already; a person may have misspelt it.
+    async fn is_there<R: Named>(&mut self, what: &DeleteArguments) -> Result<bool, CommandError> {
+        match R::get(self.channel.clone(), what.name.clone()).await {
+            Ok(_) => Ok(true),
+            Err(status) if status.code() == Code::NotFound && what.if_exists => {
+                writeln!(self.into, "there is no {} {}", words::<R>(), what.name)?;
+                Ok(false)
+            }
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    async fn delete<R: Named>(&mut self, what: &DeleteArguments) -> Result<(), CommandError> {
+        if self.is_there::<R>(what).await? {
+            R::delete(self.channel.clone(), what.name.clone()).await?;
+            writeln!(self.into, "{} {} is deleted", words::<R>(), what.name)?;
+        }
         Ok(())
     }
 
     /// Deletes what takes its time, and waits for that if it is asked for.
-    async fn remove<R: Named>(&mut self, removed: &AwaitedArguments) -> Result<(), CommandError> {
-        let (name, waiting) = (&removed.name, &removed.wait);
+    async fn remove<R: Named>(&mut self, removal: &RemovalArguments) -> Result<(), CommandError> {
+        let (what, waiting) = (&removal.what, &removal.wait);
         if !waiting.wait {
-            return self.delete::<R>(name).await;
+            return self.delete::<R>(what).await;
         }
-        R::delete(self.channel.clone(), name.clone()).await?;
-        wait::gone::<R>(&self.channel, name, waiting.timeout).await?;
-        writeln!(self.into, "{} {name} is gone", words::<R>())?;
+        if self.is_there::<R>(what).await? {
+            R::delete(self.channel.clone(), what.name.clone()).await?;
+            wait::gone::<R>(&self.channel, &what.name, waiting.timeout).await?;
+            writeln!(self.into, "{} {} is gone", words::<R>(), what.name)?;
+        }
         Ok(())
     }
 
@@ -234,7 +253,7 @@ impl<W: Write> Session<'_, W> {
                 self.update(node(&one.name, with(false, false)), "spec.drained")
                     .await
             }
-            NodeVerb::Delete(one) => self.delete::<Node>(&one.name).await,
+            NodeVerb::Delete(one) => self.delete::<Node>(one).await,
         }
     }
 
@@ -396,6 +415,8 @@ impl<W: Write> Session<'_, W> {
                 host,
                 wait: waiting,
             } => {
+                let volume = Volume::get(self.channel.clone(), name.clone()).await?;
+                let hosts = volume.spec.map(|spec| spec.hosts).unwrap_or_default();
                 let request = UnpublishVolumeRequest {
                     name: name.clone(),
                     host_nqn: host.clone(),
@@ -408,7 +429,15 @@ impl<W: Write> Session<'_, W> {
                         client.unpublish_volume(request).await?;
                     }
                 }
-                writeln!(self.into, "volume {name} is published there no more")?;
+                let is_host = |host: &String| hosts.iter().any(|known| known.host_nqn == *host);
+                match host {
+                    None => writeln!(self.into, "volume {name} is published to nobody any more")?,
+                    Some(host) if is_host(host) => {
+                        writeln!(self.into, "volume {name} is not published to {host} any more")?;
+                    }
+                    // The same command may have been given before, and not waited to the end.
+                    Some(host) => writeln!(self.into, "volume {name} was not published to {host}")?,
+                }
                 Ok(())
             }
             VolumeVerb::Rollback(asked) => {
@@ -521,7 +550,7 @@ impl<W: Write> Session<'_, W> {
                 self.update(scheduled(name, schedule), "spec.schedule").await
             }
             GroupVerb::Snapshot { verb } => self.group_snapshot(verb).await,
-            GroupVerb::Delete(one) => self.delete::<Group>(&one.name).await,
+            GroupVerb::Delete(one) => self.delete::<Group>(one).await,
         }
     }
 
@@ -573,7 +602,7 @@ impl<W: Write> Session<'_, W> {
                     false => self.update(template, "spec.policy").await,
                 }
             }
-            TemplateVerb::Delete(one) => self.delete::<Template>(&one.name).await,
+            TemplateVerb::Delete(one) => self.delete::<Template>(one).await,
         }
     }
 

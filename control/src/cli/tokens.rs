@@ -113,6 +113,14 @@ pub(super) async fn run(
             table(&["NAME", "ROLE", "MADE", "EXPIRES"], rows.collect(), into)?;
         }
         TokenCommand::Revoke { name } => {
+            // It must not be thought that the right one was taken back.
+            let tokens = all(&mut client).await?;
+            let is_known = |token: &Token| token.metadata.as_ref().is_some_and(|known| known.name == *name);
+            if !tokens.iter().any(is_known) {
+                return Err(CommandError::Refused(format!(
+                    "there is no token {name}: `pollux token list` shows those there are"
+                )));
+            }
             client
                 .revoke_token(RevokeTokenRequest { name: name.clone() })
                 .await?;

@@ -15,7 +15,7 @@ use tonic::Code;
 use super::connection::{Channel, CommandError};
 use super::output::words;
 use super::resource::Named;
-use super::size::Size;
+use crate::size::Size;
 
 /// How long the control plane is asked to wait at a time: less than it may.
 const WAIT_AT_A_TIME: Duration = Duration::from_secs(10);

@@ -6,6 +6,8 @@ use pollux_api::control::v1::{
     Domain, LabelRule, MediaClass, PlacedReplica, PlanVolumeResponse, RejectedPool,
 };
 
+use crate::size::Size;
+
 use super::{
     Caps, Closed, DOMAIN_KINDS, Decision, Fleet, Occupied, PlacementRequest, Rejection, Site, SiteId, decide,
     rules,
@@ -154,14 +156,18 @@ impl fmt::Display for Rejection {
                 limit_bytes,
             } => write!(
                 formatter,
-                "overcommitted: {provisioned_bytes} bytes of at most {limit_bytes} are given out"
+                "overcommitted: {} of at most {} are given out",
+                Size(*provisioned_bytes),
+                Size(*limit_bytes)
             ),
             Self::Filled {
                 used_bytes,
                 limit_bytes,
             } => write!(
                 formatter,
-                "full: {used_bytes} bytes of at most {limit_bytes} are used"
+                "full: {} of at most {} are used",
+                Size(*used_bytes),
+                Size(*limit_bytes)
             ),
             Self::DomainFull { domain, name } => write!(
                 formatter,

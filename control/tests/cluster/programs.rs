@@ -475,11 +475,14 @@ async fn what_is_asked_for_can_be_changed_and_waited_for() {
         format!("pool {pool} is gone\n")
     );
     assert_eq!(told(&daemon, &["pool", "list"]).lines().count(), 3);
-    // Again: what is gone is gone.
+    // Again: there is nothing to delete, and a misspelt name is not told to be gone.
+    assert!(refused(&daemon, &["volume", "delete", "v", "--wait"]).contains("there is no volume v"));
     assert_eq!(
-        told(&daemon, &["volume", "delete", "v", "--wait"]),
-        "volume v is gone\n"
+        told(&daemon, &["volume", "delete", "v", "--if-exists"]),
+        "there is no volume v\n"
     );
+    assert!(refused(&daemon, &["volume", "unpublish", "v"]).contains("there is no volume v"));
+    assert!(refused(&daemon, &["token", "revoke", "nobody"]).contains("there is no token nobody"));
 }
 
 #[test]

@@ -20,8 +20,8 @@ use super::super::wait;
 use super::children::Program;
 use super::{LocalCluster, PAUSE, Signals, UpArguments, failed, metadata};
 use crate::cli::connection::{Channel, CommandError};
-use crate::cli::size::Size;
 use crate::placement::PlacementLimits;
+use crate::size::Size;
 
 /// The volume.
 const VOLUME: &str = "demo";

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::connection::{Access, Channel, CommandError, connect};
-use super::size::Size;
+use crate::size::Size;
 use children::{Child, Program};
 
 /// Engines of a cluster on one machine, if nothing else is said.

@@ -31,8 +31,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How often an engine is asked whether it is still there, and how long it may take to say so.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why an engine could not be asked, or refused.
 #[derive(Debug, thiserror::Error)]
@@ -165,12 +165,7 @@ pub async fn connect(address: &ControlAddress) -> Result<EngineClient<Channel>, 
 ///
 /// [`ClientError::Connect`].
 pub async fn channel(address: &ControlAddress) -> Result<Channel, ClientError> {
-    reach(address, |endpoint| {
-        endpoint
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-    })
-    .await
+    reach(address, |endpoint| endpoint).await
 }
 
 async fn reach(
@@ -184,7 +179,9 @@ async fn reach(
     let endpoint = limit(
         endpoint(address)
             .map_err(failed)?
-            .connect_timeout(CONNECT_TIMEOUT),
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT),
     );
     endpoint.connect().await.map_err(failed)
 }
