@@ -391,6 +391,11 @@ impl Journal {
         .await
     }
 
+    /// Why nothing can be written to it any more, if so.
+    pub fn failure(&self) -> Option<IoError> {
+        self.state.borrow().failed
+    }
+
     /// Blocks before this sequence are durable.
     pub fn durable(&self) -> u64 {
         self.state.borrow().durable

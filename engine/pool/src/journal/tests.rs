@@ -423,7 +423,9 @@ fn a_flush_that_fails_makes_no_record_durable() {
         drive.fail_nth(Operation::Flush, 1, Fault::Error(IoError::MediaWrite));
         journal.append(&record(0), AppendFor::Change).unwrap();
         let failed = Err(JournalError::Failed(IoError::MediaWrite));
+        assert_eq!(journal.failure(), None);
         assert_eq!(journal.commit().await, failed);
+        assert_eq!(journal.failure(), Some(IoError::MediaWrite));
         assert_eq!(drive.counters().writes, 0);
     });
 }

@@ -417,9 +417,10 @@ impl Pool {
         volume <= self.lost_caches_of.get()
     }
 
-    /// Why it takes no more changes, if so.
+    /// Why it takes no more changes, if so. A journal that cannot be written is such a reason from then on,
+    /// not from the next checkpoint on, which may never come.
     pub fn stopped(&self) -> Option<IoError> {
-        self.state.borrow().stopped
+        self.state.borrow().stopped.or_else(|| self.journal.failure())
     }
 
     pub(crate) fn state(&self) -> &RefCell<State> {

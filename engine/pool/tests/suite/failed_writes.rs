@@ -102,3 +102,24 @@ fn a_block_whose_write_failed_can_be_read() {
     }
     assert!(failed > 300, "{failed} writes failed");
 }
+
+/// Whoever looks after pools hears of it at once: nothing that is written is durable any more.
+#[test]
+fn a_pool_whose_journal_cannot_be_written_is_stopped() {
+    Bench::new(1, 1).run(async |drives| {
+        let create = CreateOptions::default();
+        let pool = Pool::create("tank", drives.attach().await, &create, options())
+            .await
+            .unwrap();
+        pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
+        let volume = pool.open_volume("a").unwrap();
+        volume.write(0, data(1, 4), false).await.unwrap();
+        volume.flush().await.unwrap();
+        assert_eq!(pool.stopped(), None);
+        // The data is on the drive, and the record of it cannot get there.
+        volume.write(16, data(2, 4), false).await.unwrap();
+        drives.0[0].fail_nth(Operation::Write, 1, Fault::Error(IoError::MediaWrite));
+        assert_eq!(volume.flush().await, Err(IoError::MediaWrite));
+        assert_eq!(pool.stopped(), Some(IoError::MediaWrite));
+    });
+}
