@@ -51,7 +51,8 @@ pub struct Cli {
 enum Command {
     /// Answer calls and plan, until SIGINT or SIGTERM.
     Serve(ServeArguments),
-    /// Write all that is in the store to a file; a backup that is there already is replaced, and nothing else.
+    /// Write all that is in the store to a file. A backup that is there already is replaced, and nothing
+    /// else is.
     Backup(FileArguments),
     /// Put a backup into an empty store. Nothing is done by it before `pollux recover` has compared it with
     /// what engines have.
@@ -67,7 +68,7 @@ struct ServeArguments {
     store: StoreArguments,
 
     /// Where calls are answered. Without certificates, on this machine only.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4440")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:4440", value_parser = socket_address)]
     listen: SocketAddr,
 
     /// Where the interface is as REST and JSON, with metrics and health: ADDRESS:PORT, or `none` [default:
@@ -205,6 +206,11 @@ impl StoreAddress {
             }
         }
     }
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let hint = "give ADDRESS:PORT in numbers, such as 127.0.0.1:4440";
+    text.parse().map_err(|_| hint.to_owned())
 }
 
 /// Where HTTP is answered.

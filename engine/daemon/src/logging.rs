@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal};
 
 use pollux_trace::{Process, TraceError, TraceSettings, Tracing};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::layer;
 use tracing_subscriber::fmt::time::FormatTime;
@@ -37,11 +38,7 @@ pub enum LogError {
 ///
 /// [`LogError`].
 pub fn start(log: &LogSettings, traces: &TraceSettings, instance: &str) -> Result<Tracing, LogError> {
-    let filter = EnvFilter::builder().parse(&log.level);
-    let filter = filter.map_err(|error| LogError::Level {
-        level: log.level.clone(),
-        reason: error.to_string(),
-    })?;
+    let filter = filter(&log.level)?;
     let process = Process {
         name: "pollux-engine",
         instance,
@@ -63,6 +60,22 @@ pub fn start(log: &LogSettings, traces: &TraceSettings, instance: &str) -> Resul
     })
 }
 
+/// What is told, as a text says it. A word that is no level would be a part of the engine, the only one that
+/// is told of: so a misspelt level would silence everything, and is refused.
+fn filter(level: &str) -> Result<EnvFilter, LogError> {
+    let wrong = |reason: String| LogError::Level {
+        level: level.to_owned(),
+        reason,
+    };
+    let is_directive = |part: &str| part.contains('=') || part.parse::<LevelFilter>().is_ok();
+    if let Some(word) = level.split(',').map(str::trim).find(|part| !is_directive(part)) {
+        return Err(wrong(format!("{word:?} is none")));
+    }
+    EnvFilter::builder()
+        .parse(level)
+        .map_err(|error| wrong(error.to_string()))
+}
+
 /// The time of day in UTC, to the second: what a person looks for. JSON lines carry the whole time.
 struct Clock;
 
@@ -73,5 +86,27 @@ impl FormatTime for Clock {
             .map_or(0, |since| since.as_secs());
         let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
         write!(writer, "{hour:02}:{minute:02}:{second:02}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_level_silences_nothing() {
+        for level in [
+            "info",
+            "WARN",
+            "off",
+            "pollux_nvme=debug",
+            "warn,pollux_nvme=trace",
+        ] {
+            assert!(filter(level).is_ok(), "{level}");
+        }
+        for level in ["infos", "warn,pollux_nvme", "a=b"] {
+            let refused = filter(level).map(drop).expect_err(level).to_string();
+            assert!(refused.contains("give error, warn, info"), "{refused}");
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::geometry::GeometryError;
+use crate::uri::ByteSize;
 
 /// A device becoming larger.
 pub type Growing = Pin<Box<dyn Future<Output = Result<(), GrowError>>>>;
@@ -19,7 +20,11 @@ pub enum GrowError {
     #[error(transparent)]
     Geometry(#[from] GeometryError),
     /// Less than now.
-    #[error("cannot shrink from {from_bytes} to {to_bytes} bytes: devices only grow")]
+    #[error(
+        "cannot shrink from {} to {}: devices only grow",
+        ByteSize(*.from_bytes),
+        ByteSize(*.to_bytes)
+    )]
     Shrink {
         /// The size now.
         from_bytes: u64,

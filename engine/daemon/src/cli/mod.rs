@@ -104,7 +104,7 @@ pub struct ServeArguments {
 
     /// Where NVMe/TCP hosts connect; may be given more than once, port 0 takes a free one
     /// [default: 127.0.0.1:4420].
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket_address)]
     pub nvmf: Vec<SocketAddr>,
 
     /// Keep reservations that hosts want to persist through a loss of power in this directory [default: none
@@ -122,7 +122,7 @@ pub struct ServeArguments {
 
     /// Serve metrics (Prometheus) and health over HTTP at ADDRESS:PORT; port 0 takes a free one
     /// [default: off].
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket_address)]
     pub http: Option<SocketAddr>,
 
     /// What an idle reactor does: `poll` for the lowest latency, `adaptive` to leave the core alone
@@ -206,6 +206,16 @@ impl ServeArguments {
         settings.check()?;
         Ok(settings)
     }
+}
+
+/// An address of the machine and a port.
+///
+/// # Errors
+///
+/// How it is written.
+pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    let hint = "give ADDRESS:PORT in numbers, such as 192.0.2.7:4420, [2001:db8::7]:4420 or 0.0.0.0:4420";
+    text.parse().map_err(|_| hint.to_owned())
 }
 
 fn replace<T: Clone>(setting: &mut T, given: &Option<T>) {
@@ -413,6 +423,15 @@ mod tests {
             .map(|namespace| namespace.uri.as_str())
             .collect();
         assert_eq!(uris, ["null:///a", "null:///b"]);
+    }
+
+    #[test]
+    fn addresses_are_numbers() {
+        assert!(socket_address("[::1]:4420").is_ok());
+        for text in ["localhost:4420", "127.0.0.1", ":4420", "127.0.0.1:99999"] {
+            let refused = socket_address(text).expect_err(text);
+            assert!(refused.contains("0.0.0.0:4420"), "{refused}");
+        }
     }
 
     #[test]

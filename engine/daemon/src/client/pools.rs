@@ -8,8 +8,8 @@ use pollux_api::engine::v1::pools_client::PoolsClient;
 use pollux_api::engine::v1::scrub_pool_response::What;
 use pollux_api::engine::v1::volumes_client::VolumesClient;
 use pollux_device::ByteSize;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use super::devices;
 use super::local::Local;
@@ -391,6 +391,15 @@ async fn volume_command(
         VolumeCommand::Delete { of, if_exists, wait } => {
             let progress = Progress::new("deleting");
             let VolumeName { pool, name } = of.volume.clone();
+            let look = api::GetVolumeRequest {
+                pool: pool.clone(),
+                name: name.clone(),
+                usage: false,
+            };
+            let is_there = match client.get_volume(look).await {
+                Err(status) if status.code() == Code::NotFound => false,
+                found => found.map(|_| true).map_err(refused)?,
+            };
             let request = api::DeleteVolumeRequest {
                 pool,
                 name,
@@ -400,7 +409,10 @@ async fn volume_command(
             };
             client.delete_volume(request).await.map_err(refused)?;
             drop(progress);
-            writeln!(into, "{} is deleted", of.volume)?;
+            match is_there {
+                true => writeln!(into, "{} is deleted", of.volume)?,
+                false => writeln!(into, "there is no {}", of.volume)?,
+            }
         }
         VolumeCommand::Diff { of, since, output } => {
             let VolumeName { pool, name } = of.volume.clone();

@@ -77,6 +77,25 @@ pub(super) fn size(bytes: u64) -> String {
     ByteSize(bytes).to_string()
 }
 
+/// A time in UTC, to the second.
+pub(super) fn time(unix_s: u64) -> String {
+    let (hour, minute, second) = (unix_s / 3_600 % 24, unix_s / 60 % 60, unix_s % 60);
+    // Years that begin with March, in eras of 400, so that a leap day is the last of its year. Day 0 is
+    // 0000-03-01.
+    let day = unix_s / 86_400 + 719_468;
+    let (era, day_of_era) = (day / 146_097, day % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let (month, is_next_year) = match month_from_march {
+        0..=9 => (month_from_march + 3, 0),
+        _ => (month_from_march - 9, 1),
+    };
+    let year = era * 400 + year_of_era + is_next_year;
+    format!("{year}-{month:02}-{day_of_month:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
 pub(super) fn pool_table(pools: &[api::Pool], mut into: &mut dyn Write) -> io::Result<()> {
     if pools.is_empty() {
         return writeln!(into, "no pools are open");
@@ -179,11 +198,8 @@ pub(super) fn pool_lines(pool: &api::Pool) -> Vec<(&'static str, String)> {
         lines.push((
             "last scrub",
             match scrub.ended_unix_s {
-                Some(ended) => format!("ended at {ended} s of Unix time: {found}"),
-                None => format!(
-                    "begun at {} s of Unix time, not ended: {found}",
-                    scrub.started_unix_s
-                ),
+                Some(ended) => format!("ended {}: {found}", time(ended)),
+                None => format!("begun {}, not ended: {found}", time(scrub.started_unix_s)),
             },
         ));
     }
@@ -248,7 +264,7 @@ pub(super) fn volume_lines(volume: &api::Volume) -> Vec<(&'static str, String)> 
         ("thick", yes(volume.thick)),
         ("checksums", yes(volume.checksums)),
         ("of", volume.origin.clone().unwrap_or_else(|| "-".to_owned())),
-        ("made", format!("{} s of Unix time", volume.created_unix_s)),
+        ("made", time(volume.created_unix_s)),
     ];
     if let Some(usage) = &volume.usage {
         lines.push(("used", size(usage.used_bytes)));
@@ -272,5 +288,25 @@ pub(super) fn check_lines(name: &str, report: &api::CheckReport, into: &mut impl
             into,
             "pool {name} is not sound: {count} things are wrong in {pages} pages, {extents} extents of data"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_for_people() {
+        for (unix_s, text) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (951_868_800, "2000-03-01 00:00:00 UTC"),
+            (1_795_427_840, "2026-11-23 09:57:20 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(time(unix_s), text);
+        }
+        assert!(time(u64::MAX).ends_with("UTC"));
     }
 }

@@ -118,5 +118,11 @@ fn position(text: &str, at: usize) -> (usize, usize) {
 fn for_people(message: &str) -> String {
     let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
     line.replace("unknown field", "unknown key")
+        .replace("missing field", "missing key")
+        .replace("expected a sequence", "expected a list, as [\"...\"]")
+        .replace(
+            "invalid socket address syntax",
+            "this is no ADDRESS:PORT in numbers, such as \"0.0.0.0:4420\"",
+        )
         .replace("there are no fields", "there are no keys here")
 }

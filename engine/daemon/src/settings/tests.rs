@@ -123,7 +123,7 @@ fn bad_values_are_told_with_their_line() {
         ("\n\n[reactors]\ncores = [0, 0]", 4, "twice"),
         ("[reactors]\nidle = \"never\"", 2, "adaptive"),
         ("[grpc]\nlisten = \"0.0.0.0:1\"", 2, "mutual TLS"),
-        ("[nvmf]\nlisten = [\"here\"]", 2, "address"),
+        ("[nvmf]\nlisten = [\"here\"]", 2, "ADDRESS:PORT"),
         ("[nbd]\nlisten = [\"here\"]", 2, "unix:PATH"),
         ("[[namespaces]]\nid = 1", 1, "uri"),
         ("[[pools]]\ncache = 1", 1, "devices"),

@@ -42,7 +42,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug, Clone, Args)]
 pub struct VerifyArguments {
     /// The paths to the volume, each as ADDRESS:PORT.
-    #[arg(required = true, value_name = "ADDRESS:PORT")]
+    #[arg(required = true, value_name = "ADDRESS:PORT", value_parser = crate::cli::socket_address)]
     pub paths: Vec<std::net::SocketAddr>,
 
     /// The NVMe qualified name of its subsystem.
@@ -117,6 +117,17 @@ pub enum VerifyError {
         found: String,
         /// What has to be there.
         wanted: String,
+    },
+    /// It was used before.
+    #[error(
+        "the volume holds something already: block {block} holds {found}; nothing was written: give an empty \
+         one, or with --state the file of the run that wrote to it"
+    )]
+    Used {
+        /// The block.
+        block: u32,
+        /// What is there.
+        found: String,
     },
     /// The reactor.
     #[error("the reactor cannot run: {0}")]
@@ -216,6 +227,9 @@ async fn verify(
         patience: Duration::from_secs(options.patience),
     });
     run.all_lanes(&options, Stage::Read).await;
+    if options.state.is_none() {
+        run.tell_use();
+    }
     if options.seconds > 0 {
         if !run.check_failure() {
             // Nobody may be listening.
@@ -266,6 +280,15 @@ impl Run {
         };
         if let Err(error) = result {
             self.failure.borrow_mut().get_or_insert(error);
+        }
+    }
+
+    /// Without a file that says what has to be there, what is there is of somebody else.
+    fn tell_use(&self) {
+        let mut failure = self.failure.borrow_mut();
+        if let Some(VerifyError::Mismatch { block, found, .. }) = &*failure {
+            let (block, found) = (*block, found.clone());
+            *failure = Some(VerifyError::Used { block, found });
         }
     }
 

@@ -163,9 +163,13 @@ impl Expected {
         };
         Err(VerifyError::Mismatch {
             block,
-            found: match data.iter().all(|byte| *byte == 0) {
-                true => "zeros".to_owned(),
-                false => format!("write {} of block {} with seed {}", word(16), word(8), word(0)),
+            found: match data.chunks_exact(PIECE_BYTES).next() {
+                _ if data.iter().all(|byte| *byte == 0) => "zeros".to_owned(),
+                // Every piece is the same.
+                Some(piece) if data.chunks(PIECE_BYTES).all(|other| piece.starts_with(other)) => {
+                    format!("write {} of block {} with seed {}", word(16), word(8), word(0))
+                }
+                _ => "what `verify` never wrote".to_owned(),
             },
             wanted: match numbers.answered == numbers.begun {
                 true => numbers.answered.to_string(),
@@ -191,7 +195,18 @@ mod tests {
         assert!(expected.clone().check(1, &first).is_ok());
         expected.end(1);
         assert!(expected.check(1, &[0; BLOCK_BYTES]).is_err(), "lost");
-        assert!(expected.check(2, &first).is_err(), "of another block");
+        let other = expected
+            .check(2, &first)
+            .expect_err("of another block")
+            .to_string();
+        assert!(other.contains("write 1 of block 1 with seed 7"), "{other}");
+        let mut foreign = first;
+        foreign[4000] ^= 1;
+        let foreign = expected
+            .check(1, &foreign)
+            .expect_err("of somebody else")
+            .to_string();
+        assert!(foreign.contains("never wrote"), "{foreign}");
         let second = expected.begin(1);
         // Once it was seen it must not go back.
         assert!(expected.check(1, &second).is_ok());

@@ -256,6 +256,10 @@ fn a_volume_lives_from_its_making_to_its_end() {
     let shown = json(&file.command(&["pool", "show", "tank", "-o", "json"]));
     assert!(shown["set_aside_bytes"].as_u64() > Some(4 << 20), "{shown}");
     contains(&volume(&["delete", "tank/log"]), &["is deleted"]);
+    contains(
+        &volume(&["delete", "tank/log", "--if-exists"]),
+        &["there is no tank/log"],
+    );
 
     let list = volume(&["list", "tank", "-o", "json"]);
     let list = json(&list);
@@ -407,7 +411,7 @@ fn what_is_wrong_with_volumes_is_told_in_one_line() {
             &["set aside", "thick", "are free"],
         ),
         (&["create", "tank/x", "15EiB"], &["size_bytes", "more than"]),
-        (&["create", "tank/x", "4EiB"], &["4 KiB at most"]),
+        (&["create", "tank/x", "4EiB"], &["TiB at most"]),
         (&["create", "tank/x", "8MiB", "--uuid", "x"], &["uuid", "no UUID"]),
         (
             &["create", "pond/x", "8MiB"],
@@ -452,7 +456,7 @@ fn what_is_wrong_with_devices_is_told_in_one_line() {
         ),
         (
             &["create", "pond", &small.uri()],
-            &[&small.uri(), "blocks of 4 KiB", "needs"],
+            &[&small.uri(), "has 1 MiB", "needs 4 MiB"],
         ),
         (&["create", "pond", &gone], &[&gone, "does not exist"]),
         (&["create", "pond", &torn], &["4 KiB is not torn", "4096"]),

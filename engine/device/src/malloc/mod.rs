@@ -60,7 +60,11 @@ pub enum MallocError {
         bytes: u64,
     },
     /// Devices in memory only grow.
-    #[error("cannot shrink from {from_bytes} to {to_bytes} bytes: a device in memory only grows")]
+    #[error(
+        "cannot shrink from {} to {}: a device in memory only grows",
+        ByteSize(*.from_bytes),
+        ByteSize(*.to_bytes)
+    )]
     Shrink {
         /// The size now.
         from_bytes: u64,

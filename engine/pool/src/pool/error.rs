@@ -1,6 +1,6 @@
 //! Why something could not be done with a pool.
 
-use pollux_device::IoError;
+use pollux_device::{ByteSize, IoError};
 
 use crate::allocator::StateError;
 use crate::cache::{LoadError, Unsealed};
@@ -28,7 +28,11 @@ pub enum PoolError {
         device: usize,
     },
     /// A device that is too small.
-    #[error("device {device} has {blocks} blocks of 4 KiB, and a pool needs {needed} at least")]
+    #[error(
+        "device {device} has {}, and a pool needs {} at least",
+        block_bytes(*.blocks),
+        block_bytes(*.needed)
+    )]
     TooSmall {
         /// Which, by its place in the list given.
         device: usize,
@@ -126,8 +130,10 @@ pub enum PoolError {
     },
     /// The other devices have no room for what a device has.
     #[error(
-        "device {number} has {used_bytes} bytes of data and metadata, and the others have room for \
-         {free_bytes}: add a device, or delete something"
+        "device {number} has {} of data and metadata, and the others have room for {}: add a device, or \
+         delete something",
+        ByteSize(*.used_bytes),
+        ByteSize(*.free_bytes)
     )]
     NoRoomToDrain {
         /// Its number.
@@ -242,8 +248,10 @@ pub enum PoolError {
     NoSpace,
     /// No space to be set aside.
     #[error(
-        "{needed_bytes} bytes more would have to be set aside for thick volumes and their metadata, and \
-         {free_bytes} are free: delete something, add a device, or make the volume thin"
+        "{} more would have to be set aside for thick volumes and their metadata, and {} are free: delete \
+         something, add a device, or make the volume thin",
+        ByteSize(*.needed_bytes),
+        ByteSize(*.free_bytes)
     )]
     NoRoomForThick {
         /// What is to be set aside.
@@ -252,7 +260,7 @@ pub enum PoolError {
         free_bytes: u64,
     },
     /// Past the end of what a volume can be.
-    #[error("a volume can have {max} blocks of 4 KiB at most")]
+    #[error("a volume can have {} at most", block_bytes(*.max))]
     TooLarge {
         /// The limit.
         max: u64,
@@ -293,7 +301,11 @@ pub enum PoolError {
         name: String,
     },
     /// A smaller size, without leave to drop what is past it.
-    #[error("{name:?} has {from} blocks: making it {to} drops what is past them, and must be asked for")]
+    #[error(
+        "{name:?} has {}: making it {} drops what is past that, and must be asked for",
+        block_bytes(*.from),
+        block_bytes(*.to)
+    )]
     Shrink {
         /// Its name.
         name: String,
@@ -314,6 +326,11 @@ pub enum PoolError {
     /// The pool was exported.
     #[error("the pool is closed")]
     Closed,
+}
+
+/// So many blocks of 4 KiB as a size.
+fn block_bytes(count: u64) -> ByteSize {
+    ByteSize(count.saturating_mul(4_096))
 }
 
 impl PoolError {

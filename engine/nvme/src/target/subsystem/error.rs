@@ -55,8 +55,8 @@ pub enum SubsystemError {
     },
     /// Hosts could not tell two namespaces apart.
     #[error(
-        "device {device:?} would get an identifier of namespace {id}: \
-         give it a uuid, nguid and eui64 of its own"
+        "hosts could not tell device {device:?} from namespace {id}: give it another name, or in the \
+         settings a uuid of its own"
     )]
     IdentifierTaken {
         /// The device.
