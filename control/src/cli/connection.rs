@@ -114,6 +114,10 @@ impl From<Status> for CommandError {
     fn from(status: Status) -> Self {
         let text = status.message();
         match status.source() {
+            Some(source) if is_silence(source) => Self::Refused(
+                "the control plane does not answer any more: see whether it runs and can be reached"
+                    .to_owned(),
+            ),
             // It is not the control plane that says so.
             Some(source) => {
                 let reason = match is_trust(source) {
@@ -191,6 +195,11 @@ fn is_trust(error: &(dyn Error + 'static)) -> bool {
     causes(error)
         .filter_map(|cause| cause.downcast_ref::<io::Error>())
         .any(|error| error.kind() == io::ErrorKind::InvalidData)
+}
+
+/// Whether an error is that nothing was heard for too long.
+fn is_silence(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| cause.to_string().contains("keep-alive timed out"))
 }
 
 /// Connects to the control plane.
