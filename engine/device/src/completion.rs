@@ -31,16 +31,19 @@ pub struct Completion {
 
 impl Completion {
     /// Ready at once.
+    #[inline]
     pub fn ready(result: Result<Reply, IoError>) -> Self {
         Self::of(State::Ready(result))
     }
 
     /// Ready at once, with nothing to return.
+    #[inline]
     pub fn done() -> Self {
         Self::ready(Ok(Reply::Done))
     }
 
     /// Ready at once, with an error.
+    #[inline]
     pub fn failed(error: IoError) -> Self {
         Self::ready(Err(error))
     }
@@ -73,6 +76,7 @@ impl Completion {
         Poll::Ready(())
     }
 
+    #[inline]
     fn of(state: State) -> Self {
         Self { state, measure: None }
     }
@@ -104,6 +108,7 @@ impl Completion {
     /// # Errors
     ///
     /// The completion itself, to be awaited.
+    #[inline]
     pub fn try_take(self) -> Result<Result<Reply, IoError>, Self> {
         match self {
             Self {

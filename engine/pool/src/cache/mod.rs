@@ -189,7 +189,10 @@ impl PageCache {
     #[inline]
     pub(crate) fn page_at(&self, place: PagePlace) -> Option<&Page> {
         let cached = self.pages.at(place)?;
-        cached.used.set(true);
+        // A line of memory that is only looked at need not go back to it.
+        if !cached.used.get() {
+            cached.used.set(true);
+        }
         Some(&cached.page)
     }
 

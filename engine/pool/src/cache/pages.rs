@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::Cached;
 
 /// Where a page is, as long as it is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct PagePlace {
     key: u64,
     at: u32,

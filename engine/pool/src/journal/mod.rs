@@ -323,8 +323,22 @@ impl Journal {
 
     /// Whether a change can be appended now.
     pub(crate) fn has_room(&self) -> bool {
+        self.durable_with_room().is_some()
+    }
+
+    /// As [`Journal::durable`], if a change can be appended now.
+    #[inline]
+    pub(crate) fn durable_with_room(&self) -> Option<u64> {
         let state = self.state.borrow();
-        state.failed.is_none() && self.has_block(&state, state.open + 1, AppendFor::Change)
+        let has_room = state.failed.is_none() && self.has_block(&state, state.open + 1, AppendFor::Change);
+        has_room.then_some(state.durable)
+    }
+
+    /// Blocks before this sequence were begun.
+    #[inline]
+    pub(crate) fn begun(&self) -> u64 {
+        let state = self.state.borrow();
+        state.open + u64::from(state.block.is_some())
     }
 
     /// Whether a block of this sequence may be begun.

@@ -156,6 +156,23 @@ impl<'a> SlotView<'a> {
         found.map(|(extent, _, birth)| (extent, birth))
     }
 
+    /// The first extent that is own, born after a generation, if no fragment has any of some blocks: they
+    /// have room in it.
+    pub(crate) fn own_with_room(&self, wanted: u16, parent_generation: u64) -> Option<ExtentId> {
+        if self.mask() & wanted != 0 {
+            return None;
+        }
+        let mut fragments = self.fragments();
+        let found = fragments.find(|(_, _, birth)| *birth > parent_generation);
+        found.map(|(extent, ..)| extent)
+    }
+
+    /// The checksum of a block.
+    #[inline]
+    pub(crate) fn checksum(&self, block: u8) -> u32 {
+        u32_at(self.0, usize::from(block) * 4)
+    }
+
     /// Has the checksum of a block brought into the processor's caches.
     #[inline]
     pub(crate) fn prefetch_checksum(&self, block: u8) {

@@ -38,6 +38,8 @@ struct Intent {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Intents {
+    /// Checkpoints that closed: between two of them no intent ends.
+    round: u64,
     /// By volume and region.
     active: HashMap<(u64, u64), Intent, foldhash::fast::FixedState>,
     /// How many have writes under way.
@@ -64,6 +66,19 @@ impl Intents {
         let is_durable = intent.sequence <= durable && self.in_use < IN_USE_MAX;
         intent.used |= is_durable;
         is_durable
+    }
+
+    /// A number that changes with each checkpoint that closes. An intent that [`Intents::is_durable`] has
+    /// found is so, and used, as long as this stays the same.
+    #[inline]
+    pub(crate) fn round(&self) -> u64 {
+        self.round
+    }
+
+    /// Whether a write in place may begin in any region whose intent is durable.
+    #[inline]
+    pub(crate) fn has_room_for_use(&self) -> bool {
+        self.in_use < IN_USE_MAX
     }
 
     /// Begins a write in place.
@@ -106,6 +121,7 @@ impl Intents {
     /// A checkpoint closes: drops what was not used since the last one, and returns what has to be written
     /// again.
     pub(crate) fn close(&mut self) -> Vec<Record> {
+        self.round += 1;
         let mut room = KEPT_MAX - self.in_use;
         self.active.retain(|_, intent| {
             if intent.uses > 0 {

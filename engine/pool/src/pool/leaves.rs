@@ -3,6 +3,9 @@
 //! For slots that are one extent, which is what those of a volume without snapshots come to be, the extent is
 //! remembered too: a request need not look at the leaf then, which is a miss of the processor's caches.
 //!
+//! So is whether the intent of a slot's region is durable, in place of a look-up for each write. That holds
+//! until the next checkpoint closes, whatever happens to the leaf.
+//!
 //! Invariant: what is remembered of a leaf is right as long as the table has the same version, the page is
 //! in memory, and nobody has called [`Leaves::forget`] or [`Leaves::forget_slot`]: whoever may put another
 //! page in the place of a leaf, or the blocks of a slot elsewhere, does.
@@ -38,9 +41,15 @@ pub(crate) struct WholeExtent {
 /// The bit of a remembered extent that says that it is own.
 const OWN: u64 = 1 << 63;
 
+const _: () = assert!(MAP_LEAF_SLOTS <= u32::BITS as u64, "a bit for each slot");
+
 #[derive(Clone)]
 struct Known {
     leaf: Leaf,
+    /// The round of [`Intents`](super::Intents) that `intents` is of.
+    intents_round: u64,
+    /// Slots whose region has an intent that is durable, a bit each.
+    intents: u32,
     /// The extent that is all of a slot and whether it is own; 0 for none, or not known.
     extents: [u64; MAP_LEAF_SLOTS as usize],
 }
@@ -113,6 +122,8 @@ impl Leaves {
         if let Some(place) = self.0.get_mut(Self::at(leaf.volume, leaf.number)) {
             *place = Some(Known {
                 leaf,
+                intents_round: 0,
+                intents: 0,
                 extents: [0; MAP_LEAF_SLOTS as usize],
             });
         }
@@ -134,6 +145,29 @@ impl Leaves {
         }
     }
 
+    /// Whether the intent of a slot's region is known to be durable.
+    #[inline]
+    pub(super) fn has_intent(&self, volume: u64, slot: u64, round: u64) -> bool {
+        let number = slot / MAP_LEAF_SLOTS;
+        let known = self.0.get(Self::at(volume, number)).and_then(Option::as_ref);
+        known.is_some_and(|known| {
+            known.leaf.volume == volume
+                && known.leaf.number == number
+                && known.intents_round == round
+                && known.intents >> (slot % MAP_LEAF_SLOTS) & 1 == 1
+        })
+    }
+
+    /// Remembers that the intent of a slot's region is durable in this round.
+    pub(super) fn learn_intent(&mut self, volume: u64, slot: u64, round: u64) {
+        if let Some(Some(known)) = self.of(volume, slot) {
+            if known.intents_round != round {
+                (known.intents_round, known.intents) = (round, 0);
+            }
+            known.intents |= 1 << (slot % MAP_LEAF_SLOTS);
+        }
+    }
+
     /// The blocks of a slot are elsewhere from now on.
     pub(super) fn forget_slot(&mut self, volume: u64, slot: u64) {
         if let Some(Some(known)) = self.of(volume, slot)
@@ -147,6 +181,67 @@ impl Leaves {
     pub(super) fn forget(&mut self, volume: u64, slot: u64) {
         if let Some(place) = self.of(volume, slot) {
             *place = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::{Intents, Use};
+
+    const VOLUME: u64 = 3;
+
+    fn leaf(number: u64) -> Leaf {
+        Leaf {
+            volume: VOLUME,
+            number,
+            table_version: 1,
+            place: PagePlace::default(),
+            parent_generation: 0,
+        }
+    }
+
+    #[test]
+    fn an_intent_is_known_in_its_round_and_for_its_slot_only() {
+        let mut leaves = Leaves::default();
+        leaves.learn_intent(VOLUME, 40, 1);
+        assert!(!leaves.has_intent(VOLUME, 40, 1), "its leaf is not known");
+        leaves.put(leaf(40 / MAP_LEAF_SLOTS));
+        leaves.learn_intent(VOLUME, 40, 1);
+        assert!(leaves.has_intent(VOLUME, 40, 1));
+        for (volume, slot, round) in [
+            (VOLUME, 41, 1),
+            (VOLUME, 40, 2),
+            (VOLUME, 9, 1),
+            (VOLUME + 1, 40, 1),
+        ] {
+            assert!(!leaves.has_intent(volume, slot, round), "{volume} {slot} {round}");
+        }
+        // What another round knew is not taken over.
+        leaves.learn_intent(VOLUME, 41, 2);
+        assert!(leaves.has_intent(VOLUME, 41, 2) && !leaves.has_intent(VOLUME, 40, 2));
+        leaves.put(leaf(40 / MAP_LEAF_SLOTS));
+        assert!(
+            !leaves.has_intent(VOLUME, 41, 2),
+            "nothing is known of a leaf that was just found"
+        );
+    }
+
+    #[test]
+    fn what_is_known_of_an_intent_ends_with_it() {
+        let (mut leaves, mut intents) = (Leaves::default(), Intents::default());
+        leaves.put(leaf(0));
+        assert_eq!(intents.begin(VOLUME, 0), Use::Unknown);
+        intents.appended(VOLUME, 0, 1);
+        assert!(intents.is_durable(VOLUME, 0, 1));
+        leaves.learn_intent(VOLUME, 5, intents.round());
+        assert!(leaves.has_intent(VOLUME, 5, intents.round()));
+        // It was used: the first checkpoint keeps it, and the second does not. Nobody may go by what was
+        // known before either of them: that it is used has to be said again.
+        for kept in [1, 0] {
+            assert_eq!(intents.close().len(), kept);
+            assert!(!leaves.has_intent(VOLUME, 5, intents.round()));
         }
     }
 }

@@ -327,6 +327,27 @@ impl State {
         }
     }
 
+    /// Whether the intent of a slot's region is active and durable, and a write in place may begin; if so it
+    /// is used. `durable` is how far the journal is.
+    #[inline]
+    pub(crate) fn has_durable_intent(&mut self, volume: u64, slot: u64, durable: u64) -> bool {
+        let round = self.intents.round();
+        if self.leaves.has_intent(volume, slot, round) {
+            return self.intents.has_room_for_use();
+        }
+        let is_durable = self.intents.is_durable(volume, slot / REGION_SLOTS, durable);
+        if is_durable {
+            self.leaves.learn_intent(volume, slot, round);
+        }
+        is_durable
+    }
+
+    /// Whether places of a slot's own extents may be free by records that are not durable.
+    #[inline]
+    pub(crate) fn has_emptied(&self, volume: u64, slot: u64) -> bool {
+        !self.emptied.is_empty() && self.emptied.contains_key(&(volume, slot))
+    }
+
     fn find_whole_extent(&mut self, volume: u64, slot: u64) -> Option<WholeExtent> {
         let leaf = self.leaf(volume, slot)?;
         let page = self.cache.page_at(leaf.place)?;

@@ -2,8 +2,9 @@
 //!
 //! Nothing else runs on the reactor between the look at a slot and the submission of its request; if the
 //! device has done it by then, nothing ran until its end either, and no lock is needed. Else the lock is
-//! taken right after the submission: that it is free was seen before. Whatever is not so simple goes the
-//! long way.
+//! taken right after the submission: that it is free was seen before. Writes go this way in place, and to
+//! places of an own extent that the slot does not use: neither takes a page or an extent. Whatever is not
+//! so simple goes the long way.
 
 use pollux_device::{Completion, Gather, IoError, Reply};
 use pollux_hugepages::{Buffer, Slice};
@@ -21,12 +22,30 @@ const CHECKSUM_RECORDS_MAX: u8 = 6;
 
 type Checksums = [u32; EXTENT_BLOCKS];
 
-/// A write in place that everything is ready for.
+/// A write to an own extent that everything is ready for.
 struct InPlace {
     part: Part,
     extent: ExtentId,
-    /// The leaf that has the checksums, if there are any.
+    /// The leaf that has the slot, if that is to be changed.
     leaf: Option<Leaf>,
+    /// Nothing is overwritten: the blocks were nowhere, and are in this extent from now on.
+    is_fill: bool,
+}
+
+impl InPlace {
+    fn plan(&self) -> WritePlan {
+        let target = Target {
+            extent: self.extent,
+            mask: self.part.mask(),
+        };
+        let mut plan = WritePlan::default();
+        if self.is_fill {
+            plan.fill = Some(target);
+        } else {
+            plan.in_place.push(target);
+        }
+        plan
+    }
 }
 
 /// Where a part of a slot is.
@@ -134,7 +153,6 @@ impl Volume {
                 }
             }
         };
-        let count = locks.count(part.slot);
         let at = extent.number() * EXTENT_BLOCKS as u64 + u64::from(part.first);
         let started = self
             .pool
@@ -143,7 +161,17 @@ impl Volume {
             Ok(completion) => completion,
             Err(error) => return Ok(Completion::failed(error)),
         };
-        // As they were when the read was started: nothing else has run since.
+        let unsettled = match completion.try_take() {
+            Ok(Ok(Reply::Data(data))) => {
+                if leaf.is_none_or(|leaf| self.is_as_recorded(&leaf, part, &data)) {
+                    return Ok(Completion::ready(Ok(Reply::Data(data))));
+                }
+                Ok(Ok(Reply::Data(data)))
+            }
+            other => other,
+        };
+        // Both as they were when the read was started: nothing else has run since.
+        let count = locks.count(part.slot);
         let mut checksums = [0; EXTENT_BLOCKS];
         if let Some(leaf) = leaf {
             let state = self.pool.state().borrow();
@@ -153,10 +181,7 @@ impl Volume {
                 None => return Ok(self.read_again(block, part.bytes())),
             }
         }
-        match completion.try_take() {
-            Ok(Ok(Reply::Data(data))) if !self.head.checksums || matches(part, &checksums, &data) => {
-                Ok(Completion::ready(Ok(Reply::Data(data))))
-            }
+        match unsettled {
             Ok(Ok(reply)) => {
                 let (this, device_block) = (self.clone(), block);
                 Ok(Completion::from_future(async move {
@@ -179,6 +204,18 @@ impl Volume {
         }
     }
 
+    /// Whether data that was read at once is what its slot says: nothing has run since that was looked at.
+    #[inline]
+    fn is_as_recorded(&self, leaf: &Leaf, part: Part, data: &[u8]) -> bool {
+        let state = self.pool.state().borrow();
+        let view = state.slot_view(leaf, part.slot);
+        view.is_some_and(|view| {
+            let mut blocks = (part.first..).zip(data.chunks_exact(BLOCK_BYTES));
+            blocks.all(|(block, bytes)| view.checksum(block) == crc32c(bytes))
+        })
+    }
+
+    #[cold]
     fn read_again(&self, block: u64, bytes: usize) -> Completion {
         let into = crate::device::memory(bytes);
         Completion::from_future(self.clone().read(block, into))
@@ -232,17 +269,14 @@ impl Volume {
         };
         match completion.try_take() {
             Ok(Ok(_)) => {
-                if self.head.checksums && !self.record_in_place(&in_place, &checksums) {
+                if in_place.leaf.is_some() && !self.record_at_once(&in_place, &checksums) {
                     // Cannot be: there was room, and nothing ran in between.
                     return Err(kept.into_gather());
-                }
-                if self.head.checksums {
-                    self.pool.changed();
                 }
                 Ok(Completion::done())
             }
             Ok(Err(IoError::ResourceShortage)) => Err(kept.into_gather()),
-            Ok(Err(error)) if !self.head.checksums => Ok(Completion::failed(error)),
+            Ok(Err(error)) if in_place.leaf.is_none() => Ok(Completion::failed(error)),
             unsettled => {
                 let completion = match unsettled {
                     Ok(result) => Completion::ready(result),
@@ -253,10 +287,8 @@ impl Volume {
                     return Err(kept.into_gather());
                 };
                 let change = self.head.count_change();
-                let region = self
-                    .head
-                    .checksums
-                    .then(|| self.use_region(part.slot / REGION_SLOTS));
+                let needs_intent = self.head.checksums && !in_place.is_fill;
+                let region = needs_intent.then(|| self.use_region(part.slot / REGION_SLOTS));
                 let this = self.clone();
                 Ok(Completion::from_future(Unabandoned::new(async move {
                     let result = this
@@ -290,12 +322,8 @@ impl Volume {
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
-        if self.head.checksums {
-            let mut plan = WritePlan::default();
-            plan.in_place.push(Target {
-                extent,
-                mask: part.mask(),
-            });
+        if in_place.leaf.is_some() {
+            let plan = in_place.plan();
             match self.pool.admit(self.head.claim).await {
                 Ok(_admitted) if written.is_ok() => {
                     self.record_write(part.slot, &plan, None, &checksums).await?;
@@ -310,7 +338,7 @@ impl Volume {
         Ok(Reply::Done)
     }
 
-    /// Whether a part can be overwritten where it is, now.
+    /// Whether a part can be written to an own extent that its slot has, now.
     fn in_place(&self, part: Part) -> Option<InPlace> {
         if !self.head.may_change_now() || self.head.locks.is_locked(part.slot, part.mask()) {
             return None;
@@ -326,51 +354,79 @@ impl Volume {
                 part,
                 extent: whole.extent,
                 leaf: None,
+                is_fill: false,
             });
         }
         let (leaf, whole) = state.leaf_and_extent(self.head.id, part.slot)?;
         let view = state.slot_view(&leaf, part.slot)?;
         // To be changed once the data is written, which takes longer.
         view.prefetch_checksum(part.first);
-        let extent = match whole {
-            Some(whole) => whole.is_own.then_some(whole.extent)?,
-            None => {
-                let (extent, birth) = view.fragment_with_all(part.mask())?;
-                (birth > leaf.parent_generation).then_some(extent)?
-            }
+        let (extent, is_fill) = match whole {
+            Some(whole) => (whole.is_own.then_some(whole.extent)?, false),
+            None => match view.fragment_with_all(part.mask()) {
+                Some((extent, birth)) => ((birth > leaf.parent_generation).then_some(extent)?, false),
+                None => (view.own_with_room(part.mask(), leaf.parent_generation)?, true),
+            },
         };
-        if self.head.checksums {
-            let region = part.slot / REGION_SLOTS;
-            let durable = self.pool.journal().durable();
-            let is_ready = state.is_leaf_open(&leaf)
-                && state.intents.is_durable(self.head.id, region, durable)
-                && self.pool.journal().has_room();
-            if !is_ready {
+        let leaf = (self.head.checksums || is_fill).then_some(leaf);
+        if let Some(leaf) = &leaf {
+            let durable = self.pool.journal().durable_with_room()?;
+            let is_ready = match is_fill {
+                // What emptied the places may not be durable.
+                true => !state.has_emptied(self.head.id, part.slot),
+                false => state.has_durable_intent(self.head.id, part.slot, durable),
+            };
+            if !is_ready || !state.is_leaf_open(leaf) {
                 return None;
             }
         }
-        let leaf = Some(leaf);
-        Some(InPlace { part, extent, leaf })
+        Some(InPlace {
+            part,
+            extent,
+            leaf,
+            is_fill,
+        })
+    }
+
+    /// Changes the slot and appends its record, right after the data was written.
+    fn record_at_once(&self, in_place: &InPlace, checksums: &Checksums) -> bool {
+        if !in_place.is_fill {
+            return self.record_in_place(in_place, checksums);
+        }
+        let recorded = {
+            let state = &mut *self.pool.state().borrow_mut();
+            self.record_now(state, in_place.part.slot, &in_place.plan(), None, checksums)
+        };
+        self.pool.changed();
+        matches!(recorded, Ok(true))
     }
 
     /// Puts the checksums of blocks that were overwritten into their slot and appends its record.
     fn record_in_place(&self, in_place: &InPlace, checksums: &Checksums) -> bool {
         let InPlace { part, leaf, .. } = in_place;
-        let state = &mut *self.pool.state().borrow_mut();
+        let mut state = self.pool.state().borrow_mut();
         let patched = leaf.and_then(|leaf| state.patch_checksums(&leaf, *part, checksums));
         let Some(bytes) = patched else {
             return false;
         };
         let journal = self.pool.journal();
-        if part.blocks > CHECKSUM_RECORDS_MAX {
-            return journal.append_slot(self.head.id, part.slot, bytes).is_ok();
+        let before = journal.begun();
+        let is_recorded = if part.blocks > CHECKSUM_RECORDS_MAX {
+            journal.append_slot(self.head.id, part.slot, bytes).is_ok()
+        } else {
+            (part.first..part.first + part.blocks).all(|block| {
+                let checksum = checksums.get(usize::from(block)).copied().unwrap_or(0);
+                journal
+                    .append_checksum(self.head.id, part.slot, block, checksum)
+                    .is_ok()
+            })
+        };
+        drop(state);
+        // What such a write makes due, it makes due by beginning a block: it takes no pages and no intent.
+        if journal.begun() != before {
+            self.pool.changed();
         }
-        (part.first..part.first + part.blocks).all(|block| {
-            let checksum = checksums.get(usize::from(block)).copied().unwrap_or(0);
-            journal
-                .append_checksum(self.head.id, part.slot, block, checksum)
-                .is_ok()
-        })
+        is_recorded
     }
 }
 

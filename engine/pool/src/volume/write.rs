@@ -15,7 +15,7 @@ use crate::layout::journal::Record;
 use crate::layout::slot::Slot;
 use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, ExtentId, crc32c};
 use crate::map::{FreshExtent, Target, WritePlan, plan_write};
-use crate::pool::{PoolError, REGION_SLOTS, Use};
+use crate::pool::{PoolError, REGION_SLOTS, State, Use};
 
 /// How often a slot that changes is planned anew.
 const PLANS_MAX: u32 = 16;
@@ -368,23 +368,11 @@ impl Volume {
         loop {
             let appended = pool
                 .with_pages(|state| {
-                    let open = state
-                        .slot_at(id, index)
-                        .filter(|(leaf, _)| state.is_leaf_open(leaf));
-                    let Some((leaf, slot)) = open else {
+                    let recorded = self.record_now(state, index, plan, fresh, checksums);
+                    if matches!(recorded, Ok(false)) {
                         state.prepare_slot(id, index)?;
-                        return Ok(Ok(false));
-                    };
-                    let Ok(change) = plan.apply(&slot, leaf.parent_generation, fresh, checksums) else {
-                        // The blocks are locked, so nobody can have moved them.
-                        return Ok(Err(PoolError::Device(IoError::Internal)));
-                    };
-                    let bytes = change.slot.encode();
-                    if let Err(error) = pool.journal().append_slot(id, index, &bytes) {
-                        return Ok(Err(error.into()));
                     }
-                    state.replace_in_leaf(&leaf, index, &slot, &change.slot);
-                    Ok(Ok(true))
+                    Ok(recorded)
                 })
                 .await?;
             match appended {
@@ -398,6 +386,35 @@ impl Volume {
                 }
             }
         }
+    }
+
+    /// Changes the slot and appends its record, if its leaf is in memory and can be changed; whether it was.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Journal`]; [`PoolError::Device`] if the plan is of another slot. Nothing was changed.
+    pub(super) fn record_now(
+        &self,
+        state: &mut State,
+        index: u64,
+        plan: &WritePlan,
+        fresh: Option<FreshExtent>,
+        checksums: &[u32; EXTENT_BLOCKS],
+    ) -> Result<bool, PoolError> {
+        let id = self.head.id;
+        let open = state.slot_at(id, index);
+        let Some((leaf, slot)) = open.filter(|(leaf, _)| state.is_leaf_open(leaf)) else {
+            return Ok(false);
+        };
+        // The blocks are locked, so nobody can have moved them.
+        let change = plan
+            .apply(&slot, leaf.parent_generation, fresh, checksums)
+            .map_err(|_| PoolError::Device(IoError::Internal))?;
+        self.pool
+            .journal()
+            .append_slot(id, index, &change.slot.encode())?;
+        state.replace_in_leaf(&leaf, index, &slot, &change.slot);
+        Ok(true)
     }
 }
 
