@@ -113,7 +113,7 @@ pub(in crate::cli) async fn demo(
         into,
         "\n{} writes and {} reads, every one as it had to be. One engine of three was killed; the longest \
          wait\nfor I/O was {:.1} s, most of it the time after which a silent engine counts as dead. {} \
-         requests were\nsent again, over {} change(s) of path.",
+         requests were\nsent again, over changes of path: {}.",
         verified.writes,
         verified.reads,
         Duration::from_millis(verified.longest_gap_ms).as_secs_f64(),

@@ -24,5 +24,6 @@ mod remains;
 mod scrub;
 mod shared;
 mod thick;
+mod unrecorded;
 mod usage;
 mod worn_out;

@@ -288,6 +288,23 @@ impl Target {
         }
     }
 
+    /// Waits until all replicas are back; not so if the volume has to be opened anew for that.
+    async fn is_well(&mut self, mirror: &Mirror) -> bool {
+        while !self.shared.plan.is_reached(&mirror.membership()) {
+            let given_up = |replica: &ReplicaStatus| replica.pace == Pace::GivenUp;
+            if mirror.stopped().is_some() || mirror.replicas().iter().any(given_up) {
+                // Whoever gives a replica up has it made anew elsewhere, and there is nowhere else: the
+                // volume is opened anew.
+                return false;
+            }
+            if self.shared.plan.version() > 0 {
+                self.follow(mirror).await;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        true
+    }
+
     /// All replicas are back, everything is there, and nothing is left to do.
     async fn settle(&mut self, mirror: &Mirror) {
         while mirror.membership().rolling_back().is_some() && mirror.stopped().is_none() {
@@ -297,29 +314,25 @@ impl Target {
             book.follow(&mirror.membership(), &self.shared.oracle);
             self.rewrite_unreadable(mirror).await;
         }
-        while !self.shared.plan.is_reached(&mirror.membership()) {
-            let given_up = |replica: &ReplicaStatus| replica.pace == Pace::GivenUp;
-            if mirror.stopped().is_some() || mirror.replicas().iter().any(given_up) {
-                // Whoever gives a replica up has it made anew elsewhere, and there is nowhere else: the
-                // volume is opened anew.
+        loop {
+            if !self.is_well(mirror).await {
                 return;
             }
-            if self.shared.plan.version() > 0 {
-                self.follow(mirror).await;
+            let checked = CheckedDevice::remote(mirror.device(), self.shared.oracle.clone());
+            let read = checked.read_all().await;
+            match read {
+                Ok(()) => sleep(self.shared.options.retire_interval * 3).await,
+                // The target stopped meanwhile: it is opened anew.
+                Err(CheckError::Io(error)) if is_end(error) => return,
+                Err(wrong) => {
+                    self.shared.wrong.borrow_mut().get_or_insert(wrong.to_string());
+                    break;
+                }
             }
-            sleep(Duration::from_millis(10)).await;
-        }
-        let checked = CheckedDevice::remote(mirror.device(), self.shared.oracle.clone());
-        let read = checked.read_all().await;
-        match read {
-            Ok(()) => {
-                sleep(self.shared.options.retire_interval * 3).await;
+            // A drive may have been told to take long for one more write, and its replica was out since.
+            if self.shared.plan.is_reached(&mirror.membership()) {
                 self.shared.settled.set(true);
-            }
-            // The target stopped meanwhile: it is opened anew.
-            Err(CheckError::Io(error)) if is_end(error) => return,
-            Err(wrong) => {
-                self.shared.wrong.borrow_mut().get_or_insert(wrong.to_string());
+                break;
             }
         }
         // Nothing may be changed any more by those who compare the replicas.
