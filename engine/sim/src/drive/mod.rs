@@ -194,6 +194,13 @@ impl SimDrive {
         });
     }
 
+    /// Nothing goes wrong any more, as of faults or of what was yet to come by [`SimDrive::fail_nth`]. What
+    /// cannot be read stays so.
+    pub fn heal(&self) {
+        self.state().script.clear();
+        self.set_faults(Faults::default());
+    }
+
     /// Blocks cannot be read until they are written.
     pub fn make_unreadable(&self, block: u64, blocks: u64) {
         self.state().unreadable.push(block..block.saturating_add(blocks));

@@ -396,7 +396,7 @@ impl Cluster {
     pub(super) fn finish(&self) -> Result<(), String> {
         self.world.heal();
         for node in &self.nodes {
-            node.drive.set_faults(crate::Faults::default());
+            node.drive.heal();
             // A pool whose journal could not be written has to be imported again.
             if self.shared.book.is_some() && self.world.is_up(node.machine) {
                 self.crash(node, crate::Crash::Process);

@@ -321,7 +321,11 @@ impl Target {
             let checked = CheckedDevice::remote(mirror.device(), self.shared.oracle.clone());
             let read = checked.read_all().await;
             match read {
-                Ok(()) => sleep(self.shared.options.retire_interval * 3).await,
+                // Intents are retired, and what attempts left is looked for again where nobody answered.
+                Ok(()) => {
+                    let options = &self.shared.options;
+                    sleep(options.retire_interval * 3 + options.rejoin_pause * 3).await;
+                }
                 // The target stopped meanwhile: it is opened anew.
                 Err(CheckError::Io(error)) if is_end(error) => return,
                 Err(wrong) => {
