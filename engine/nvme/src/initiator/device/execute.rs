@@ -1,11 +1,15 @@
 //! One command of a device, to its end: sent, sent again where that is safe, and its status made an error or
-//! success.
+//! success. Nearly every command is sent right away and over with its first answer: [`FirstTry`] is no larger
+//! than that takes, and the rest is only made for the others.
 //!
 //! What may be sent again, and when, is argued in `docs/decisions/0005-resubmission.md`. In short: a command
 //! that a connection was lost with is sent again only over a later association, and there is none before it
 //! is certain that the old command is not executed any more.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use pollux_device::{IoError, Reply};
@@ -16,7 +20,7 @@ use smallvec::SmallVec;
 use super::super::connection::{CommandError, Finished, Submission, Transfer};
 use super::ledger::FlushTicket;
 use super::options::Resubmit;
-use super::plan::{Action, Command, Pieces};
+use super::plan::{Action, Command, Operation, Pieces};
 use super::queue::{Inner, Live};
 use crate::status_map::error_of;
 use crate::wire::command::CompletionEntry;
@@ -37,6 +41,73 @@ pub(super) struct Sent {
     pub(super) live: Rc<Live>,
 }
 
+/// A command that is over, and the connection that it was sent on.
+struct Over {
+    finished: Finished,
+    live: Rc<Live>,
+}
+
+impl Sent {
+    async fn over(self) -> Over {
+        let Self { submission, live } = self;
+        let finished = submission.await;
+        Over { finished, live }
+    }
+}
+
+/// A command that was sent right away, to its end.
+pub(super) struct FirstTry {
+    inner: Rc<Inner>,
+    operation: Operation,
+    state: Try,
+}
+
+enum Try {
+    First(Sent),
+    /// It was not over with the first answer.
+    Rest(PooledFuture<Result<Transfer, IoError>>),
+}
+
+impl FirstTry {
+    pub(super) fn new(inner: Rc<Inner>, operation: Operation, sent: Sent) -> Self {
+        let state = Try::First(sent);
+        Self {
+            inner,
+            operation,
+            state,
+        }
+    }
+}
+
+impl Future for FirstTry {
+    type Output = Result<Reply, IoError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            let sent = match &mut this.state {
+                Try::First(sent) => sent,
+                Try::Rest(rest) => return Pin::new(rest).poll(context).map(|result| result.map(reply)),
+            };
+            let finished = ready!(Pin::new(&mut sent.submission).poll(context));
+            if let Ok(completion) = &finished.outcome
+                && completion.status().is_success()
+            {
+                succeeded(&this.inner, &sent.live, this.operation.action);
+                return Poll::Ready(Ok(reply(finished.transfer)));
+            }
+            let live = sent.live.clone();
+            // Its data is with what is over.
+            let command = Command {
+                operation: this.operation,
+                transfer: Transfer::None,
+            };
+            let rest = execute(this.inner.clone(), command, Some(Over { finished, live }));
+            this.state = Try::Rest(PooledFuture::new(rest));
+        }
+    }
+}
+
 /// What to do with a command that was answered, or was not.
 enum Next {
     Done,
@@ -44,23 +115,23 @@ enum Next {
     Again { after: Duration },
 }
 
-/// Executes a command; returns its data.
-pub(super) async fn execute(
+/// Executes a command, or goes on with one that was sent before; returns its data.
+async fn execute(
     inner: Rc<Inner>,
     mut command: Command,
-    mut sent: Option<Sent>,
+    mut over: Option<Over>,
 ) -> Result<Transfer, IoError> {
     let mut tries = 0;
     loop {
-        let Sent { submission, live } = match sent.take() {
-            Some(sent) => sent,
-            None => inner.send(&mut command).await?,
+        let Over { finished, live } = match over.take() {
+            Some(over) => over,
+            None => inner.send(&mut command).await?.over().await,
         };
-        let Finished { outcome, transfer } = submission.await;
+        let Finished { outcome, transfer } = finished;
         if !matches!(outcome, Err(CommandError::ConnectionLost { sent: false })) {
             tries += 1;
         }
-        match after(&inner, &live, command.action, outcome, tries) {
+        match after(&inner, &live, command.operation.action, outcome, tries) {
             Next::Done => return Ok(transfer),
             Next::Fail(error) => return Err(error),
             Next::Again { after } => {
@@ -70,6 +141,20 @@ pub(super) async fn execute(
                 }
             }
         }
+    }
+}
+
+/// Executes a command that could not be sent right away.
+pub(super) async fn execute_later(inner: Rc<Inner>, command: Command) -> Result<Reply, IoError> {
+    execute(inner, command, None).await.map(reply)
+}
+
+/// A command has succeeded: remembers a write that may be in a volatile cache.
+#[inline]
+fn succeeded(inner: &Inner, live: &Live, action: Action) {
+    let shared = inner.shared();
+    if shared.limits.volatile_write_cache && action.may_be_volatile() {
+        shared.ledger.wrote(live.association.cache_epoch);
     }
 }
 
@@ -85,9 +170,7 @@ fn after(
     match outcome {
         Ok(completion) => {
             let Some(error) = error_of(completion.status()) else {
-                if shared.limits.volatile_write_cache && action.may_be_volatile() {
-                    shared.ledger.wrote(live.association.cache_epoch);
-                }
+                succeeded(inner, live, action);
                 return Next::Done;
             };
             let status = completion.status();
@@ -191,7 +274,11 @@ impl Flush {
             ticket,
             losses_told,
         } = self;
-        execute(inner.clone(), Command::flush(), sent).await?;
+        let over = match sent {
+            Some(sent) => Some(sent.over().await),
+            None => None,
+        };
+        execute(inner.clone(), Command::flush(), over).await?;
         let ledger = &inner.shared().ledger;
         let losses = ledger.losses();
         if losses != losses_told {

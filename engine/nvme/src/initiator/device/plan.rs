@@ -107,26 +107,37 @@ impl Action {
     }
 }
 
-/// One command, to be sent as often as it takes.
-#[derive(Debug)]
-pub(super) struct Command {
+/// What a command does, and where.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operation {
     pub(super) action: Action,
     block: u64,
     blocks: u32,
+}
+
+/// One command, to be sent as often as it takes.
+#[derive(Debug)]
+pub(super) struct Command {
+    pub(super) operation: Operation,
     /// Its data while it is not being sent.
     pub(super) transfer: Transfer,
 }
 
 impl Command {
     pub(super) fn flush() -> Self {
-        Self {
+        let operation = Operation {
             action: Action::Flush,
             block: 0,
             blocks: 0,
+        };
+        Self {
+            operation,
             transfer: Transfer::None,
         }
     }
+}
 
+impl Operation {
     /// The submission queue entry for a namespace.
     #[inline]
     pub(super) fn entry(&self, namespace_id: u32) -> SubmissionEntry {
@@ -210,6 +221,27 @@ enum PieceData {
     Range,
 }
 
+impl PieceData {
+    /// All of it, for one command.
+    fn whole(self, block: u64, blocks: u32, block_bytes: u32) -> Transfer {
+        match self {
+            Self::None => Transfer::None,
+            Self::Receive(buffer) => Transfer::Receive(buffer),
+            Self::Send(data, _) => Transfer::Send(data),
+            Self::Zeroes => zeroes_of(blocks, block_bytes),
+            Self::Range => range_of(block, blocks),
+        }
+    }
+}
+
+fn zeroes_of(blocks: u32, block_bytes: u32) -> Transfer {
+    Transfer::Send(Slice::zeroes(blocks as usize * block_bytes as usize).into())
+}
+
+fn range_of(block: u64, blocks: u32) -> Transfer {
+    Transfer::Send(Slice::copy_from(DatasetRange::new(block, blocks).as_bytes()).into())
+}
+
 impl Plan {
     /// Plans a request that was checked against the geometry.
     ///
@@ -244,24 +276,30 @@ impl Plan {
             }
         };
         let (block, blocks) = range.ok_or(IoError::InvalidField)?;
-        let mut pieces = Pieces {
-            action,
-            block,
-            blocks_left: blocks,
-            blocks_max,
-            data,
-            block_bytes: limits.block_bytes,
-        };
-        if blocks > u64::from(blocks_max) {
-            return Ok(Self::Many(pieces));
-        }
-        match pieces.next() {
-            Some(command) => Ok(Self::One(command)),
-            None => Ok(Self::Nothing(match pieces.data {
+        let block_bytes = limits.block_bytes;
+        Ok(match u32::try_from(blocks) {
+            Ok(0) => Self::Nothing(match data {
                 PieceData::Receive(buffer) => Transfer::Receive(buffer),
                 _ => Transfer::None,
-            })),
-        }
+            }),
+            Ok(blocks) if blocks <= blocks_max => {
+                let operation = Operation {
+                    action,
+                    block,
+                    blocks,
+                };
+                let transfer = data.whole(block, blocks, block_bytes);
+                Self::One(Command { operation, transfer })
+            }
+            _ => Self::Many(Pieces {
+                action,
+                block,
+                blocks_left: blocks,
+                blocks_max,
+                data,
+                block_bytes,
+            }),
+        })
     }
 }
 
@@ -294,25 +332,20 @@ impl Iterator for Pieces {
             PieceData::None => Transfer::None,
             PieceData::Receive(rest) if rest.len() <= bytes => Transfer::Receive(std::mem::take(rest)),
             PieceData::Receive(rest) => Transfer::Receive(rest.split_to(bytes)),
-            PieceData::Send(data, 0) if self.blocks_left == u64::from(blocks) => {
-                Transfer::Send(std::mem::take(data))
-            }
             PieceData::Send(data, used) => {
                 let from = *used;
                 *used += bytes;
                 Transfer::Send(data.range(from, bytes))
             }
-            PieceData::Zeroes => Transfer::Send(Slice::zeroes(bytes).into()),
-            PieceData::Range => {
-                Transfer::Send(Slice::copy_from(DatasetRange::new(self.block, blocks).as_bytes()).into())
-            }
+            PieceData::Zeroes => zeroes_of(blocks, self.block_bytes),
+            PieceData::Range => range_of(self.block, blocks),
         };
-        let command = Command {
+        let operation = Operation {
             action: self.action,
             block: self.block,
             blocks,
-            transfer,
         };
+        let command = Command { operation, transfer };
         self.block += u64::from(blocks);
         self.blocks_left -= u64::from(blocks);
         Some(command)

@@ -18,7 +18,7 @@ use pollux_reactor::{Reactor, Task, sleep, timeout};
 use super::super::connection::{CommandId, QueuePair, RefusedReason};
 use super::super::error::InitiatorError;
 use super::NvmfDevice;
-use super::execute::{Flush, Sent, execute, execute_pieces, reply};
+use super::execute::{FirstTry, Flush, Sent, execute_later, execute_pieces, reply};
 use super::holes::allocation;
 use super::plan::{Command, Plan};
 use super::race::{First, race};
@@ -142,9 +142,11 @@ impl BlockDevice for NvmfQueue {
                 Completion::from_future(flush.execute(sent))
             }
             Ok(Plan::One(mut command)) => {
-                let sent = inner.send_now(&mut command);
                 let inner = inner.clone();
-                Completion::from_future(async move { execute(inner, command, sent).await.map(reply) })
+                match inner.send_now(&mut command) {
+                    Some(sent) => Completion::from_future(FirstTry::new(inner, command.operation, sent)),
+                    None => Completion::from_future(execute_later(inner, command)),
+                }
             }
             Ok(Plan::Many(pieces)) => Completion::from_future(execute_pieces(inner.clone(), pieces)),
         }
@@ -178,7 +180,7 @@ impl Inner {
     }
 
     fn submit(&self, live: Rc<Live>, command: &mut Command) -> Result<Sent, RefusedReason> {
-        let entry = command.entry(live.association.namespace_id);
+        let entry = command.operation.entry(live.association.namespace_id);
         let transfer = std::mem::take(&mut command.transfer);
         match live.queue.submit(&entry, transfer) {
             Ok(submission) => Ok(Sent { submission, live }),
