@@ -14,7 +14,7 @@ pub enum InitiatorError {
     #[error(transparent)]
     Connection(#[from] Arc<ConnectionError>),
     /// The controller refused a command.
-    #[error("the target refused {what}: {status}{}", hint(.what, *.status))]
+    #[error("the target refused {what}: {}", reason(.what, *.status))]
     Refused {
         /// What it was asked.
         what: &'static str,
@@ -128,17 +128,26 @@ impl From<ConnectionError> for InitiatorError {
     }
 }
 
-/// What to do about a status that a Connect command was answered with.
-fn hint(what: &str, status: Status) -> &'static str {
-    if what != CONNECT {
-        return "";
+/// Why a command was refused; for a Connect command, what to do about it as well.
+fn reason(what: &str, status: Status) -> String {
+    match status.connect_reason() {
+        Some(reason) if what == CONNECT => format!("{reason}{}", hint(status)),
+        _ => status.to_string(),
     }
+}
+
+/// What to do about a status that a Connect command was answered with.
+fn hint(status: Status) -> &'static str {
     if status.is(Status::CONNECT_INVALID_HOST) {
-        "; allow this host at the target, or give `hostnqn` and `hostid`"
+        "; allow this host at the target, or give `hostnqn` and `hostid` of one that it allows"
     } else if status.is(Status::CONNECT_INVALID_PARAMETERS) {
-        "; check the name of the subsystem"
+        "; check the name of the subsystem, which `nvme discover` lists"
     } else if status.is(Status::CONNECT_CONTROLLER_BUSY) {
-        "; the target has no room for another controller now"
+        "; try again later, or disconnect other hosts"
+    } else if status.is(Status::CONNECT_RESTART_DISCOVERY) {
+        "; ask for its address with `nvme discover`"
+    } else if status.is(Status::AUTHENTICATION_REQUIRED) {
+        "; give `secret_file`"
     } else {
         ""
     }

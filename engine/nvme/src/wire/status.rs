@@ -314,6 +314,41 @@ codes! {
     }
 }
 
+impl Status {
+    /// What the status says to whoever sent a Connect command (Base 2.0, 6.3), whose code points have other
+    /// meanings for other commands; nothing for those that mean the same to all.
+    pub fn connect_reason(self) -> Option<&'static str> {
+        let reasons = [
+            (
+                Self::CONNECT_INCOMPATIBLE_FORMAT,
+                "the target does not know this format of the command",
+            ),
+            (
+                Self::CONNECT_CONTROLLER_BUSY,
+                "the subsystem has no room for another controller or queue now",
+            ),
+            (
+                Self::CONNECT_INVALID_PARAMETERS,
+                "the target has no subsystem of this name, or no such controller or queue of it",
+            ),
+            (
+                Self::CONNECT_RESTART_DISCOVERY,
+                "the subsystem is elsewhere by now",
+            ),
+            (
+                Self::CONNECT_INVALID_HOST,
+                "the subsystem does not admit this host",
+            ),
+            (
+                Self::AUTHENTICATION_REQUIRED,
+                "the host has to authenticate first",
+            ),
+        ];
+        let mut reasons = reasons.into_iter();
+        reasons.find_map(|(status, reason)| self.is(status).then_some(reason))
+    }
+}
+
 impl fmt::Display for Status {
     /// The text of the code (all texts, where a code point has several meanings), or its numbers; then the
     /// flags.
@@ -418,6 +453,15 @@ mod tests {
                 .to_string(),
             "command interrupted, try again (see the error log) (retry delay 1)"
         );
+    }
+
+    #[test]
+    fn a_connect_command_is_told_its_own_meaning() {
+        let refused = Status::CONNECT_INVALID_PARAMETERS.without_retry();
+        let reason = refused.connect_reason().expect("it is one of Connect");
+        assert!(reason.contains("no subsystem of this name"), "{reason}");
+        assert_ne!(Status::CONNECT_INVALID_HOST.connect_reason(), Some(reason));
+        assert_eq!(Status::INVALID_FIELD.connect_reason(), None);
     }
 
     proptest! {

@@ -441,11 +441,27 @@ fn controllers_that_cannot_be_used() {
     let error = against(2, |fake| controller_with_status(fake, 2), controller_fails);
     assert_eq!(error, InitiatorError::Fatal);
     for (status, result, says) in [
-        (Status::CONNECT_INVALID_HOST, 0, "allow this host at the target"),
         (
-            Status::CONNECT_INVALID_PARAMETERS,
+            Status::CONNECT_INVALID_HOST.without_retry(),
             0,
-            "check the name of the subsystem",
+            "the target refused the Connect command: the subsystem does not admit this host; allow this host \
+             at the target",
+        ),
+        (
+            Status::CONNECT_INVALID_PARAMETERS.without_retry(),
+            0,
+            "the target refused the Connect command: the target has no subsystem of this name, or no such \
+             controller or queue of it; check the name of the subsystem",
+        ),
+        (
+            Status::CONNECT_CONTROLLER_BUSY,
+            0,
+            "no room for another controller or queue now; try again later",
+        ),
+        (
+            Status::INVALID_FIELD,
+            0,
+            "the target refused the Connect command: invalid field in command",
         ),
         (Status::SUCCESS, 0x0002_0001, "wants this host to authenticate"),
     ] {
@@ -457,6 +473,7 @@ fn controllers_that_cannot_be_used() {
         };
         let error = against(3, refuse, controller_fails).to_string();
         assert!(error.contains(says), "{error}");
+        assert!(!error.contains("read only range"), "{error}");
     }
     let silent = |mut fake: Fake| async move {
         fake.initialize().await;
