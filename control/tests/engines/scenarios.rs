@@ -606,7 +606,14 @@ async fn an_old_backup_is_restored(cluster: &Cluster) {
         })
         .await;
     cluster.restart(&old.target_node);
-    let newest = cluster.until_healthy("v").await;
+    cluster.until_healthy("v").await;
+    let grown_bytes = old.size_bytes + (64 << 20);
+    cluster.resize("v", grown_bytes).await;
+    let newest = cluster
+        .until_status("v", "it has grown", |status| {
+            status.size_bytes == grown_bytes && status.state() == VolumeState::Healthy
+        })
+        .await;
     let published = cluster.publish("v", HOST, false).await;
     let host = cluster.host(&published, "state", 6).writing().await;
     cluster.restore(&backup).await;
@@ -641,6 +648,7 @@ async fn an_old_backup_is_restored(cluster: &Cluster) {
         })
         .await;
     assert!(after.version > newest.version, "{after:?} after {newest:?}");
+    assert_eq!(after.size_bytes, grown_bytes);
     cluster.until_whole("v", "state").await;
 }
 

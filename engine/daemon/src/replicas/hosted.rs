@@ -18,6 +18,7 @@ use pollux_pool::shared::OwnedDevice;
 use pollux_reactor::random_u64;
 use pollux_volume::membership::{Epoch, Membership};
 use pollux_volume::metadata::AreaError;
+use pollux_volume::metadata::codec::Label;
 use pollux_volume::replica::{
     CommandError, PromiseError, ReplicaAnswer, ReplicaCommand, ReplicaHost, ReplicaPort,
 };
@@ -85,6 +86,11 @@ impl Hosted {
 
     pub(super) fn promised(&self) -> Epoch {
         self.host.promised()
+    }
+
+    /// What it is now: it may have grown since it was opened.
+    pub(super) fn label(&self) -> Label {
+        self.host.label()
     }
 
     /// The copy of the record of who takes part; nothing if no target ever gave it one.

@@ -129,6 +129,7 @@ pub struct SurveyedReplica {
 #[derive(Clone)]
 struct Replica {
     uri: DeviceUri,
+    /// As it was when it was opened: its size may be another one by now.
     label: Label,
     hosted: Arc<Owned<Hosted>>,
     device: Arc<dyn Device>,
@@ -431,15 +432,15 @@ impl Replicas {
         for replica in all {
             let asked = replica.hosted.call(|hosted| async move {
                 let record = hosted.record().await.map_err(|error| error.to_string());
-                (hosted.promised(), record)
+                (hosted.label(), hosted.promised(), record)
             });
-            let (promised, record) = match asked.await {
+            let (label, promised, record) = match asked.await {
                 Ok(answered) => answered,
-                Err(error) => (Epoch(0), Err(error.to_string())),
+                Err(error) => (replica.label, Epoch(0), Err(error.to_string())),
             };
             surveyed.push(SurveyedReplica {
                 uri: replica.uri,
-                label: replica.label,
+                label,
                 promised,
                 record,
             });
@@ -539,7 +540,8 @@ impl Replicas {
         self.find(replica).map(drop)
     }
 
-    /// The replicas that are open, by their UUIDs, with their devices. Nobody is asked.
+    /// The replicas that are open, by their UUIDs, with their devices, and of the size that they had when
+    /// they were opened. Nobody is asked.
     pub fn all(&self) -> Vec<(DeviceUri, Label)> {
         let mut all = self.removing().clone();
         for (id, replica) in self.open_replicas().iter() {
@@ -583,11 +585,14 @@ impl Replicas {
 
 impl Replica {
     async fn describe(&self) -> Result<ReplicaInfo, ReplicasError> {
-        let promised = self.hosted.call(|hosted| async move { hosted.promised() });
+        let told = self
+            .hosted
+            .call(|hosted| async move { (hosted.label(), hosted.promised()) });
+        let (label, promised) = told.await?;
         Ok(ReplicaInfo {
-            label: self.label,
+            label,
             uri: self.uri.clone(),
-            promised: promised.await?,
+            promised,
         })
     }
 }
