@@ -67,6 +67,9 @@ enum Command {
     /// Show on this machine what a cluster does: a volume with three replicas is written to while an engine
     /// is killed and comes back.
     Demo(up::demo::DemoArguments),
+    /// Become a program that ends with the process that has started it.
+    #[command(hide = true)]
+    Under(up::UnderArguments),
     /// Machines with an engine.
     Node {
         #[command(subcommand)]

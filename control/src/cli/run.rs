@@ -54,6 +54,7 @@ pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandEr
         Command::Cert { command } => return certificates::run(command, into),
         Command::Up(arguments) => return up::up(arguments, &cli.control, into).await,
         Command::Demo(arguments) => return up::demo::demo(arguments, into).await,
+        Command::Under(arguments) => return up::under(arguments).map(|never| match never {}),
         Command::Completion { shell } => {
             // It does not stand that nobody reads it to the end: so it is made first.
             let mut text = Vec::new();
@@ -107,6 +108,7 @@ pub(super) async fn run(cli: Cli, into: &mut impl Write) -> Result<(), CommandEr
         // Done above, without a connection.
         Command::Up(_)
         | Command::Demo(_)
+        | Command::Under(_)
         | Command::Cert { .. }
         | Command::Completion { .. }
         | Command::Man { .. } => Ok(()),

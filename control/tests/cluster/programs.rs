@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use pollux_api::control::v1::agent_server::{Agent, AgentServer};
 use pollux_api::control::v1::{
@@ -586,4 +587,40 @@ fn a_backup_destroys_nothing() {
     let _daemon = Daemon::start(&["--store", &store]);
     let (is_done, errors) = control(backup, "good");
     assert!(!is_done && errors.contains("stop that first"), "{errors}");
+}
+
+/// What `pollux up` starts ends with it, though it is killed and can do nothing about it.
+#[test]
+fn what_is_started_ends_with_who_has_started_it() {
+    let program = env!("CARGO_BIN_EXE_pollux");
+    let mut parent = Command::new("sh")
+        .args([
+            "-c",
+            "\"$0\" under $$ sh -c 'echo $$; exec sleep 600' & wait",
+            program,
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("there is a shell");
+    let mut line = String::new();
+    let told = parent.stdout.take().expect("it was asked for");
+    BufReader::new(told).read_line(&mut line).expect("it tells");
+    let process = format!("/proc/{}/stat", line.trim());
+    // One that nobody has waited for is still listed.
+    let runs = || std::fs::read_to_string(&process).is_ok_and(|stat| !stat.contains(") Z "));
+    assert!(runs(), "it is {line}");
+    parent.kill().expect("it is there");
+    parent.wait().expect("it was killed");
+    let until = Instant::now() + Duration::from_secs(20);
+    while runs() {
+        assert!(Instant::now() < until, "it outlives who has started it");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    // One whose parent has ended before it could ask does not begin.
+    let late = pollux(&["under", &i32::MAX.to_string(), "echo", "begun"]);
+    assert!(!late.status.success());
+    assert_eq!(String::from_utf8_lossy(&late.stdout), "");
+    let errors = String::from_utf8_lossy(&late.stderr);
+    assert!(errors.contains("has ended"), "{errors}");
 }

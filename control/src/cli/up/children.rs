@@ -2,15 +2,20 @@
 //!
 //! Each is in a process group of its own: what a terminal sends to this program by Ctrl-C is for this
 //! program, which ends the others in order. They are killed when this is dropped, so that none outlives a
-//! command that failed.
+//! command that failed. When this program is killed itself, the kernel has them end in good order: each
+//! begins as this program in [`under`], which asks for that and becomes the other program.
 
+use std::convert::Infallible;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use clap::Args;
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use tokio::process::Command;
 
 use super::failed;
@@ -53,6 +58,41 @@ impl Program {
     }
 }
 
+/// `under`: becomes a program that ends with the one that has started it.
+#[derive(Debug, Clone, Args)]
+pub(in crate::cli) struct UnderArguments {
+    /// The process that has to be there: the one that has started this.
+    parent: i32,
+    /// The program, and its arguments.
+    #[arg(required = true, num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+impl UnderArguments {
+    /// What says so on a command line.
+    const NAME: &str = "under";
+}
+
+/// Becomes another program, which is sent SIGTERM when its parent ends, however that comes about.
+pub(in crate::cli) fn under(arguments: &UnderArguments) -> Result<Infallible, CommandError> {
+    set_parent_process_death_signal(Some(Signal::TERM)).map_err(std::io::Error::from)?;
+    // One that had ended before that is not told of: then somebody else is the parent by now.
+    if getppid().map(Pid::as_raw_pid) != Some(arguments.parent) {
+        let (gone, own) = (arguments.parent, UnderArguments::NAME);
+        return Err(CommandError::Refused(format!(
+            "process {gone} has ended; `pollux {own}` is for `pollux up` alone"
+        )));
+    }
+    let Some((program, rest)) = arguments.command.split_first() else {
+        return Err(CommandError::Refused("there is no program to become".to_owned()));
+    };
+    let error = std::process::Command::new(program).args(rest).exec();
+    Err(CommandError::File {
+        path: program.into(),
+        reason: format!("{error}; it has to be beside `pollux`, or where commands are looked for"),
+    })
+}
+
 /// A process that was started here.
 #[derive(Debug)]
 pub(super) struct Child {
@@ -71,7 +111,11 @@ impl Child {
         let open = || File::options().create(true).append(true).open(log);
         let (output, errors) = (open().map_err(failed(log))?, open().map_err(failed(log))?);
         let log_start_bytes = output.metadata().map_err(failed(log))?.len();
-        let process = Command::new(program.path())
+        let own = std::env::current_exe().map_err(failed(Path::new("pollux")))?;
+        let process = Command::new(&own)
+            .arg(UnderArguments::NAME)
+            .arg(getpid().as_raw_pid().to_string())
+            .arg(program.path())
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(output)
@@ -79,10 +123,7 @@ impl Child {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| CommandError::File {
-                path: program.path(),
-                reason: format!("{error}; it has to be beside `pollux`, or where commands are looked for"),
-            })?;
+            .map_err(failed(&own))?;
         Ok(Self {
             process,
             program,

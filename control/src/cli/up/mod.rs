@@ -28,6 +28,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::connection::{Access, Channel, CommandError, connect};
 use crate::size::Size;
 use children::{Child, Program};
+pub(in crate::cli) use children::{UnderArguments, under};
 
 /// Engines of a cluster on one machine, if nothing else is said.
 const ENGINES_DEFAULT: u32 = 3;
