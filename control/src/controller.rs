@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pollux_api::control::v1::{EngineReport, Event, Node, Severity, TargetConfig, engine_command::Command};
 use pollux_trace::{Origin, Origins, span};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::field::Empty;
@@ -32,6 +33,9 @@ const ENGINES_AT_ONCE: usize = 64;
 
 /// How long [`Controller::pass`] waits for engines to do what it tells them.
 const TELL_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A clock that is behind by so much was set back.
+const CLOCK_STEP_US: u64 = 1_000_000;
 
 /// How long an engine may take for a report.
 pub(crate) const REPORT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -57,8 +61,13 @@ pub(crate) const RESTORED: &str = "the records were restored from a backup, and 
 
 /// What time it is.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
-    /// Microseconds since 1970, in UTC.
+    /// Microseconds since 1970, in UTC. Whoever looks after the machine may set that, back too.
     fn now_unix_us(&self) -> u64;
+
+    /// Microseconds since some moment: nobody sets these. How long ago something was is told by them.
+    fn steady_us(&self) -> u64 {
+        self.now_unix_us()
+    }
 }
 
 /// The clock of the machine.
@@ -70,12 +79,29 @@ impl Clock for SystemClock {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
     }
+
+    fn steady_us(&self) -> u64 {
+        let since = clock_gettime(ClockId::Boottime);
+        let (seconds, nanoseconds) = (since.tv_sec.unsigned_abs(), since.tv_nsec.unsigned_abs());
+        seconds
+            .saturating_mul(1_000_000)
+            .saturating_add(nanoseconds / 1_000)
+    }
+}
+
+/// What an engine told last.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Heard {
+    /// All that is on it.
+    pub report: Arc<EngineReport>,
+    /// When it came, by [`Clock::steady_us`].
+    pub at_steady_us: u64,
 }
 
 /// What engines told last: shared with those who answer calls.
 #[derive(Debug, Default)]
 pub struct Observations {
-    newest: Mutex<BTreeMap<String, Observation>>,
+    newest: Mutex<BTreeMap<String, Heard>>,
     /// Why engines could not be told something the last time, by node.
     unheard: Mutex<BTreeMap<String, String>>,
     changed: Notify,
@@ -116,19 +142,19 @@ impl Drop for VolumeObservations<'_> {
 }
 
 impl Observations {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Observation>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Heard>> {
         // Nothing that is done with the lock held can leave it half done.
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An engine has reported.
-    pub fn put(&self, report: Arc<EngineReport>, at_unix_us: u64) {
+    /// An engine has reported, at a time of [`Clock::steady_us`].
+    pub fn put(&self, report: Arc<EngineReport>, at_steady_us: u64) {
         let node = report.node.clone();
-        let observation = Observation { report, at_unix_us };
-        let before = self.lock().insert(node, observation.clone());
-        self.tell_waiting(before.as_ref().map(|before| &*before.report), &observation.report);
+        let heard = Heard { report, at_steady_us };
+        let before = self.lock().insert(node, heard.clone());
+        self.tell_waiting(before.as_ref().map(|before| &*before.report), &heard.report);
         // Time alone is no reason for a pass: there is one every second anyway.
-        if before.is_none_or(|before| before.report != observation.report) {
+        if before.is_none_or(|before| before.report != heard.report) {
             self.changed.notify_one();
         }
     }
@@ -198,13 +224,22 @@ impl Observations {
     }
 
     /// What an engine told last.
-    pub fn get(&self, node: &str) -> Option<Observation> {
+    pub fn get(&self, node: &str) -> Option<Heard> {
         self.lock().get(node).cloned()
     }
 
-    /// What all engines told last.
-    pub(crate) fn all(&self) -> BTreeMap<String, Observation> {
-        self.lock().clone()
+    /// What all engines told last, each as long before `now_unix_us` as it is ago.
+    pub(crate) fn all(&self, now_unix_us: u64, steady_us: u64) -> BTreeMap<String, Observation> {
+        let all = self.lock();
+        let observed = all.iter().map(|(node, heard)| {
+            let ago_us = steady_us.saturating_sub(heard.at_steady_us);
+            let observation = Observation {
+                report: heard.report.clone(),
+                at_unix_us: now_unix_us.saturating_sub(ago_us),
+            };
+            (node.clone(), observation)
+        });
+        observed.collect()
     }
 }
 
@@ -231,6 +266,10 @@ pub struct Controller {
     following: Following,
     /// What engines are being told.
     telling: Telling,
+    /// When there was a pass last, by [`Clock::steady_us`].
+    passed_steady_us: u64,
+    /// Whether it was told that the clock was set back, since it was right last.
+    is_behind_told: bool,
 }
 
 /// What came of a plan.
@@ -273,11 +312,13 @@ impl Controller {
         }
         parts.observations.telemetry.leads(term);
         Ok(Self {
+            passed_steady_us: parts.clock.steady_us(),
             parts,
             leadership,
             world,
             following,
             telling: Telling::default(),
+            is_behind_told: false,
         })
     }
 
@@ -361,14 +402,15 @@ impl Controller {
         while let Some(told) = self.telling.try_next() {
             self.note_told(told);
         }
-        self.world.reports = self.parts.observations.all();
+        // Before the world is told the time: what comes meanwhile is of this pass.
+        let steady_us = self.parts.clock.steady_us();
+        self.tell_time(steady_us);
+        self.world.reports = self.parts.observations.all(self.world.now_unix_us, steady_us);
         self.world
             .unheard
             .clone_from(&self.parts.observations.lock_unheard());
         let world = &mut self.world;
         world.reports.retain(|node, _| world.nodes.contains_key(node));
-        // Strictly growing, so that events of two passes have different names.
-        world.now_unix_us = self.parts.clock.now_unix_us().max(world.now_unix_us + 1);
         let cool_down_us = self.parts.limits.cool_down_us;
         let now = world.now_unix_us;
         world
@@ -420,6 +462,29 @@ impl Controller {
         self.following.reach(world, revision, ECHO_TIMEOUT).await?;
         self.parts.observations.telemetry.passed(began.elapsed());
         Ok(Progress { planned, fresh })
+    }
+
+    /// Tells the world what time it is. That is strictly growing, so that events of two passes have different
+    /// names. When the clock was set back it goes on at half the pace until the clock has caught up: whoever is
+    /// away is still missed in time, and what was to be done later is.
+    fn tell_time(&mut self, steady_us: u64) {
+        let passed_us = steady_us.saturating_sub(self.passed_steady_us);
+        self.passed_steady_us = steady_us;
+        let (clock_unix_us, before_unix_us) = (self.parts.clock.now_unix_us(), self.world.now_unix_us);
+        let behind_us = before_unix_us
+            .saturating_add(passed_us)
+            .saturating_sub(clock_unix_us);
+        let is_behind = behind_us >= CLOCK_STEP_US;
+        if is_behind && !self.is_behind_told {
+            let seconds = behind_us / 1_000_000;
+            tracing::warn!(
+                seconds,
+                "the clock was set back: times of events are ahead until it has caught up"
+            );
+        }
+        self.is_behind_told = is_behind;
+        let slow_unix_us = before_unix_us.saturating_add((passed_us / 2).max(1));
+        self.world.now_unix_us = clock_unix_us.max(slow_unix_us);
     }
 
     /// What is to be told again before a transaction may forget a removal. That no report shows the thing is
@@ -576,7 +641,7 @@ pub(crate) async fn pull_one(parts: &Parts, engine: &EngineAddress) {
     let report = tokio::time::timeout(REPORT_TIMEOUT, parts.engines.report(engine));
     match report.await {
         Ok(Ok(report)) if report.node == engine.node => {
-            parts.observations.put(report, parts.clock.now_unix_us());
+            parts.observations.put(report, parts.clock.steady_us());
         }
         Ok(Ok(report)) => {
             tracing::warn!(node = %engine.node, other = %report.node, "another node answers at this address");

@@ -169,7 +169,7 @@ impl Follower {
         }
         world.now_unix_us = now;
         world.observing_since_unix_us = now;
-        world.reports = self.parts.observations.all();
+        world.reports = self.parts.observations.all(now, self.parts.clock.steady_us());
         Ok(())
     }
 }

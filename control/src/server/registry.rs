@@ -32,8 +32,8 @@ impl Registry for Services {
         require_name(&report.node)?;
         caller.require_node(&report.node)?;
         self.find::<Node>(&report.node).await?;
-        let now = self.parts.clock.now_unix_us();
-        self.parts.observations.put(Arc::new(report), now);
+        let now_us = self.parts.clock.steady_us();
+        self.parts.observations.put(Arc::new(report), now_us);
         answer!(ReportAnswer {
             next_report_us: self.parts.limits.unreachable_after_us / REPORTS_WHILE_REACHABLE,
             lease_us: TARGET_LEASE_US,

@@ -155,10 +155,10 @@ impl Services {
         names.push(&status.target_node);
         names.sort_unstable();
         names.dedup();
-        let now = self.parts.clock.now_unix_us();
+        let now_us = self.parts.clock.steady_us();
         let is_silent = |name: &&str| {
             let last = self.parts.observations.get(name);
-            last.is_none_or(|last| now.saturating_sub(last.at_unix_us) > TOLD_US_MAX)
+            last.is_none_or(|last| now_us.saturating_sub(last.at_steady_us) > TOLD_US_MAX)
         };
         for name in names.into_iter().filter(is_silent) {
             let Some(node) = nodes.get(name) else { continue };
@@ -168,8 +168,8 @@ impl Services {
             if let Ok(Ok(report)) = tokio::time::timeout_at(until, self.parts.engines.report(&engine)).await
                 && report.node == name
             {
-                let now = self.parts.clock.now_unix_us();
-                self.parts.observations.put(report, now);
+                let now_us = self.parts.clock.steady_us();
+                self.parts.observations.put(report, now_us);
             }
         }
     }

@@ -148,3 +148,32 @@ async fn volumes_are_made_and_deleted_while_an_engine_is_awaited() {
         "there is something left to decide: {steps:?}"
     );
 }
+
+/// Who looks after the machine of the control plane sets its clock right, by an hour.
+#[tokio::test]
+async fn a_clock_that_is_set_back_keeps_nobody_from_being_missed() {
+    let mut cluster = restarted().await;
+    cluster.clock.advance(7_200 * SECOND_US);
+    cluster.ticks(20).await;
+    let (before, known) = (targets(&cluster), events(&cluster).await.len());
+    let told = cluster.world().now_unix_us;
+    cluster.clock.set_back(3_600 * SECOND_US);
+    cluster.ticks(20).await;
+    cluster.check_settled();
+    assert_eq!(targets(&cluster), before);
+    assert_eq!(
+        events(&cluster).await.len(),
+        known,
+        "all goes on, and nobody was told anything"
+    );
+    assert!(cluster.world().now_unix_us > told, "time goes on");
+    let lost = before["v1"].clone();
+    cluster.fleet.set_up(&lost, false);
+    cluster.ticks(30).await;
+    for (name, volume) in &cluster.world().volumes {
+        let status = volume.status.clone().expect("it has one");
+        if before[name] == lost && status.replicas.len() > 1 {
+            assert_ne!(status.target_node, lost, "{name} stays where nobody serves it");
+        }
+    }
+}

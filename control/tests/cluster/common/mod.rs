@@ -29,17 +29,30 @@ pub const SECOND_US: u64 = 1_000_000;
 const TICKS_MAX: usize = 2_000;
 
 #[derive(Debug, Clone, Default)]
-pub struct VirtualClock(Arc<AtomicU64>);
+pub struct VirtualClock {
+    passed_us: Arc<AtomicU64>,
+    /// How far it was set back since.
+    behind_us: Arc<AtomicU64>,
+}
 
 impl Clock for VirtualClock {
     fn now_unix_us(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        let behind_us = self.behind_us.load(Ordering::Relaxed);
+        self.steady_us().saturating_sub(behind_us)
+    }
+
+    fn steady_us(&self) -> u64 {
+        self.passed_us.load(Ordering::Relaxed)
     }
 }
 
 impl VirtualClock {
     pub fn advance(&self, us: u64) {
-        self.0.fetch_add(us, Ordering::Relaxed);
+        self.passed_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    pub fn set_back(&self, us: u64) {
+        self.behind_us.fetch_add(us, Ordering::Relaxed);
     }
 }
 

@@ -184,7 +184,7 @@ impl Pollux {
                         address: String::new(),
                     };
                     if let Ok(report) = engines.report(&engine).await {
-                        observations.put(report, clock.now_unix_us());
+                        observations.put(report, clock.steady_us());
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
