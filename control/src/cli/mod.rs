@@ -516,6 +516,13 @@ struct PolicyArguments {
     limits: limits::LimitArguments,
 }
 
+impl PolicyArguments {
+    /// Whether nothing is said.
+    fn is_empty(&self) -> bool {
+        self.replicas.is_none() && self.min_in_sync.is_none() && self.iops.is_none() && self.limits.is_empty()
+    }
+}
+
 /// Does what the command line says.
 pub fn run(cli: Cli) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

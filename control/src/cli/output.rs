@@ -228,9 +228,7 @@ impl Row for Group {
             .and_then(|status| status.last_snapshot_unix_us);
         vec![
             self.name().to_owned(),
-            schedule.map_or_else(String::new, |schedule| {
-                format!("{}s", schedule.interval_us / 1_000_000)
-            }),
+            schedule.map_or_else(String::new, |schedule| period(schedule.interval_us / 1_000_000)),
             schedule.map_or_else(String::new, |schedule| schedule.kept_max.to_string()),
             last.map_or_else(String::new, time),
         ]
@@ -294,6 +292,22 @@ impl Row for Event {
 
 /// A time in UTC, to the second.
 pub(super) fn time(unix_us: u64) -> String {
+/// A length of time for people, without the parts that are nothing.
+pub(super) fn period(seconds: u64) -> String {
+    let parts = [
+        (seconds / 86_400, "d"),
+        (seconds / 3_600 % 24, "h"),
+        (seconds / 60 % 60, "min"),
+        (seconds % 60, "s"),
+    ];
+    let told = parts.into_iter().filter(|(count, _)| *count > 0);
+    let told: Vec<String> = told.map(|(count, unit)| format!("{count} {unit}")).collect();
+    match told.is_empty() {
+        true => "0 s".to_owned(),
+        false => told.join(" "),
+    }
+}
+
     let seconds = i64::try_from(unix_us / 1_000_000).unwrap_or(i64::MAX);
     match time::OffsetDateTime::from_unix_timestamp(seconds) {
         Ok(at) => format!(

@@ -593,6 +593,11 @@ impl<W: Write> Session<'_, W> {
                 policy,
                 preview,
             } => {
+                if policy.is_empty() {
+                    let hint = "nothing is to change: give --replicas, --min-in-sync, --iops, --qos, \
+                                --qos-read, --qos-write or --qos-weight";
+                    return Err(CommandError::Refused(hint.to_owned()));
+                }
                 let present = Template::get(self.channel.clone(), name.clone()).await?;
                 let revision = present.meta().revision;
                 let present = present.spec.and_then(|spec| spec.policy).unwrap_or_default();

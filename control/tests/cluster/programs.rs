@@ -417,8 +417,13 @@ async fn what_is_asked_for_can_be_changed_and_waited_for() {
         &["group", "create", "g", "--every", "3600", "--keep", "3"],
     );
     let set = told(&daemon, &["group", "set", "g", "--every", "7200", "--keep", "2"]);
-    assert!(set.contains("7200s  2"), "{set}");
+    assert!(set.contains("2 h    2"), "{set}");
     assert!(refused(&daemon, &["group", "set", "g"]).contains("nothing is to change"));
+    told(&daemon, &["template", "create", "t", "--replicas", "1"]);
+    for more in [&[][..], &["--preview"]] {
+        let set = [&["template", "set", "t"], more].concat();
+        assert!(refused(&daemon, &set).contains("nothing is to change: give --replicas"));
+    }
     let set = told(&daemon, &["group", "set", "g", "--no-schedule"]);
     assert!(!set.contains("7200"), "{set}");
     told(
