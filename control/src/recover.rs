@@ -609,6 +609,7 @@ fn volume_records(
             .unwrap_or_default(),
         roll_backs: roll_backs(world, known, record),
         roll_back: record.roll_back.clone(),
+        moving_since_unix_us: None,
         caches_lost_epoch: record.caches_lost_epoch,
         unreadable: None,
     };

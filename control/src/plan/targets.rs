@@ -76,17 +76,29 @@ pub(super) fn choose(context: &mut Context<'_>, draft: &mut Draft<'_>) {
             let epoch = draft.status.epoch;
             remove(draft, &current, epoch);
         }
-        let why = match context.node_state(&current) {
-            NodeState::Online => "is to leave it",
-            NodeState::Unreachable | NodeState::Lost | NodeState::Unspecified => "cannot be reached there",
+        let (severity, why) = match context.node_state(&current) {
+            NodeState::Online => (Severity::Info, "is to leave it"),
+            NodeState::Unreachable | NodeState::Lost | NodeState::Unspecified => {
+                (Severity::Warning, "cannot be reached there")
+            }
         };
-        draft.events.push((
-            Severity::Warning,
-            format!("is served by node {node} instead of {current}: its target {why}"),
-        ));
+        let text = format!("is served by node {node} instead of {current}: its target {why}");
+        draft.events.push((severity, text));
     }
     context.serve(&node);
     draft.status.target_node = node;
+    let is_well = matches!(draft.status.state(), VolumeState::Healthy | VolumeState::Degraded);
+    draft.status.moving_since_unix_us = (is_served && is_well).then_some(context.world.now_unix_us);
+}
+
+/// Whether the target is on its way from one node to another one, as was planned: for as long as an engine
+/// may be silent. Hosts wait for it then, and nothing is wrong.
+pub(super) fn is_moving(context: &Context<'_>, status: &VolumeStatus) -> bool {
+    let patience_us = context.limits.unreachable_after_us;
+    status.moving_since_unix_us.is_some_and(|since| {
+        context.is_online(&status.target_node)
+            && context.world.now_unix_us < since.saturating_add(patience_us)
+    })
 }
 
 /// What a removal of a volume from a node is called there.

@@ -168,6 +168,9 @@ fn plan_volume(context: &mut Context<'_>, volume: &Volume, spec: &VolumeSpec) {
         targets::choose(context, &mut draft);
         roll_backs::advance(context, &mut draft);
         unreadable::note(context, &mut draft);
+        if targets::serves(context, draft.uid(), &draft.status) {
+            draft.status.moving_since_unix_us = None;
+        }
     }
     let state = state(context, &draft);
     draft.status.state = state.into();
@@ -431,7 +434,7 @@ fn state(context: &Context<'_>, draft: &Draft<'_>) -> VolumeState {
             false => VolumeState::Creating,
         };
     }
-    let serves = targets::serves(context, draft.uid(), status);
+    let serves = targets::serves(context, draft.uid(), status) || targets::is_moving(context, status);
     if !serves && matches!(status.state(), VolumeState::Creating | VolumeState::Pending) {
         return VolumeState::Creating;
     }
