@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use crate::security::{Authority, Identity, Issued, LIFETIME_DAYS_DEFAULT, Role};
+use crate::security::{Authority, Identity, Issued, LIFETIME_DAYS_DEFAULT, LIFETIME_DAYS_MAX, Role};
 
 use super::connection::{CommandError, read};
 
@@ -38,8 +38,9 @@ pub(super) enum CertificateCommand {
         /// The directory that is made.
         #[arg(long, value_name = "DIRECTORY")]
         into: PathBuf,
-        /// For how many days it is good.
-        #[arg(long, value_name = "N", default_value_t = LIFETIME_DAYS_DEFAULT)]
+        /// For how many days it is good, 1 to 3650.
+        #[arg(long, value_name = "N", default_value_t = LIFETIME_DAYS_DEFAULT,
+            value_parser = clap::value_parser!(u32).range(1..=LIFETIME_DAYS_MAX))]
         days: u32,
     },
 }
@@ -87,6 +88,11 @@ pub(super) fn run(command: &CertificateCommand, into: &mut impl Write) -> Result
             into: directory,
             days,
         } => {
+            if *role == Role::Engine && host.is_empty() {
+                let hint = "the control plane and other engines call an engine: give --host with the address \
+                            or name by which they do, that of its `listen`";
+                return Err(CommandError::Refused(hint.to_owned()));
+            }
             let certificate = text(&authority.join("authority.pem"))?;
             let issuer = Authority::load(&Issued {
                 certificate: certificate.clone(),
@@ -103,7 +109,7 @@ pub(super) fn run(command: &CertificateCommand, into: &mut impl Write) -> Result
             write_new(&directory.join("authority.pem"), &certificate, 0o644)?;
             writeln!(
                 into,
-                "{name} ({role}) has its certificate in {}",
+                "{name} ({role}) has its certificate in {}, good for {days} days",
                 directory.display()
             )?;
         }

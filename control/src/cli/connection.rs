@@ -124,6 +124,9 @@ impl From<Status> for CommandError {
                     true => innermost(source),
                     false => text.to_owned(),
                 };
+                if let Some(expired) = expired(&reason) {
+                    return Self::Refused(expired.to_owned());
+                }
                 Self::Refused(format!(
                     "the connection was lost: {reason}; if it is each time, see that --control names a \
                      control plane, that --certificates is given where it has some, and that those of both \
@@ -197,6 +200,23 @@ fn is_trust(error: &(dyn Error + 'static)) -> bool {
         .any(|error| error.kind() == io::ErrorKind::InvalidData)
 }
 
+/// What to do about a certificate that is good no more, if that is what an error of TLS says.
+fn expired(reason: &str) -> Option<&'static str> {
+    if reason.contains("CertificateExpired") {
+        Some(
+            "the certificate in --certificates has expired: issue another with `pollux cert issue`, and see \
+             that the clocks of both machines are right",
+        )
+    } else if reason.contains("certificate expired") || reason.ends_with("certificate: Expired") {
+        Some(
+            "the certificate of the control plane has expired: issue another with `pollux cert issue`, start \
+             the control plane anew with it, and see that the clocks of both machines are right",
+        )
+    } else {
+        None
+    }
+}
+
 /// Whether an error is that nothing was heard for too long.
 fn is_silence(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|cause| cause.to_string().contains("keep-alive timed out"))
@@ -207,6 +227,9 @@ pub(super) async fn connect(access: &Access) -> Result<Channel, CommandError> {
     let address = &access.address;
     let failed = |error: tonic::transport::Error| {
         let (address, reason) = (address.clone(), innermost(&error));
+        if let Some(expired) = expired(&reason) {
+            return CommandError::Refused(expired.to_owned());
+        }
         match &access.certificates {
             Some(directory) if is_trust(&error) => CommandError::Trust {
                 address,

@@ -13,6 +13,9 @@ use super::Role;
 /// For how long a certificate is good, in days, unless told otherwise.
 pub const LIFETIME_DAYS_DEFAULT: u32 = 365;
 
+/// For how many days a certificate can be good: as long as an authority is.
+pub const LIFETIME_DAYS_MAX: i64 = AUTHORITY_DAYS;
+
 /// For how long an authority is good.
 const AUTHORITY_DAYS: i64 = 3650;
 
@@ -144,6 +147,13 @@ fn issue(identity: &Identity, issuer: &Issuer<'_, KeyPair>) -> Result<Issued, Ce
     let mut params = CertificateParams::default();
     params.distinguished_name = subject(&identity.name, Some(identity.role));
     for host in &identity.hosts {
+        let is_host = !host.is_empty()
+            && host
+                .chars()
+                .all(|character| character.is_ascii_alphanumeric() || "-._:*".contains(character));
+        if !is_host {
+            return Err(CertificateError::Host(host.clone()));
+        }
         let name = match host.parse() {
             Ok(address) => SanType::IpAddress(address),
             Err(_) => SanType::DnsName(

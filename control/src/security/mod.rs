@@ -8,6 +8,8 @@ mod authority;
 mod roles;
 mod tokens;
 
-pub use authority::{Authority, CertificateError, Identity, Issued, LIFETIME_DAYS_DEFAULT};
+pub use authority::{
+    Authority, CertificateError, Identity, Issued, LIFETIME_DAYS_DEFAULT, LIFETIME_DAYS_MAX,
+};
 pub use roles::{Action, Authenticated, Caller, Guard, Role};
 pub use tokens::BearerToken;

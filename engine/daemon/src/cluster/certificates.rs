@@ -6,9 +6,11 @@
 
 use std::io;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 use tonic::{Request, Status};
+use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The role of control planes, and of people who may do everything.
@@ -16,6 +18,12 @@ const ROLE_ADMIN: &str = "admin";
 
 /// The role of engines.
 const ROLE_ENGINE: &str = "engine";
+
+/// Seconds of a day.
+const DAY_S: i64 = 86_400;
+
+/// With fewer days left a certificate is told to expire soon.
+const DAYS_LEFT_MIN: i64 = 30;
 
 /// What is read from a directory of certificates.
 #[derive(Clone)]
@@ -25,20 +33,24 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    /// Reads authority.pem, own.pem and own.key.
+    /// Reads authority.pem, own.pem and own.key, of the engine of a node.
     ///
     /// # Errors
     ///
-    /// Those of the file system, with the path.
-    pub(super) fn read(directory: &Path) -> io::Result<Self> {
+    /// Those of the file system, with the path; a certificate by which nobody would know this node.
+    pub(super) fn read(directory: &Path, node: &str) -> io::Result<Self> {
         let read = |name: &str| {
             let path = directory.join(name);
             std::fs::read(&path)
                 .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
         };
+        let own = read("own.pem")?;
+        let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+        check_own(&own, node, unix_now())
+            .map_err(|what| wrong(format!("{}: {what}", directory.join("own.pem").display())))?;
         Ok(Self {
             authority: Certificate::from_pem(read("authority.pem")?),
-            own: Identity::from_pem(read("own.pem")?, read("own.key")?),
+            own: Identity::from_pem(own, read("own.key")?),
         })
     }
 
@@ -55,6 +67,60 @@ impl Certificates {
             .identity(self.own.clone())
             .ca_certificate(self.authority.clone())
     }
+}
+
+/// Seconds since 1970.
+fn unix_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// Whether a certificate is one that this node is known by; if not, why.
+fn check_own(pem: &[u8], node: &str, now_unix_s: i64) -> Result<(), String> {
+    let (_, pem) = parse_x509_pem(pem).map_err(|error| format!("is no certificate: {error}"))?;
+    let certificate = pem.parse_x509();
+    let certificate = certificate.map_err(|error| format!("is no certificate: {error}"))?;
+    let subject = certificate.subject();
+    let first = |text: Option<&str>| text.unwrap_or_default().to_owned();
+    let name = first(
+        subject
+            .iter_common_name()
+            .next()
+            .and_then(|name| name.as_str().ok()),
+    );
+    let role = first(
+        subject
+            .iter_organizational_unit()
+            .next()
+            .and_then(|unit| unit.as_str().ok()),
+    );
+    if role == ROLE_ENGINE && name != node {
+        return Err(format!(
+            "is the certificate of node {name}, and this is node {node}: issue one for it (`pollux cert \
+             issue {node} --role engine`), or correct `cluster.node`"
+        ));
+    }
+    if role != ROLE_ENGINE && role != ROLE_ADMIN {
+        return Err(format!(
+            "has the role {role:?}, and an engine needs the role engine (`pollux cert issue {node} --role \
+             engine`)"
+        ));
+    }
+    let end_unix_s = certificate.validity().not_after.timestamp();
+    if now_unix_s >= end_unix_s {
+        let end = certificate.validity().not_after;
+        return Err(format!(
+            "has expired at {end}: issue another with `pollux cert issue`, and see that the clock is right"
+        ));
+    }
+    let days_left = (end_unix_s - now_unix_s) / DAY_S;
+    if days_left < DAYS_LEFT_MIN {
+        tracing::warn!(
+            days_left,
+            "the certificate of this engine expires soon: issue another one"
+        );
+    }
+    Ok(())
 }
 
 /// Who may call.
@@ -102,4 +168,45 @@ pub(crate) fn role_of(der: &[u8]) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let unit = certificate.subject().iter_organizational_unit().next()?;
     Some(unit.as_str().ok()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    fn pem(name: &str, role: &str) -> Vec<u8> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationalUnitName, role);
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 1, 1);
+        let key = KeyPair::generate().expect("a key");
+        params
+            .self_signed(&key)
+            .expect("a certificate")
+            .pem()
+            .into_bytes()
+    }
+
+    #[test]
+    fn a_certificate_by_which_nobody_would_know_the_node_is_refused() {
+        // In the summer of 2020, and a year later.
+        let (good, late) = (1_593_000_000, 1_624_536_000);
+        for (name, role) in [("n1", "engine"), ("root", "admin")] {
+            assert_eq!(check_own(&pem(name, role), "n1", good), Ok(()));
+        }
+        for (pem, now, why) in [
+            (pem("n2", "engine"), good, "of node n2, and this is node n1"),
+            (pem("n1", "viewer"), good, "has the role \"viewer\""),
+            (pem("n1", "engine"), late, "has expired"),
+            (b"no".to_vec(), good, "is no certificate"),
+        ] {
+            let told = check_own(&pem, "n1", now).expect_err(why);
+            assert!(told.contains(why), "{told}");
+        }
+    }
 }

@@ -160,7 +160,8 @@ impl Node {
             directory: settings.state.display().to_string(),
             source,
         })?;
-        let certificates = settings.certificates.as_deref().map(Certificates::read);
+        let read = |directory| Certificates::read(directory, &settings.node);
+        let certificates = settings.certificates.as_deref().map(read);
         let certificates = certificates.transpose().map_err(JoinError::Certificates)?;
         let client_tls = certificates.as_ref().map(Certificates::client);
         let guard = match certificates {
@@ -269,6 +270,8 @@ impl Node {
 /// Reports again and again, and sooner when something has changed.
 async fn report(cluster: Arc<Cluster>, mut stopped: watch::Receiver<bool>) {
     let mut is_heard = false;
+    // Why it was not the last time: told once, and again when it is something else.
+    let mut why_told = None;
     loop {
         let told = cluster.registry.report(&cluster.describe().await).await;
         let pause = match &told {
@@ -276,17 +279,20 @@ async fn report(cluster: Arc<Cluster>, mut stopped: watch::Receiver<bool>) {
                 if !std::mem::replace(&mut is_heard, true) {
                     tracing::info!(node = %cluster.settings.node, "the control plane hears this node");
                 }
+                why_told = None;
                 cluster
                     .targets
                     .check_lease(Duration::from_micros(answer.lease_us));
                 next_report(answer)
             }
             Err(status) => {
+                let why = registry::why(status);
                 if std::mem::replace(&mut is_heard, false) {
-                    tracing::warn!(%status, "the control plane is away; what is served goes on");
-                } else {
-                    tracing::debug!(%status, "the control plane does not hear this node");
+                    tracing::warn!(%why, "the control plane is away; what is served goes on");
+                } else if why_told.as_ref() != Some(&why) {
+                    tracing::warn!(%why, "the control plane does not hear this node");
                 }
+                why_told = Some(why);
                 RETRY_PAUSE
             }
         };

@@ -3,6 +3,7 @@
 //! Of several control planes the one that answered last is asked first; one that does not answer is left for
 //! the next one.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -128,6 +129,12 @@ impl Registry {
         self.call(async |mut client| client.swap_reservations(request.clone()).await)
             .await
     }
+}
+
+/// Why a call failed, for people: what went wrong below, if it did, as that says more.
+pub(super) fn why(status: &Status) -> String {
+    let cause = std::iter::successors(status.source(), |&cause| cause.source()).last();
+    cause.map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 fn is_unreachable(code: Code) -> bool {
