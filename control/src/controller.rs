@@ -104,6 +104,8 @@ pub struct Observations {
     newest: Mutex<BTreeMap<String, Heard>>,
     /// Why engines could not be told something the last time, by node.
     unheard: Mutex<BTreeMap<String, String>>,
+    /// Why engines that were asked gave no report the last time, by node.
+    silent: Mutex<BTreeMap<String, String>>,
     changed: Notify,
     telemetry: Telemetry,
     /// Who asked for what, by the UUID of a record: what is done for it is part of that trace.
@@ -171,6 +173,17 @@ impl Observations {
             Ok(()) => unheard.remove(node),
             Err(why) => unheard.insert(node.to_owned(), why),
         };
+    }
+
+    fn lock_silent(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        // Nothing that is done with the lock held can leave it half done.
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An engine was asked for a report and gave none. Returns whether the reason is another one than before.
+    fn note_silent(&self, node: &str, why: &str) -> bool {
+        let before = self.lock_silent().insert(node.to_owned(), why.to_owned());
+        before.is_none_or(|before| before != why)
     }
 
     fn lock_waiting(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
@@ -409,6 +422,9 @@ impl Controller {
         self.world
             .unheard
             .clone_from(&self.parts.observations.lock_unheard());
+        self.world
+            .silent
+            .clone_from(&self.parts.observations.lock_silent());
         let world = &mut self.world;
         world.reports.retain(|node, _| world.nodes.contains_key(node));
         let cool_down_us = self.parts.limits.cool_down_us;
@@ -465,8 +481,8 @@ impl Controller {
     }
 
     /// Tells the world what time it is. That is strictly growing, so that events of two passes have different
-    /// names. When the clock was set back it goes on at half the pace until the clock has caught up: whoever is
-    /// away is still missed in time, and what was to be done later is.
+    /// names. When the clock was set back it goes on at half the pace until the clock has caught up: whoever
+    /// is away is still missed in time, and what was to be done later is.
     fn tell_time(&mut self, steady_us: u64) {
         let passed_us = steady_us.saturating_sub(self.passed_steady_us);
         self.passed_steady_us = steady_us;
@@ -638,15 +654,23 @@ async fn pull(parts: &Parts, engines: Vec<EngineAddress>) {
 
 /// Asks one engine for a report.
 pub(crate) async fn pull_one(parts: &Parts, engine: &EngineAddress) {
+    // Told once, and again when it is for another reason: it is tried every second.
+    let silent = |why: String| {
+        if parts.observations.note_silent(&engine.node, &why) {
+            tracing::warn!(node = %engine.node, %why, "no report");
+        }
+    };
     let report = tokio::time::timeout(REPORT_TIMEOUT, parts.engines.report(engine));
     match report.await {
         Ok(Ok(report)) if report.node == engine.node => {
+            parts.observations.lock_silent().remove(&engine.node);
             parts.observations.put(report, parts.clock.steady_us());
         }
-        Ok(Ok(report)) => {
-            tracing::warn!(node = %engine.node, other = %report.node, "another node answers at this address");
-        }
-        Ok(Err(error)) => tracing::debug!(node = %engine.node, %error, "no report"),
-        Err(_) => tracing::debug!(node = %engine.node, "no report in time"),
+        Ok(Ok(report)) => silent(format!(
+            "at {} another node answers, {}",
+            engine.address, report.node
+        )),
+        Ok(Err(error)) => silent(error.to_string()),
+        Err(_) => silent(format!("the engine on node {} takes too long", engine.node)),
     }
 }

@@ -1,6 +1,7 @@
 //! How engines are asked and told: by a trait, so that tests have engines in memory, and by gRPC.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -194,7 +195,9 @@ impl GrpcEngines {
 
 fn failed(engine: &EngineAddress, status: &Status) -> EngineError {
     let node = engine.node.clone();
-    let reason = status.message().to_owned();
+    // What went wrong below says more than that the transport failed.
+    let cause = std::iter::successors(status.source(), |&cause| cause.source()).last();
+    let reason = cause.map_or_else(|| status.message().to_owned(), ToString::to_string);
     match status.code() {
         Code::FailedPrecondition => EngineError::TermStale { node },
         Code::Unimplemented => EngineError::Unreachable {

@@ -110,6 +110,7 @@ impl Following {
         anew.failures = std::mem::take(&mut world.failures);
         anew.pool_refusals = std::mem::take(&mut world.pool_refusals);
         anew.unheard = std::mem::take(&mut world.unheard);
+        anew.silent = std::mem::take(&mut world.silent);
         *world = anew;
         self.watcher = watcher;
         Ok(())

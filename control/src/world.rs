@@ -57,6 +57,8 @@ pub struct World {
     pub pool_refusals: BTreeMap<String, String>,
     /// Why engines could not be told something the last time, by node: those that could are not here.
     pub unheard: BTreeMap<String, String>,
+    /// Why engines that were asked gave no report the last time, by node.
+    pub silent: BTreeMap<String, String>,
     /// What is added to the terms of leaders.
     pub term_base: u64,
     /// Whether the records are those of a backup, and nobody has compared them with what engines have:

@@ -64,11 +64,12 @@ impl Row for Node {
         "ZONE",
         "RACK",
         "FLAGS",
+        "MESSAGE",
         "ADDRESS",
         "VERSION",
         "LISTENERS",
     ];
-    const NARROW: usize = 5;
+    const NARROW: usize = 6;
 
     fn row(&self) -> Vec<String> {
         let spec = self.spec.clone().unwrap_or_default();
@@ -88,6 +89,7 @@ impl Row for Node {
                 // What was noted when it was drained may be noted still.
                 (spec.drained && status.empty, "empty"),
             ]),
+            status.message,
             spec.address,
             status.version,
             status.nvmf_listeners.join(" "),
@@ -290,8 +292,6 @@ impl Row for Event {
     }
 }
 
-/// A time in UTC, to the second.
-pub(super) fn time(unix_us: u64) -> String {
 /// A length of time for people, without the parts that are nothing.
 pub(super) fn period(seconds: u64) -> String {
     let parts = [
@@ -308,6 +308,8 @@ pub(super) fn period(seconds: u64) -> String {
     }
 }
 
+/// A time in UTC, to the second.
+pub(super) fn time(unix_us: u64) -> String {
     let seconds = i64::try_from(unix_us / 1_000_000).unwrap_or(i64::MAX);
     match time::OffsetDateTime::from_unix_timestamp(seconds) {
         Ok(at) => format!(

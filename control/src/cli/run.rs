@@ -12,7 +12,7 @@ use pollux_api::qos::{Counted, Direction, Limit};
 use tokio_stream::StreamExt;
 use tonic::Code;
 
-use crate::model::Record;
+use crate::model::{Record, VOLATILE, is_volatile};
 
 use super::connection::{Access, Channel, CommandError, connect};
 use super::output::{Changing, Output, records, serialized, table, words};
@@ -295,6 +295,10 @@ impl<W: Write> Session<'_, W> {
                     media: media.into(),
                     ..PoolSpec::default()
                 };
+                if is_volatile(devices) {
+                    // There is nobody to tell that nobody can be told.
+                    let _ = writeln!(std::io::stderr(), "warning: pool {name} {VOLATILE}");
+                }
                 let pool = labelled(pool(name, spec), name, label);
                 let made = Pool::create(self.channel.clone(), pool).await?;
                 self.show_when(made, waiting, wait::online).await

@@ -190,9 +190,12 @@ pub(super) async fn online(channel: &Channel, name: &str, seconds: u64) -> Resul
 pub(super) async fn node_empty(channel: &Channel, name: &str, seconds: u64) -> Result<Node, CommandError> {
     until(channel, name, seconds, |node: &Node| {
         let status = node.status.clone().unwrap_or_default();
-        let state = match status.state() {
-            NodeState::Online => "replicas or targets are there still: `pollux pool list` tells how many",
-            _ => "replicas or targets are there still, and the node is away",
+        let state = match (status.state(), status.message.as_str()) {
+            (NodeState::Online, "") => {
+                "replicas or targets are there still: `pollux pool list` tells how many".to_owned()
+            }
+            (NodeState::Online, message) => format!("replicas are there still: {message}"),
+            _ => "replicas or targets are there still, and the node is away".to_owned(),
         };
         Ok(Progress::new(status.empty, state))
     })
@@ -202,11 +205,12 @@ pub(super) async fn node_empty(channel: &Channel, name: &str, seconds: u64) -> R
 /// Waits until no replica is in a pool that is drained.
 pub(super) async fn pool_empty(channel: &Channel, name: &str, seconds: u64) -> Result<Pool, CommandError> {
     until(channel, name, seconds, |pool: &Pool| {
-        let replicas = pool.status.as_ref().map_or(0, |status| status.replicas);
-        Ok(Progress::new(
-            replicas == 0,
-            format!("{replicas} replicas are there still"),
-        ))
+        let status = pool.status.clone().unwrap_or_default();
+        let mut state = format!("{} replicas are there still", status.replicas);
+        if !status.message.is_empty() {
+            state = format!("{state}: {}", status.message);
+        }
+        Ok(Progress::new(status.replicas == 0, state))
     })
     .await
 }

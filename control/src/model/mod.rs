@@ -8,6 +8,7 @@ mod membership;
 mod policy;
 mod roll_back;
 mod validate;
+mod volatile;
 
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub use validate::{
     volume_size,
 };
 pub(crate) use validate::{GROUP_SNAPSHOT_VOLUMES_MAX, HOSTS_MAX, NAME_CHARACTERS_MAX, VOLUME_UNIT_BYTES};
+pub(crate) use volatile::{VOLATILE, is_volatile};
 
 /// Kinds of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,11 +1,11 @@
 //! Nodes and pools: whether they are heard from, and what that means.
 
 use pollux_api::control::v1::{
-    Node, NodeState, NodeStatus, Pool, PoolConfig, PoolHealth, PoolState, PoolStatus, Removal, Severity,
-    engine_command::Command,
+    Node, NodeState, NodeStatus, Pool, PoolConfig, PoolHealth, PoolReport, PoolState, PoolStatus, Removal,
+    Replica, Severity, engine_command::Command,
 };
 
-use crate::model::{Guarded, Record};
+use crate::model::{Guarded, Record, VOLATILE, is_volatile};
 use crate::store::Transaction;
 
 use super::context::Context;
@@ -14,6 +14,9 @@ use super::stored;
 /// Used bytes are stored again when they have changed by this part of the capacity: they are for people and
 /// placement, and no reason to write all the time.
 const USED_STEP_PERCENT: u64 = 1;
+
+/// Volumes that are named of those that keep a node or pool from being emptied.
+const KEPT_TOLD_MAX: usize = 3;
 
 /// Notes who is heard from, and since when not.
 pub(super) fn plan_nodes(context: &mut Context<'_>) {
@@ -36,6 +39,10 @@ pub(super) fn plan_nodes(context: &mut Context<'_>) {
                 NodeState::Unspecified => (Severity::Info, "was never heard from"),
             };
             context.event(&mut transaction, severity, node.subject(), message.to_owned());
+        }
+        if new.state() == NodeState::Online && old.message.is_empty() && !new.message.is_empty() {
+            let message = format!("cannot be emptied: {}", new.message);
+            context.event(&mut transaction, Severity::Warning, node.subject(), message);
         }
         context.commit(transaction);
     }
@@ -81,7 +88,30 @@ fn node_status(context: &Context<'_>, node: &Node, old: &NodeStatus) -> NodeStat
             .sites()
             .all(|(_, site)| site.node != node.name() || site.replicas == 0)
         && context.served(node.name()) == 0;
+    status.message = match (state, is_drained) {
+        (NodeState::Online, true) => kept(context, |replica| replica.node == node.name()),
+        (NodeState::Online, false) => String::new(),
+        (NodeState::Unspecified | NodeState::Unreachable | NodeState::Lost, _) => {
+            world.silent.get(node.name()).cloned().unwrap_or_default()
+        }
+    };
     status
+}
+
+/// Which volumes keep replicas where none is to be, and why those cannot go; empty if all are on their way.
+fn kept(context: &Context<'_>, is_there: impl Fn(&Replica) -> bool) -> String {
+    let volumes = context.world.volumes.values();
+    let mut stuck = volumes.filter_map(|volume| {
+        let status = volume.status.as_ref()?;
+        let is_stuck = !status.message.is_empty() && status.replicas.iter().any(&is_there);
+        is_stuck.then(|| format!("volume {} stays: {}", volume.name(), status.message))
+    });
+    let mut told: Vec<String> = stuck.by_ref().take(KEPT_TOLD_MAX).collect();
+    match stuck.count() {
+        0 => {}
+        more => told.push(format!("and {more} more")),
+    }
+    told.join("; ")
 }
 
 /// Makes pools, notes whether they can be used, and takes them apart.
@@ -125,6 +155,13 @@ pub(super) fn plan_pools(context: &mut Context<'_>) {
                 PoolState::Unspecified => (Severity::Info, "is not made yet".to_owned()),
             };
             context.event(&mut transaction, severity, pool.subject(), message);
+            if old.state() == PoolState::Unspecified && is_volatile(&spec.devices) {
+                let message = VOLATILE.to_owned();
+                context.event(&mut transaction, Severity::Warning, pool.subject(), message);
+            }
+        } else if new.state() == PoolState::Online && spec.drained && is_newly_told(&old, &new) {
+            let message = format!("cannot be emptied: {}", new.message);
+            context.event(&mut transaction, Severity::Warning, pool.subject(), message);
         } else if new.state() == PoolState::Unspecified && !new.message.is_empty() {
             let message = format!("is not made: {}", new.message);
             context.event(&mut transaction, Severity::Warning, pool.subject(), message);
@@ -177,7 +214,7 @@ fn pool_status(context: &Context<'_>, pool: &Pool, old: &PoolStatus) -> PoolStat
                 PoolHealth::Sick => PoolState::Sick,
                 PoolHealth::Failed | PoolHealth::Unspecified => PoolState::Failed,
             };
-            (state, report.message.clone())
+            (state, online_message(context, pool, report))
         }
         // Not made yet: there is nothing that could be lost.
         (None, _) if old.state() == PoolState::Unspecified => {
@@ -220,6 +257,28 @@ fn pool_status(context: &Context<'_>, pool: &Pool, old: &PoolStatus) -> PoolStat
         status.replicas = site.replicas;
     }
     status
+}
+
+/// What is to be said of a pool that its engine tells of.
+fn online_message(context: &Context<'_>, pool: &Pool, report: &PoolReport) -> String {
+    let spec = pool.spec.as_ref();
+    let kept = match spec.is_some_and(|spec| spec.drained) {
+        true => kept(context, |replica| replica.pool == pool.name()),
+        false => String::new(),
+    };
+    let is_volatile = spec.is_some_and(|spec| is_volatile(&spec.devices));
+    match (report.message.is_empty(), kept.is_empty(), is_volatile) {
+        (false, ..) => report.message.clone(),
+        (true, false, _) => kept,
+        (true, true, true) => VOLATILE.to_owned(),
+        (true, true, false) => String::new(),
+    }
+}
+
+/// Whether there is something to tell that was not told before.
+fn is_newly_told(old: &PoolStatus, new: &PoolStatus) -> bool {
+    let is_nothing = |message: &str| message.is_empty() || message == VOLATILE;
+    is_nothing(&old.message) && !is_nothing(&new.message)
 }
 
 /// Whether more has changed than how full it is, or that by much.

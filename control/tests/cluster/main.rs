@@ -3,6 +3,7 @@
 mod calls;
 mod common;
 mod deletion;
+mod drained;
 mod gateway;
 #[path = "../shared/https.rs"]
 mod https;

@@ -397,8 +397,14 @@ async fn what_is_asked_for_can_be_changed_and_waited_for() {
         let made = [
             "pool", "create", &pool, "--node", node, "--device", device, "--wait",
         ];
-        let made = told(&daemon, &made);
-        assert!(made.contains("online"), "{made}");
+        let output = pollux(&[&["--control", &daemon.address], &made[..]].concat());
+        let made = String::from_utf8_lossy(&output.stdout);
+        assert!(made.contains("online") && made.contains("is in memory"), "{made}");
+        let warned = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            warned.starts_with(&format!("warning: pool {pool} is in memory")),
+            "{warned}"
+        );
     }
     let made = [
         "volume",
@@ -460,10 +466,10 @@ async fn what_is_asked_for_can_be_changed_and_waited_for() {
         .filter_map(|replica| replica["pool"].as_str())
         .collect();
     assert!(!places.contains(&pool), "{places:?}");
-    let stuck = ["pool", "drain", places[0], "--wait", "--timeout", "1"];
+    let stuck = ["pool", "drain", places[0], "--wait", "--timeout", "5"];
     let stuck = refused(&daemon, &stuck);
     assert!(
-        stuck.contains("is not done after 1 s: 1 replicas are there still"),
+        stuck.contains("1 replicas are there still: volume v stays: no replica has a place:"),
         "{stuck}"
     );
     told(&daemon, &["pool", "undrain", places[0]]);
@@ -628,4 +634,36 @@ fn what_is_started_ends_with_who_has_started_it() {
     assert_eq!(String::from_utf8_lossy(&late.stdout), "");
     let errors = String::from_utf8_lossy(&late.stderr);
     assert!(errors.contains("has ended"), "{errors}");
+}
+
+/// Certificates that would be of no use are not made.
+#[test]
+fn certificates_are_made_for_those_who_can_use_them() {
+    let files = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| files.path().join(name).display().to_string();
+    let authority = at("authority");
+    assert!(pollux(&["cert", "authority", &authority]).status.success());
+    let issue = |into: &str, more: &[&str]| {
+        let into = at(into);
+        let issue = ["cert", "issue", "n1", "--authority", &authority, "--into", &into];
+        let output = pollux(&[&issue[..], more].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.success(), Path::new(&into).exists(), "{errors}");
+        errors
+    };
+    for (more, why) in [
+        (&["--role", "engine"][..], "give --host"),
+        (
+            &["--role", "engine", "--host", "foo bar"],
+            "is no host name or address",
+        ),
+        (&["--role", "engine", "--host", ""], "is no host name or address"),
+        (&["--role", "viewer", "--days", "0"], "1..=3650"),
+        (&["--role", "viewer", "--days", "4000000000"], "1..=3650"),
+    ] {
+        let errors = issue("refused", more);
+        assert!(errors.contains(why), "{errors}");
+    }
+    assert_eq!(issue("engine", &["--role", "engine", "--host", "::1"]), "");
+    assert_eq!(issue("person", &["--role", "viewer", "--days", "3650"]), "");
 }
