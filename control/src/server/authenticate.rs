@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::header::AUTHORIZATION;
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Frame, SizeHint};
 use pollux_api::control::v1::StoredToken;
+use tonic::Status;
 
 use crate::model::{Kind, Record};
 use crate::security::{Authenticated, BearerToken, Caller};
@@ -60,6 +62,10 @@ pub(super) async fn authenticate(
         return next.run(request).await;
     };
     let token = BearerToken::of_header(header.as_bytes());
+    let is_grpc = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     let found = match &token {
         Ok(token) => services.bearer(token).await,
         Err(error) => Err(error.clone()),
@@ -72,17 +78,24 @@ pub(super) async fn authenticate(
             Body::new(WhileGood {
                 body,
                 void: Box::pin(services.until_void(token)),
+                is_grpc,
+                has_ended: false,
             })
         }),
         _ => response,
     }
 }
 
-/// A body that breaks off when the token is void that it was asked for by.
+/// A body that breaks off when the token is void that it was asked for by; of a call by gRPC it says so.
 struct WhileGood {
     body: Body,
     void: Pin<Box<dyn Future<Output = ()> + Send>>,
+    is_grpc: bool,
+    has_ended: bool,
 }
+
+/// What is told then.
+const VOID: &str = "the token was revoked, or has expired";
 
 impl HttpBody for WhileGood {
     type Data = Bytes;
@@ -92,14 +105,28 @@ impl HttpBody for WhileGood {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
         if self.void.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Some(Err(axum::Error::new("the token is not good any more"))));
+            self.has_ended = true;
+            let told = match self.is_grpc {
+                true => {
+                    let mut trailers = HeaderMap::new();
+                    let added = Status::unauthenticated(VOID).add_header(&mut trailers);
+                    added
+                        .map(|()| Frame::trailers(trailers))
+                        .map_err(axum::Error::new)
+                }
+                false => Err(axum::Error::new(VOID)),
+            };
+            return Poll::Ready(Some(told));
         }
         Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.has_ended || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

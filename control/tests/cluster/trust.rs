@@ -432,9 +432,18 @@ async fn tokens_that_are_none_let_nobody_in() {
         assert!(revoked.is_ok(), "{revoked:?}");
     }
     assert_eq!(list(&plain, &secret).await, Err(Code::Unauthenticated));
-    let ended = async { while let Ok(Some(_)) = changes.message().await {} };
+    let ended = async {
+        loop {
+            match changes.message().await {
+                Ok(Some(_)) => {}
+                ended => return ended.expect_err("it is told why"),
+            }
+        }
+    };
     let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
-    assert!(ended.is_ok(), "the watch goes on");
+    let ended = ended.expect("the watch ends");
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended}");
+    assert!(ended.message().contains("the token was revoked"), "{ended}");
 }
 
 #[tokio::test]
