@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 use pollux_http::ServerTls;
@@ -32,6 +32,9 @@ use crate::store::{
 
 /// The pause before the lead is sought again after the store failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// A failure that comes after so much time is another one, though it is called the same.
+const FAILURE_TOLD_AGAIN: Duration = Duration::from_secs(60);
 
 /// Decides where data lives, and keeps it there.
 #[derive(Debug, Parser)]
@@ -482,7 +485,10 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
 
 /// Seeks the lead and plans while it has it, again and again.
 async fn lead(parts: Parts, instance: String, mut stopped: watch::Receiver<bool>) {
+    // What failed last: told once, and again when it is something else, as it is tried every second.
+    let mut failure = None;
     while !*stopped.borrow() {
+        let began = Instant::now();
         let term = async {
             let leadership = parts.store.lead(&instance).await?;
             let controller = Controller::start(parts.clone(), leadership).await?;
@@ -496,8 +502,17 @@ async fn lead(parts: Parts, instance: String, mut stopped: watch::Receiver<bool>
         };
         parts.observations.telemetry().follows();
         match ended {
-            Ok(()) => tracing::info!("leads no more"),
-            Err(error) => tracing::error!(%error, "planning was interrupted"),
+            Ok(()) => {
+                failure = None;
+                tracing::info!("leads no more");
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if began.elapsed() > FAILURE_TOLD_AGAIN || failure.as_ref() != Some(&text) {
+                    tracing::error!(%error, "planning was interrupted; it goes on once the store answers");
+                }
+                failure = Some(text);
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY_PAUSE) => {}
