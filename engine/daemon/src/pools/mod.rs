@@ -189,8 +189,10 @@ impl Pools {
             };
         }
         let options = options(settings);
-        let act = move |devices| async move {
-            Ok(match read_only {
+        let act = move |devices: Vec<Rc<dyn BlockDevice>>| async move {
+            // What may not be written to can be looked at.
+            let is_protected = |device: &Rc<dyn BlockDevice>| device.geometry().read_only;
+            Ok(match read_only || devices.iter().any(is_protected) {
                 true => Pool::import_read_only(devices, options).await?,
                 false => Pool::import(devices, options).await?,
             })

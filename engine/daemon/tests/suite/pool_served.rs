@@ -37,6 +37,23 @@ fn versions(host: &Host) -> Vec<u64> {
     host.run(|device| async move { read_all(&device, BLOCKS).await.expect("it reads") })
 }
 
+/// A file that may only be read can be looked at.
+#[test]
+fn a_pool_on_a_device_that_is_read_only_is_opened_read_only() {
+    let file = PoolFile::with_volume(POOL_BYTES, "64MiB");
+    let before = std::fs::read(file.path()).expect("it can be read");
+    let uri = format!("{}&readonly=true", file.uri());
+    let listed = succeeded(&run(&["volume", "list", "tank", "--pool", &uri]));
+    assert!(listed.contains("db"), "{listed}");
+    let errors = refused(&run(&["volume", "create", "tank/more", "1MiB", "--pool", &uri]));
+    assert!(errors.contains("read-only"), "{errors}");
+    assert!(
+        before == std::fs::read(file.path()).expect("it can be read"),
+        "something was written"
+    );
+    file.check();
+}
+
 #[test]
 fn data_and_identity_are_there_after_a_restart() {
     let file = PoolFile::with_volume(POOL_BYTES, "64MiB");
