@@ -119,7 +119,14 @@ fn alerts_ask_for_what_is_told_and_say_what_to_do() {
     for rule in rules {
         let name = rule.lines().next().unwrap_or_default();
         let expression = rule.lines().find_map(|line| line.trim().strip_prefix("expr: "));
-        check(expression.expect("an expression"), name);
+        let expression = expression.expect("an expression");
+        check(expression, name);
+        // The sum of nothing is nothing, and no number: all being away must not silence it.
+        let is_of_too_few = expression.starts_with("sum(") && expression.contains(" < ");
+        assert!(
+            !is_of_too_few,
+            "{name}: say what holds when nobody tells: `or vector(0)`"
+        );
         for part in ["severity: ", "summary: ", "description: "] {
             assert!(rule.contains(part), "{name} has no {part}");
         }
