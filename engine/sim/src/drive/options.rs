@@ -60,6 +60,8 @@ pub struct SimDriveOptions {
     pub tears_within_blocks: bool,
     /// What it holds where nobody has written: a used drive holds noise.
     pub fill: Fill,
+    /// It tells which pages of 4 KiB nothing is stored of; otherwise everything is allocated.
+    pub tells_holes: bool,
     /// Bytes that its cache holds; the oldest write goes to the medium when there are more.
     pub cache_bytes: u64,
     /// Of reads and compares.
@@ -90,6 +92,7 @@ impl SimDriveOptions {
             geometry,
             tears_within_blocks: false,
             fill: Fill::Zeros,
+            tells_holes: false,
             cache_bytes: 64 << 20,
             read_latency: micros(60, 120),
             write_latency: micros(10, 40),

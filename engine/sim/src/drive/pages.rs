@@ -91,6 +91,24 @@ impl PageMap {
         read(&self.root, self.root_bytes, self.fill, (offset, offset), into);
     }
 
+    /// Whether nothing is stored at a byte, which is zero then: in the whole page around it.
+    pub(crate) fn is_empty_at(&self, offset: u64) -> bool {
+        let (mut node, mut node_bytes, mut within) = (&self.root, self.root_bytes, offset);
+        loop {
+            match node {
+                Node::Untouched => return self.fill == Fill::Zeros,
+                Node::Zeros => return true,
+                Node::Page(_) => return false,
+                Node::Branch(children) => {
+                    node_bytes /= FANOUT;
+                    let child = children.get((within / node_bytes) as usize);
+                    node = child.expect("inside of the drive");
+                    within %= node_bytes;
+                }
+            }
+        }
+    }
+
     /// Puts bytes in.
     pub(crate) fn write(&mut self, offset: u64, from: &[u8]) {
         let change = Change {

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, Completion, Gather, Geometry, IoError, Reply, Request};
+use pollux_device::{
+    AllocationQuery, AllocationRun, AllocationRuns, BlockDevice, Completion, Gather, Geometry, IoError,
+    Reply, Request,
+};
 use pollux_hugepages::Buffer;
 
 use super::faults::{Fault, Operation, next_scripted};
@@ -78,6 +81,18 @@ impl BlockDevice for Queue {
         pollux_reactor::spawn(tracked).detach();
         Completion::from_future(async move { task.await.unwrap_or(Err(IoError::Gone)) })
     }
+
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        let (drive, generation) = (self.drive.clone(), self.generation);
+        Box::pin(async move {
+            let latency = drive.state().begin_question(generation, block, blocks)?;
+            if !latency.is_zero() {
+                pollux_reactor::sleep(latency).await;
+            }
+            drive.wait_while_stuck(generation).await;
+            drive.state().allocation(generation, block, blocks, runs_max)
+        })
+    }
 }
 
 impl SimDrive {
@@ -117,6 +132,45 @@ impl State {
         self.count(&request, geometry);
         let work = self.begin_work(request, geometry);
         Ok(Ticket { work, fault, latency })
+    }
+
+    /// Takes in the question which blocks are allocated: it takes as long as a read.
+    fn begin_question(&mut self, generation: u64, block: u64, blocks: u64) -> Result<Duration, IoError> {
+        if generation != self.generation || !self.present {
+            return Err(IoError::Gone);
+        }
+        self.options.geometry.check_range(block, blocks)?;
+        let latency = self.options.read_latency.draw(&mut self.random);
+        Ok(latency.saturating_mul(self.faults.slowdown.max(1)))
+    }
+
+    /// What reads see decides: a hole is where no page is. Those that cannot be read are none.
+    fn allocation(
+        &self,
+        generation: u64,
+        block: u64,
+        blocks: u64,
+        runs_max: usize,
+    ) -> Result<Vec<AllocationRun>, IoError> {
+        if generation != self.generation {
+            return Err(IoError::Gone);
+        }
+        let mut runs = AllocationRuns::new(blocks, runs_max);
+        if !self.options.tells_holes {
+            runs.push(blocks, true);
+            return Ok(runs.into_runs());
+        }
+        let bytes = u64::from(self.options.geometry.block_bytes);
+        let is_hole = |block: u64| {
+            let is_unreadable = self.unreadable.iter().any(|range| range.contains(&block));
+            !is_unreadable && self.view.is_empty_at(block * bytes)
+        };
+        for block in block..block + blocks {
+            if !runs.push(1, !is_hole(block)) {
+                break;
+            }
+        }
+        Ok(runs.into_runs())
     }
 
     fn draw_latency(&mut self, request: &Request, fault: Option<Fault>) -> Duration {

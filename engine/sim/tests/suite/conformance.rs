@@ -32,7 +32,19 @@ fn drives_pass_the_suite_of_devices() {
         },
         ..options(4096)
     };
-    for (seed, options) in (0..).zip([options(512), options(4096), options(4096).instant(), protected]) {
+    let telling = |block_bytes| SimDriveOptions {
+        tells_holes: true,
+        ..options(block_bytes)
+    };
+    let all = [
+        options(512),
+        options(4096),
+        options(4096).instant(),
+        telling(512),
+        telling(4096),
+        protected,
+    ];
+    for (seed, options) in (0..).zip(all) {
         let world = world(seed);
         let machine = world.add_machine("one");
         let reactor = world.add_reactor(machine);
