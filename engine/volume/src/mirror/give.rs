@@ -275,6 +275,7 @@ impl Core {
         if !is_known {
             self.tell(connection, || hole(block, count)).await?;
         }
+        self.count(|counters| counters.snapshot_holes += count);
         Ok(true)
     }
 
@@ -287,6 +288,9 @@ impl Core {
         before: Option<&Source>,
     ) -> Result<(), NotGiven> {
         let is_hole = source.is_hole(block, blocks).await;
+        if is_hole {
+            self.count(|counters| counters.snapshot_holes += blocks);
+        }
         if is_hole
             && let Some(before) = before
             && block + blocks <= before.blocks()

@@ -130,6 +130,10 @@ pub struct MirrorCounters {
     pub taken_back: u64,
     /// Chunks that were not the same on all replicas when the volume was opened.
     pub differences: u64,
+    /// Blocks of which a copy of the volume made holes, as nothing was stored of them, or zeros.
+    pub holes: u64,
+    /// Blocks that a copy of a snapshot passed over, or made holes, as they were holes of the snapshot.
+    pub snapshot_holes: u64,
     /// Snapshots that were given to replicas that had been away.
     pub snapshots_given: u64,
     /// Times at which a replica went without snapshots that it was owed.

@@ -48,6 +48,8 @@ pub struct Path {
     pub commands_fail: Rc<Cell<bool>>,
     /// Reads of data get no answer until it is false again.
     pub reads_hang: Rc<Cell<bool>>,
+    /// Questions for holes get no answer until it is false again.
+    pub questions_hang: Rc<Cell<bool>>,
     /// Writes of data find no room.
     pub no_room: Rc<Cell<bool>>,
     /// Changes of data wait before they reach the host, until it is false again.
@@ -158,7 +160,16 @@ impl BlockDevice for Cuttable {
     fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
         match self.path.cut.get() {
             true => Box::pin(async { Err(IoError::PathDown) }),
-            false => self.device.allocation(block, blocks, runs_max),
+            false => {
+                let asked = self.device.allocation(block, blocks, runs_max);
+                let path = self.path.clone();
+                Box::pin(async move {
+                    while path.questions_hang.get() && !path.cut.get() {
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                    asked.await
+                })
+            }
         }
     }
 }
@@ -294,6 +305,7 @@ impl Cluster {
                 cut: Rc::default(),
                 commands_fail: Rc::default(),
                 reads_hang: Rc::default(),
+                questions_hang: Rc::default(),
                 no_room: Rc::default(),
                 changes_wait: Rc::default(),
                 changes: Rc::default(),
