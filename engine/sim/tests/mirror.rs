@@ -62,12 +62,18 @@ fn the_rare_things_come() {
     ];
     let rare = ["replica without room", "write taken back", "last replica failed"];
     let more = ["taken over during a resync", "replicas differed at open"];
+    let holes = ["hole told by a remote replica", "blocks copied as holes"];
     let snapshots = ["snapshot cut", "snapshot given", "volume grown", "roll-back done"];
     let taken_over = ["roll-back taken over"];
+    let given_holes = ["blocks of snapshots given as holes"];
     let cases: [(&str, u64, &[&[&str]]); 3] = [
-        ("mirror", 60, &[&always, &rare, &more]),
-        ("mirror-swarm", 40, &[&always, &rare]),
-        ("mirror-snapshots", 24, &[&always, &snapshots, &taken_over]),
+        ("mirror", 60, &[&always, &rare, &more, &holes]),
+        ("mirror-swarm", 64, &[&always, &rare, &holes]),
+        (
+            "mirror-snapshots",
+            24,
+            &[&always, &snapshots, &taken_over, &holes, &given_holes],
+        ),
     ];
     for (name, seeds, wanted) in cases {
         let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
@@ -213,9 +219,10 @@ fn flushes_that_do_not_reach_the_replicas_are_found() {
         Request::Flush => Completion::done(),
         request => device.submit(request),
     };
-    // A flush that does nothing is only seen when all in-sync replicas lose their power soon after.
+    // A flush that does nothing is only seen when all in-sync replicas lose their power soon after, and zeros
+    // that are lost over zeros are not seen at all.
     let found = found(|| with_replicas(act));
-    assert!(found > SEEDS as usize / 4, "{found}");
+    assert!(found > SEEDS as usize / 5, "{found}");
 }
 
 /// A store that says yes to every smaller set, and forgets it.

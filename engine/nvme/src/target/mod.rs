@@ -29,6 +29,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use admin::tell_allocated;
 pub use config::{
     ConfigError, ControllerIds, Hosts, NamespaceConfig, PortConfig, ReferralConfig, SubsystemConfig,
     TargetConfig,

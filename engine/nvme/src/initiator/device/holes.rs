@@ -38,6 +38,17 @@ struct Range {
     descriptors_max: usize,
 }
 
+impl Range {
+    fn bytes(self) -> usize {
+        LbaStatusList::bytes_of(self.descriptors_max)
+    }
+
+    fn command(self) -> GetLbaStatus {
+        let bytes = u32::try_from(self.bytes()).unwrap_or(u32::MAX);
+        GetLbaStatus::allocated(self.block, self.blocks, bytes)
+    }
+}
+
 /// A question for the supervisor.
 #[derive(Debug)]
 pub(super) struct Question {
@@ -66,6 +77,36 @@ pub(super) async fn allocation(
     if !inner.shared().is_present() {
         return Err(IoError::Gone);
     }
+    in_parts(block, blocks, runs_max, async |range| ask(&inner, range).await).await
+}
+
+/// Which blocks of a range are allocated, by whatever has a controller answer the command: `send` returns the
+/// list that was answered, or `None` where the controller does not know the question.
+///
+/// # Errors
+///
+/// Those of `send`.
+pub async fn ask_allocated(
+    block: u64,
+    blocks: u64,
+    runs_max: usize,
+    send: impl AsyncFn(GetLbaStatus) -> Result<Option<Vec<u8>>, IoError>,
+) -> Result<Vec<AllocationRun>, IoError> {
+    let ask = async |range: Range| {
+        let list = send(range.command()).await?;
+        let runs = list.and_then(|list| understand(&list, range).ok());
+        Ok(runs.map_or(Told::Nothing, Told::Runs))
+    };
+    in_parts(block, blocks, runs_max, ask).await
+}
+
+/// Asks as often as it takes, within bounds.
+async fn in_parts(
+    block: u64,
+    blocks: u64,
+    runs_max: usize,
+    ask: impl AsyncFn(Range) -> Result<Told, IoError>,
+) -> Result<Vec<AllocationRun>, IoError> {
     let descriptors_max = runs_max.clamp(1, LbaStatusList::room_of(LBA_STATUS_BYTES_MAX));
     let mut runs = AllocationRuns::new(blocks, runs_max);
     let questions_max = blocks
@@ -81,7 +122,7 @@ pub(super) async fn allocation(
             blocks: u16::try_from(left).unwrap_or(u16::MAX),
             descriptors_max,
         };
-        let Told::Runs(told) = ask(&inner, range).await? else {
+        let Told::Runs(told) = ask(range).await? else {
             break;
         };
         for run in told {
@@ -197,14 +238,8 @@ async fn ask_controller(
     namespace_id: u32,
     range: Range,
 ) -> Result<Result<Told, &'static str>, InitiatorError> {
-    let bytes = LbaStatusList::bytes_of(range.descriptors_max);
-    let command = GetLbaStatus::allocated(
-        range.block,
-        range.blocks,
-        u32::try_from(bytes).unwrap_or(u32::MAX),
-    );
-    let make = || Transfer::Receive(Buffer::from_heap(bytes));
-    let entry = command.to_entry(0, namespace_id);
+    let make = || Transfer::Receive(Buffer::from_heap(range.bytes()));
+    let entry = range.command().to_entry(0, namespace_id);
     match admin
         .succeed("to ask which blocks are allocated", &entry, make)
         .await

@@ -43,6 +43,7 @@ use pollux_reactor::spawn;
 use super::error::InitiatorError;
 use super::namespace::NamespaceSelector;
 pub use endpoint::Endpoint;
+pub use holes::ask_allocated;
 use options::TransportKind;
 pub use options::{DeallocateBy, LossOptions, NvmfOptions, PORT, QUEUES_MAX, Resubmit, Unflushed};
 use plan::Limits;

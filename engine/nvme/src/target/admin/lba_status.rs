@@ -43,17 +43,8 @@ pub(super) fn start(controller: &Arc<Controller>, command: &Command) -> Result<E
     if get.data_bytes() > u64::from(command.transfer_bytes_max) {
         return Err(Refusal::at(Status::DATA_SGL_LENGTH_INVALID, field::DATA));
     }
-    let left = namespace.blocks().checked_sub(get.starting_block);
-    let left = left.filter(|left| *left > 0 && *left >= u64::from(get.range_blocks));
-    let left = left.ok_or(Refusal::at(Status::LBA_OUT_OF_RANGE, field::DWORD_10))?;
-    let question = Question {
-        block: get.starting_block,
-        blocks: match get.range_blocks {
-            0 => left,
-            blocks => blocks.into(),
-        },
-        descriptors_max: LbaStatusList::room_of((get.data_bytes() as usize).min(LBA_STATUS_BYTES_MAX)),
-    };
+    let question = Question::of(&get, namespace.blocks());
+    let question = question.ok_or(Refusal::at(Status::LBA_OUT_OF_RANGE, field::DWORD_10))?;
     let wait_max = Duration::from_millis(controller.config.resource_wait_ms.into());
     let (controller, entry) = (controller.clone(), command.entry);
     let transfer_bytes_max = command.transfer_bytes_max;
@@ -71,6 +62,17 @@ pub(super) fn start(controller: &Arc<Controller>, command: &Command) -> Result<E
     }))
 }
 
+/// What a target answers to the command for a device that it serves, on the current reactor.
+///
+/// # Errors
+///
+/// [`IoError::OutOfRange`], and those of the device.
+pub async fn tell_allocated(device: &Rc<dyn BlockDevice>, get: &GetLbaStatus) -> Result<Vec<u8>, IoError> {
+    let question = Question::of(get, device.geometry().blocks).ok_or(IoError::OutOfRange)?;
+    let list = question.look(device).await?;
+    Ok(list.to_bytes((get.data_bytes() as usize).min(LBA_STATUS_BYTES_MAX)))
+}
+
 fn fail(controller: &Controller, entry: &SubmissionEntry, refusal: Refusal, block: u64) -> Outcome {
     controller.record_failure(0, entry, &refusal, block);
     Outcome::failed(entry.command_id.get(), controller.told(refusal.status))
@@ -85,6 +87,22 @@ struct Question {
 }
 
 impl Question {
+    /// Of a namespace with so many blocks; `None` if it does not have those that are asked for.
+    fn of(get: &GetLbaStatus, namespace_blocks: u64) -> Option<Self> {
+        let left = namespace_blocks.checked_sub(get.starting_block)?;
+        if left == 0 || left < u64::from(get.range_blocks) {
+            return None;
+        }
+        Some(Self {
+            block: get.starting_block,
+            blocks: match get.range_blocks {
+                0 => left,
+                blocks => blocks.into(),
+            },
+            descriptors_max: LbaStatusList::room_of((get.data_bytes() as usize).min(LBA_STATUS_BYTES_MAX)),
+        })
+    }
+
     /// Asks the device of a namespace, on the current reactor.
     async fn ask(self, namespace: Arc<Namespace>) -> Result<LbaStatusList, IoError> {
         let attached = Attached::obtain(&namespace);

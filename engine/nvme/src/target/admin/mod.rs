@@ -12,6 +12,8 @@ mod lba_status;
 mod log_pages;
 mod reservation_features;
 
+pub use lba_status::tell_allocated;
+
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::task::{Context, Poll};

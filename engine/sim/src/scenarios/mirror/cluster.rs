@@ -134,6 +134,7 @@ fn drive_options(random: &mut Random, block_bytes: u32, on_pools: bool) -> SimDr
             atomic_write_blocks: 4096 / block_bytes,
             ..options.geometry
         },
+        tells_holes: random.chance(0.8),
         cache_bytes: random.within(0..=1 << 20),
         flush_latency: Latency::between(
             Duration::ZERO,

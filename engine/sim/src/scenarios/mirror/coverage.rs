@@ -27,6 +27,8 @@ pub(super) enum Event {
     CachesLost,
     /// Another target was wanted while data was copied to a replica.
     TakenOverInResync,
+    /// A replica on another machine told of a hole.
+    HoleTold,
     /// A snapshot was cut and is on record.
     SnapshotCut,
     /// One was deleted.
@@ -49,6 +51,7 @@ impl Event {
             Self::CacheLost => "target stopped for a lost cache",
             Self::CachesLost => "volume opened after caches were lost",
             Self::TakenOverInResync => "taken over during a resync",
+            Self::HoleTold => "hole told by a remote replica",
             Self::SnapshotCut => "snapshot cut",
             Self::SnapshotDeleted => "snapshot deleted",
             Self::Grown => "volume grown",
@@ -67,6 +70,7 @@ impl Event {
             Self::CacheLost,
             Self::CachesLost,
             Self::TakenOverInResync,
+            Self::HoleTold,
         ];
         let snapshots = [
             Self::SnapshotCut,
@@ -94,9 +98,11 @@ fn counted(counters: &MirrorCounters, with_snapshots: bool) -> Vec<(&'static str
         ("replica without room", counters.no_room),
         ("write taken back", counters.taken_back),
         ("replicas differed at open", counters.differences),
+        ("blocks copied as holes", counters.holes),
     ];
     if with_snapshots {
         counted.extend([
+            ("blocks of snapshots given as holes", counters.snapshot_holes),
             ("snapshot given", counters.snapshots_given),
             ("snapshot forgiven", counters.snapshots_forgiven),
             ("roll-back done", counters.roll_backs),

@@ -131,6 +131,7 @@ impl Shared {
                     replica: id,
                     address: way.address,
                     backing: way.backing,
+                    coverage: self.coverage.clone(),
                 }),
             };
             ports.push((id, self.wrap_port(port)));

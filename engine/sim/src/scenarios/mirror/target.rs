@@ -112,6 +112,17 @@ impl Target {
                     pause: random.duration(Duration::ZERO..=pause),
                     ..Workload::mixed(start..start + blocks, 1)
                 };
+                // Some clear more than they write: whole regions are holes then, and are written again.
+                let mixed = match random.chance(0.3) {
+                    true => Workload {
+                        blocks_max: random.within(8..=40),
+                        writes: random.within(1..=6),
+                        zeroes: random.within(1..=4),
+                        deallocates: random.within(1..=6),
+                        ..mixed
+                    },
+                    false => mixed,
+                };
                 // Some only read: no write keeps them from going on when the target is cut off.
                 let workload = match random.chance(0.4) {
                     true => Workload {

@@ -4,7 +4,7 @@
 //! target: that is what promises have to drain.
 //!
 //! A frame: length of the rest, u32; id, u64; code, u8; two numbers, u64 each; data. Requests have an
-//! operation as code, answers a status.
+//! operation as code, answers a status. Which blocks are allocated is told as by Get LBA Status.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -14,8 +14,13 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use pollux_device::{BlockDevice, Completion, Geometry, IoError, Reply, Request, ZeroOptions};
+use pollux_device::{
+    AllocationQuery, BlockDevice, Completion, Geometry, IoError, Reply, Request, ZeroOptions,
+};
 use pollux_hugepages::{Buffer, Slice};
+use pollux_nvme::initiator::device::ask_allocated;
+use pollux_nvme::target::tell_allocated;
+use pollux_nvme::wire::command::GetLbaStatus;
 use pollux_reactor::net::{Address, Stream, accept, attach, connect, listen};
 use pollux_reactor::{sleep, spawn};
 use pollux_volume::membership::Epoch;
@@ -26,6 +31,7 @@ use pollux_volume::replica::{
 use uuid::Uuid;
 
 use super::backing::Backing;
+use super::coverage::{Coverage, Event};
 
 /// The host of a machine's replica, while its process runs and has opened the drive.
 pub(super) type HostSlot = Rc<RefCell<Option<ReplicaHost>>>;
@@ -47,6 +53,9 @@ const LIST: u8 = 9;
 const GROW: u8 = 10;
 /// The connection is to a snapshot from then on.
 const OPEN: u8 = 11;
+/// Which blocks are allocated: the first block; the length of the range, and how many bytes the answer may
+/// have. Question and answer are made, understood and answered as those of real targets and initiators are.
+const ALLOCATED: u8 = 12;
 const OK: u8 = 0;
 const UNSUPPORTED: u8 = 251;
 const NO_SNAPSHOT: u8 = 252;
@@ -264,6 +273,13 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
         return answer;
     }
     let device = session.borrow().clone();
+    if let (ALLOCATED, Some(device)) = (frame.code, &device) {
+        match tell_allocated(device, &question_of(&frame)).await {
+            Ok(list) => answer.data = list,
+            Err(error) => answer.code = status_of(error),
+        }
+        return answer;
+    }
     let result = match device {
         Some(device) => device.submit(request_of(frame)).await,
         None => Err(IoError::Gone),
@@ -363,6 +379,20 @@ fn request_of(frame: Frame) -> Request {
     }
 }
 
+fn question_of(frame: &Frame) -> GetLbaStatus {
+    GetLbaStatus::allocated(frame.first, frame.second as u16, (frame.second >> 16) as u32)
+}
+
+fn frame_of_question(id: u64, get: &GetLbaStatus) -> Frame {
+    Frame {
+        id,
+        code: ALLOCATED,
+        first: get.starting_block,
+        second: u64::from(get.range_blocks) | get.data_bytes() << 16,
+        data: Vec::new(),
+    }
+}
+
 fn frame_of(id: u64, request: &Request) -> Frame {
     let frame = |code, first, second| Frame {
         id,
@@ -459,6 +489,7 @@ impl Client {
 struct RemoteSession {
     client: Rc<Client>,
     backing: Backing,
+    coverage: Rc<Coverage>,
     /// Blocks of a snapshot: that is as large as the replica was.
     snapshot_blocks: Option<u64>,
 }
@@ -500,6 +531,32 @@ impl BlockDevice for RemoteSession {
             }
         })
     }
+
+    fn allocation(&self, block: u64, blocks: u64, runs_max: usize) -> AllocationQuery {
+        if let Err(error) = self.geometry().check_range(block, blocks) {
+            return Box::pin(ready(Err(error)));
+        }
+        let (client, coverage) = (self.client.clone(), self.coverage.clone());
+        Box::pin(async move {
+            let send = async |get: GetLbaStatus| {
+                if client.end.closed.get() {
+                    return Err(IoError::PathDown);
+                }
+                let id = client.begin();
+                client.end.send(&frame_of_question(id, &get));
+                let answer = client.answer(id).await.ok_or(IoError::PathDown)?;
+                match answer.code {
+                    OK => Ok(Some(answer.data)),
+                    status => Err(error_of(status)),
+                }
+            };
+            let runs = ask_allocated(block, blocks, runs_max, send).await?;
+            if runs.iter().any(|run| !run.allocated) {
+                coverage.reach(Event::HoleTold);
+            }
+            Ok(runs)
+        })
+    }
 }
 
 /// The way to the replica of another machine.
@@ -508,6 +565,7 @@ pub(super) struct RemotePort {
     pub(super) replica: Uuid,
     pub(super) address: Address,
     pub(super) backing: Backing,
+    pub(super) coverage: Rc<Coverage>,
 }
 
 impl RemotePort {
@@ -518,6 +576,7 @@ impl RemotePort {
         let session = RemoteSession {
             client: client.clone(),
             backing: self.backing.clone(),
+            coverage: self.coverage.clone(),
             snapshot_blocks: None,
         };
         let pumped = client.clone();
