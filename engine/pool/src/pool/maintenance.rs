@@ -114,6 +114,11 @@ impl Pool {
         admitted.ok_or(PoolError::NoSpace)
     }
 
+    /// The same without waiting; `None` if there is no room as it is.
+    pub(crate) fn admit_now(self: &Rc<Self>, claim: Claim) -> Option<Admitted> {
+        self.try_admit(Claim::Rest).or_else(|| self.try_admit(claim))
+    }
+
     fn try_admit(self: &Rc<Self>, claim: Claim) -> Option<Admitted> {
         let mut state = self.state.borrow_mut();
         let has_room = state.has_room_for_write(claim);

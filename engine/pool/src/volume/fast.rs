@@ -254,6 +254,15 @@ impl Volume {
         let Some(in_place) = self.in_place(part) else {
             return Err(from);
         };
+        // Before anything is written: the leaf may be another one by the time of the record, which takes pages
+        // then, and data without its record could not be read.
+        let admitted = match in_place.leaf {
+            Some(_) => match self.pool.admit_now(self.head.claim) {
+                Some(admitted) => Some(admitted),
+                None => return Err(from),
+            },
+            None => None,
+        };
         let mut checksums = [0; EXTENT_BLOCKS];
         if self.head.checksums {
             self.sum(part, &from, &mut checksums);
@@ -297,6 +306,7 @@ impl Volume {
                     if let Some(region) = region {
                         this.end_region(region);
                     }
+                    drop(admitted);
                     drop(change);
                     result
                 })))
@@ -324,11 +334,11 @@ impl Volume {
         };
         if in_place.leaf.is_some() {
             let plan = in_place.plan();
-            match self.pool.admit(self.head.claim).await {
-                Ok(_admitted) if written.is_ok() => {
+            match self.pool.check_changes() {
+                Ok(()) if written.is_ok() => {
                     self.record_write(part.slot, &plan, None, &checksums).await?;
                 }
-                Ok(_admitted) => self.record_failed(part.slot, &plan, &checksums).await,
+                Ok(()) => self.record_failed(part.slot, &plan, &checksums).await,
                 Err(error) => return Err(written.err().unwrap_or(error.into())),
             }
         }

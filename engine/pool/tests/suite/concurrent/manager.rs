@@ -81,7 +81,7 @@ impl Manager {
             .collect()
     }
 
-    async fn snapshot(&mut self) -> Result<(), String> {
+    pub async fn snapshot(&mut self) -> Result<(), String> {
         let run = self.run.clone();
         if self.alive(false).len() + self.alive(true).len() >= BRANCHES_MAX {
             return self.delete().await;

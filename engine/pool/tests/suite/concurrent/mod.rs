@@ -2,6 +2,7 @@
 //! clones, deletions, changes of size and checkpoints go on. Every read is checked; a snapshot taken under
 //! load holds what was legal at its moment; and after a power cut anywhere everything is as was promised.
 
+mod late;
 mod manager;
 mod verify;
 
@@ -228,7 +229,23 @@ fn check_run(seed: u64, cuts: u64, tally: &mut Tally) {
     let run = bench
         .run(move |drives| exercise(drives, of_task, seed))
         .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-    let mut expected = verify::Expected::new(&run);
+    check_cuts(&bench, &run, &recorder, seed, cuts);
+    let branches = run.branches.borrow();
+    tally.states += cuts;
+    tally.snapshots += branches.iter().filter(|branch| branch.oracle.is_none()).count();
+    tally.clones += branches.iter().filter(|branch| branch.oracle.is_some()).count();
+    tally.deletions += branches.iter().filter(|branch| branch.deleted.is_some()).count();
+    tally.sizes += run
+        .live
+        .iter()
+        .map(|live| live.sizes.borrow().len() - 1)
+        .sum::<usize>();
+    tally.checkpoints += run.pool.counters().checkpoints;
+}
+
+/// Cuts the power at so many places of what was done.
+fn check_cuts(bench: &Bench, run: &Rc<Run>, recorder: &Arc<Recorder>, seed: u64, cuts: u64) {
+    let mut expected = verify::Expected::new(run);
     let mut random = bench.world.random("cuts", 0);
     let mut cursor = recorder.cursor();
     let first = run.live.last().unwrap().sizes.borrow()[0].0.end;
@@ -261,17 +278,6 @@ fn check_run(seed: u64, cuts: u64, tally: &mut Tally) {
             panic!("seed {seed}, cut at {position}, {loss:?}: {error}");
         }
     }
-    let branches = run.branches.borrow();
-    tally.states += cuts;
-    tally.snapshots += branches.iter().filter(|branch| branch.oracle.is_none()).count();
-    tally.clones += branches.iter().filter(|branch| branch.oracle.is_some()).count();
-    tally.deletions += branches.iter().filter(|branch| branch.deleted.is_some()).count();
-    tally.sizes += run
-        .live
-        .iter()
-        .map(|live| live.sizes.borrow().len() - 1)
-        .sum::<usize>();
-    tally.checkpoints += run.pool.counters().checkpoints;
 }
 
 fn check_seeds(seeds: std::ops::Range<u64>) {
