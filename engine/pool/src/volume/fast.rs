@@ -254,8 +254,8 @@ impl Volume {
         let Some(in_place) = self.in_place(part) else {
             return Err(from);
         };
-        // Before anything is written: the leaf may be another one by the time of the record, which takes pages
-        // then, and data without its record could not be read.
+        // Before anything is written: the leaf may be another one by the time of the record, which takes
+        // pages then, and data without its record could not be read.
         let admitted = match in_place.leaf {
             Some(_) => match self.pool.admit_now(self.head.claim) {
                 Some(admitted) => Some(admitted),

@@ -280,8 +280,8 @@ impl Core {
         may_be_hole: bool,
         round: &mut Round,
     ) -> Result<(), Interrupted> {
-        // It may have failed while somebody was asked for holes: a region that is marked after that would seem
-        // to be copied when it is back.
+        // It may have failed while somebody was asked for holes: a region that is marked after that would
+        // seem to be copied when it is back.
         self.check_syncing(slot)?;
         // From here on the replica takes the writes of the regions: what is written before their chunks are
         // copied is copied again, with the same content.

@@ -112,8 +112,8 @@ fn a_new_replica_of_an_empty_volume_takes_few_requests() {
     assert_eq!(alone(&cluster, 1), holding(&[(BLOCKS - 1, 8)]));
 }
 
-/// What was asked when the replica was lost is answered after that: the regions do not count as copied when it
-/// is back.
+/// What was asked when the replica was lost is answered after that: the regions do not count as copied when
+/// it is back.
 #[test]
 fn a_replica_that_is_lost_while_holes_are_asked_for_is_copied_all_of_it() {
     for (kept, lost_within) in [(&[][..], 0), (&[3, 100], 0), (&[3, 100], 3)] {
