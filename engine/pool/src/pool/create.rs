@@ -309,6 +309,7 @@ impl Pool {
             state: state.into(),
             checkpoint_done: Default::default(),
             recorded: Default::default(),
+            admission: Default::default(),
             wanted: Default::default(),
             reclaiming: Default::default(),
             scrubbing: Default::default(),

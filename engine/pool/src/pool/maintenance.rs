@@ -42,24 +42,39 @@ pub(crate) struct Admitted(Rc<Pool>);
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.0.state.borrow_mut().writes_admitted -= 1;
+        self.0.admission.wake();
     }
 }
 
 impl State {
     /// Blocks for pages that writes under way and a checkpoint were promised.
     pub(super) fn pages_spoken_for(&self) -> u64 {
-        let changed = self.space.dirty_leaf_count() + self.table.dirty().count();
-        let checkpoint = CHECKPOINT_PAGES + CHECKPOINT_PAGES_EACH * changed as u64;
-        self.writes_admitted * WRITE_PAGES + checkpoint
+        self.writes_admitted * WRITE_PAGES + self.pages_for_checkpoint()
+    }
+
+    fn pages_for_checkpoint(&self) -> u64 {
+        let changed = self.space.dirty_leaf_count() + self.table.dirty_count();
+        CHECKPOINT_PAGES + CHECKPOINT_PAGES_EACH * changed as u64
     }
 
     /// Whether one more write is sure to find room for the pages it changes, and a checkpoint after it too.
-    fn has_room_for_write(&self, claim: Claim) -> bool {
+    pub(crate) fn has_room_for_write(&self, claim: Claim) -> bool {
+        self.space.free_pages() >= self.pages_for_write(claim) + self.writes_admitted * WRITE_PAGES
+    }
+
+    /// The same if no other write were under way: what others were promised is for the worst case, and most of
+    /// it is left when they have ended.
+    fn has_room_for_write_alone(&self, claim: Claim) -> bool {
+        self.space.free_pages() >= self.pages_for_write(claim)
+    }
+
+    /// What has to be left for one more write beside what those under way were promised.
+    fn pages_for_write(&self, claim: Claim) -> u64 {
         let not_its = match claim {
             Claim::Rest => self.pages_set_aside(),
             Claim::SetAside => 0,
         };
-        self.space.free_pages() >= not_its + WRITE_PAGES + self.pages_spoken_for()
+        not_its + WRITE_PAGES + self.pages_for_checkpoint()
     }
 
     /// Blocks of the extents that are set aside.
@@ -89,7 +104,8 @@ impl State {
 }
 
 impl Pool {
-    /// Waits until a write is sure to have room for its pages and its record.
+    /// Waits until a write is sure to have room for its pages and its record. Who holds something that a write
+    /// under way may wait for is not to wait for that in turn: locks come before this.
     ///
     /// # Errors
     ///
@@ -99,7 +115,7 @@ impl Pool {
             self.check_changes()?;
             // Also who may use what is set aside does so only if nothing else is left: extents with pages are
             // seldom ones for data again.
-            if let Some(admitted) = self.try_admit(Claim::Rest) {
+            if let Some(admitted) = self.admitted(Claim::Rest).await {
                 return Ok(admitted);
             }
             match self.free_space().await {
@@ -107,19 +123,28 @@ impl Pool {
                 freed => freed?,
             }
         }
-        let admitted = self.try_admit(claim);
+        let admitted = self.admitted(claim).await;
         if admitted.is_none() {
             self.look_for_space();
         }
         admitted.ok_or(PoolError::NoSpace)
     }
 
-    /// The same without waiting; `None` if there is no room as it is.
-    pub(crate) fn admit_now(self: &Rc<Self>, claim: Claim) -> Option<Admitted> {
-        self.try_admit(Claim::Rest).or_else(|| self.try_admit(claim))
+    /// Waits for those that are admitted, as long as there is room without them; `None` if there is none.
+    async fn admitted(self: &Rc<Self>, claim: Claim) -> Option<Admitted> {
+        self.admission
+            .until(|| match self.try_admit(claim) {
+                Some(admitted) => Some(Some(admitted)),
+                None => {
+                    let waits = self.state.borrow().has_room_for_write_alone(claim);
+                    (!waits || self.check_changes().is_err()).then_some(None)
+                }
+            })
+            .await
     }
 
-    fn try_admit(self: &Rc<Self>, claim: Claim) -> Option<Admitted> {
+    /// Has a write admitted if there is room now.
+    pub(crate) fn try_admit(self: &Rc<Self>, claim: Claim) -> Option<Admitted> {
         let mut state = self.state.borrow_mut();
         let has_room = state.has_room_for_write(claim);
         state.writes_admitted += u64::from(has_room);

@@ -161,13 +161,14 @@ impl Pool {
         name: &str,
         created_seconds: u64,
     ) -> Result<(), PoolError> {
-        let _admitted = self.admit(Claim::Rest).await?;
         let uuid = random_uuid();
         let head = self.head_of(id);
         let held = match &head {
             Some(head) => Some(head.hold().await),
             None => None,
         };
+        // After that: those who are held may wait to be admitted.
+        let _admitted = self.admit(Claim::Rest).await?;
         let result = self
             .append(|state| {
                 let of = state.table.get(id).filter(|of| of.state == VolumeState::InUse);

@@ -171,6 +171,8 @@ pub struct Pool {
     checkpoint_done: Signal,
     /// Fired when there may be records that nobody has committed.
     recorded: Signal,
+    /// Fired when a write that was admitted has ended.
+    admission: Signal,
     /// Fired when there may be space to be given back, and when somebody is done with that.
     wanted: Signal,
     reclaiming: Cell<bool>,

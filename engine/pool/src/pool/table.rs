@@ -197,6 +197,11 @@ impl Table {
         self.dirty.iter().copied()
     }
 
+    /// How many those are.
+    pub(crate) fn dirty_count(&self) -> usize {
+        self.dirty.len()
+    }
+
     /// An entry goes to the tree with the next checkpoint, changed or not.
     pub(crate) fn write_again(&mut self, id: u64) {
         self.dirty.insert(id);

@@ -15,7 +15,7 @@ use super::{Part, Volume, parts};
 use crate::layout::slot::SlotView;
 use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, ExtentId, crc32c};
 use crate::map::{Target, WritePlan};
-use crate::pool::{Leaf, REGION_SLOTS};
+use crate::pool::{Claim, Leaf, REGION_SLOTS};
 
 /// Blocks with a record each; for more of them one of the whole slot is shorter.
 const CHECKSUM_RECORDS_MAX: u8 = 6;
@@ -254,15 +254,6 @@ impl Volume {
         let Some(in_place) = self.in_place(part) else {
             return Err(from);
         };
-        // Before anything is written: the leaf may be another one by the time of the record, which takes
-        // pages then, and data without its record could not be read.
-        let admitted = match in_place.leaf {
-            Some(_) => match self.pool.admit_now(self.head.claim) {
-                Some(admitted) => Some(admitted),
-                None => return Err(from),
-            },
-            None => None,
-        };
         let mut checksums = [0; EXTENT_BLOCKS];
         if self.head.checksums {
             self.sum(part, &from, &mut checksums);
@@ -296,6 +287,10 @@ impl Volume {
                     return Err(kept.into_gather());
                 };
                 let change = self.head.count_change();
+                // There was room, and nothing ran in between.
+                let recorded = in_place.leaf.is_some();
+                let admitted = recorded.then(|| self.pool.try_admit(Claim::Rest)).flatten();
+                debug_assert_eq!(admitted.is_some(), recorded, "it was looked at just now");
                 let needs_intent = self.head.checksums && !in_place.is_fill;
                 let region = needs_intent.then(|| self.use_region(part.slot / REGION_SLOTS));
                 let this = self.clone();
@@ -306,8 +301,7 @@ impl Volume {
                     if let Some(region) = region {
                         this.end_region(region);
                     }
-                    drop(admitted);
-                    drop(change);
+                    drop((admitted, change));
                     result
                 })))
             }
@@ -334,12 +328,10 @@ impl Volume {
         };
         if in_place.leaf.is_some() {
             let plan = in_place.plan();
-            match self.pool.check_changes() {
-                Ok(()) if written.is_ok() => {
-                    self.record_write(part.slot, &plan, None, &checksums).await?;
-                }
-                Ok(()) => self.record_failed(part.slot, &plan, &checksums).await,
-                Err(error) => return Err(written.err().unwrap_or(error.into())),
+            // Whatever has become of the pool meanwhile: what is overwritten has to be told.
+            match written {
+                Ok(()) => self.record_write(part.slot, &plan, None, &checksums).await?,
+                Err(_) => self.record_failed(part.slot, &plan, &checksums).await,
             }
         }
         written?;
@@ -386,7 +378,8 @@ impl Volume {
                 true => !state.has_emptied(self.head.id, part.slot),
                 false => state.has_durable_intent(self.head.id, part.slot, durable),
             };
-            if !is_ready || !state.is_leaf_open(leaf) {
+            // Its leaf may be closed once it is done, which takes room. What is written has to be recorded.
+            if !is_ready || !state.is_leaf_open(leaf) || !state.has_room_for_write(Claim::Rest) {
                 return None;
             }
         }

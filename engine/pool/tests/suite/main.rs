@@ -24,6 +24,7 @@ mod remains;
 mod scrub;
 mod shared;
 mod thick;
+mod unfinished;
 mod unrecorded;
 mod usage;
 mod worn_out;
