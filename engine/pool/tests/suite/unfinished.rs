@@ -4,11 +4,11 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use pollux_device::{BlockDeviceExt, IoError};
+use pollux_device::{BlockDeviceExt, Device, IoError};
 use pollux_hugepages::Buffer;
 use pollux_pool::{CreateOptions, Pool, Volume, VolumeOptions};
-use pollux_reactor::{sleep, spawn};
-use pollux_sim::{Fault, Operation, SimDrive, SimDriveOptions};
+use pollux_reactor::{sleep, spawn, timeout};
+use pollux_sim::{Fault, Operation, PowerLoss, SimDrive, SimDriveOptions};
 
 use crate::common::{Bench, DRIVE_BYTES, Drives, options};
 use crate::history::{BLOCK, data, value_of};
@@ -127,5 +127,233 @@ async fn overwrite_side_by_side(drives: Drives, seed: u64, with_snapshots: bool)
 fn a_full_pool_is_overwritten_side_by_side() {
     for seed in 0..6 {
         bench(seed, TINY).run(move |drives| overwrite_side_by_side(drives, seed, seed >= 3));
+    }
+}
+
+/// Drives that take their time.
+fn slow_drives(seed: u64, sizes: &[u64]) -> Drives {
+    let options = |bytes: &u64| SimDriveOptions::new(*bytes, 4096).unwrap();
+    let named = (0..).zip(sizes);
+    let drives =
+        named.map(|(number, bytes)| SimDrive::new(&format!("drive{number}"), options(bytes), seed + number));
+    Drives(drives.collect())
+}
+
+/// Replaces a device, and waits so long for it; whether there is anything left to be interrupted.
+async fn replace_for(drives: Drives, micros: u64) -> bool {
+    let create = CreateOptions {
+        journal_bytes: 1,
+        ..CreateOptions::default()
+    };
+    let old = Drives(vec![drives.0[0].clone()]);
+    let new = Drives(vec![drives.0[1].clone()]);
+    let pool = Pool::create("tank", old.attach().await, &create, options())
+        .await
+        .unwrap();
+    pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
+    let volume = pool.open_volume("a").unwrap();
+    volume.write(0, data(1, 4), false).await.unwrap();
+    volume.flush().await.unwrap();
+    let device = new.attach().await.remove(0);
+    let written = volume.clone();
+    let written = spawn(async move {
+        for value in 10..60 {
+            written.write(40, data(value, 1), false).await.unwrap();
+            written.flush().await.unwrap();
+        }
+        59
+    });
+    let mut tell = |_| ();
+    let replacing = pool.replace_device(0, device, false, &mut tell);
+    let result = timeout(Duration::from_micros(micros), replacing).await;
+    // What is begun may go on for a while.
+    sleep(LONG).await;
+    let last = written.await;
+    volume.write(0, data(2, 4), false).await.unwrap();
+    volume.flush().await.unwrap();
+    pool.checkpoint().await.unwrap();
+    volume.write(1, data(3, 1), false).await.unwrap();
+    volume.flush().await.unwrap();
+    drives
+        .0
+        .iter()
+        .for_each(|drive| drive.power_loss(PowerLoss::LoseAll));
+    drop((volume, pool));
+    let mut opened = 0;
+    for (which, set) in [("old", old), ("new", new)] {
+        let Ok((pool, _)) = Pool::import(set.attach().await, options()).await else {
+            continue;
+        };
+        opened += 1;
+        let what = format!("{which} after {micros} us");
+        let volume = pool.open_volume("a").unwrap();
+        assert_eq!(value(&volume, 0, &what).await, 2, "{what}");
+        assert_eq!(value(&volume, 1, &what).await, 3, "{what}");
+        assert_eq!(value(&volume, 40, &what).await, last, "{what}");
+    }
+    assert_eq!(opened, 1, "sets that open, after {micros} us");
+    result.is_err()
+}
+
+#[test]
+fn a_replacement_that_nobody_waits_for_loses_nothing() {
+    for step in 0.. {
+        let drives = slow_drives(step, &[TINY, TINY]);
+        let mut bench = Bench::new(step, 1);
+        bench.drives = drives;
+        if !bench.run(move |drives| replace_for(drives, step * 20)) {
+            assert!(step > 50, "{step}");
+            break;
+        }
+    }
+}
+
+/// Has a device leave, and waits so long for it; whether there is anything left to be interrupted.
+async fn drain_for(drives: Drives, micros: u64) -> bool {
+    let create = CreateOptions {
+        journal_bytes: 1,
+        ..CreateOptions::default()
+    };
+    let pool = Pool::create("tank", drives.attach().await, &create, options())
+        .await
+        .unwrap();
+    pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
+    let volume = pool.open_volume("a").unwrap();
+    volume.write(0, data(1, 64), false).await.unwrap();
+    volume.flush().await.unwrap();
+    let mut tell = |_| ();
+    let draining = pool.drain_device(0, &mut tell);
+    let result = timeout(Duration::from_micros(micros), draining).await;
+    // What is begun may go on for a while.
+    sleep(LONG).await;
+    volume.write(0, data(2, 16), false).await.unwrap();
+    volume.flush().await.unwrap();
+    pool.checkpoint().await.unwrap();
+    volume.write(1, data(3, 1), false).await.unwrap();
+    volume.flush().await.unwrap();
+    assert!(pool.check().await.unwrap().is_sound());
+    let has_left = pool.devices().len() == 1;
+    drives
+        .0
+        .iter()
+        .for_each(|drive| drive.power_loss(PowerLoss::LoseAll));
+    drop((volume, pool));
+    let devices = match has_left {
+        true => drives.0[1..].to_vec(),
+        false => drives.0.clone(),
+    };
+    let what = format!("after {micros} us, left: {has_left}");
+    let (pool, _) = Pool::import(Drives(devices).attach().await, options())
+        .await
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    let volume = pool.open_volume("a").unwrap();
+    for (block, expected) in [(0, 2), (1, 3), (2, 2), (16, 1), (63, 1)] {
+        assert_eq!(value(&volume, block, &what).await, expected, "{what}");
+    }
+    result.is_err()
+}
+
+#[test]
+fn a_device_that_leaves_while_nobody_waits_takes_nothing_along() {
+    for step in 0.. {
+        let mut bench = Bench::new(step, 1);
+        bench.drives = slow_drives(step, &[TINY, TINY]);
+        if !bench.run(move |drives| drain_for(drives, step * 50)) {
+            assert!(step > 50, "{step}");
+            break;
+        }
+    }
+}
+
+/// Data of a device that leaves is being written to another one when nobody waits for that any more, or when
+/// some of it cannot be read: what others write there is not written over.
+async fn drain_and_fill(drives: Drives, is_unreadable: bool) {
+    let create = CreateOptions {
+        journal_bytes: 1,
+        ..CreateOptions::default()
+    };
+    let (from, to) = (drives.0[0].clone(), drives.0[1].clone());
+    let pool = Pool::create(
+        "tank",
+        vec![from.clone().attach().await.unwrap()],
+        &create,
+        options(),
+    )
+    .await
+    .unwrap();
+    pool.create_volume("a", &VolumeOptions::new(1 << 12))
+        .await
+        .unwrap();
+    let volume = pool.open_volume("a").unwrap();
+    // Two runs of one extent.
+    volume.write(0, data(1, 4), false).await.unwrap();
+    volume.write(8, data(1, 4), false).await.unwrap();
+    volume.flush().await.unwrap();
+    pool.add_device(to.clone().attach().await.unwrap(), false)
+        .await
+        .unwrap();
+    let (draining, watched) = (pool.clone(), from.clone());
+    let draining = spawn(async move {
+        let mut tell = |_| ();
+        let draining = draining.drain_device(0, &mut tell);
+        // Both runs are read by then, and written.
+        let moved = async {
+            loop {
+                let reads = watched.counters().reads;
+                sleep(Duration::from_micros(1)).await;
+                if watched.counters().reads == reads + 2 {
+                    return sleep(LONG / 10).await;
+                }
+            }
+        };
+        let moved = std::pin::pin!(moved);
+        let draining = std::pin::pin!(draining);
+        futures_util::future::select(draining, moved).await;
+    });
+    // The two reads of the data are the first that come together.
+    loop {
+        let reads = from.counters().reads;
+        sleep(Duration::from_micros(1)).await;
+        if from.counters().reads == reads + 2 {
+            break;
+        }
+    }
+    to.fail_nth(Operation::Write, 1, Fault::Delay(LONG));
+    if is_unreadable {
+        to.fail_nth(Operation::Write, 2, Fault::Error(IoError::MediaWrite));
+    } else {
+        to.fail_nth(Operation::Write, 2, Fault::Delay(LONG));
+    }
+    draining.await;
+    let mut slots = 0;
+    // Again and again, so that all that is free comes to be used.
+    for _ in 0..6 {
+        volume.deallocate(16, 199 * 16).await.unwrap();
+        for _ in 0..2 {
+            pool.checkpoint().await.unwrap();
+        }
+        slots = 1;
+        while slots < 200 && volume.write(slots * 16, data(7, 16), false).await.is_ok() {
+            slots += 1;
+        }
+        assert!((20..200).contains(&slots), "{slots}");
+    }
+    volume.flush().await.unwrap();
+    sleep(2 * LONG).await;
+    for block in 16..slots * 16 {
+        let what = format!("block {block}, with an error: {is_unreadable}");
+        assert_eq!(value(&volume, block, &what).await, 7, "{what}");
+    }
+    assert_eq!(value(&volume, 8, "not moved").await, 1);
+    pool.checkpoint().await.unwrap();
+    assert!(pool.check().await.unwrap().is_sound());
+}
+
+#[test]
+fn an_extent_is_free_only_when_nothing_is_written_to_it_any_more() {
+    for seed in 0..12 {
+        let mut bench = Bench::new(seed, 1);
+        bench.drives = slow_drives(seed, &[TINY, TINY]);
+        bench.run(move |drives| drain_and_fill(drives, seed % 2 == 1));
     }
 }

@@ -14,6 +14,7 @@
 use std::rc::Rc;
 
 use pollux_device::IoError;
+use pollux_reactor::Unabandoned;
 
 use super::super::labels;
 use super::super::{Pool, PoolError};
@@ -49,14 +50,22 @@ impl Pool {
         number: u8,
         tell: &mut dyn FnMut(DrainProgress),
     ) -> Result<(), PoolError> {
-        let _changing = self.change_devices()?;
+        let changing = self.change_devices()?;
         let entry = self.member(number)?;
         self.check_drainable(number)?;
         if entry.state == DeviceState::InUse {
             self.allow_moves().await?;
             self.set_draining(number, true).await?;
         }
-        self.move_journal(number).await?;
+        // What leaves devices named that are not there, or the other way round, comes to its end also when
+        // nobody waits for it any more.
+        let (pool, kept) = (self.clone(), changing.clone());
+        Unabandoned::new(async move {
+            let moved = pool.move_journal(number).await;
+            drop(kept);
+            moved
+        })
+        .await?;
         let mut progress = DrainProgress {
             total_bytes: self.used_extents(number) * EXTENT_BYTES,
             left_bytes: 0,
@@ -81,7 +90,13 @@ impl Pool {
         if !empty {
             return Err(PoolError::Device(IoError::ResourceShortage));
         }
-        self.let_go(number).await?;
+        let pool = self.clone();
+        Unabandoned::new(async move {
+            let gone = pool.let_go(number).await;
+            drop(changing);
+            gone
+        })
+        .await?;
         self.forbid_moves().await
     }
 

@@ -54,10 +54,15 @@ pub struct DeviceStatus {
     pub has_journal: bool,
 }
 
-/// Keeps others from changing devices until it is dropped.
-pub(super) struct ChangingDevices(Rc<Pool>);
+/// Keeps others from changing devices until all clones of it are dropped.
+#[derive(Clone)]
+pub(super) struct ChangingDevices {
+    _changing: Rc<Changing>,
+}
 
-impl Drop for ChangingDevices {
+struct Changing(Rc<Pool>);
+
+impl Drop for Changing {
     fn drop(&mut self) {
         self.0.changing_devices.set(false);
     }
@@ -111,7 +116,8 @@ impl Pool {
         if self.changing_devices.replace(true) {
             return Err(PoolError::DevicesChanging);
         }
-        Ok(ChangingDevices(self.clone()))
+        let changing = Rc::new(Changing(self.clone()));
+        Ok(ChangingDevices { _changing: changing })
     }
 
     /// The label areas that a superblock goes to.

@@ -13,8 +13,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use pollux_device::{Gather, IoError};
+use pollux_reactor::Unabandoned;
 
 use super::super::{ALLOCATION_SHAPE, Claim, MAP_SHAPE, Pool, PoolError, State};
 use crate::device::memory;
@@ -119,12 +120,12 @@ impl Relocation for Replaced {
 }
 
 /// An extent taken to move another one there; given back unless it was used.
-struct Taken<'a> {
-    pool: &'a Pool,
+struct Taken {
+    pool: Rc<Pool>,
     extent: ExtentId,
 }
 
-impl Drop for Taken<'_> {
+impl Drop for Taken {
     fn drop(&mut self) {
         // Nothing happens to one that a map points to.
         self.pool.state.borrow_mut().space.return_extent(self.extent);
@@ -237,7 +238,14 @@ impl Pool {
                 return Ok(());
             };
             let to = self.take_elsewhere().await?;
-            self.copy_extent(from, to.extent, mask).await?;
+            let pool = self.clone();
+            // It comes to its end also when nobody waits for it any more: the extent is free only then.
+            let copying = Unabandoned::new(async move {
+                let copied = pool.copy_extent(from, to.extent, mask).await;
+                (to, copied)
+            });
+            let (to, copied) = copying.await;
+            copied?;
             let is_same = |state: &State| same_heads(&state.heads_related_to(id), &heads);
             self.record_move(id, slot, (from, mask), to.extent, is_same)
                 .await?;
@@ -246,11 +254,14 @@ impl Pool {
         Err(PoolError::Device(IoError::ResourceShortage))
     }
 
-    async fn take_elsewhere(self: &Rc<Self>) -> Result<Taken<'_>, PoolError> {
+    async fn take_elsewhere(self: &Rc<Self>) -> Result<Taken, PoolError> {
         loop {
             let taken = self.state.borrow_mut().take_extent(Claim::Rest);
             match taken {
-                Ok(extent) => return Ok(Taken { pool: self, extent }),
+                Ok(extent) => {
+                    let pool = self.clone();
+                    return Ok(Taken { pool, extent });
+                }
                 Err(_) => self.free_extents(Claim::Rest).await?,
             }
         }
@@ -267,8 +278,11 @@ impl Pool {
             let read = source.read_into(block_of(from, first), into).await?;
             target.write(block_of(to, first), Gather::from(read), false).await
         });
-        try_join_all(copies).await?;
-        Ok(())
+        // All come to their end, also when one fails: the extent is free then.
+        Ok(join_all(copies)
+            .await
+            .into_iter()
+            .collect::<Result<(), IoError>>()?)
     }
 
     /// Has all maps point to a copied extent, unless something came in between.

@@ -17,11 +17,13 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use pollux_device::{BlockDevice, Gather};
+use pollux_reactor::Unabandoned;
 use uuid::Uuid;
 
 use super::super::create::{check_device, random_uuid};
 use super::super::labels::{self, Areas, extents_of};
 use super::super::{Pool, PoolError};
+use super::ChangingDevices;
 use crate::device::{Mirror, PoolDevice};
 use crate::layout::label::{Label, area_blocks};
 use crate::layout::superblock::{DeviceState, Superblock};
@@ -64,6 +66,12 @@ struct Replacing {
     done: bool,
 }
 
+impl Replacing {
+    fn end(mut self, done: bool) {
+        self.done = done;
+    }
+}
+
 impl Drop for Replacing {
     fn drop(&mut self) {
         if !self.done {
@@ -89,7 +97,7 @@ impl Pool {
         overwrite: bool,
         tell: &mut dyn FnMut(ReplaceProgress),
     ) -> Result<Replaced, PoolError> {
-        let _changing = self.change_devices()?;
+        let changing = self.change_devices()?;
         let entry = self.member(number)?;
         let old = self.device(number)?;
         let device = check_device(0, device)?;
@@ -111,7 +119,7 @@ impl Pool {
             mirror: Mirror::new(device.clone(), mirrored),
             device,
         };
-        let mut replacing = Replacing {
+        let replacing = Replacing {
             pool: self.clone(),
             old: old.clone(),
             done: false,
@@ -119,7 +127,7 @@ impl Pool {
         self.begin_mirror(&old, &successor).await?;
         self.copy_used(number, entry.extents, tell, async |blocks| {
             let _copying = successor.mirror.copy(blocks.clone()).await;
-            Self::copy_blocks(number, &old, &successor.device, blocks).await?;
+            Self::copy_to_end(number, &old, &successor.device, blocks, changing.clone()).await?;
             match successor.mirror.failed() {
                 Some(error) => Err(error.into()),
                 None => Ok(()),
@@ -127,8 +135,16 @@ impl Pool {
         })
         .await?;
         successor.device.flush().await?;
-        self.hand_over(&old, &successor, label).await?;
-        replacing.done = true;
+        // From here on it comes to its end, whether or not anybody waits for it: the checkpoint that names the
+        // new device does too, and what is written after that has to go there.
+        let (pool, before, kept) = (self.clone(), old.clone(), changing.clone());
+        let handing_over = async move {
+            let handed_over = pool.hand_over(&before, &successor, label).await;
+            replacing.end(handed_over.is_ok());
+            drop(kept);
+            handed_over
+        };
+        Unabandoned::new(handing_over).await?;
         let keeps_label = self.wipe_old_label(number, &old, entry.extents).await;
         tracing::info!(pool = %self.name, device = number, "a device was replaced");
         Ok(Replaced { keeps_label })
@@ -216,8 +232,26 @@ impl Pool {
         Ok(())
     }
 
+    /// As [`Pool::copy_blocks`]. It comes to its end also when nobody waits for it any more, and no change of
+    /// devices begins before.
+    pub(super) async fn copy_to_end(
+        number: u8,
+        old: &PoolDevice,
+        new: &PoolDevice,
+        blocks: Range<u64>,
+        changing: ChangingDevices,
+    ) -> Result<(), PoolError> {
+        let (old, new) = (old.clone(), new.clone());
+        Unabandoned::new(async move {
+            let copied = Self::copy_blocks(number, &old, &new, blocks).await;
+            drop(changing);
+            copied
+        })
+        .await
+    }
+
     /// Copies blocks of a device to the same place on another one.
-    pub(super) async fn copy_blocks(
+    async fn copy_blocks(
         number: u8,
         old: &PoolDevice,
         new: &PoolDevice,
@@ -247,10 +281,19 @@ impl Pool {
         // The old one must not seem to be whole where it does not learn that it has left.
         self.uncounted.set(1 << successor.number);
         self.discount_copy(successor.number).await?;
-        if let Some(entry) = self.state.borrow_mut().members.get_mut(at) {
-            entry.id = successor.id;
+        let name = |id| {
+            let mut state = self.state.borrow_mut();
+            let entry = state.members.get_mut(at);
+            entry.map(|entry| std::mem::replace(&mut entry.id, id))
+        };
+        let before = name(successor.id);
+        if let Err(error) = self.checkpoint().await {
+            // The pool may be about to be exported, which makes one more.
+            if !self.is_handed_over(successor) {
+                before.map(name);
+            }
+            return Err(error);
         }
-        self.checkpoint().await?;
         if let Some(error) = successor
             .mirror
             .failed()
