@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use pollux_device::{Gather, IoError};
 use pollux_hugepages::Slice;
-use pollux_reactor::{now, sleep};
+use pollux_reactor::{Unabandoned, now, sleep};
 
+use super::checkpoint::CheckpointHold;
 use super::{ALLOCATION_SHAPE, LostBlock, Pool, PoolError};
 use crate::cache::load_copy;
 use crate::layout::page::{MAP_LEAF_SLOTS, PageIdentity};
@@ -410,10 +411,10 @@ impl Pool {
                 }
                 continue;
             }
-            let hold = self.hold_checkpoints().await;
+            let hold = Rc::new(self.hold_checkpoints().await);
             let is_there = self.with_pages(path).await?.contains(&(pointer, identity));
             if is_there {
-                self.repair(&pointer, &identity, scrub).await;
+                self.repair(&pointer, &identity, &hold, scrub).await;
             }
             drop(hold);
         }
@@ -434,7 +435,13 @@ impl Pool {
     }
 
     /// Writes copies of a page that are bad again, from the other one or from memory.
-    async fn repair(&self, pointer: &PagePointer, identity: &PageIdentity, scrub: &mut Scrub<'_>) {
+    async fn repair(
+        self: &Rc<Self>,
+        pointer: &PagePointer,
+        identity: &PageIdentity,
+        hold: &Rc<CheckpointHold>,
+        scrub: &mut Scrub<'_>,
+    ) {
         let bad = self.bad_copies(pointer, identity).await;
         if bad.is_empty() {
             return;
@@ -444,8 +451,15 @@ impl Pool {
             return;
         };
         for copy in bad {
-            let result = self.write_page_copy(copy, Slice::copy_from(page.bytes())).await;
-            match result {
+            let (pool, hold) = (self.clone(), hold.clone());
+            let bytes = Slice::copy_from(page.bytes());
+            // Its place is given to nobody else while it is written, whether or not anybody waits for that.
+            let writing = Unabandoned::new(async move {
+                let written = pool.write_page_copy(copy, bytes).await;
+                drop(hold);
+                written
+            });
+            match writing.await {
                 Ok(()) => {
                     scrub.report.repaired_pages += 1;
                     tracing::warn!(pool = %self.name, page = ?identity, "a copy of a page was repaired");

@@ -1,12 +1,13 @@
 //! Writes that are at the drive when something else happens to the pool: whatever becomes of them, a block is
 //! what it was or what was to be there, and can be read.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::{BlockDeviceExt, Device, IoError};
 use pollux_hugepages::Buffer;
-use pollux_pool::{CreateOptions, Pool, Volume, VolumeOptions};
+use pollux_pool::{CreateOptions, Pool, ScrubOptions, Volume, VolumeOptions};
 use pollux_reactor::{sleep, spawn, timeout};
 use pollux_sim::{Fault, Operation, PowerLoss, SimDrive, SimDriveOptions};
 
@@ -355,5 +356,70 @@ fn an_extent_is_free_only_when_nothing_is_written_to_it_any_more() {
         let mut bench = Bench::new(seed, 1);
         bench.drives = slow_drives(seed, &[TINY, TINY]);
         bench.run(move |drives| drain_and_fill(drives, seed % 2 == 1));
+    }
+}
+
+/// A copy of a page is being written anew when nobody waits for that scrub any more: what comes to be where
+/// it is meanwhile is not written over.
+async fn scrub_and_fill(drives: Drives, seed: u64) {
+    let create = CreateOptions {
+        journal_bytes: 1,
+        ..CreateOptions::default()
+    };
+    let pool = Pool::create("tank", drives.attach().await, &create, options())
+        .await
+        .unwrap();
+    pool.create_volume("a", &VolumeOptions::new(1 << 12))
+        .await
+        .unwrap();
+    let volume = pool.open_volume("a").unwrap();
+    volume.write(0, data(1, 160), false).await.unwrap();
+    pool.checkpoint().await.unwrap();
+    // One copy of each page.
+    let mut seen = BTreeSet::new();
+    for block in 0..TINY / BLOCK as u64 {
+        let mut bytes = vec![0; BLOCK];
+        drives.0[0].peek(block * BLOCK as u64, &mut bytes);
+        if bytes.starts_with(b"PLXPAGE") && !seen.insert(bytes) {
+            drives.0[0].flip_bit(block * BLOCK as u64 + 200, 1);
+        }
+    }
+    let scrub = async || {
+        let again = ScrubOptions {
+            begin_anew: true,
+            ..ScrubOptions::default()
+        };
+        pool.scrub(again, &mut |_| {}).await.unwrap()
+    };
+    drives.0[0].fail_nth(Operation::Write, 1 + seed % 4, Fault::Delay(LONG));
+    assert!(
+        timeout(LONG / 10, scrub()).await.is_err(),
+        "nothing was written anew"
+    );
+    for round in 0..2 + seed % 3 {
+        volume.deallocate(0, 1 << 12).await.unwrap();
+        for _ in 0..3 {
+            pool.checkpoint().await.unwrap();
+        }
+        for slot in 0..20 {
+            volume
+                .write(slot * 31 % 256 * 16, data(round, 16), false)
+                .await
+                .unwrap();
+        }
+        pool.checkpoint().await.unwrap();
+    }
+    let found = scrub().await;
+    assert_eq!((found.bad_block_count, found.lost_pages), (0, 0));
+    sleep(2 * LONG).await;
+    let found = scrub().await;
+    let bad = (found.bad_block_count, found.lost_pages, found.repaired_pages);
+    assert_eq!(bad, (0, 0, 0), "seed {seed}");
+}
+
+#[test]
+fn a_copy_of_a_page_is_written_anew_only_while_it_is_there() {
+    for seed in 0..12 {
+        bench(seed, TINY).run(move |drives| scrub_and_fill(drives, seed));
     }
 }
