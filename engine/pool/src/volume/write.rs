@@ -9,6 +9,7 @@ use pollux_device::{Gather, IoError, Reply};
 
 use super::locks::WHOLE_SLOT;
 use super::{Part, Volume, parts, runs};
+use crate::allocator::NoSpace;
 use crate::device::memory;
 use crate::journal::{AppendFor, JournalError};
 use crate::layout::journal::Record;
@@ -17,11 +18,9 @@ use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, ExtentId, crc32c};
 use crate::map::{FreshExtent, Target, WritePlan, plan_write};
 use crate::pool::{PoolError, REGION_SLOTS, State, Use};
 
-/// How often a slot that changes is planned anew.
+/// How often a slot is planned anew: one that changes, or for which a checkpoint had to free extents, which
+/// others may take first.
 const PLANS_MAX: u32 = 16;
-
-/// How often a write waits for a checkpoint that frees extents, which others may take first.
-const SPACE_ROUNDS_MAX: u32 = 16;
 
 /// Slots whose emptied places are remembered; more of them are made durable at once.
 const EMPTIED_MAX: usize = 4096;
@@ -93,6 +92,7 @@ impl Volume {
             self.sum(part, &data, &mut checksums);
         }
         let mut wanted = part.mask();
+        let mut error = IoError::ResourceShortage;
         for _ in 0..PLANS_MAX {
             let _lock = self.head.locks.lock(part.slot, wanted).await;
             let _admitted = self.pool.admit(self.head.claim).await?;
@@ -103,9 +103,17 @@ impl Volume {
                 wanted = WHOLE_SLOT;
                 continue;
             }
-            return Ok(self.write_planned(part, &data, &checksums, &plan).await?);
+            let fresh = plan.needs_extent().then(|| self.fresh(part.slot));
+            if let Some(Err(NoSpace)) = fresh {
+                self.pool.free_extents(self.head.claim).await?;
+                // Others may have given the slot an extent of its own meanwhile.
+                error = IoError::CapacityExceeded;
+                continue;
+            }
+            let fresh = fresh.and_then(Result::ok);
+            return Ok(self.write_planned(part, &data, &checksums, &plan, fresh).await?);
         }
-        Err(IoError::ResourceShortage)
+        Err(error)
     }
 
     /// The checksums of the blocks of a part.
@@ -149,12 +157,8 @@ impl Volume {
         data: &Gather,
         checksums: &[u32; EXTENT_BLOCKS],
         plan: &WritePlan,
+        fresh: Option<FreshUse<'_>>,
     ) -> Result<(), PoolError> {
-        let fresh = if plan.needs_extent() {
-            Some(self.fresh(part.slot).await?)
-        } else {
-            None
-        };
         let region = if plan.in_place.is_empty() || !self.head.checksums {
             None
         } else {
@@ -186,31 +190,24 @@ impl Volume {
     }
 
     /// The extent for holes of a slot: the one that another write has just taken, or a new one.
-    async fn fresh(&self, slot: u64) -> Result<FreshUse<'_>, PoolError> {
-        for _ in 0..SPACE_ROUNDS_MAX {
-            if let Some(fresh) = self.head.locks.share_fresh(slot) {
-                return Ok(FreshUse {
-                    volume: self,
-                    slot,
-                    fresh,
-                });
-            }
-            {
+    fn fresh(&self, slot: u64) -> Result<FreshUse<'_>, NoSpace> {
+        let shared = self.head.locks.share_fresh(slot);
+        let fresh = match shared {
+            Some(fresh) => fresh,
+            None => {
                 let mut state = self.pool.state().borrow_mut();
                 let birth = state.generations().open;
-                if let Ok(extent) = state.take_extent(self.head.claim) {
-                    let fresh = FreshExtent { extent, birth };
-                    self.head.locks.offer_fresh(slot, fresh);
-                    return Ok(FreshUse {
-                        volume: self,
-                        slot,
-                        fresh,
-                    });
-                }
+                let extent = state.take_extent(self.head.claim)?;
+                let fresh = FreshExtent { extent, birth };
+                self.head.locks.offer_fresh(slot, fresh);
+                fresh
             }
-            self.pool.free_extents(self.head.claim).await?;
-        }
-        Err(PoolError::NoSpace)
+        };
+        Ok(FreshUse {
+            volume: self,
+            slot,
+            fresh,
+        })
     }
 
     /// Begins to overwrite in a region: its intent is durable when this returns.

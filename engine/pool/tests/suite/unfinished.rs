@@ -423,3 +423,54 @@ fn a_copy_of_a_page_is_written_anew_only_while_it_is_there() {
         bench(seed, TINY).run(move |drives| scrub_and_fill(drives, seed));
     }
 }
+
+/// Two writes to a slot with as many extents of snapshots as there may be beside one of its own wait for space,
+/// and one of them waits longer.
+async fn wait_for_space(drives: Drives) {
+    let create = CreateOptions {
+        journal_bytes: 1,
+        ..CreateOptions::default()
+    };
+    let pool = Pool::create("tank", drives.attach().await, &create, options())
+        .await
+        .unwrap();
+    for name in ["a", "filler"] {
+        pool.create_volume(name, &VolumeOptions::new(1 << 12))
+            .await
+            .unwrap();
+    }
+    let volume = pool.open_volume("a").unwrap();
+    for block in 0..3 {
+        volume.write(block, data(1, 1), false).await.unwrap();
+        pool.snapshot("a", &format!("s{block}"), 0).await.unwrap();
+    }
+    let filler = pool.open_volume("filler").unwrap();
+    for slot in 0.. {
+        if filler.write(slot * 16, data(2, 1), false).await.is_err() {
+            break;
+        }
+    }
+    pool.checkpoint().await.unwrap();
+    filler.deallocate(0, 4 * 16).await.unwrap();
+    let mut writing = Vec::new();
+    for block in 3..5 {
+        let volume = volume.clone();
+        writing.push(spawn(
+            async move { volume.write(block, data(block, 1), false).await },
+        ));
+        // A checkpoint is being made by then that the second one does not wait for alone.
+        sleep(Duration::from_micros(100)).await;
+    }
+    for (block, writing) in (3..).zip(writing) {
+        assert_eq!(writing.await, Ok(()), "block {block}");
+        assert_eq!(value(&volume, block, "written").await, block);
+    }
+    assert!(pool.check().await.unwrap().is_sound());
+}
+
+#[test]
+fn writes_of_one_slot_that_wait_for_space_find_what_others_made_of_it() {
+    for seed in 0..4 {
+        bench(seed, TINY).run(wait_for_space);
+    }
+}
