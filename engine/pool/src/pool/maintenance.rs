@@ -62,8 +62,8 @@ impl State {
         self.space.free_pages() >= self.pages_for_write(claim) + self.writes_admitted * WRITE_PAGES
     }
 
-    /// The same if no other write were under way: what others were promised is for the worst case, and most of
-    /// it is left when they have ended.
+    /// The same if no other write were under way: what others were promised is for the worst case, and
+    /// most of it is left when they have ended.
     fn has_room_for_write_alone(&self, claim: Claim) -> bool {
         self.space.free_pages() >= self.pages_for_write(claim)
     }
@@ -104,8 +104,8 @@ impl State {
 }
 
 impl Pool {
-    /// Waits until a write is sure to have room for its pages and its record. Who holds something that a write
-    /// under way may wait for is not to wait for that in turn: locks come before this.
+    /// Waits until a write is sure to have room for its pages and its record. Who holds something that a
+    /// write under way may wait for is not to wait for that in turn: locks come before this.
     ///
     /// # Errors
     ///

@@ -424,8 +424,8 @@ fn a_copy_of_a_page_is_written_anew_only_while_it_is_there() {
     }
 }
 
-/// Two writes to a slot with as many extents of snapshots as there may be beside one of its own wait for space,
-/// and one of them waits longer.
+/// Two writes to a slot with as many extents of snapshots as there may be beside one of its own wait for
+/// space, and one of them waits longer.
 async fn wait_for_space(drives: Drives) {
     let create = CreateOptions {
         journal_bytes: 1,

@@ -135,8 +135,8 @@ impl Pool {
         })
         .await?;
         successor.device.flush().await?;
-        // From here on it comes to its end, whether or not anybody waits for it: the checkpoint that names the
-        // new device does too, and what is written after that has to go there.
+        // From here on it comes to its end, whether or not anybody waits for it: the checkpoint that names
+        // the new device does too, and what is written after that has to go there.
         let (pool, before, kept) = (self.clone(), old.clone(), changing.clone());
         let handing_over = async move {
             let handed_over = pool.hand_over(&before, &successor, label).await;
