@@ -47,7 +47,7 @@ impl Pool {
             return Err(PoolError::ReadWrite);
         }
         self.check_open()?;
-        let changing = self.begin_change()?;
+        let _changing = self.begin_change()?;
         let entry = self.member(number)?;
         let at = usize::from(number);
         let found = find(members, false).await?;
@@ -72,7 +72,7 @@ impl Pool {
         labels::write_label(&new, &label).await?;
         let old = self.device(number)?;
         self.copy_used(number, entry.extents, tell, async |blocks| {
-            Self::copy_to_end(number, &old, &new, blocks, changing.clone()).await
+            Self::copy_blocks(number, &old, &new, blocks).await
         })
         .await?;
         new.flush().await?;

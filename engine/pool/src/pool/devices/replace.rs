@@ -234,7 +234,7 @@ impl Pool {
 
     /// As [`Pool::copy_blocks`]. It comes to its end also when nobody waits for it any more, and no change of
     /// devices begins before.
-    pub(super) async fn copy_to_end(
+    async fn copy_to_end(
         number: u8,
         old: &PoolDevice,
         new: &PoolDevice,
@@ -251,7 +251,7 @@ impl Pool {
     }
 
     /// Copies blocks of a device to the same place on another one.
-    async fn copy_blocks(
+    pub(super) async fn copy_blocks(
         number: u8,
         old: &PoolDevice,
         new: &PoolDevice,
