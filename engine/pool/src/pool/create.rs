@@ -304,6 +304,8 @@ impl Pool {
             devices: devices.into(),
             labels: labels.into(),
             changing_devices: Default::default(),
+            change_is_ending: Default::default(),
+            change_ended: Default::default(),
             successor: Default::default(),
             journal,
             state: state.into(),

@@ -163,6 +163,10 @@ pub struct Pool {
     labels: RefCell<Vec<Option<Label>>>,
     /// Devices are being added, removed or grown.
     changing_devices: Cell<bool>,
+    /// Nobody waits for that any more: what was begun comes to its end.
+    change_is_ending: Cell<bool>,
+    /// Fired when that has ended.
+    change_ended: Signal,
     /// A device that is to take the place of another one.
     successor: RefCell<Option<Successor>>,
     journal: Rc<Journal>,

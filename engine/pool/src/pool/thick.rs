@@ -87,7 +87,7 @@ impl Pool {
         {
             return Ok(());
         }
-        let _changing = self.change_devices()?;
+        let _changing = self.change_devices().await?;
         for device in self.devices() {
             self.change_label(device.number, |label| {
                 label.features.read_only_compatible |= THICK

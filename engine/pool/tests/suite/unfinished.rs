@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pollux_device::{BlockDeviceExt, Device, IoError};
 use pollux_hugepages::Buffer;
-use pollux_pool::{CreateOptions, Pool, ScrubOptions, Volume, VolumeOptions};
+use pollux_pool::{CreateOptions, Pool, PoolError, ScrubOptions, Volume, VolumeOptions};
 use pollux_reactor::{sleep, spawn, timeout};
 use pollux_sim::{Fault, Operation, PowerLoss, SimDrive, SimDriveOptions};
 
@@ -225,6 +225,12 @@ async fn drain_for(drives: Drives, micros: u64) -> bool {
     let mut tell = |_| ();
     let draining = pool.drain_device(0, &mut tell);
     let result = timeout(Duration::from_micros(micros), draining).await;
+    if result.is_err() && micros.is_multiple_of(100) {
+        // What is left of it is waited for; after its last step there is no such device.
+        let called_off = pool.cancel_drain(0).await;
+        let is_gone = matches!(called_off, Err(PoolError::NoDevice { .. }));
+        assert!(called_off.is_ok() || is_gone, "after {micros} us: {called_off:?}");
+    }
     // What is begun may go on for a while.
     sleep(LONG).await;
     volume.write(0, data(2, 16), false).await.unwrap();

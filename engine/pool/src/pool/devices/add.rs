@@ -35,7 +35,7 @@ impl Pool {
         device: Rc<dyn BlockDevice>,
         overwrite: bool,
     ) -> Result<u8, PoolError> {
-        let _changing = self.change_devices()?;
+        let _changing = self.change_devices().await?;
         let number = self.free_number()?;
         let device = check_device(0, device)?;
         self.check_alignment(&device)?;

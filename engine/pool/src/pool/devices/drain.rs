@@ -50,7 +50,7 @@ impl Pool {
         number: u8,
         tell: &mut dyn FnMut(DrainProgress),
     ) -> Result<(), PoolError> {
-        let changing = self.change_devices()?;
+        let changing = self.change_devices().await?;
         let entry = self.member(number)?;
         self.check_drainable(number)?;
         if entry.state == DeviceState::InUse {
@@ -59,7 +59,7 @@ impl Pool {
         }
         // What leaves devices named that are not there, or the other way round, comes to its end also when
         // nobody waits for it any more.
-        let (pool, kept) = (self.clone(), changing.clone());
+        let (pool, kept) = (self.clone(), changing.part());
         Unabandoned::new(async move {
             let moved = pool.move_journal(number).await;
             drop(kept);
@@ -90,10 +90,10 @@ impl Pool {
         if !empty {
             return Err(PoolError::Device(IoError::ResourceShortage));
         }
-        let pool = self.clone();
+        let (pool, kept) = (self.clone(), changing.part());
         Unabandoned::new(async move {
             let gone = pool.let_go(number).await;
-            drop(changing);
+            drop(kept);
             gone
         })
         .await?;
@@ -106,7 +106,7 @@ impl Pool {
     ///
     /// [`PoolError`].
     pub async fn cancel_drain(self: &Rc<Self>, number: u8) -> Result<(), PoolError> {
-        let _changing = self.change_devices()?;
+        let _changing = self.change_devices().await?;
         self.member(number)?;
         self.set_draining(number, false).await?;
         self.forbid_moves().await
@@ -119,7 +119,7 @@ impl Pool {
     ///
     /// [`PoolError`]: what was not done yet is done when it is called again.
     pub async fn spread_metadata(self: &Rc<Self>) -> Result<(), PoolError> {
-        let _changing = self.change_devices()?;
+        let _changing = self.change_devices().await?;
         let open = self.devices();
         if open
             .iter()

@@ -43,7 +43,7 @@ impl Pool {
     ///
     /// [`PoolError`]. With an error of a device what was not done yet is done by the next import.
     pub async fn grow(self: &Rc<Self>) -> Result<Vec<Grown>, PoolError> {
-        let _changing = self.change_devices()?;
+        let _changing = self.change_devices().await?;
         let mut grown = Vec::new();
         for status in self.devices() {
             let device = self.device(status.number)?;

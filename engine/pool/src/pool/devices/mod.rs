@@ -54,17 +54,30 @@ pub struct DeviceStatus {
     pub has_journal: bool,
 }
 
-/// Keeps others from changing devices until all clones of it are dropped.
-#[derive(Clone)]
-pub(super) struct ChangingDevices {
-    _changing: Rc<Changing>,
+/// Keeps others from changing devices until it is dropped, and all that was begun has come to its end.
+pub(super) struct ChangingDevices(Rc<Changing>);
+
+/// What comes to its end also when nobody waits for it any more, as a part of a change.
+struct Changing(Rc<Pool>);
+
+impl ChangingDevices {
+    /// To be dropped at the end of such a part.
+    fn part(&self) -> Rc<Changing> {
+        self.0.clone()
+    }
 }
 
-struct Changing(Rc<Pool>);
+impl Drop for ChangingDevices {
+    fn drop(&mut self) {
+        self.0.0.change_is_ending.set(true);
+    }
+}
 
 impl Drop for Changing {
     fn drop(&mut self) {
         self.0.changing_devices.set(false);
+        self.0.change_is_ending.set(false);
+        self.0.change_ended.wake();
     }
 }
 
@@ -101,12 +114,15 @@ impl Pool {
         }
     }
 
-    /// Begins a change of the devices.
+    /// Begins a change of the devices. What is left of one that nobody waits for any more is waited for.
     ///
     /// # Errors
     ///
     /// [`PoolError::DevicesChanging`] while there is another one.
-    pub(super) fn change_devices(self: &Rc<Self>) -> Result<ChangingDevices, PoolError> {
+    pub(super) async fn change_devices(self: &Rc<Self>) -> Result<ChangingDevices, PoolError> {
+        self.change_ended
+            .until(|| (!self.change_is_ending.get()).then_some(()))
+            .await;
         self.check_changes()?;
         self.begin_change()
     }
@@ -116,8 +132,7 @@ impl Pool {
         if self.changing_devices.replace(true) {
             return Err(PoolError::DevicesChanging);
         }
-        let changing = Rc::new(Changing(self.clone()));
-        Ok(ChangingDevices { _changing: changing })
+        Ok(ChangingDevices(Rc::new(Changing(self.clone()))))
     }
 
     /// The label areas that a superblock goes to.

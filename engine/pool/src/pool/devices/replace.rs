@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::super::create::{check_device, random_uuid};
 use super::super::labels::{self, Areas, extents_of};
 use super::super::{Pool, PoolError};
-use super::ChangingDevices;
+use super::Changing;
 use crate::device::{Mirror, PoolDevice};
 use crate::layout::label::{Label, area_blocks};
 use crate::layout::superblock::{DeviceState, Superblock};
@@ -97,7 +97,7 @@ impl Pool {
         overwrite: bool,
         tell: &mut dyn FnMut(ReplaceProgress),
     ) -> Result<Replaced, PoolError> {
-        let changing = self.change_devices()?;
+        let changing = self.change_devices().await?;
         let entry = self.member(number)?;
         let old = self.device(number)?;
         let device = check_device(0, device)?;
@@ -127,7 +127,7 @@ impl Pool {
         self.begin_mirror(&old, &successor).await?;
         self.copy_used(number, entry.extents, tell, async |blocks| {
             let _copying = successor.mirror.copy(blocks.clone()).await;
-            Self::copy_to_end(number, &old, &successor.device, blocks, changing.clone()).await?;
+            Self::copy_to_end(number, &old, &successor.device, blocks, changing.part()).await?;
             match successor.mirror.failed() {
                 Some(error) => Err(error.into()),
                 None => Ok(()),
@@ -137,7 +137,7 @@ impl Pool {
         successor.device.flush().await?;
         // From here on it comes to its end, whether or not anybody waits for it: the checkpoint that names
         // the new device does too, and what is written after that has to go there.
-        let (pool, before, kept) = (self.clone(), old.clone(), changing.clone());
+        let (pool, before, kept) = (self.clone(), old.clone(), changing.part());
         let handing_over = async move {
             let handed_over = pool.hand_over(&before, &successor, label).await;
             replacing.end(handed_over.is_ok());
@@ -239,12 +239,12 @@ impl Pool {
         old: &PoolDevice,
         new: &PoolDevice,
         blocks: Range<u64>,
-        changing: ChangingDevices,
+        part: Rc<Changing>,
     ) -> Result<(), PoolError> {
         let (old, new) = (old.clone(), new.clone());
         Unabandoned::new(async move {
             let copied = Self::copy_blocks(number, &old, &new, blocks).await;
-            drop(changing);
+            drop(part);
             copied
         })
         .await
