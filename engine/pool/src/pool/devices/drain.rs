@@ -14,7 +14,6 @@
 use std::rc::Rc;
 
 use pollux_device::IoError;
-use pollux_reactor::Unabandoned;
 
 use super::super::labels;
 use super::super::{Pool, PoolError};
@@ -59,13 +58,9 @@ impl Pool {
         }
         // What leaves devices named that are not there, or the other way round, comes to its end also when
         // nobody waits for it any more.
-        let (pool, kept) = (self.clone(), changing.part());
-        Unabandoned::new(async move {
-            let moved = pool.move_journal(number).await;
-            drop(kept);
-            moved
-        })
-        .await?;
+        let pool = self.clone();
+        let moving = async move { pool.move_journal(number).await };
+        changing.to_end(moving).await?;
         let mut progress = DrainProgress {
             total_bytes: self.used_extents(number) * EXTENT_BYTES,
             left_bytes: 0,
@@ -90,13 +85,9 @@ impl Pool {
         if !empty {
             return Err(PoolError::Device(IoError::ResourceShortage));
         }
-        let (pool, kept) = (self.clone(), changing.part());
-        Unabandoned::new(async move {
-            let gone = pool.let_go(number).await;
-            drop(kept);
-            gone
-        })
-        .await?;
+        let pool = self.clone();
+        let leaving = async move { pool.let_go(number).await };
+        changing.to_end(leaving).await?;
         self.forbid_moves().await
     }
 

@@ -22,6 +22,7 @@ mod replace;
 use std::rc::Rc;
 
 use pollux_device::IoError;
+use pollux_reactor::Unabandoned;
 use uuid::Uuid;
 
 use super::labels::{self, Areas, extents_of};
@@ -57,13 +58,19 @@ pub struct DeviceStatus {
 /// Keeps others from changing devices until it is dropped, and all that was begun has come to its end.
 pub(super) struct ChangingDevices(Rc<Changing>);
 
-/// What comes to its end also when nobody waits for it any more, as a part of a change.
+/// A change, or what is left of it.
 struct Changing(Rc<Pool>);
 
 impl ChangingDevices {
-    /// To be dropped at the end of such a part.
-    fn part(&self) -> Rc<Changing> {
-        self.0.clone()
+    /// A part of the change, which comes to its end also when nobody waits for it any more; no other change
+    /// begins before.
+    fn to_end<T: 'static>(&self, part: impl Future<Output = T> + 'static) -> Unabandoned<T> {
+        let changing = self.0.clone();
+        Unabandoned::new(async move {
+            let done = part.await;
+            drop(changing);
+            done
+        })
     }
 }
 

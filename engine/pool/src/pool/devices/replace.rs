@@ -17,13 +17,11 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use pollux_device::{BlockDevice, Gather};
-use pollux_reactor::Unabandoned;
 use uuid::Uuid;
 
 use super::super::create::{check_device, random_uuid};
 use super::super::labels::{self, Areas, extents_of};
 use super::super::{Pool, PoolError};
-use super::Changing;
 use crate::device::{Mirror, PoolDevice};
 use crate::layout::label::{Label, area_blocks};
 use crate::layout::superblock::{DeviceState, Superblock};
@@ -127,7 +125,9 @@ impl Pool {
         self.begin_mirror(&old, &successor).await?;
         self.copy_used(number, entry.extents, tell, async |blocks| {
             let _copying = successor.mirror.copy(blocks.clone()).await;
-            Self::copy_to_end(number, &old, &successor.device, blocks, changing.part()).await?;
+            let (old, new) = (old.clone(), successor.device.clone());
+            let copying = async move { Self::copy_blocks(number, &old, &new, blocks).await };
+            changing.to_end(copying).await?;
             match successor.mirror.failed() {
                 Some(error) => Err(error.into()),
                 None => Ok(()),
@@ -137,14 +137,13 @@ impl Pool {
         successor.device.flush().await?;
         // From here on it comes to its end, whether or not anybody waits for it: the checkpoint that names
         // the new device does too, and what is written after that has to go there.
-        let (pool, before, kept) = (self.clone(), old.clone(), changing.part());
+        let (pool, before) = (self.clone(), old.clone());
         let handing_over = async move {
             let handed_over = pool.hand_over(&before, &successor, label).await;
             replacing.end(handed_over.is_ok());
-            drop(kept);
             handed_over
         };
-        Unabandoned::new(handing_over).await?;
+        changing.to_end(handing_over).await?;
         let keeps_label = self.wipe_old_label(number, &old, entry.extents).await;
         tracing::info!(pool = %self.name, device = number, "a device was replaced");
         Ok(Replaced { keeps_label })
@@ -230,24 +229,6 @@ impl Pool {
             tell(progress);
         }
         Ok(())
-    }
-
-    /// As [`Pool::copy_blocks`]. It comes to its end also when nobody waits for it any more, and no change of
-    /// devices begins before.
-    async fn copy_to_end(
-        number: u8,
-        old: &PoolDevice,
-        new: &PoolDevice,
-        blocks: Range<u64>,
-        part: Rc<Changing>,
-    ) -> Result<(), PoolError> {
-        let (old, new) = (old.clone(), new.clone());
-        Unabandoned::new(async move {
-            let copied = Self::copy_blocks(number, &old, &new, blocks).await;
-            drop(part);
-            copied
-        })
-        .await
     }
 
     /// Copies blocks of a device to the same place on another one.
