@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::common::{Bench, Drives, options};
+use crate::common::{Bench, Drives, new_volume, options};
 use crate::history::{BLOCK, contents, data, value_of};
 use crate::model::PoolModel;
 use pollux_device::{BlockDeviceExt, IoError};
@@ -68,14 +68,7 @@ fn values(model: &PoolModel) -> Values {
 
 /// A few volumes, snapshots and clones, some of it in the journal only.
 async fn build(drives: Drives, export: bool) -> (Values, Values) {
-    let pool = Pool::create(
-        "tank",
-        drives.attach().await,
-        &CreateOptions::default(),
-        options(),
-    )
-    .await;
-    let pool = pool.unwrap();
+    let pool = drives.pool(&CreateOptions::default()).await;
     let mut value = 0;
     let mut write = async |name: &str, block: u64, blocks: u64| {
         value += 1;
@@ -394,12 +387,8 @@ fn a_flipped_bit_of_data_is_an_error_for_its_block_only() {
     let bench = Bench::new(9, 1);
     let drive = bench.drives.0[0].clone();
     bench.run(|drives| async move {
-        let create = CreateOptions::default();
-        let pool = Pool::create("tank", drives.attach().await, &create, options())
-            .await
-            .unwrap();
-        pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
-        let volume = pool.open_volume("a").unwrap();
+        let pool = drives.pool(&CreateOptions::default()).await;
+        let volume = new_volume(&pool, "a", 64).await;
         for block in 0..40 {
             volume.write(block, data(1000 + block, 1), false).await.unwrap();
         }
@@ -439,12 +428,8 @@ fn damage_after_an_export_is_not_taken_for_newer_data() {
     let bench = Bench::new(10, 1);
     let drive = bench.drives.0[0].clone();
     bench.run(|drives| async move {
-        let create = CreateOptions::default();
-        let pool = Pool::create("tank", drives.attach().await, &create, options())
-            .await
-            .unwrap();
-        pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
-        let volume = pool.open_volume("a").unwrap();
+        let pool = drives.pool(&CreateOptions::default()).await;
+        let volume = new_volume(&pool, "a", 64).await;
         for value in 1..4 {
             // In place, so that there is an intent.
             volume.write(5, data(value, 1), false).await.unwrap();
@@ -477,12 +462,8 @@ fn lost_misdirected_and_flipped_writes_are_found() {
         let bench = Bench::new(seed, 1 + seed as usize % 2);
         let mut random = bench.world.random("faults", 0);
         let errors = bench.run(move |drives| async move {
-            let create = CreateOptions::default();
-            let pool = Pool::create("tank", drives.attach().await, &create, options())
-                .await
-                .unwrap();
-            pool.create_volume("a", &VolumeOptions::new(256)).await.unwrap();
-            let volume = pool.open_volume("a").unwrap();
+            let pool = drives.pool(&CreateOptions::default()).await;
+            let volume = new_volume(&pool, "a", 256).await;
             let mut written = BTreeMap::new();
             for value in 1..40 {
                 let block = random.below(200);

@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_hugepages::Buffer;
-use pollux_pool::{CreateOptions, Pool, Volume, VolumeOptions};
+use pollux_pool::{CreateOptions, Pool, Volume};
 use pollux_sim::{Fault, Operation, SimDrive, SimDriveOptions};
 
-use crate::common::{Bench, DRIVE_BYTES, Drives, options};
+use crate::common::{Bench, DRIVE_BYTES, Drives, new_volume, options};
 use crate::history::{BLOCK, data, value_of};
 
 /// Blocks that are used: three slots and a half.
@@ -35,12 +35,8 @@ async fn check(volume: &Volume, legal: &mut Legal, what: &str) {
 
 /// How many writes failed.
 async fn fail_writes(drives: Drives, seed: u64, mut random: pollux_sim::Random) -> u64 {
-    let create = CreateOptions::default();
-    let pool = Pool::create("tank", drives.attach().await, &create, options())
-        .await
-        .unwrap();
-    pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
-    let volume = pool.open_volume("a").unwrap();
+    let pool = drives.pool(&CreateOptions::default()).await;
+    let volume = new_volume(&pool, "a", 64).await;
     volume.write(0, data(1, USED), false).await.unwrap();
     volume.flush().await.unwrap();
     let mut legal: Legal = (0..USED).map(|block| (block, [1].into())).collect();
@@ -107,12 +103,8 @@ fn a_block_whose_write_failed_can_be_read() {
 #[test]
 fn a_pool_whose_journal_cannot_be_written_is_stopped() {
     Bench::new(1, 1).run(async |drives| {
-        let create = CreateOptions::default();
-        let pool = Pool::create("tank", drives.attach().await, &create, options())
-            .await
-            .unwrap();
-        pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
-        let volume = pool.open_volume("a").unwrap();
+        let pool = drives.pool(&CreateOptions::default()).await;
+        let volume = new_volume(&pool, "a", 64).await;
         volume.write(0, data(1, 4), false).await.unwrap();
         volume.flush().await.unwrap();
         assert_eq!(pool.stopped(), None);

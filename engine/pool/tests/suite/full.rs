@@ -3,30 +3,19 @@
 
 use std::rc::Rc;
 
-use crate::common::{Bench, Drives, options};
+use crate::common::{Bench, Drives, TINY, options, short_journal};
 use crate::history::{BLOCK, check_state, data, record_in, values_of};
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_hugepages::Buffer;
-use pollux_pool::{CreateOptions, Pool, PoolOptions, Space, VolumeOptions};
+use pollux_pool::{Pool, PoolOptions, Space, VolumeOptions};
 use pollux_sim::{CutPoints, PowerLoss};
-
-/// The smallest device: 64 extents.
-const TINY: u64 = 64 * 65536;
-
-fn create() -> CreateOptions {
-    CreateOptions {
-        // The shortest that there is.
-        journal_bytes: 1,
-        ..CreateOptions::default()
-    }
-}
 
 async fn make(drives: &Drives, background: bool) -> Rc<Pool> {
     let options = PoolOptions {
         background,
         ..options()
     };
-    Pool::create("tank", drives.attach().await, &create(), options)
+    Pool::create("tank", drives.attach().await, &short_journal(), options)
         .await
         .unwrap()
 }
@@ -236,7 +225,7 @@ fn check_almost_full(seeds: std::ops::Range<u64>) {
     let (mut states, mut refused) = (0, 0);
     for seed in seeds {
         let bench = Bench::of_sizes(seed, &sizes(1 + seed as usize % 4)[seed as usize % 4..]);
-        let recorded = record_in(&bench, 80, &create(), Some((4 + seed % 7) * 65536));
+        let recorded = record_in(&bench, 80, &short_journal(), Some((4 + seed % 7) * 65536));
         refused += recorded.refused;
         let losses = [PowerLoss::LoseAll, PowerLoss::Torn, PowerLoss::Reordered];
         let losses = &losses[seed as usize % 3..=seed as usize % 3];

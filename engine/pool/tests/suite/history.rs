@@ -478,6 +478,13 @@ pub fn model_at(recorded: &Recorded, position: usize) -> PoolModel {
     model
 }
 
+/// What was written to a block: it can be read.
+pub async fn value(volume: &Volume, block: u64, what: &str) -> u64 {
+    let read = volume.read(block, Buffer::from_heap(BLOCK)).await;
+    let bytes = read.unwrap_or_else(|error| panic!("{what}: {error}"));
+    value_of(&bytes).unwrap_or_else(|error| panic!("{what}: {error:?}"))
+}
+
 /// The values of all blocks of a volume.
 pub async fn values_of(volume: &Volume, name: &str, blocks: u64) -> Result<Vec<u64>, String> {
     let mut values = Vec::new();

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::common::{Bench, DRIVE_BYTES, options};
+use crate::common::{Bench, DRIVE_BYTES, new_volume, options};
 use pollux_device::BlockDeviceExt;
 use pollux_hugepages::Buffer;
 use pollux_pool::layout::scrub::ScrubState;
@@ -58,10 +58,7 @@ async fn scrub(pool: &Rc<Pool>) -> ScrubReport {
 fn a_sound_pool_is_read_once_whatever_its_snapshots_share() {
     let bench = Bench::new(1, 2);
     bench.run(|drives| async move {
-        let create = CreateOptions::default();
-        let pool = Pool::create("tank", drives.attach().await, &create, options())
-            .await
-            .unwrap();
+        let pool = drives.pool(&CreateOptions::default()).await;
         pool.create_volume("a", &VolumeOptions::new(500)).await.unwrap();
         let plain = VolumeOptions {
             checksums: false,
@@ -94,10 +91,7 @@ fn bad_blocks_are_told_and_bad_copies_of_pages_are_repaired() {
     let bench = Bench::new(2, 1);
     bench.run(|drives| async move {
         let drive = drives.0[0].clone();
-        let create = CreateOptions::default();
-        let pool = Pool::create("tank", drives.attach().await, &create, options())
-            .await
-            .unwrap();
+        let pool = drives.pool(&CreateOptions::default()).await;
         let entry = pool.create_volume("a", &VolumeOptions::new(500)).await.unwrap();
         let volume = pool.open_volume("a").unwrap();
         volume.write(3, data(0x11, 200), false).await.unwrap();
@@ -140,12 +134,8 @@ fn bad_blocks_are_told_and_bad_copies_of_pages_are_repaired() {
 fn the_limit_is_kept_and_writes_go_on_meanwhile() {
     let bench = Bench::new(3, 1);
     bench.run(|drives| async move {
-        let create = CreateOptions::default();
-        let pool = Pool::create("tank", drives.attach().await, &create, options())
-            .await
-            .unwrap();
-        pool.create_volume("a", &VolumeOptions::new(1000)).await.unwrap();
-        let volume = pool.open_volume("a").unwrap();
+        let pool = drives.pool(&CreateOptions::default()).await;
+        let volume = new_volume(&pool, "a", 1000).await;
         volume.write(0, data(1, 1000), true).await.unwrap();
         let begun = pollux_reactor::now();
         let scrubbed = pool.clone();

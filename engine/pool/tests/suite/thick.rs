@@ -3,32 +3,22 @@
 
 use std::rc::Rc;
 
-use crate::common::{Bench, Drives, options};
+use crate::common::{Bench, Drives, TINY, options, short_journal};
 use crate::history::{data, model_at, record_in, values_of, verify_imported, write_all_thick};
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_pool::layout::label::{Label, THICK};
-use pollux_pool::{CreateOptions, Pool, PoolError, VolumeOptions};
+use pollux_pool::{Pool, PoolError, VolumeOptions};
 use pollux_reactor::{spawn, yield_now};
 use pollux_sim::{CutPoints, PowerLoss};
 
-/// The smallest device: 64 extents.
-const TINY: u64 = 64 * 65536;
 const SLOT: u64 = 65536;
-
-fn create() -> CreateOptions {
-    CreateOptions {
-        journal_bytes: 1,
-        ..CreateOptions::default()
-    }
-}
 
 fn sizes(devices: usize) -> Vec<u64> {
     [2 * TINY, TINY + 5 * SLOT, TINY][..devices].to_vec()
 }
 
 async fn make(drives: &Drives) -> Rc<Pool> {
-    let pool = Pool::create("tank", drives.attach().await, &create(), options()).await;
-    pool.unwrap()
+    drives.pool(&short_journal()).await
 }
 
 async fn import(drives: &Drives) -> Rc<Pool> {
@@ -374,7 +364,7 @@ fn check_crashes(seeds: std::ops::Range<u64>) {
     let (mut states, mut slots) = (0, 0);
     for seed in seeds {
         let bench = Bench::of_sizes(seed, &sizes(1 + seed as usize % 3)[seed as usize % 3..]);
-        let recorded = record_in(&bench, 60, &create(), Some((14 + seed % 9) * SLOT));
+        let recorded = record_in(&bench, 60, &short_journal(), Some((14 + seed % 9) * SLOT));
         let losses = [PowerLoss::LoseAll, PowerLoss::Torn, PowerLoss::Reordered];
         let losses = &losses[seed as usize % 3..=seed as usize % 3];
         for state in recorded.recorder.crash_states(seed, CutPoints::Writes, losses) {

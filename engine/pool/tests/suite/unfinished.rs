@@ -6,19 +6,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::{BlockDeviceExt, Device, IoError};
-use pollux_hugepages::Buffer;
-use pollux_pool::{CreateOptions, Pool, PoolError, ScrubOptions, Volume, VolumeOptions};
+use pollux_pool::{CreateOptions, Pool, PoolError, ScrubOptions, Volume};
 use pollux_reactor::{sleep, spawn, timeout};
 use pollux_sim::{Fault, Operation, PowerLoss, SimDrive, SimDriveOptions};
 
-use crate::common::{Bench, DRIVE_BYTES, Drives, options};
-use crate::history::{BLOCK, data, value_of};
+use crate::common::{Bench, DRIVE_BYTES, Drives, TINY, new_volume, options, short_journal};
+use crate::history::{BLOCK, data, value};
 
 /// How long the write takes that is at the drive.
 const LONG: Duration = Duration::from_millis(200);
-
-/// The smallest device: 64 extents.
-const TINY: u64 = 64 * 65536;
 
 /// A drive that takes its time, so that requests are waited for.
 fn bench(seed: u64, bytes: u64) -> Bench {
@@ -26,12 +22,6 @@ fn bench(seed: u64, bytes: u64) -> Bench {
     let options = SimDriveOptions::new(bytes, 4096).unwrap();
     bench.drives = Drives(vec![SimDrive::new("drive", options, seed)]);
     bench
-}
-
-async fn value(volume: &Volume, block: u64, what: &str) -> u64 {
-    let read = volume.read(block, Buffer::from_heap(BLOCK)).await;
-    let bytes = read.unwrap_or_else(|error| panic!("{what}: {error}"));
-    value_of(&bytes).unwrap_or_else(|error| panic!("{what}: {error:?}"))
 }
 
 /// Blocks that were written and flushed, and one more write of the first of them: their intent is durable.
@@ -44,12 +34,8 @@ async fn overwritten(pool: &Rc<Pool>, volume: &Volume) {
 }
 
 async fn export_beside_a_write(drives: Drives) {
-    let create = CreateOptions::default();
-    let pool = Pool::create("tank", drives.attach().await, &create, options())
-        .await
-        .unwrap();
-    pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
-    let volume = pool.open_volume("a").unwrap();
+    let pool = drives.pool(&CreateOptions::default()).await;
+    let volume = new_volume(&pool, "a", 64).await;
     overwritten(&pool, &volume).await;
     drives.0[0].fail_nth(Operation::Write, 1, Fault::Delay(LONG));
     let writing = volume.clone();
@@ -72,17 +58,8 @@ fn what_is_being_overwritten_when_a_pool_is_exported_can_be_read() {
 /// Overwrites a block of each of some slots of a full pool side by side, some with FUA, again and again; with
 /// snapshots cut meanwhile, for which there is no room beside the writes.
 async fn overwrite_side_by_side(drives: Drives, seed: u64, with_snapshots: bool) {
-    let create = CreateOptions {
-        journal_bytes: 1,
-        ..CreateOptions::default()
-    };
-    let pool = Pool::create("tank", drives.attach().await, &create, options())
-        .await
-        .unwrap();
-    pool.create_volume("a", &VolumeOptions::new(1 << 12))
-        .await
-        .unwrap();
-    let volume = pool.open_volume("a").unwrap();
+    let pool = drives.pool(&short_journal()).await;
+    let volume = new_volume(&pool, "a", 1 << 12).await;
     let mut slots = 0;
     loop {
         match volume.write(slots * 16, data(1, 1), false).await {
@@ -142,17 +119,10 @@ fn slow_drives(seed: u64, sizes: &[u64]) -> Drives {
 
 /// Replaces a device, and waits so long for it; whether there is anything left to be interrupted.
 async fn replace_for(drives: Drives, micros: u64) -> bool {
-    let create = CreateOptions {
-        journal_bytes: 1,
-        ..CreateOptions::default()
-    };
     let old = Drives(vec![drives.0[0].clone()]);
     let new = Drives(vec![drives.0[1].clone()]);
-    let pool = Pool::create("tank", old.attach().await, &create, options())
-        .await
-        .unwrap();
-    pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
-    let volume = pool.open_volume("a").unwrap();
+    let pool = old.pool(&short_journal()).await;
+    let volume = new_volume(&pool, "a", 64).await;
     volume.write(0, data(1, 4), false).await.unwrap();
     volume.flush().await.unwrap();
     let device = new.attach().await.remove(0);
@@ -211,15 +181,8 @@ fn a_replacement_that_nobody_waits_for_loses_nothing() {
 
 /// Has a device leave, and waits so long for it; whether there is anything left to be interrupted.
 async fn drain_for(drives: Drives, micros: u64) -> bool {
-    let create = CreateOptions {
-        journal_bytes: 1,
-        ..CreateOptions::default()
-    };
-    let pool = Pool::create("tank", drives.attach().await, &create, options())
-        .await
-        .unwrap();
-    pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
-    let volume = pool.open_volume("a").unwrap();
+    let pool = drives.pool(&short_journal()).await;
+    let volume = new_volume(&pool, "a", 64).await;
     volume.write(0, data(1, 64), false).await.unwrap();
     volume.flush().await.unwrap();
     let mut tell = |_| ();
@@ -275,23 +238,9 @@ fn a_device_that_leaves_while_nobody_waits_takes_nothing_along() {
 /// Data of a device that leaves is being written to another one when nobody waits for that any more, or when
 /// some of it cannot be read: what others write there is not written over.
 async fn drain_and_fill(drives: Drives, is_unreadable: bool) {
-    let create = CreateOptions {
-        journal_bytes: 1,
-        ..CreateOptions::default()
-    };
     let (from, to) = (drives.0[0].clone(), drives.0[1].clone());
-    let pool = Pool::create(
-        "tank",
-        vec![from.clone().attach().await.unwrap()],
-        &create,
-        options(),
-    )
-    .await
-    .unwrap();
-    pool.create_volume("a", &VolumeOptions::new(1 << 12))
-        .await
-        .unwrap();
-    let volume = pool.open_volume("a").unwrap();
+    let pool = Drives(vec![from.clone()]).pool(&short_journal()).await;
+    let volume = new_volume(&pool, "a", 1 << 12).await;
     // Two runs of one extent.
     volume.write(0, data(1, 4), false).await.unwrap();
     volume.write(8, data(1, 4), false).await.unwrap();
@@ -368,17 +317,8 @@ fn an_extent_is_free_only_when_nothing_is_written_to_it_any_more() {
 /// A copy of a page is being written anew when nobody waits for that scrub any more: what comes to be where
 /// it is meanwhile is not written over.
 async fn scrub_and_fill(drives: Drives, seed: u64) {
-    let create = CreateOptions {
-        journal_bytes: 1,
-        ..CreateOptions::default()
-    };
-    let pool = Pool::create("tank", drives.attach().await, &create, options())
-        .await
-        .unwrap();
-    pool.create_volume("a", &VolumeOptions::new(1 << 12))
-        .await
-        .unwrap();
-    let volume = pool.open_volume("a").unwrap();
+    let pool = drives.pool(&short_journal()).await;
+    let volume = new_volume(&pool, "a", 1 << 12).await;
     volume.write(0, data(1, 160), false).await.unwrap();
     pool.checkpoint().await.unwrap();
     // One copy of each page.
@@ -433,24 +373,13 @@ fn a_copy_of_a_page_is_written_anew_only_while_it_is_there() {
 /// Two writes to a slot with as many extents of snapshots as there may be beside one of its own wait for
 /// space, and one of them waits longer.
 async fn wait_for_space(drives: Drives) {
-    let create = CreateOptions {
-        journal_bytes: 1,
-        ..CreateOptions::default()
-    };
-    let pool = Pool::create("tank", drives.attach().await, &create, options())
-        .await
-        .unwrap();
-    for name in ["a", "filler"] {
-        pool.create_volume(name, &VolumeOptions::new(1 << 12))
-            .await
-            .unwrap();
-    }
-    let volume = pool.open_volume("a").unwrap();
+    let pool = drives.pool(&short_journal()).await;
+    let volume = new_volume(&pool, "a", 1 << 12).await;
+    let filler = new_volume(&pool, "filler", 1 << 12).await;
     for block in 0..3 {
         volume.write(block, data(1, 1), false).await.unwrap();
         pool.snapshot("a", &format!("s{block}"), 0).await.unwrap();
     }
-    let filler = pool.open_volume("filler").unwrap();
     for slot in 0.. {
         if filler.write(slot * 16, data(2, 1), false).await.is_err() {
             break;

@@ -4,21 +4,16 @@
 use std::rc::Rc;
 
 use pollux_device::{BlockDeviceExt, ZeroOptions};
-use pollux_hugepages::Buffer;
-use pollux_pool::{CreateOptions, Pool, Volume, VolumeOptions};
+use pollux_pool::{CreateOptions, Pool, Volume};
 use pollux_sim::PowerLoss;
 
-use crate::common::{Bench, Drives, options};
-use crate::history::{BLOCK, data, value_of};
+use crate::common::{Bench, Drives, new_volume, options};
+use crate::history::{data, value};
 
 /// A volume with a slot that is written, and more than once: its intent is known.
 async fn make(drives: &Drives) -> (Rc<Pool>, Rc<Volume>) {
-    let create = CreateOptions::default();
-    let pool = Pool::create("tank", drives.attach().await, &create, options())
-        .await
-        .unwrap();
-    pool.create_volume("a", &VolumeOptions::new(64)).await.unwrap();
-    let volume = pool.open_volume("a").unwrap();
+    let pool = drives.pool(&CreateOptions::default()).await;
+    let volume = new_volume(&pool, "a", 64).await;
     for value in 1..4 {
         volume.write(0, data(value, 16), false).await.unwrap();
         volume.write(5, data(10 * value, 1), false).await.unwrap();
@@ -33,9 +28,7 @@ async fn cut(drives: &Drives, opened: (Rc<Pool>, Rc<Volume>), what: &str) -> u64
     drop(opened);
     let (pool, _) = Pool::import(drives.attach().await, options()).await.unwrap();
     let volume = pool.open_volume("a").unwrap();
-    let read = volume.read(5, Buffer::from_heap(BLOCK)).await;
-    let bytes = read.unwrap_or_else(|error| panic!("{what}: {error}"));
-    value_of(&bytes).unwrap_or_else(|error| panic!("{what}: {error:?}"))
+    value(&volume, 5, what).await
 }
 
 async fn overwrite(drives: Drives, checkpoints: u32) {

@@ -5,11 +5,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use pollux_device::{BlockDevice, Device};
-use pollux_pool::PoolOptions;
+use pollux_pool::{CreateOptions, Pool, PoolOptions, Volume, VolumeOptions};
 use pollux_sim::{Fill, SimDrive, SimDriveOptions, SimReactor, World};
 
 /// Bytes of a drive.
 pub const DRIVE_BYTES: u64 = 16 << 20;
+
+/// Bytes of the smallest device: 64 extents.
+pub const TINY: u64 = 64 * 65536;
+
+/// With the shortest journal that there is.
+pub fn short_journal() -> CreateOptions {
+    CreateOptions {
+        journal_bytes: 1,
+        ..CreateOptions::default()
+    }
+}
 
 /// Nothing happens by itself.
 pub fn options() -> PoolOptions {
@@ -40,6 +51,19 @@ impl Drives {
         }
         devices
     }
+
+    /// A new pool on them.
+    pub async fn pool(&self, create: &CreateOptions) -> Rc<Pool> {
+        let pool = Pool::create("tank", self.attach().await, create, options()).await;
+        pool.unwrap()
+    }
+}
+
+/// A new volume of a pool.
+pub async fn new_volume(pool: &Rc<Pool>, name: &str, blocks: u64) -> Rc<Volume> {
+    let options = VolumeOptions::new(blocks);
+    pool.create_volume(name, &options).await.unwrap();
+    pool.open_volume(name).unwrap()
 }
 
 /// A world with one reactor, and drives.
