@@ -6,12 +6,13 @@
 
 use std::io;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 use tonic::{Request, Status};
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::pools::unix_seconds;
 
 /// The role of control planes, and of people who may do everything.
 const ROLE_ADMIN: &str = "admin";
@@ -46,7 +47,7 @@ impl Certificates {
         };
         let own = read("own.pem")?;
         let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-        check_own(&own, node, unix_now())
+        check_own(&own, node, unix_seconds())
             .map_err(|what| wrong(format!("{}: {what}", directory.join("own.pem").display())))?;
         Ok(Self {
             authority: Certificate::from_pem(read("authority.pem")?),
@@ -69,31 +70,17 @@ impl Certificates {
     }
 }
 
-/// Seconds since 1970.
-fn unix_now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
-}
-
 /// Whether a certificate is one that this node is known by; if not, why.
-fn check_own(pem: &[u8], node: &str, now_unix_s: i64) -> Result<(), String> {
+fn check_own(pem: &[u8], node: &str, now_unix_s: u64) -> Result<(), String> {
     let (_, pem) = parse_x509_pem(pem).map_err(|error| format!("is no certificate: {error}"))?;
     let certificate = pem.parse_x509();
     let certificate = certificate.map_err(|error| format!("is no certificate: {error}"))?;
-    let subject = certificate.subject();
-    let first = |text: Option<&str>| text.unwrap_or_default().to_owned();
-    let name = first(
-        subject
-            .iter_common_name()
-            .next()
-            .and_then(|name| name.as_str().ok()),
-    );
-    let role = first(
-        subject
-            .iter_organizational_unit()
-            .next()
-            .and_then(|unit| unit.as_str().ok()),
-    );
+    let role = role(&certificate).unwrap_or_default();
+    let mut names = certificate.subject().iter_common_name();
+    let name = names
+        .next()
+        .and_then(|name| name.as_str().ok())
+        .unwrap_or_default();
     if role == ROLE_ENGINE && name != node {
         return Err(format!(
             "is the certificate of node {name}, and this is node {node}: issue one for it (`pollux cert \
@@ -106,6 +93,7 @@ fn check_own(pem: &[u8], node: &str, now_unix_s: i64) -> Result<(), String> {
              engine`)"
         ));
     }
+    let now_unix_s = i64::try_from(now_unix_s).unwrap_or(i64::MAX);
     let end_unix_s = certificate.validity().not_after.timestamp();
     if now_unix_s >= end_unix_s {
         let end = certificate.validity().not_after;
@@ -166,8 +154,12 @@ impl Guard {
 /// The role that a certificate says.
 pub(crate) fn role_of(der: &[u8]) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    role(&certificate).map(str::to_owned)
+}
+
+fn role<'a>(certificate: &'a X509Certificate<'_>) -> Option<&'a str> {
     let unit = certificate.subject().iter_organizational_unit().next()?;
-    Some(unit.as_str().ok()?.to_owned())
+    unit.as_str().ok()
 }
 
 #[cfg(test)]
