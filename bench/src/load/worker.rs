@@ -179,26 +179,27 @@ pub async fn run(
 
 impl Worker {
     fn turn(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let mut moved = false;
-        let mut now = Instant::now();
+        let mut looked_at = None;
         if self.measuring.is_none() {
-            self.keep_time(now);
+            self.keep_time(*looked_at.insert(Instant::now()));
         }
         while let Poll::Ready((_, outcome)) = self.in_flight.poll_next(context) {
-            now = Instant::now();
+            let now = *looked_at.insert(Instant::now());
             self.settle(outcome, now);
             if self.may_issue() {
                 self.issue(now);
             }
-            moved = true;
         }
+        let mut now = looked_at.unwrap_or_else(Instant::now);
         self.keep_time(now);
+        // Whether something was started that does not know yet whom to wake.
+        let mut started = false;
         // As many as the depth and no more: on a device that answers at once the queue would never fill.
         for _ in 0..self.job.load.depth {
             if !self.may_issue() || self.in_flight.is_full() || !self.issue(now) {
                 break;
             }
-            moved = true;
+            started = true;
             now = Instant::now();
         }
         if self.settled > 0 {
@@ -211,7 +212,7 @@ impl Worker {
         if self.stopping && self.in_flight.is_empty() {
             return Poll::Ready(());
         }
-        if moved || self.in_flight.is_empty() || self.job.load.rate.is_some() {
+        if started || self.in_flight.is_empty() || self.job.load.rate.is_some() {
             context.waker().wake_by_ref();
         }
         Poll::Pending

@@ -1,8 +1,8 @@
 //! The queue of one reactor to a namespace: commands, their completions, and what the supervisor asks for.
 //!
-//! The queue is polled once a turn of its reactor, which rings the doorbell for all commands of the turn and
-//! takes the completions that are there. While commands are under way the reactor does not sleep; while none
-//! are, the queue asks nothing of it.
+//! The queue is polled in each turn of its reactor, which rings the doorbell for all commands since and takes
+//! the completions that are there. While commands are under way the reactor does not sleep; while none are,
+//! the queue asks nothing of it.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;

@@ -7,8 +7,8 @@
 //!   it.
 //! - `active` holds the waker of every task that has not ended, so that dropping the core can drop every
 //!   future.
-//! - A turn runs at most the tasks that were ready when it began: a task that wakes itself cannot starve the
-//!   driver.
+//! - A turn runs at most the tasks that were ready when it began, and once more those that are ready when
+//!   pollers have found something: a task that wakes itself cannot starve the driver.
 //!
 //! # What counts as work
 //!
@@ -50,7 +50,7 @@ pub enum PollerState {
     Idle,
 }
 
-/// Called once a turn; for hardware that has to be asked, such as an NVMe completion queue.
+/// Called once or twice a turn; for hardware that has to be asked, such as an NVMe completion queue.
 pub trait Poller {
     /// Asks once. Must not block.
     fn poll(&self) -> PollerState;
@@ -233,7 +233,12 @@ impl Core {
         let ran = core.run_ready().saturating_sub(last.speculative);
         turn.work += ran;
         turn.timed += ran.min(last.timers_fired);
-        core.poll_pollers(&mut turn);
+        let found = core.poll_pollers(&mut turn);
+        if found > 0 && !core.run_queue.borrow().is_empty() {
+            // Whoever waited for what they found goes on now, and what they ask for next is sent.
+            turn.work += core.run_ready();
+            core.poll_pollers(&mut turn);
+        }
 
         let may_wait = turn.work == 0 && !turn.poller_waiting && core.run_queue.borrow().is_empty();
         let wait = if may_wait { wait } else { Wait::Never };
@@ -318,10 +323,12 @@ impl Core {
         ready as u64
     }
 
-    fn poll_pollers(&self, turn: &mut Turn) {
+    /// Asks each poller once. How many did something.
+    fn poll_pollers(&self, turn: &mut Turn) -> u64 {
         if self.pollers.borrow().is_empty() {
-            return;
+            return 0;
         }
+        let mut found = 0;
         let mut at = 0;
         loop {
             let Some(poller) = self.pollers.borrow().get(at).cloned() else {
@@ -332,12 +339,14 @@ impl Core {
                 continue;
             };
             match poller.poll() {
-                PollerState::Progressed => turn.work += 1,
+                PollerState::Progressed => found += 1,
                 PollerState::Waiting => turn.poller_waiting = true,
                 PollerState::Idle => {}
             }
             at += 1;
         }
+        turn.work += found;
+        found
     }
 
     fn fire_timers(&self) -> u64 {

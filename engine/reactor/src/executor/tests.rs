@@ -256,6 +256,67 @@ fn the_driver_may_wait_only_when_nothing_is_ready() {
     assert_eq!(core.next_deadline(), None);
 }
 
+/// Hardware that answers what it was asked before the last time it was polled.
+#[derive(Default)]
+struct Hardware {
+    asked: Cell<bool>,
+    answered: Cell<u32>,
+    polls: Cell<u32>,
+    waiter: RefCell<Option<Waker>>,
+}
+
+impl Hardware {
+    async fn ask(&self) {
+        let before = self.answered.get();
+        self.asked.set(true);
+        std::future::poll_fn(|context| {
+            if self.answered.get() > before {
+                return Poll::Ready(());
+            }
+            *self.waiter.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+impl Poller for Hardware {
+    fn poll(&self) -> PollerState {
+        self.polls.set(self.polls.get() + 1);
+        if !self.asked.replace(false) {
+            return PollerState::Idle;
+        }
+        self.answered.set(self.answered.get() + 1);
+        if let Some(waker) = self.waiter.take() {
+            waker.wake();
+        }
+        PollerState::Progressed
+    }
+}
+
+#[test]
+fn what_a_poller_found_is_taken_up_and_the_next_request_sent_in_the_same_turn() {
+    let core = core();
+    let hardware = Rc::new(Hardware::default());
+    let poller: std::rc::Weak<dyn Poller> = Rc::downgrade(&(Rc::clone(&hardware) as Rc<dyn Poller>));
+    core.add_poller(poller);
+    let user = hardware.clone();
+    let task = Core::spawn(&core, async move {
+        loop {
+            user.ask().await;
+        }
+    });
+    turn(&core);
+    // Once and again; what the task does about the second answer is for the next turn.
+    assert_eq!((hardware.polls.get(), hardware.answered.get()), (2, 2));
+    assert_eq!(turn(&core).work, 4, "two runs of the task, two answers");
+    assert_eq!((hardware.polls.get(), hardware.answered.get()), (4, 4));
+    drop(task);
+    turn(&core);
+    assert_eq!(hardware.polls.get(), 5, "nobody went on: it is not asked again");
+    Core::clear(&core);
+}
+
 #[test]
 fn time_is_busy_idle_or_asleep() {
     let driver = Still::default();
