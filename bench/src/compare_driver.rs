@@ -15,7 +15,7 @@ use crate::compare::perf::{self, CLIENT_CORES, Load, Pattern, TargetAddress};
 use crate::compare::spdk::Spdk;
 use crate::compare::{Error, Turns};
 use crate::program;
-use crate::samples::{Figures, Samples, ratio};
+use crate::samples::{Figures, Samples};
 use crate::spdk_tcp;
 
 /// What to compare.
@@ -107,7 +107,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let bdevperf = bdevperf::find(&options.spdk)?;
     let mut table = format!(
         "{} rounds of {} s each, in turns, one core. Thousands of IOPS: median (lowest-highest);\n\
-         mean latency in us.\n\n\
+         mean latency in us; ratios: median of those of the rounds.\n\n\
          | load | pollux kIOPS | us | perf kIOPS | us | bdevperf kIOPS | us \
          | IOPS / perf | latency / perf | IOPS / bdevperf | latency / bdevperf |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
@@ -131,11 +131,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
             continue;
         }
         let row = compare(options, &spdk, &bdevperf, &load)?;
-        eprintln!(
-            "{}: {} of perf",
-            row.name,
-            ratio(row.pollux.iops(), row.perf.iops())
-        );
+        eprintln!("{}: {} of perf", row.name, row.pollux.iops_by(&row.perf));
         row.write(&mut table);
     }
     println!("{table}");
@@ -156,12 +152,7 @@ impl Row {
             let _ = write!(table, " {} | {} |", samples.iops_text(), samples.latency_text());
         }
         for peer in [perf, bdevperf] {
-            let _ = write!(
-                table,
-                " {} | {} |",
-                ratio(pollux.iops(), peer.iops()),
-                ratio(pollux.latency_us(), peer.latency_us())
-            );
+            let _ = write!(table, " {} | {} |", pollux.iops_by(peer), pollux.latency_by(peer));
         }
         table.push('\n');
     }

@@ -31,13 +31,29 @@ impl Samples {
     }
 
     fn median(&self, of: impl Fn(&Figures) -> f64) -> Option<f64> {
-        let values = self.sorted(of);
-        let middle = values.len() / 2;
-        match values.len() {
-            0 => None,
-            count if count % 2 == 1 => values.get(middle).copied(),
-            _ => Some((values[middle - 1] + values[middle]) / 2.0),
-        }
+        median(&self.sorted(of))
+    }
+
+    /// The median of what this one did by what the other did in the same round: a machine that others use is
+    /// fast in one round and slow in the next, for both.
+    fn median_ratio(&self, other: &Self, of: impl Fn(&Figures) -> f64) -> Option<f64> {
+        let rounds = self.0.iter().zip(&other.0);
+        let mut ratios: Vec<f64> = rounds
+            .map(|(one, other)| of(one) / of(other))
+            .filter(|ratio| ratio.is_finite())
+            .collect();
+        ratios.sort_by(f64::total_cmp);
+        median(&ratios)
+    }
+
+    /// Requests per second by another's, round by round, for a table.
+    pub fn iops_by(&self, other: &Self) -> String {
+        text(self.median_ratio(other, |figures| figures.iops))
+    }
+
+    /// Mean latency by another's, round by round, for a table.
+    pub fn latency_by(&self, other: &Self) -> String {
+        text(self.median_ratio(other, |figures| figures.mean_us))
     }
 
     /// The median of requests per second.
@@ -66,12 +82,23 @@ impl Samples {
     }
 }
 
-/// One figure by another, for a table.
-pub fn ratio(one: Option<f64>, other: Option<f64>) -> String {
-    match (one, other) {
-        (Some(one), Some(other)) if other > 0.0 => format!("{:.2}", one / other),
-        _ => "-".to_owned(),
+fn median(sorted: &[f64]) -> Option<f64> {
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        count if count % 2 == 1 => sorted.get(middle).copied(),
+        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
     }
+}
+
+/// One figure by another that was not measured in the same rounds, for a table.
+pub fn ratio(one: Option<f64>, other: Option<f64>) -> String {
+    let quotient = one.zip(other).map(|(one, other)| one / other);
+    text(quotient.filter(|quotient| quotient.is_finite()))
+}
+
+fn text(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
 }
 
 #[cfg(test)]
@@ -94,5 +121,27 @@ mod tests {
             mean_us: 40.0,
         });
         assert_eq!(samples.iops(), Some(2.5));
+    }
+
+    #[test]
+    fn ratios_are_those_of_rounds() {
+        let of = |rounds: &[f64]| {
+            let mut samples = Samples::default();
+            for &iops in rounds {
+                samples.push(Figures {
+                    iops,
+                    mean_us: 1e6 / iops,
+                });
+            }
+            samples
+        };
+        // Always a tenth slower, on a machine whose speed changes from round to round.
+        let (one, other) = (of(&[90.0, 45.0, 45.0, 81.0]), of(&[100.0, 50.0, 50.0, 90.0, 0.0]));
+        assert_eq!(
+            (one.iops_by(&other), one.latency_by(&other)),
+            ("0.90".into(), "1.11".into())
+        );
+        assert_eq!(one.iops_by(&Samples::new()), "-");
+        assert_eq!(one.iops_by(&of(&[0.0])), "-", "nothing to compare with");
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::perf::Load;
-use crate::samples::{Samples, ratio};
+use crate::samples::Samples;
 
 /// One load and everybody's measurements.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Row {
             self.load.name(),
             self.pollux.iops_text(),
             self.spdk.iops_text(),
-            ratio(self.pollux.iops(), self.spdk.iops())
+            self.pollux.iops_by(&self.spdk)
         )
     }
 }
@@ -35,7 +35,7 @@ impl Row {
 pub fn render(rows: &[Row], rounds: usize, seconds: u32) -> String {
     let mut text = format!(
         "{rounds} rounds of {seconds} s each, in turns. Thousands of IOPS: median (lowest-highest); \
-         mean latency in us.\n\n\
+         mean latency in us; ratios: median of those of the rounds.\n\n\
          | load | pollux kIOPS | us | nvmf_tgt kIOPS | us | sockets kIOPS \
          | IOPS / nvmf_tgt | IOPS / sockets | latency / nvmf_tgt |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
@@ -51,9 +51,9 @@ pub fn render(rows: &[Row], rounds: usize, seconds: u32) -> String {
             row.spdk.iops_text(),
             row.spdk.latency_text(),
             row.limit.iops_text(),
-            ratio(row.pollux.iops(), row.spdk.iops()),
-            ratio(row.pollux.iops(), row.limit.iops()),
-            ratio(row.pollux.latency_us(), row.spdk.latency_us()),
+            row.pollux.iops_by(&row.spdk),
+            row.pollux.iops_by(&row.limit),
+            row.pollux.latency_by(&row.spdk),
         );
     }
     text

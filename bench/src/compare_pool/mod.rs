@@ -137,8 +137,8 @@ impl Report {
                 row.volume.iops_text(),
                 ratio(off.one.iops(), row.volume.iops()),
                 ratio(on.one.iops(), row.volume.iops()),
-                ratio(off.one.iops(), off.other.iops()),
-                ratio(row.volume.iops(), row.device.iops()),
+                off.one.iops_by(&off.other),
+                row.volume.iops_by(&row.device),
             );
         }
         let _ = writeln!(
@@ -154,7 +154,7 @@ impl Report {
             "| load | kIOPS | against | kIOPS | ratio | wanted |\n| --- | --- | --- | --- | --- | --- |\n"
                 .to_owned();
         for row in &self.rows {
-            let ratio = ratio(row.one.iops(), row.other.iops());
+            let ratio = row.one.iops_by(&row.other);
             let (one, other) = (row.one.iops_text(), row.other.iops_text());
             let _ = writeln!(
                 text,
