@@ -397,13 +397,13 @@ impl Pollux {
 
 /// Serves at a socket of its own until the test ends, and returns its path.
 pub async fn served(routes: Routes) -> PathBuf {
-    let directory = tempfile::tempdir().expect("a directory").keep();
-    let path = directory.join("csi.sock");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("csi.sock");
     let listener = listen(&path).await.expect("nothing is there");
     let (stop, stopped) = watch::channel(false);
     tokio::spawn(async move {
         let done = serve(listener, routes, Metrics::default(), stopped).await;
-        drop(stop);
+        drop((stop, directory));
         done
     });
     path
