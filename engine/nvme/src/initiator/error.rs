@@ -130,9 +130,9 @@ impl From<ConnectionError> for InitiatorError {
 
 /// Why a command was refused; for a Connect command, what to do about it as well.
 fn reason(what: &str, status: Status) -> String {
-    match status.connect_reason() {
-        Some(reason) if what == CONNECT => format!("{reason}{}", hint(status)),
-        _ => status.to_string(),
+    match what == CONNECT {
+        true => format!("{}{}", status.connect_text(), hint(status)),
+        false => status.to_string(),
     }
 }
 

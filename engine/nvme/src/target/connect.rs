@@ -71,9 +71,8 @@ impl Admission for Target {
     fn connect(&self, request: ConnectRequest) -> Result<Admitted, CompletionEntry> {
         let command_id = request.entry.command_id.get();
         self.admit(&request).map_err(|refused| {
-            let why = refused.status.connect_reason();
-            let why = why.map_or_else(|| refused.status.to_string(), str::to_owned);
-            tracing::info!(peer = %request.peer, %why, "refused a Connect command");
+            let why = refused.status.connect_text();
+            tracing::info!(peer = %request.peer, why, "refused a Connect command");
             CompletionEntry::new(command_id, refused.status, refused.result)
         })
     }

@@ -316,8 +316,14 @@ codes! {
 
 impl Status {
     /// What the status says to whoever sent a Connect command (Base 2.0, 6.3), whose code points have other
-    /// meanings for other commands; nothing for those that mean the same to all.
-    pub fn connect_reason(self) -> Option<&'static str> {
+    /// meanings for other commands.
+    pub fn connect_text(self) -> String {
+        self.connect_reason()
+            .map_or_else(|| self.to_string(), str::to_owned)
+    }
+
+    /// The meaning that it has for a Connect command alone.
+    fn connect_reason(self) -> Option<&'static str> {
         let reasons = [
             (
                 Self::CONNECT_INCOMPATIBLE_FORMAT,
@@ -458,10 +464,11 @@ mod tests {
     #[test]
     fn a_connect_command_is_told_its_own_meaning() {
         let refused = Status::CONNECT_INVALID_PARAMETERS.without_retry();
-        let reason = refused.connect_reason().expect("it is one of Connect");
-        assert!(reason.contains("no subsystem of this name"), "{reason}");
-        assert_ne!(Status::CONNECT_INVALID_HOST.connect_reason(), Some(reason));
-        assert_eq!(Status::INVALID_FIELD.connect_reason(), None);
+        let text = refused.connect_text();
+        assert!(text.contains("no subsystem of this name"), "{text}");
+        assert_ne!(Status::CONNECT_INVALID_HOST.connect_text(), text);
+        let common = Status::INVALID_FIELD;
+        assert_eq!(common.connect_text(), common.to_string());
     }
 
     proptest! {
