@@ -96,6 +96,21 @@ impl PoolDevice {
         .await
     }
 
+    /// Reads blocks to copy them. What the medium did not return is asked for once more, block by block: the
+    /// first block that cannot be read is told.
+    pub(crate) async fn read_to_copy(&self, block: u64, blocks: u64) -> Result<Buffer, (u64, IoError)> {
+        match self.read(block, blocks).await {
+            Err(error) if is_of_medium(error) => {}
+            other => return other.map_err(|error| (block, error)),
+        }
+        let mut all = memory(usize::try_from(blocks).map_or(usize::MAX, |blocks| blocks * BLOCK_BYTES));
+        for (number, into) in (block..).zip(all.chunks_exact_mut(BLOCK_BYTES)) {
+            let read = self.read(number, 1).await.map_err(|error| (number, error))?;
+            into.copy_from_slice(&read);
+        }
+        Ok(all)
+    }
+
     /// Starts a read, once: what is short of resources is told.
     pub(crate) fn start_read(&self, block: u64, into: Buffer) -> Completion {
         self.device.submit(Request::Read {
@@ -176,6 +191,11 @@ pub(crate) fn memory(bytes: usize) -> Buffer {
     buffers()
         .allocate(bytes)
         .unwrap_or_else(|| Buffer::from_heap(bytes))
+}
+
+/// Whether an error is one of the blocks that were read, while others may be well.
+pub(crate) fn is_of_medium(error: IoError) -> bool {
+    matches!(error, IoError::MediaRead | IoError::ChecksumMismatch)
 }
 
 /// Short of resources is not broken.

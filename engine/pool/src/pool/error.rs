@@ -153,8 +153,8 @@ pub enum PoolError {
     },
     /// A device cannot be copied as a whole.
     #[error(
-        "device {number} cannot be read at block {block} of 4 KiB: {source}; the pool keeps it: drain it, or \
-         restore what it has"
+        "device {number} cannot be read at block {block} of 4 KiB: {source}; the pool keeps it: a scrub \
+         repairs metadata and tells which blocks are lost; write or deallocate these, and begin again"
     )]
     CannotCopy {
         /// Its number.

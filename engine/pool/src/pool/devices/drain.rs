@@ -42,6 +42,7 @@ impl Pool {
     /// # Errors
     ///
     /// [`PoolError::NoDevice`], [`PoolError::LastDevice`], [`PoolError::NoRoomToDrain`]: nothing was done.
+    /// [`PoolError::CannotCopy`]: some blocks cannot be read, and stay where they are, all others were moved.
     /// With others the device stays in the pool and takes nothing new: call again, or
     /// [`Pool::cancel_drain`].
     pub async fn drain_device(
@@ -71,11 +72,15 @@ impl Pool {
                 progress.left_bytes = self.used_extents(number) * EXTENT_BYTES;
                 tell(progress);
             };
-            self.move_all(Wanted::Emptied { device: number }, &mut told)
-                .await?;
+            let moved = self.move_all(Wanted::Emptied { device: number }, &mut told).await;
+            let moved = match moved {
+                Ok(()) | Err(PoolError::CannotCopy { .. }) => moved,
+                Err(error) => return Err(error),
+            };
             // What was freed is gone after two at most: one may have begun before.
             self.checkpoint().await?;
             told();
+            moved?;
             empty = self.used_extents(number) == 0;
             if empty {
                 break;
@@ -204,12 +209,21 @@ impl Pool {
     }
 
     /// Moves what is wanted of all trees.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::CannotCopy`] if blocks cannot be read: everything else was moved.
     async fn move_all(self: &Rc<Self>, wanted: Wanted, moved: &mut impl FnMut()) -> Result<(), PoolError> {
         let ids = self.state.borrow().all_ids();
+        let mut unread = Ok(());
         for id in ids {
-            self.move_map(id, wanted, moved).await?;
+            match self.move_map(id, wanted, moved).await {
+                Err(error @ PoolError::CannotCopy { .. }) => unread = unread.and(Err(error)),
+                other => other?,
+            }
         }
-        self.write_state_again(wanted).await
+        self.write_state_again(wanted).await?;
+        unread
     }
 
     /// Takes a device that has nothing out of the pool.

@@ -18,12 +18,12 @@ use pollux_device::{Gather, IoError};
 use pollux_reactor::Unabandoned;
 
 use super::super::{ALLOCATION_SHAPE, Claim, MAP_SHAPE, Pool, PoolError, State};
-use crate::device::memory;
+use crate::device::is_of_medium;
 use crate::journal::{AppendFor, JournalError};
 use crate::layout::journal::Record;
 use crate::layout::slot::Slot;
 use crate::layout::volume::VolumeState;
-use crate::layout::{BLOCK_BYTES, EXTENT_BLOCKS, ExtentId, PagePointer};
+use crate::layout::{EXTENT_BLOCKS, ExtentId, PagePointer};
 use crate::tree::{
     NextPlace, PagePlaceInTree, Relative, Relocation, Tree, TreeError, next_place, pages_to, relocate,
 };
@@ -172,20 +172,24 @@ impl Pool {
     /// Moves what is wanted of the map of a volume or snapshot, without what it has in common with its
     /// parent.
     /// `moved` is told of each slot.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::CannotCopy`] if blocks cannot be read: everything else was moved.
     pub(super) async fn move_map(
         self: &Rc<Self>,
         id: u64,
         wanted: Wanted,
         moved: &mut impl FnMut(),
     ) -> Result<(), PoolError> {
-        let (mut from, mut last) = (0, None);
+        let (mut from, mut last, mut unread) = (0, None, Ok(()));
         loop {
             self.check_open()?;
             let next = self
                 .with_pages(|state| state.next_to_move(id, wanted, from))
                 .await?;
             match next {
-                NextPlace::End => return Ok(()),
+                NextPlace::End => return unread,
                 NextPlace::Nothing { next } => from = next,
                 // It was moved just now, and no other place was found for it.
                 NextPlace::Page(place) if last == Some(place) => return Err(PoolError::NoSpace),
@@ -203,8 +207,14 @@ impl Pool {
                     from = slot;
                     if let Wanted::Emptied { device } = wanted {
                         let done = self.move_slot(id, slot, device).await;
-                        if self.is_done_with_space(done).await? {
-                            moved();
+                        match self.is_done_with_space(done).await {
+                            Err(error @ PoolError::CannotCopy { .. }) => {
+                                from = slot + 1;
+                                unread = unread.and(Err(error));
+                            }
+                            Ok(true) => moved(),
+                            Ok(false) => {}
+                            Err(error) => return Err(error),
                         }
                     }
                 }
@@ -221,8 +231,10 @@ impl Pool {
         }
     }
 
-    /// Moves all extents of a slot that are on a device, in all volumes and snapshots that hold them.
+    /// Moves all extents of a slot that are on a device, in all volumes and snapshots that hold them. One
+    /// with blocks that cannot be read stays as it is.
     async fn move_slot(self: &Rc<Self>, id: u64, slot: u64, device: u8) -> Result<(), PoolError> {
+        let (mut stay, mut unread) = (BTreeSet::new(), Ok(()));
         for _ in 0..COPIES_MAX {
             self.checkpoint_if_short().await?;
             let heads = self.state.borrow().heads_related_to(id);
@@ -234,8 +246,9 @@ impl Pool {
             let found = self
                 .with_pages(|state| state.extents_on(id, slot, device))
                 .await?;
-            let Some((from, mask)) = found.into_iter().next() else {
-                return Ok(());
+            let mut found = found.into_iter();
+            let Some((from, mask)) = found.find(|(extent, _)| !stay.contains(extent)) else {
+                return unread;
             };
             let to = self.take_elsewhere().await?;
             let pool = self.clone();
@@ -245,6 +258,14 @@ impl Pool {
                 (to, copied)
             });
             let (to, copied) = copying.await;
+            if let Err(PoolError::CannotCopy { block, source, .. }) = &copied {
+                let block = slot * EXTENT_BLOCKS as u64 + block % EXTENT_BLOCKS as u64;
+                let pool = &self.name;
+                tracing::error!(%pool, volume = id, block, error = %source, "a block cannot be moved");
+                stay.insert(from);
+                unread = unread.and(copied);
+                continue;
+            }
             copied?;
             let is_same = |state: &State| same_heads(&state.heads_related_to(id), &heads);
             self.record_move(id, slot, (from, mask), to.extent, is_same)
@@ -274,15 +295,20 @@ impl Pool {
         let block_of =
             |extent: ExtentId, first: u8| extent.number() * EXTENT_BLOCKS as u64 + u64::from(first);
         let copies = runs(mask).map(|(first, blocks)| async move {
-            let into = memory(usize::from(blocks) * BLOCK_BYTES);
-            let read = source.read_into(block_of(from, first), into).await?;
-            target.write(block_of(to, first), Gather::from(read), false).await
+            let read = source.read_to_copy(block_of(from, first), blocks.into()).await;
+            let read = read.map_err(|(block, error)| match is_of_medium(error) {
+                true => PoolError::CannotCopy {
+                    number: from.device(),
+                    block,
+                    source: error,
+                },
+                false => error.into(),
+            })?;
+            let written = target.write(block_of(to, first), Gather::from(read), false);
+            Ok(written.await?)
         });
         // All come to their end, also when one fails: the extent is free then.
-        Ok(join_all(copies)
-            .await
-            .into_iter()
-            .collect::<Result<(), IoError>>()?)
+        join_all(copies).await.into_iter().collect()
     }
 
     /// Has all maps point to a copied extent, unless something came in between.

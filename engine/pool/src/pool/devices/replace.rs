@@ -238,10 +238,10 @@ impl Pool {
         new: &PoolDevice,
         blocks: Range<u64>,
     ) -> Result<(), PoolError> {
-        let read = old.read(blocks.start, blocks.end - blocks.start).await;
-        let read = read.map_err(|source| PoolError::CannotCopy {
+        let read = old.read_to_copy(blocks.start, blocks.end - blocks.start).await;
+        let read = read.map_err(|(block, source)| PoolError::CannotCopy {
             number,
-            block: blocks.start,
+            block,
             source,
         })?;
         new.write(blocks.start, Gather::from(read), false).await?;
