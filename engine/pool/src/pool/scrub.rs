@@ -19,7 +19,7 @@ use pollux_hugepages::Slice;
 use pollux_reactor::{Unabandoned, now, sleep};
 
 use super::checkpoint::CheckpointHold;
-use super::{ALLOCATION_SHAPE, LostBlock, Pool, PoolError};
+use super::{ALLOCATION_SHAPE, LostBlock, Pool, PoolError, State};
 use crate::cache::load_copy;
 use crate::layout::page::{MAP_LEAF_SLOTS, PageIdentity};
 use crate::layout::scrub::{SCRUB_BAD_BLOCKS, ScrubRecord, ScrubState};
@@ -316,45 +316,57 @@ impl Pool {
         index: u64,
         scrub: &mut Scrub<'_>,
     ) -> Result<(), PoolError> {
-        let head = self.head_of(id);
-        let _locked = match &head {
-            Some(head) => Some(head.lock_slot(index).await),
-            None => None,
-        };
-        let (slot, born_after, checksums) = self
-            .with_pages(|state| {
-                let checksums = state.table.get(id).is_some_and(|entry| entry.checksums);
-                Ok((
-                    state.slot(id, index)?,
-                    state.parent_generation(id, index),
-                    checksums,
-                ))
-            })
-            .await?;
-        for fragment in slot
-            .fragments
-            .iter()
-            .filter(|fragment| fragment.birth > born_after)
-        {
-            if !checksums || self.is_absent(fragment.extent.device()) {
-                scrub.report.unchecked_blocks += u64::from(fragment.mask.count_ones());
-                continue;
+        loop {
+            let head = self.head_of(id);
+            let _locked = match &head {
+                Some(head) => Some(head.lock_slot(index).await),
+                None => None,
+            };
+            let held = self.with_pages(|state| state.held_slot(id, index)).await?;
+            let (slot, born_after, checksums) = held.unwrap_or_default();
+            let (mut blocks, mut unchecked, mut bad) = (0, 0, Vec::new());
+            for fragment in slot
+                .fragments
+                .iter()
+                .filter(|fragment| fragment.birth > born_after)
+            {
+                let held = u64::from(fragment.mask.count_ones());
+                if !checksums || self.is_absent(fragment.extent.device()) {
+                    unchecked += held;
+                    continue;
+                }
+                blocks += held;
+                bad.extend(self.scrub_fragment(&slot, fragment, scrub).await?);
             }
-            self.scrub_fragment((id, index), &slot, fragment, scrub).await?;
+            if !bad.is_empty() {
+                // Its place may belong to others since it was moved or deleted, and who opened the volume
+                // meanwhile may write to it.
+                let now = self.with_pages(|state| state.held_slot(id, index)).await?;
+                let is_opened = head.is_none() && self.head_of(id).is_some();
+                if is_opened || now.is_none_or(|(now, ..)| now != slot) {
+                    continue;
+                }
+            }
+            scrub.report.blocks += blocks;
+            scrub.report.unchecked_blocks += unchecked;
+            for block in bad {
+                scrub.bad(id, index * EXTENT_BLOCKS as u64 + u64::from(block));
+            }
+            return Ok(());
         }
-        Ok(())
     }
 
+    /// The blocks of a fragment that do not match their checksum or cannot be read.
     async fn scrub_fragment(
         &self,
-        (id, index): (u64, u64),
         slot: &Slot,
         fragment: &Fragment,
         scrub: &mut Scrub<'_>,
-    ) -> Result<(), PoolError> {
+    ) -> Result<Vec<u8>, PoolError> {
         let Fragment { extent, mask, .. } = *fragment;
         let device = self.device(extent.device())?;
         let place = extent.number() * EXTENT_BLOCKS as u64;
+        let mut bad = Vec::new();
         for (first, blocks) in crate::volume::runs(mask) {
             let all = device.read(place + u64::from(first), blocks.into()).await.ok();
             for number in 0..blocks {
@@ -370,14 +382,13 @@ impl Pool {
                     }
                 };
                 let expected = slot.checksums.get(usize::from(block)).copied();
-                scrub.report.blocks += 1;
                 if bytes.map(crc32c) != expected {
-                    scrub.bad(id, index * EXTENT_BLOCKS as u64 + u64::from(block));
+                    bad.push(block);
                 }
             }
             scrub.read(u64::from(blocks) * BLOCK_BYTES as u64).await;
         }
-        Ok(())
+        Ok(bad)
     }
 
     /// Looks at the pages on the way to an entry of a tree.
@@ -385,9 +396,9 @@ impl Pool {
         self: &Rc<Self>,
         entry: u64,
         scrub: &mut Scrub<'_>,
-        tree: impl Fn(&super::State) -> Option<Tree>,
+        tree: impl Fn(&State) -> Option<Tree>,
     ) -> Result<(), PoolError> {
-        let path = |state: &mut super::State| -> Result<Vec<(PagePointer, PageIdentity)>, TreeError> {
+        let path = |state: &mut State| -> Result<Vec<(PagePointer, PageIdentity)>, TreeError> {
             match tree(state) {
                 Some(tree) => pages_to(&state.metadata(), &tree, entry),
                 None => Ok(Vec::new()),
@@ -477,5 +488,21 @@ impl Pool {
         let device = self.device(extent.device())?;
         let block = extent.number() * EXTENT_BLOCKS as u64 + u64::from(address.index());
         device.write(block, Gather::from(bytes), true).await
+    }
+}
+
+impl State {
+    /// A slot of a volume or snapshot, the generation after which what is its own was born, and whether it
+    /// has checksums; `None` where nothing is, or the deletion has passed.
+    fn held_slot(&mut self, id: u64, index: u64) -> Result<Option<(Slot, u64, bool)>, TreeError> {
+        let Some(entry) = self.table.get(id) else {
+            return Ok(None);
+        };
+        let checksums = entry.checksums;
+        if entry.state == VolumeState::Deleting && index < entry.delete_cursor {
+            return Ok(None);
+        }
+        let slot = self.slot(id, index)?;
+        Ok(Some((slot, self.parent_generation(id, index), checksums)))
     }
 }

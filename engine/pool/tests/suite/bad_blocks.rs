@@ -1,12 +1,18 @@
 //! Devices with blocks that cannot be read leave a pool, or are replaced.
 
+use std::time::Duration;
+
 use pollux_device::{BlockDeviceExt, Device, IoError};
 use pollux_hugepages::Buffer;
 use pollux_pool::{Pool, PoolError, ScrubOptions, Volume};
+use pollux_reactor::{sleep, spawn};
 use pollux_sim::{Fault, Operation, PowerLoss, SimDrive};
 
 use crate::common::{Bench, Drives, TINY, new_volume, options, short_journal};
 use crate::history::{BLOCK, data, value, value_of};
+
+/// How long a read takes that is overtaken.
+const LONG: Duration = Duration::from_millis(200);
 
 /// Each block has a value of its own.
 async fn written(volume: &Volume, blocks: u64) {
@@ -136,6 +142,52 @@ fn an_error_that_goes_away_keeps_no_device() {
                 }
                 assert!(pool.check().await.unwrap().is_sound());
             });
+        }
+    }
+}
+
+/// A read of a scrub takes so long that what it looks at is deleted, and others write where it was.
+async fn scrub_and_delete(drives: Drives, nth: u64, is_snapshot: bool) {
+    let pool = drives.pool(&short_journal()).await;
+    let volume = new_volume(&pool, "a", 1 << 12).await;
+    written(&volume, 10 * 16).await;
+    if is_snapshot {
+        pool.snapshot("a", "s", 0).await.unwrap();
+        for block in 0..10 {
+            volume.write(block * 16, data(7, 16), false).await.unwrap();
+        }
+    }
+    drop(volume);
+    let other = new_volume(&pool, "b", 1 << 12).await;
+    pool.checkpoint().await.unwrap();
+    drives.0[0].fail_nth(Operation::Read, nth, Fault::Delay(LONG));
+    let scrubbed = pool.clone();
+    let scrubbing = spawn(async move { scrubbed.scrub(ScrubOptions::default(), &mut |_| ()).await });
+    sleep(LONG / 4).await;
+    pool.delete(if is_snapshot { "s" } else { "a" }).await.unwrap();
+    pool.reclaim().await.unwrap();
+    for _ in 0..2 {
+        pool.checkpoint().await.unwrap();
+    }
+    let mut slots = 0;
+    while slots < 200 && other.write(slots * 16, data(8, 16), false).await.is_ok() {
+        slots += 1;
+    }
+    assert!((10..200).contains(&slots), "{slots}");
+    let report = scrubbing.await.unwrap();
+    assert_eq!(
+        (report.bad_block_count, report.lost_pages),
+        (0, 0),
+        "read {nth}, snapshot: {is_snapshot}"
+    );
+    assert_eq!(report.repaired_pages, 0, "read {nth}, snapshot: {is_snapshot}");
+}
+
+#[test]
+fn a_scrub_tells_no_bad_blocks_of_what_is_deleted_meanwhile() {
+    for nth in 1..60 {
+        for is_snapshot in [false, true] {
+            Bench::of_sizes(nth, &[TINY]).run(move |drives| scrub_and_delete(drives, nth, is_snapshot));
         }
     }
 }
