@@ -614,6 +614,21 @@ async fn an_old_backup_is_restored(cluster: &Cluster) {
             status.size_bytes == grown_bytes && status.state() == VolumeState::Healthy
         })
         .await;
+    let uid = newest
+        .replicas
+        .iter()
+        .map(|replica| replica.uid.clone())
+        .collect::<Vec<_>>();
+    for report in cluster.reports().await {
+        let configs = report.replicas.into_iter().filter_map(|replica| replica.config);
+        for config in configs.filter(|config| uid.contains(&config.uid)) {
+            assert!(
+                config.size_bytes >= grown_bytes,
+                "{} tells: {config:?}",
+                report.node
+            );
+        }
+    }
     let published = cluster.publish("v", HOST, false).await;
     let host = cluster.host(&published, "state", 6).writing().await;
     cluster.restore(&backup).await;

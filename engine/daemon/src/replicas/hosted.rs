@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -72,15 +73,19 @@ pub(super) struct Hosted {
     export: RefCell<Option<Export>>,
     /// The newest session, as long as somebody has it.
     session: RefCell<Weak<OwnedDevice>>,
+    /// How large it is now, for those on other threads.
+    data_blocks: Arc<AtomicU64>,
 }
 
 impl Hosted {
     pub(super) fn new(host: ReplicaHost, target: Arc<Target>) -> Self {
+        let data_blocks = Arc::new(AtomicU64::new(host.label().data_blocks));
         Self {
             host,
             target,
             export: RefCell::new(None),
             session: RefCell::default(),
+            data_blocks,
         }
     }
 
@@ -91,6 +96,11 @@ impl Hosted {
     /// What it is now: it may have grown since it was opened.
     pub(super) fn label(&self) -> Label {
         self.host.label()
+    }
+
+    /// How many blocks of data it has, which changes as it grows; to be read by any thread.
+    pub(super) fn data_blocks(&self) -> Arc<AtomicU64> {
+        self.data_blocks.clone()
     }
 
     /// The copy of the record of who takes part; nothing if no target ever gave it one.
@@ -175,7 +185,11 @@ impl Hosted {
         epoch: Epoch,
         command: ReplicaCommand,
     ) -> Result<ReplicaAnswer, CommandError> {
-        let answer = self.host.command(epoch, command).await?;
+        let answer = self.host.command(epoch, command).await;
+        // It may have become larger before something went wrong.
+        let data_blocks = self.host.label().data_blocks;
+        self.data_blocks.store(data_blocks, Ordering::Relaxed);
+        let answer = answer?;
         if matches!(command, ReplicaCommand::Grow { .. }) {
             // Whoever has the session waits for it to show its new size.
             let session = self.session.borrow().upgrade();

@@ -28,7 +28,7 @@ pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -129,8 +129,9 @@ pub struct SurveyedReplica {
 #[derive(Clone)]
 struct Replica {
     uri: DeviceUri,
-    /// As it was when it was opened: its size may be another one by now.
+    /// As it was when it was opened: its size may be another one by now, see [`Replica::label`].
     label: Label,
+    data_blocks: Arc<AtomicU64>,
     hosted: Arc<Owned<Hosted>>,
     device: Arc<dyn Device>,
 }
@@ -344,7 +345,8 @@ impl Replicas {
     /// [`ReplicasError`]: it is in use by nobody then, and may be there still.
     pub async fn remove(&self, replica: Uuid) -> Result<bool, ReplicasError> {
         if let Ok(found) = self.find(replica) {
-            self.removing().insert(replica, (found.uri, found.label));
+            self.removing()
+                .insert(replica, (found.uri.clone(), found.label()));
         }
         let removed = self.try_remove(replica).await?;
         self.removing().remove(&replica);
@@ -540,12 +542,11 @@ impl Replicas {
         self.find(replica).map(drop)
     }
 
-    /// The replicas that are open, by their UUIDs, with their devices, and of the size that they had when
-    /// they were opened. Nobody is asked.
+    /// The replicas that are open, by their UUIDs, with their devices, as they are now. Nobody is asked.
     pub fn all(&self) -> Vec<(DeviceUri, Label)> {
         let mut all = self.removing().clone();
         for (id, replica) in self.open_replicas().iter() {
-            all.insert(*id, (replica.uri.clone(), replica.label));
+            all.insert(*id, (replica.uri.clone(), replica.label()));
         }
         all.into_values().collect()
     }
@@ -584,6 +585,14 @@ impl Replicas {
 }
 
 impl Replica {
+    /// What it is now, as far as can be told without asking.
+    fn label(&self) -> Label {
+        Label {
+            data_blocks: self.data_blocks.load(Ordering::Relaxed),
+            ..self.label
+        }
+    }
+
     async fn describe(&self) -> Result<ReplicaInfo, ReplicasError> {
         let told = self
             .hosted

@@ -63,9 +63,12 @@ pub(super) async fn open(
     let queue = queue.map_err(|error| unusable(error.to_string()))?;
     let host = ReplicaHost::open(queue, medium).await;
     let host = host.map_err(|error| unusable(error.to_string()))?;
+    let label = host.label();
+    let hosted = Hosted::new(host, target);
     Ok(Replica {
-        label: host.label(),
-        hosted: Owned::new(Rc::new(Hosted::new(host, target))),
+        label,
+        data_blocks: hosted.data_blocks(),
+        hosted: Owned::new(Rc::new(hosted)),
         device,
         uri,
     })
