@@ -413,7 +413,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
     });
     let client_tls = certificates.as_ref().map(Certificates::client);
     let certificates_given = certificates.is_some();
-    let store = arguments.store.open().await?;
+    // Before the store: one that is made stays.
     let listening = Listening::bind(arguments.listen, server_tls).await?;
     let http = match arguments.http.unwrap_or(HttpAddress::after(arguments.listen)) {
         HttpAddress::None => None,
@@ -424,6 +424,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
             Some(Listening::bind_http(address, tls).await?)
         }
     };
+    let store = arguments.store.open().await?;
     let limits = Limits {
         unreachable_after_us: arguments.unreachable_after.max(1).saturating_mul(1_000_000),
         replace_after_us: arguments.replace_after.saturating_mul(1_000_000),

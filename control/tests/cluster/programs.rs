@@ -532,12 +532,16 @@ fn who_is_not_there_is_told_so() {
         errors.contains("no control plane answers at 127.0.0.1:1"),
         "{errors}"
     );
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = directory.path().join("control.redb");
     let open = Command::new(env!("CARGO_BIN_EXE_pollux-control"))
-        .args(["serve", "--store", "memory:", "--listen", "0.0.0.0:0"])
+        .args(["serve", "--listen", "0.0.0.0:0", "--store"])
+        .arg(format!("file:{}", store.display()))
         .output()
         .expect("it was built");
     let errors = String::from_utf8_lossy(&open.stderr);
     assert!(errors.contains("can be reached from other machines"), "{errors}");
+    assert!(!store.exists(), "it leaves a store behind");
 }
 
 /// A backup takes the place of a backup and of nothing else, and is of a store that is there.
