@@ -25,7 +25,7 @@ use pollux_api::etcd::{
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint, Error};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -100,7 +100,7 @@ impl EtcdStore {
     pub async fn connect(settings: EtcdSettings) -> Result<Self, StoreError> {
         let mut endpoints = Vec::new();
         for endpoint in &settings.endpoints {
-            let failed = |error| StoreError::Unavailable(format!("etcd: {endpoint}: {error}"));
+            let failed = |error: Error| settings.failed(&format!("{endpoint}: {error}"));
             let mut endpoint = Endpoint::from_shared(endpoint.clone())
                 .map_err(failed)?
                 .connect_timeout(CONNECT_TIMEOUT)
@@ -151,7 +151,11 @@ impl EtcdStore {
             limit: signed(range.limit.clamp(1, PAGE_ENTRIES_MAX) as u64),
             revision: revision.map_or(0, signed),
         };
-        let answer = in_time(self.keys().range(request)).await?.into_inner();
+        let answer = self
+            .settings
+            .in_time(self.keys().range(request))
+            .await?
+            .into_inner();
         let entries: Result<Vec<Entry>, StoreError> =
             answer.kvs.into_iter().map(|pair| self.entry(pair)).collect();
         Ok(Listing {
@@ -162,25 +166,29 @@ impl EtcdStore {
     }
 }
 
-/// Waits for an answer, but not for ever.
-async fn in_time<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, StoreError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(result) => result.map_err(|status| unavailable(&status)),
-        Err(_) => Err(StoreError::Unavailable(format!(
-            "etcd: no answer in {} s",
-            CALL_TIMEOUT.as_secs()
-        ))),
+impl EtcdSettings {
+    /// Waits for an answer, but not for ever.
+    async fn in_time<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, StoreError> {
+        match tokio::time::timeout(CALL_TIMEOUT, call).await {
+            Ok(result) => result.map_err(|status| self.unavailable(&status)),
+            Err(_) => Err(self.failed(&format!("no answer in {} s", CALL_TIMEOUT.as_secs()))),
+        }
     }
-}
 
-fn unavailable(status: &Status) -> StoreError {
-    let mut text = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(inner) = source {
-        text = inner.to_string();
-        source = inner.source();
+    /// Something is wrong with its members: any of them may have been asked.
+    fn failed(&self, what: &str) -> StoreError {
+        StoreError::Unavailable(format!("etcd at {}: {what}", self.endpoints.join(", ")))
     }
-    StoreError::Unavailable(format!("etcd: {text}"))
+
+    fn unavailable(&self, status: &Status) -> StoreError {
+        let mut text = status.message().to_owned();
+        let mut source = std::error::Error::source(status);
+        while let Some(inner) = source {
+            text = inner.to_string();
+            source = inner.source();
+        }
+        self.failed(&text)
+    }
 }
 
 fn own_key(prefix: &str, pair: &KeyValue) -> Result<String, StoreError> {
@@ -238,7 +246,11 @@ impl Store for EtcdStore {
             key: self.full(key).into_bytes(),
             ..RangeRequest::default()
         };
-        let answer = in_time(self.keys().range(request)).await?.into_inner();
+        let answer = self
+            .settings
+            .in_time(self.keys().range(request))
+            .await?
+            .into_inner();
         answer
             .kvs
             .into_iter()
@@ -312,7 +324,11 @@ impl Store for EtcdStore {
             };
             request.success.push(operation(Operation::RequestPut(changed)));
         }
-        let answer = in_time(self.keys().txn(request)).await?.into_inner();
+        let answer = self
+            .settings
+            .in_time(self.keys().txn(request))
+            .await?
+            .into_inner();
         if answer.succeeded {
             return Ok(header_revision(answer.header.as_ref()));
         }
@@ -342,18 +358,18 @@ impl Store for EtcdStore {
             request_union: Some(RequestUnion::CreateRequest(create)),
         };
         if sender.send(request).await.is_err() {
-            return Err(StoreError::Unavailable(
-                "etcd: the watch could not be asked for".to_owned(),
-            ));
+            return Err(self.settings.failed("the watch could not be asked for"));
         }
         let mut client = WatchClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX);
-        let stream = in_time(client.watch(ReceiverStream::new(receiver)))
+        let stream = self
+            .settings
+            .in_time(client.watch(ReceiverStream::new(receiver)))
             .await?
             .into_inner();
         let mut watcher = EtcdWatcher {
             stream,
             waiting: Vec::new(),
-            prefix: self.settings.prefix.clone(),
+            settings: self.settings.clone(),
             after_revision,
             _requests: sender,
         };
@@ -371,9 +387,13 @@ impl Store for EtcdStore {
             let grant = LeaseGrantRequest {
                 ttl: i64::from(seconds),
             };
-            let lease = in_time(leases.lease_grant(grant)).await?.into_inner();
+            let lease = self
+                .settings
+                .in_time(leases.lease_grant(grant))
+                .await?
+                .into_inner();
             if !lease.error.is_empty() {
-                return Err(StoreError::Unavailable(format!("etcd: {}", lease.error)));
+                return Err(self.settings.failed(&lease.error));
             }
             let put = Operation::RequestPut(PutRequest {
                 key: key.clone().into_bytes(),
@@ -385,7 +405,11 @@ impl Store for EtcdStore {
                 success: vec![operation(put)],
                 failure: Vec::new(),
             };
-            let answer = in_time(self.keys().txn(request)).await?.into_inner();
+            let answer = self
+                .settings
+                .in_time(self.keys().txn(request))
+                .await?
+                .into_inner();
             if answer.succeeded {
                 let term = header_revision(answer.header.as_ref());
                 let (sender, lost) = watch::channel(false);
@@ -405,7 +429,9 @@ impl Store for EtcdStore {
                     lost,
                 });
             }
-            in_time(leases.lease_revoke(LeaseRevokeRequest { id: lease.id })).await?;
+            self.settings
+                .in_time(leases.lease_revoke(LeaseRevokeRequest { id: lease.id }))
+                .await?;
             while self.get(LEADER_KEY).await?.is_some() {
                 tokio::time::sleep(CAMPAIGN_INTERVAL).await;
             }
@@ -496,7 +522,7 @@ struct EtcdWatcher {
     stream: Streaming<WatchResponse>,
     /// What came with the answer that the watch was made.
     waiting: Vec<Change>,
-    prefix: String,
+    settings: EtcdSettings,
     after_revision: u64,
     /// The stream ends with it.
     _requests: mpsc::Sender<WatchRequest>,
@@ -505,14 +531,14 @@ struct EtcdWatcher {
 impl EtcdWatcher {
     /// Waits until the watch is there.
     async fn begin(&mut self) -> Result<(), StoreError> {
-        let first = in_time(self.stream.message()).await?;
+        let first = self.settings.in_time(self.stream.message()).await?;
         self.waiting = self.read(first)?;
         Ok(())
     }
 
     fn read(&mut self, message: Option<WatchResponse>) -> Result<Vec<Change>, StoreError> {
         let Some(message) = message else {
-            return Err(StoreError::Unavailable("etcd: the watch has ended".to_owned()));
+            return Err(self.settings.failed("the watch has ended"));
         };
         if message.compact_revision > 0 {
             return Err(StoreError::HistoryGone {
@@ -520,10 +546,8 @@ impl EtcdWatcher {
             });
         }
         if message.canceled {
-            return Err(StoreError::Unavailable(format!(
-                "etcd: the watch was ended: {}",
-                message.cancel_reason
-            )));
+            let why = format!("the watch was ended: {}", message.cancel_reason);
+            return Err(self.settings.failed(&why));
         }
         let mut changes = Vec::new();
         for event in message.events {
@@ -533,7 +557,7 @@ impl EtcdWatcher {
             self.after_revision = self.after_revision.max(revision);
             changes.push(Change {
                 revision,
-                key: own_key(&self.prefix, &pair)?,
+                key: own_key(&self.settings.prefix, &pair)?,
                 value: match kind {
                     EventType::Put => Some(pair.value),
                     EventType::Delete => None,
@@ -557,7 +581,7 @@ impl Watcher for EtcdWatcher {
                 .stream
                 .message()
                 .await
-                .map_err(|status| unavailable(&status))?;
+                .map_err(|status| self.settings.unavailable(&status))?;
             self.waiting = self.read(message)?;
         }
     }

@@ -583,7 +583,8 @@ async fn etcd_is_called_by_mutual_tls() {
             tls,
             ..EtcdSettings::default()
         });
-        assert!(refused.await.is_err(), "{why}");
+        let told = refused.await.expect_err(why).to_string();
+        assert!(told.contains(&etcd.endpoint), "{why}: {told}");
     }
 }
 
