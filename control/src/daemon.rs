@@ -12,11 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
-use pollux_http::ServerTls;
+use pollux_tls::{Certificates, TlsError};
 use pollux_trace::{Process, TraceArguments};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::controller::{Controller, Observations, Parts, SystemClock};
@@ -137,7 +136,12 @@ struct StoreArguments {
 
 impl StoreArguments {
     async fn open(&self) -> Result<Arc<dyn Store>, Box<dyn Error>> {
-        self.store.open(self.store_certificates.as_deref()).await
+        self.store.open(self.certificates()?.as_ref()).await
+    }
+
+    fn certificates(&self) -> Result<Option<Certificates>, TlsError> {
+        let directory = self.store_certificates.as_deref();
+        directory.map(certificates).transpose()
     }
 
     /// A store that is there: a misspelt path must not become an empty one.
@@ -189,20 +193,19 @@ impl FromStr for StoreAddress {
 }
 
 impl StoreAddress {
-    /// Opens it; etcd with the certificates of a directory, if one is given.
-    async fn open(&self, certificates: Option<&Path>) -> Result<Arc<dyn Store>, Box<dyn Error>> {
+    /// Opens it; etcd with certificates, if some are given.
+    async fn open(&self, certificates: Option<&Certificates>) -> Result<Arc<dyn Store>, Box<dyn Error>> {
         match self {
             Self::Memory => Ok(Arc::new(MemoryStore::default())),
             Self::File(path) => Ok(Arc::new(EmbeddedStore::open(path)?)),
             Self::Etcd(hosts) => {
-                let tls = certificates.map(Certificates::read).transpose()?;
-                let scheme = match tls {
+                let scheme = match certificates {
                     Some(_) => "https",
                     None => "http",
                 };
                 let settings = EtcdSettings {
                     endpoints: hosts.iter().map(|host| format!("{scheme}://{host}")).collect(),
-                    tls: tls.as_ref().map(Certificates::client),
+                    tls: certificates.cloned(),
                     ..EtcdSettings::default()
                 };
                 Ok(Arc::new(EtcdStore::connect(settings).await?))
@@ -250,34 +253,9 @@ impl HttpAddress {
     }
 }
 
-/// What is read from a directory of certificates.
-struct Certificates {
-    authority: Certificate,
-    own: Identity,
-    http: ServerTls,
-}
-
-impl Certificates {
-    /// For those who are called.
-    fn client(&self) -> ClientTlsConfig {
-        ClientTlsConfig::new()
-            .identity(self.own.clone())
-            .ca_certificate(self.authority.clone())
-    }
-
-    fn read(directory: &Path) -> Result<Self, Box<dyn Error>> {
-        let read = |name: &str| {
-            let path = directory.join(name);
-            std::fs::read(&path)
-                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
-        };
-        let (authority, own, key) = (read("authority.pem")?, read("own.pem")?, read("own.key")?);
-        Ok(Self {
-            http: ServerTls::new(&authority, &own, &key)?,
-            authority: Certificate::from_pem(authority),
-            own: Identity::from_pem(own, key),
-        })
-    }
+/// Reads certificates of this instance: whatever those who call or are called make of them.
+fn certificates(directory: &Path) -> Result<Certificates, TlsError> {
+    Certificates::open(directory, |_| Ok(()))
 }
 
 /// Does what the command line says.
@@ -399,32 +377,16 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
     };
     let settings = arguments.tracing.settings();
     let _tracing = pollux_trace::start(log, LevelFilter::INFO, &settings, process)?;
-    let certificates = arguments
-        .certificates
-        .as_deref()
-        .map(Certificates::read)
-        .transpose()?;
-    let server_tls = certificates.as_ref().map(|certificates| {
-        ServerTlsConfig::new()
-            .identity(certificates.own.clone())
-            .client_ca_root(certificates.authority.clone())
-            // Who has none may have a token.
-            .client_auth_optional(true)
-    });
-    let client_tls = certificates.as_ref().map(Certificates::client);
-    let certificates_given = certificates.is_some();
+    let own_certificates = arguments.certificates.as_deref().map(certificates).transpose()?;
+    let store_certificates = arguments.store.certificates()?;
+    let certificates_given = own_certificates.is_some();
     // Before the store: one that is made stays.
-    let listening = Listening::bind(arguments.listen, server_tls).await?;
+    let listening = Listening::bind(arguments.listen, own_certificates.clone()).await?;
     let http = match arguments.http.unwrap_or(HttpAddress::after(arguments.listen)) {
         HttpAddress::None => None,
-        HttpAddress::At(address) => {
-            let tls = certificates
-                .as_ref()
-                .map(|certificates| certificates.http.clone());
-            Some(Listening::bind_http(address, tls).await?)
-        }
+        HttpAddress::At(address) => Some(Listening::bind_http(address, own_certificates.clone()).await?),
     };
-    let store = arguments.store.open().await?;
+    let store = arguments.store.store.open(store_certificates.as_ref()).await?;
     let limits = Limits {
         unreachable_after_us: arguments.unreachable_after.max(1).saturating_mul(1_000_000),
         replace_after_us: arguments.replace_after.saturating_mul(1_000_000),
@@ -438,7 +400,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
     };
     let parts = Parts {
         store,
-        engines: Arc::new(GrpcEngines::new(client_tls)),
+        engines: Arc::new(GrpcEngines::new(own_certificates.clone())),
         clock: Arc::new(SystemClock),
         limits,
         observations: Arc::new(Observations::default()),
@@ -454,6 +416,12 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
             false => Guard::Local,
         },
     });
+    let telemetry = services.telemetry();
+    for (of, certificates) in [("calls", own_certificates), ("store", store_certificates)] {
+        if let Some(certificates) = certificates {
+            telemetry.certificates(of, certificates);
+        }
+    }
     let mut announced = format!("pollux-control answers at {}\n", listening.address());
     if let Some(http) = &http {
         let scheme = if certificates_given { "https" } else { "http" };

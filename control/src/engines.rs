@@ -13,8 +13,9 @@ use pollux_api::control::v1::{
     ListReplicaBlocksRequest, ListReplicaBlocksResponse, MeasureRequest, SurveyRequest,
     engine_command::Command,
 };
+use pollux_tls::Certificates;
 use pollux_trace::Calls;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 /// How long connecting to an engine may take.
@@ -140,14 +141,14 @@ type Connection = Calls<Channel>;
 #[derive(Debug, Default)]
 pub struct GrpcEngines {
     /// How they are trusted, and the control plane by them; none on one machine.
-    tls: Option<ClientTlsConfig>,
+    tls: Option<Certificates>,
     /// Connections, by engine. They connect when they are used, and again when they broke.
     channels: Mutex<HashMap<EngineAddress, Connection>>,
 }
 
 impl GrpcEngines {
     /// Engines that are called with these certificates, or without.
-    pub fn new(tls: Option<ClientTlsConfig>) -> Self {
+    pub fn new(tls: Option<Certificates>) -> Self {
         Self {
             tls,
             channels: Mutex::default(),
@@ -182,14 +183,14 @@ impl GrpcEngines {
             (false, Some(_)) => format!("https://{}", engine.address),
             (false, None) => format!("http://{}", engine.address),
         };
-        let mut endpoint = Endpoint::from_shared(uri)
+        let endpoint = Endpoint::from_shared(uri)
             .map_err(unreachable)?
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(CALL_TIMEOUT);
-        if let Some(tls) = self.tls.clone().filter(|_| !is_socket) {
-            endpoint = endpoint.tls_config(tls).map_err(unreachable)?;
+        match self.tls.as_ref().filter(|_| !is_socket) {
+            Some(certificates) => certificates.channel(vec![endpoint]).map_err(unreachable),
+            None => Ok(endpoint.connect_lazy()),
         }
-        Ok(endpoint.connect_lazy())
     }
 }
 

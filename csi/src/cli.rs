@@ -303,6 +303,7 @@ async fn pod_labels(arguments: &ControllerArguments, control: &ControlPlane) -> 
 
 async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<dyn Error>> {
     let (stop, stopped) = watch::channel(false);
+    let mut counted = Metrics::default();
     let routes = match command {
         Command::Controller(arguments) => {
             let control = ControlPlane::new(
@@ -310,6 +311,7 @@ async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<d
                 arguments.certificates.as_deref(),
                 common.cluster.clone(),
             )?;
+            counted = counted.with_certificates(control.certificates().cloned());
             let identity = IdentityService::new(arguments.topology, Some(control.clone()));
             let labels = pod_labels(arguments, &control).await;
             let service = ControllerService::new(control)
@@ -333,7 +335,6 @@ async fn answer(command: &Command, common: &CommonArguments) -> Result<(), Box<d
         // They serve nothing.
         Command::Call(_) | Command::Freeze(_) => return Ok(()),
     };
-    let counted = Metrics::default();
     if let Some(address) = common.metrics {
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| format!("cannot listen at {address}: {error}"))?;

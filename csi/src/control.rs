@@ -16,8 +16,9 @@ use pollux_api::control::v1::{
     GetGroupSnapshotRequest, GetSnapshotRequest, GetVolumeRequest, GroupSnapshot, ListNodesRequest, Node,
     PageRequest, Reason, Snapshot, UpdateVolumeRequest, Volume,
 };
+use pollux_tls::{Certificates, TlsError};
 use pollux_trace::Calls;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -92,13 +93,8 @@ pub enum ConnectError {
         address: String,
     },
     /// A certificate or key cannot be read.
-    #[error("{path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] TlsError),
     /// A certificate or key cannot be used.
     #[error("the certificates in {directory} cannot be used: {source}")]
     Certificates {
@@ -126,6 +122,7 @@ type Connection = Calls<Channel>;
 #[derive(Debug, Clone)]
 pub struct ControlPlane {
     channel: Connection,
+    certificates: Option<Certificates>,
     cluster: Cluster,
 }
 
@@ -138,7 +135,9 @@ impl ControlPlane {
     /// [`ConnectError`].
     pub fn new(addresses: &str, certificates: Option<&Path>, cluster: Cluster) -> Result<Self, ConnectError> {
         let scheme = if certificates.is_some() { "https" } else { "http" };
-        let tls = certificates.map(read_certificates).transpose()?;
+        let directory = certificates;
+        let open = |directory| Certificates::open(directory, |_| Ok(()));
+        let certificates = directory.map(open).transpose()?;
         let mut endpoints = Vec::new();
         for address in addresses.split(',') {
             let wrong = || ConnectError::Address {
@@ -148,27 +147,35 @@ impl ControlPlane {
             if !is_host_and_port(endpoint.uri(), address) {
                 return Err(wrong());
             }
-            let mut endpoint = endpoint
+            let endpoint = endpoint
                 .connect_timeout(CONNECT_TIMEOUT)
                 .timeout(CALL_TIMEOUT)
                 .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
                 .keep_alive_while_idle(true);
-            if let (Some(tls), Some(directory)) = (&tls, certificates) {
-                endpoint = endpoint
-                    .tls_config(tls.clone())
-                    .map_err(|source| ConnectError::Certificates {
-                        directory: directory.to_owned(),
-                        source,
-                    })?;
-            }
             endpoints.push(endpoint);
         }
-        let channel = match endpoints.as_slice() {
-            [one] => one.connect_lazy(),
+        let channel = match (&certificates, endpoints.as_slice()) {
+            (Some(certificates), _) => {
+                let channel = certificates.channel(endpoints);
+                channel.map_err(|source| ConnectError::Certificates {
+                    directory: directory.unwrap_or(Path::new("")).to_owned(),
+                    source,
+                })?
+            }
+            (None, [one]) => one.connect_lazy(),
             _ => Channel::balance_list(endpoints.into_iter()),
         };
         let channel = Calls::new(channel, "control");
-        Ok(Self { channel, cluster })
+        Ok(Self {
+            channel,
+            certificates,
+            cluster,
+        })
+    }
+
+    /// The certificates by which it is called, if there are any.
+    pub fn certificates(&self) -> Option<&Certificates> {
+        self.certificates.as_ref()
     }
 
     /// The cluster that asks.
@@ -311,17 +318,6 @@ impl ControlPlane {
         let cluster = metadata.and_then(|metadata| metadata.labels.get(label::CLUSTER));
         cluster.is_none_or(|cluster| cluster == self.cluster.name())
     }
-}
-
-fn read_certificates(directory: &Path) -> Result<ClientTlsConfig, ConnectError> {
-    let read = |name: &str| {
-        let path = directory.join(name);
-        std::fs::read(&path).map_err(|source| ConnectError::File { path, source })
-    };
-    let own = Identity::from_pem(read("own.pem")?, read("own.key")?);
-    Ok(ClientTlsConfig::new()
-        .identity(own)
-        .ca_certificate(Certificate::from_pem(read("authority.pem")?)))
 }
 
 /// What was found; nothing if it is not there.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use pollux_tls::{Certificates, Ends};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -39,12 +40,21 @@ struct Method {
 
 /// What is counted of all calls. Clones count together.
 #[derive(Debug, Clone, Default)]
-pub struct Metrics(Arc<Mutex<BTreeMap<String, Method>>>);
+pub struct Metrics {
+    methods: Arc<Mutex<BTreeMap<String, Method>>>,
+    certificates: Option<Certificates>,
+}
 
 impl Metrics {
+    /// The same, which also tells when certificates end.
+    #[must_use]
+    pub fn with_certificates(self, certificates: Option<Certificates>) -> Self {
+        Self { certificates, ..self }
+    }
+
     fn with<T>(&self, method: &str, change: impl FnOnce(&mut Method) -> T) -> T {
         // Nothing that is done with the lock held can leave it half done.
-        let mut methods = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);
         change(methods.entry(method.to_owned()).or_default())
     }
 
@@ -67,12 +77,36 @@ impl Metrics {
 
     /// In the text format of Prometheus, version 0.0.4.
     pub fn text(&self) -> String {
-        let methods = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let methods = self
+            .methods
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let mut text = String::new();
         // Writing to a text cannot fail.
         let _ = self::write(&mut text, &methods);
+        if let Some(certificates) = &self.certificates {
+            let _ = write_ends(&mut text, certificates.ends());
+        }
         text
     }
+}
+
+fn write_ends(text: &mut String, ends: Ends) -> std::fmt::Result {
+    let name = "pollux_certificate_expiry_timestamp_seconds";
+    writeln!(
+        text,
+        "# HELP {name} When a certificate in use ends, since 1970 in UTC; of several authorities, when the \
+         last does."
+    )?;
+    writeln!(text, "# TYPE {name} gauge")?;
+    for (certificate, end) in [("own", ends.own_unix_s), ("authority", ends.authority_unix_s)] {
+        writeln!(
+            text,
+            "{name}{{of=\"control\",certificate=\"{certificate}\"}} {end}"
+        )?;
+    }
+    Ok(())
 }
 
 fn write(text: &mut String, methods: &BTreeMap<String, Method>) -> std::fmt::Result {
@@ -287,6 +321,24 @@ mod tests {
             "pollux_csi_call_seconds_bucket{method=\"A\",le=\"0.02\"} 0",
             "pollux_csi_call_seconds_bucket{method=\"A\",le=\"0.1\"} 1",
             "pollux_csi_call_seconds_count{method=\"A\"} 1",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+        }
+    }
+
+    /// As the other daemons tell it: one alert is for all.
+    #[test]
+    fn the_end_of_certificates_is_told() {
+        let mut text = String::new();
+        let ends = Ends {
+            own_unix_s: 5,
+            authority_unix_s: 7,
+        };
+        write_ends(&mut text, ends).expect("a text takes all");
+        for line in [
+            "# TYPE pollux_certificate_expiry_timestamp_seconds gauge",
+            "pollux_certificate_expiry_timestamp_seconds{of=\"control\",certificate=\"own\"} 5",
+            "pollux_certificate_expiry_timestamp_seconds{of=\"control\",certificate=\"authority\"} 7",
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");
         }

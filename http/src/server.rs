@@ -10,22 +10,20 @@ use axum::extract::Request;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use pollux_tls::Certificates;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
-use crate::tls::{PeerCertificates, ServerTls};
+use crate::tls::{self, PeerCertificates};
 
 /// Connections at a time; one more waits until another one ends.
 const CONNECTIONS_MAX: usize = 1024;
 
 /// Requests under way on one connection.
 const STREAMS_MAX: u32 = 64;
-
-/// How long a TLS handshake may take.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the head of a request may take to come; so a connection that is silent ends as well.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -63,7 +61,7 @@ pub enum HttpError {
 pub struct HttpListener {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<ServerTls>,
+    tls: Option<Certificates>,
 }
 
 impl HttpListener {
@@ -72,7 +70,7 @@ impl HttpListener {
     /// # Errors
     ///
     /// [`HttpError::Listen`].
-    pub async fn bind(address: SocketAddr, tls: Option<ServerTls>) -> Result<Self, HttpError> {
+    pub async fn bind(address: SocketAddr, tls: Option<Certificates>) -> Result<Self, HttpError> {
         let failed = |source| HttpError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
@@ -128,17 +126,16 @@ impl HttpListener {
 
 async fn accepted_connection(
     stream: TcpStream,
-    tls: Option<ServerTls>,
+    tls: Option<Certificates>,
     router: Router,
     closing: watch::Receiver<bool>,
 ) {
     let Some(tls) = tls else {
         return connection(stream, PeerCertificates::default(), router, closing).await;
     };
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-        Ok(Ok((stream, certificates))) => connection(stream, certificates, router, closing).await,
-        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-        Err(_) => tracing::debug!("a TLS handshake took too long"),
+    match tls::accept(&tls, stream).await {
+        Ok((stream, certificates)) => connection(stream, certificates, router, closing).await,
+        Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
     }
 }
 

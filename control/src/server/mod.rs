@@ -42,14 +42,15 @@ use pollux_api::control::v1::snapshots_server::SnapshotsServer;
 use pollux_api::control::v1::templates_server::TemplatesServer;
 use pollux_api::control::v1::tokens_server::TokensServer;
 use pollux_api::control::v1::volumes_server::VolumesServer;
-use pollux_http::{HttpError, HttpListener, ServerTls};
+use pollux_http::{HttpError, HttpListener};
+use pollux_tls::{Callers, Certificates, handshakes};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Request;
 use tonic::service::Routes;
-use tonic::transport::{Server, ServerTlsConfig};
+use tonic::transport::Server;
 
 use crate::controller::{Clock, Observations};
 use crate::engines::EngineClient;
@@ -209,7 +210,7 @@ pub enum ServeError {
 pub struct Listening {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<Certificates>,
 }
 
 impl Listening {
@@ -218,7 +219,7 @@ impl Listening {
     /// # Errors
     ///
     /// [`ServeError`].
-    pub async fn bind(address: SocketAddr, tls: Option<ServerTlsConfig>) -> Result<Self, ServeError> {
+    pub async fn bind(address: SocketAddr, tls: Option<Certificates>) -> Result<Self, ServeError> {
         if tls.is_none() && !address.ip().is_loopback() {
             return Err(ServeError::Open(address));
         }
@@ -237,7 +238,10 @@ impl Listening {
     /// # Errors
     ///
     /// [`ServeError`].
-    pub async fn bind_http(address: SocketAddr, tls: Option<ServerTls>) -> Result<HttpListener, ServeError> {
+    pub async fn bind_http(
+        address: SocketAddr,
+        tls: Option<Certificates>,
+    ) -> Result<HttpListener, ServeError> {
         if tls.is_none() && !address.ip().is_loopback() {
             return Err(ServeError::Open(address));
         }
@@ -259,9 +263,6 @@ impl Listening {
             .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .timeout(CALL_TIMEOUT);
-        if let Some(tls) = self.tls {
-            server = server.tls_config(tls)?;
-        }
         let stopped = async move {
             // A sender that is gone stops it too.
             let _ = stop.wait_for(|stop| *stop).await;
@@ -272,10 +273,15 @@ impl Listening {
             stream.set_nodelay(true)?;
             Ok::<_, io::Error>(stream)
         });
-        server
-            .add_routes(services.routes())
-            .serve_with_incoming_shutdown(connections, stopped)
-            .await?;
+        let router = server.add_routes(services.routes());
+        match self.tls {
+            Some(certificates) => {
+                // Who has none may have a token.
+                let connections = handshakes(connections, certificates, Callers::Any);
+                router.serve_with_incoming_shutdown(connections, stopped).await?;
+            }
+            None => router.serve_with_incoming_shutdown(connections, stopped).await?,
+        }
         Ok(())
     }
 }

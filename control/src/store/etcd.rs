@@ -22,10 +22,11 @@ use pollux_api::etcd::{
     PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest, WatchCreateRequest, WatchRequest,
     WatchResponse,
 };
+use pollux_tls::Certificates;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint, Error};
+use tonic::transport::{Channel, Endpoint, Error};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -61,7 +62,7 @@ pub struct EtcdSettings {
     /// For how long a leader that is silent keeps the lead, in seconds: 2 or more.
     pub lease_seconds: u32,
     /// How etcd is trusted, and this instance by it.
-    pub tls: Option<ClientTlsConfig>,
+    pub tls: Option<Certificates>,
 }
 
 impl Default for EtcdSettings {
@@ -101,17 +102,19 @@ impl EtcdStore {
         let mut endpoints = Vec::new();
         for endpoint in &settings.endpoints {
             let failed = |error: Error| settings.failed(&format!("{endpoint}: {error}"));
-            let mut endpoint = Endpoint::from_shared(endpoint.clone())
+            let endpoint = Endpoint::from_shared(endpoint.clone())
                 .map_err(failed)?
                 .connect_timeout(CONNECT_TIMEOUT)
                 .http2_keep_alive_interval(CALL_TIMEOUT)
                 .keep_alive_timeout(CONNECT_TIMEOUT);
-            if let Some(tls) = &settings.tls {
-                endpoint = endpoint.tls_config(tls.clone()).map_err(failed)?;
-            }
             endpoints.push(endpoint);
         }
-        let channel = Channel::balance_list(endpoints.into_iter());
+        let channel = match &settings.tls {
+            Some(certificates) => certificates
+                .channel(endpoints)
+                .map_err(|error| settings.failed(&error.to_string()))?,
+            None => Channel::balance_list(endpoints.into_iter()),
+        };
         let store = Self { channel, settings };
         // Connecting is lazy; a first question tells whether somebody answers.
         store.get(LEADER_KEY).await?;

@@ -589,7 +589,8 @@ async fn metrics_and_health_are_told() {
     let scrape = pollux_http::metrics::parse(&answered.text).unwrap_or_else(|error| panic!("{error}"));
     // All that is promised is told, and nothing else.
     let told: BTreeSet<&str> = scrape.kinds.keys().map(String::as_str).collect();
-    let families = pollux_http::families::control::ALL.iter();
+    let families = pollux_http::families::daemon::ALL.iter();
+    let families = families.chain(pollux_http::families::control::ALL);
     let promised: BTreeSet<&str> = families.map(|family| family.name).collect();
     assert_eq!(told, promised);
     assert_eq!(

@@ -15,9 +15,9 @@ use pollux_control::plan::Limits;
 use pollux_control::security::{Authority, Guard, Identity as Person, Issued, Role};
 use pollux_control::server::{Listening, ServiceParts, Services};
 use pollux_control::store::{MemoryStore, Store};
-use pollux_http::ServerTls;
+use pollux_tls::Certificates;
 use tokio::sync::watch;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -55,16 +55,15 @@ impl Server {
             ..person("control", Role::Admin, 1)
         };
         let own = authority.issue(&own).expect("it can be given");
-        let tls = ServerTlsConfig::new()
-            .identity(identity(&own))
-            .client_ca_root(Certificate::from_pem(authority.issued().certificate))
-            .client_auth_optional(true);
-        let authority_pem = authority.issued().certificate;
-        let http_tls = ServerTls::new(
-            authority_pem.as_bytes(),
-            own.certificate.as_bytes(),
-            own.key.as_bytes(),
-        );
+        let directory = tempfile::tempdir().expect("a directory");
+        for (name, text) in [
+            ("authority.pem", authority.issued().certificate),
+            ("own.pem", own.certificate),
+            ("own.key", own.key),
+        ] {
+            std::fs::write(directory.path().join(name), text).expect("it can be written");
+        }
+        let tls = Certificates::open(directory.path(), |_| Ok(())).expect("they can be used");
         let clock = VirtualClock::default();
         let store = MemoryStore::default();
         for name in ["n1", "n2"] {
@@ -79,11 +78,10 @@ impl Server {
             guard: Guard::Certificates,
         });
         let address = "127.0.0.1:0".parse().expect("an address");
-        let listening = Listening::bind(address, Some(tls)).await.expect("a free port");
-        let http = Listening::bind_http(
-            "127.0.0.1:0".parse().expect("an address"),
-            Some(http_tls.expect("it can be used")),
-        );
+        let listening = Listening::bind(address, Some(tls.clone()))
+            .await
+            .expect("a free port");
+        let http = Listening::bind_http("127.0.0.1:0".parse().expect("an address"), Some(tls));
         let http = http.await.expect("a free port");
         let http_address = http.address();
         let address = listening.address();

@@ -34,6 +34,7 @@ pub async fn run() {
         the_control_plane_refuses_strangers,
         engines_of_strangers_stay_out,
         control_planes_of_strangers_stay_out,
+        certificates_are_renewed,
     );
 }
 
@@ -221,5 +222,53 @@ async fn control_planes_of_strangers_stay_out(cluster: &Cluster) {
     );
     cluster.start_control();
     until_online(cluster).await;
+    cluster.until_healthy("trusted").await;
+}
+
+/// The authority and all certificates are replaced while a host writes, and no process is started anew.
+async fn certificates_are_renewed(cluster: &Cluster) {
+    let authority = cluster.authority.as_ref().expect("there is one");
+    let next = Authority::new("next").expect("it can be made");
+    let give_all = |authority: &Authority| {
+        let control = certificate(authority, "control", Role::Admin, 1);
+        cluster.give("control", &control, authority);
+        for name in ["n1", "n2"] {
+            cluster.give(name, &certificate(authority, name, Role::Engine, 1), authority);
+        }
+    };
+    let published = cluster.publish("trusted", HOST, false).await;
+    let host = cluster.host(&published, "trusted", 2).writing().await;
+    give_all(&next);
+    let renewed = certificate(&next, "control", Role::Admin, 1);
+    let before = certificate(authority, "control", Role::Admin, 1);
+    for name in ["n1", "n2"] {
+        let address = cluster.agent_address(name);
+        until("its new certificate is used", || async {
+            let channel = trusted_channel(address, &next, Some(&renewed));
+            let told = AgentClient::new(channel).get_report(GetReportRequest {}).await;
+            told.ok()
+        })
+        .await;
+        let channel = trusted_channel(address, authority, Some(&before));
+        let told = AgentClient::new(channel).get_report(GetReportRequest {}).await;
+        assert!(is_cut_off(code(told)), "{name} uses its old certificate");
+    }
+    let heard = async || {
+        for name in ["n1", "n2"] {
+            until("it is online", || async {
+                let channel = trusted_channel(cluster.control_address(), &next, Some(&renewed));
+                is_online(channel, name).await?.then_some(())
+            })
+            .await;
+        }
+    };
+    heard().await;
+    // Another control plane is called by new connections, and calls by such.
+    cluster.kill_control();
+    cluster.start_control();
+    heard().await;
+    give_all(authority);
+    until_online(cluster).await;
+    host.finished().await;
     cluster.until_healthy("trusted").await;
 }

@@ -14,8 +14,8 @@ use pollux_control::store::{
     restore, write_backup,
 };
 use pollux_ports::KeptPorts;
+use pollux_tls::Certificates;
 use proptest::prelude::*;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity as TlsIdentity};
 
 /// Longest wait for something that has to come.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -404,7 +404,7 @@ async fn embedded_refuses_other_files() {
 struct Etcd {
     process: Child,
     endpoint: String,
-    tls: Option<ClientTlsConfig>,
+    tls: Option<Certificates>,
     _directory: tempfile::TempDir,
     _ports: KeptPorts,
 }
@@ -549,10 +549,16 @@ fn certificate(authority: &Authority, role: Role, lifetime_days: i64) -> Issued 
 }
 
 /// Who trusts an authority, and has a certificate.
-fn client(trusted: &Authority, own: &Issued) -> ClientTlsConfig {
-    ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(trusted.issued().certificate))
-        .identity(TlsIdentity::from_pem(&own.certificate, &own.key))
+fn client(trusted: &Authority, own: &Issued) -> Certificates {
+    let directory = tempfile::tempdir().expect("a directory");
+    for (name, text) in [
+        ("authority.pem", &trusted.issued().certificate),
+        ("own.pem", &own.certificate),
+        ("own.key", &own.key),
+    ] {
+        std::fs::write(directory.path().join(name), text).expect("it can be written");
+    }
+    Certificates::open(directory.path(), |_| Ok(())).expect("they can be used")
 }
 
 #[tokio::test]

@@ -4,13 +4,15 @@
 //! what only grows. A name is never used for something else; what is gone is gone.
 
 pub mod control;
+pub mod daemon;
 pub mod engine;
 
 use crate::metrics::Family;
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Family> {
-    control::ALL.iter().chain(engine::ALL).copied()
+    let daemons = daemon::ALL.iter().chain(control::ALL);
+    daemons.chain(engine::ALL).copied()
 }
 
 macro_rules! families {

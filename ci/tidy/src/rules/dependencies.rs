@@ -12,7 +12,7 @@ use crate::manifest::Package;
 
 /// For each crate, without `pollux-`, the crates right below it.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("csi", &["api", "trace"]),
+    ("csi", &["api", "tls", "trace"]),
     ("control", &["api", "http", "nqn", "ports", "trace"]),
     ("engine", &["api", "http", "trace", "volume", "nbd"]),
     ("bench", &["api", "ports", "volume", "nbd", "sim"]),
@@ -27,7 +27,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hugepages", &[]),
     ("spdk-sys", &[]),
     ("api", &[]),
-    ("http", &[]),
+    ("http", &["tls"]),
+    ("tls", &[]),
     ("trace", &[]),
     ("nqn", &[]),
     ("ports", &[]),
@@ -37,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// Crates of threads that wait, which must not reach a reactor, and who may use them all the same.
 const WAITING_CRATES: [&str; 5] = ["tokio", "tonic", "hyper", "axum", "async-std"];
-const MAY_WAIT: [&str; 7] = ["api", "http", "trace", "engine", "control", "csi", "bench"];
+const MAY_WAIT: [&str; 8] = ["api", "http", "tls", "trace", "engine", "control", "csi", "bench"];
 
 /// What every crate takes from the workspace.
 const INHERITED: [&str; 4] = ["version", "edition", "rust-version", "license"];

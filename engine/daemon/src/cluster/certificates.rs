@@ -4,10 +4,9 @@
 //! unit its role, as in the control plane. Without, the interface listens on the loopback interface only,
 //! and every caller is the administrator of this machine.
 
-use std::io;
 use std::path::Path;
 
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use pollux_tls::{Certificates, TlsError};
 use tonic::{Request, Status};
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -26,48 +25,14 @@ const DAY_S: i64 = 86_400;
 /// With fewer days left a certificate is told to expire soon.
 const DAYS_LEFT_MIN: i64 = 30;
 
-/// What is read from a directory of certificates.
-#[derive(Clone)]
-pub(super) struct Certificates {
-    authority: Certificate,
-    own: Identity,
-}
-
-impl Certificates {
-    /// Reads authority.pem, own.pem and own.key, of the engine of a node.
-    ///
-    /// # Errors
-    ///
-    /// Those of the file system, with the path; a certificate by which nobody would know this node.
-    pub(super) fn read(directory: &Path, node: &str) -> io::Result<Self> {
-        let read = |name: &str| {
-            let path = directory.join(name);
-            std::fs::read(&path)
-                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
-        };
-        let own = read("own.pem")?;
-        let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-        check_own(&own, node, unix_seconds())
-            .map_err(|what| wrong(format!("{}: {what}", directory.join("own.pem").display())))?;
-        Ok(Self {
-            authority: Certificate::from_pem(read("authority.pem")?),
-            own: Identity::from_pem(own, read("own.key")?),
-        })
-    }
-
-    /// For those who call this engine.
-    pub(super) fn server(&self) -> ServerTlsConfig {
-        ServerTlsConfig::new()
-            .identity(self.own.clone())
-            .client_ca_root(self.authority.clone())
-    }
-
-    /// For those whom this engine calls.
-    pub(super) fn client(&self) -> ClientTlsConfig {
-        ClientTlsConfig::new()
-            .identity(self.own.clone())
-            .ca_certificate(self.authority.clone())
-    }
+/// Reads the certificates of the engine of a node. New ones by which nobody would know it are not used.
+///
+/// # Errors
+///
+/// Those of files; a certificate by which nobody would know this node.
+pub(super) fn open(directory: &Path, node: &str) -> Result<Certificates, TlsError> {
+    let node = node.to_owned();
+    Certificates::open(directory, move |own| check_own(own, &node, unix_seconds()))
 }
 
 /// Whether a certificate is one that this node is known by; if not, why.

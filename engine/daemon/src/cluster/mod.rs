@@ -37,6 +37,7 @@ use pollux_api::control::v1::agent_server::AgentServer;
 use pollux_nvme::target::Target;
 use pollux_reactor::ReactorHandle;
 use pollux_reactor::net::Address;
+use pollux_tls::{Callers, TlsError, handshakes};
 use pollux_volume::mirror::MirrorOptions;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -48,8 +49,8 @@ use crate::pools::Pools;
 use crate::replicas::{Calls, Replicas, SessionOptions};
 use crate::settings::ClusterSettings;
 use agent::AgentService;
+use certificates::Guard;
 pub(crate) use certificates::role_of;
-use certificates::{Certificates, Guard};
 use cuts::Cuts;
 use ports::Ports;
 use registry::Registry;
@@ -88,9 +89,9 @@ pub enum JoinError {
         /// Why not.
         source: io::Error,
     },
-    /// Its certificates cannot be read.
-    #[error("the certificates cannot be read: {0}")]
-    Certificates(io::Error),
+    /// Its certificates cannot be used.
+    #[error("the certificates cannot be used: {0}")]
+    Certificates(#[from] TlsError),
     /// It cannot listen.
     #[error("cannot listen for the control plane at {address}: {source}")]
     Listen {
@@ -160,15 +161,13 @@ impl Node {
             directory: settings.state.display().to_string(),
             source,
         })?;
-        let read = |directory| Certificates::read(directory, &settings.node);
-        let certificates = settings.certificates.as_deref().map(read);
-        let certificates = certificates.transpose().map_err(JoinError::Certificates)?;
-        let client_tls = certificates.as_ref().map(Certificates::client);
+        let open = |directory| certificates::open(directory, &settings.node);
+        let certificates = settings.certificates.as_deref().map(open).transpose()?;
         let guard = match certificates {
             Some(_) => Guard::Certificates,
             None => Guard::Local,
         };
-        let registry = Registry::new(&settings.control, client_tls.as_ref())?;
+        let registry = Registry::new(&settings.control, certificates.as_ref())?;
         let failed = |source| JoinError::Listen {
             address: settings.listen,
             source,
@@ -181,7 +180,7 @@ impl Node {
         let changed = Arc::new(Notify::new());
         let ports = Ports {
             replicas: parts.replicas.clone(),
-            calls: Calls::start_with(client_tls),
+            calls: Calls::start_with(certificates.clone()),
             node: settings.node.clone(),
             sessions: SessionOptions::default(),
         };
@@ -212,7 +211,10 @@ impl Node {
             .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
             .layer(pollux_trace::ServedLayer);
         if let Some(certificates) = &certificates {
-            server = server.tls_config(certificates.server())?;
+            cluster
+                .parts
+                .engine
+                .tell_certificates("cluster", certificates.clone());
         }
         let agent = AgentServer::new(AgentService::new(cluster.clone(), guard))
             .max_decoding_message_size(COMMAND_BYTES_MAX);
@@ -232,9 +234,14 @@ impl Node {
         let server = tokio::spawn(async move {
             // A sender that is gone stops it too.
             let stopped = async move { drop(until.wait_for(|stop| *stop).await) };
-            router
-                .serve_with_incoming_shutdown(connections(listener), stopped)
-                .await
+            let connections = connections(listener);
+            match certificates {
+                Some(certificates) => {
+                    let connections = handshakes(connections, certificates, Callers::WithCertificate);
+                    router.serve_with_incoming_shutdown(connections, stopped).await
+                }
+                None => router.serve_with_incoming_shutdown(connections, stopped).await,
+            }
         });
         let reporter = tokio::spawn(report(cluster.clone(), stopped));
         tracing::info!(node = %settings.node, %address, "a node of the cluster");

@@ -13,8 +13,9 @@ use pollux_api::control::v1::{
     EngineReport, GetMembershipRequest, GetReservationsRequest, Membership, ReportAnswer, Reservations,
     SwapMembershipRequest, SwapMembershipResponse, SwapReservationsRequest, SwapReservationsResponse,
 };
+use pollux_tls::Certificates;
 use pollux_trace::Calls;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 /// How long connecting may take.
@@ -44,23 +45,24 @@ impl Registry {
     /// An address that is none, or certificates that cannot be used.
     pub(super) fn new(
         addresses: &[String],
-        tls: Option<&ClientTlsConfig>,
+        tls: Option<&Certificates>,
     ) -> Result<Self, tonic::transport::Error> {
         let channels = addresses.iter().map(|address| {
             let scheme = match tls {
                 Some(_) => "https",
                 None => "http",
             };
-            let mut endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
+            let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
                 .connect_timeout(CONNECT_TIMEOUT)
                 .timeout(CALL_TIMEOUT)
                 .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
                 .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
                 .tcp_nodelay(true);
-            if let Some(tls) = tls {
-                endpoint = endpoint.tls_config(tls.clone())?;
-            }
-            Ok(Calls::new(endpoint.connect_lazy(), "control"))
+            let channel = match tls {
+                Some(certificates) => certificates.channel(vec![endpoint])?,
+                None => endpoint.connect_lazy(),
+            };
+            Ok(Calls::new(channel, "control"))
         });
         Ok(Self {
             channels: channels.collect::<Result<_, tonic::transport::Error>>()?,

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use futures_channel::{mpsc, oneshot};
 use pollux_api::engine::v1::replicas_client::ReplicasClient;
+use pollux_tls::Certificates;
 use pollux_trace::Origin;
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
 use crate::client::{endpoint, innermost};
@@ -78,7 +79,7 @@ impl Calls {
     }
 
     /// The same, with certificates: engines at TCP addresses are called by mutual TLS.
-    pub fn start_with(tls: Option<ClientTlsConfig>) -> Self {
+    pub fn start_with(tls: Option<Certificates>) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         tokio::spawn(make(receiver, tls));
         Self {
@@ -144,7 +145,7 @@ async fn in_time<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> 
 }
 
 /// Makes calls as long as there is somebody to leave them.
-async fn make(mut calls: mpsc::Receiver<Call>, tls: Option<ClientTlsConfig>) {
+async fn make(mut calls: mpsc::Receiver<Call>, tls: Option<Certificates>) {
     let mut channels: BTreeMap<String, Channel> = BTreeMap::new();
     let mut under_way = JoinSet::new();
     while let Some(Call { address, work }) = calls.next().await {
@@ -161,7 +162,7 @@ async fn make(mut calls: mpsc::Receiver<Call>, tls: Option<ClientTlsConfig>) {
 fn channel(
     channels: &mut BTreeMap<String, Channel>,
     address: &ControlAddress,
-    tls: Option<&ClientTlsConfig>,
+    tls: Option<&Certificates>,
 ) -> Result<Channel, CallError> {
     let name = address.to_string();
     if let Some(channel) = channels.get(&name) {
@@ -171,17 +172,18 @@ fn channel(
         channels.clear();
     }
     let failed = |error: tonic::transport::Error| CallError::Failed(innermost(&error));
-    let endpoint = match (tls, address) {
-        (Some(tls), ControlAddress::Tcp(address)) => Endpoint::from_shared(format!("https://{address}"))
-            .and_then(|endpoint| endpoint.tls_config(tls.clone()))
-            .map_err(failed)?,
-        _ => endpoint(address).map_err(failed)?,
+    let with_times = |endpoint: Endpoint| {
+        endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
     };
-    let endpoint = endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-    let channel = endpoint.connect_lazy();
+    let channel = match (tls, address) {
+        (Some(tls), ControlAddress::Tcp(address)) => Endpoint::from_shared(format!("https://{address}"))
+            .and_then(|endpoint| tls.channel(vec![with_times(endpoint)]))
+            .map_err(failed)?,
+        _ => with_times(endpoint(address).map_err(failed)?).connect_lazy(),
+    };
     channels.insert(name, channel.clone());
     Ok(channel)
 }

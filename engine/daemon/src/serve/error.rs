@@ -1,7 +1,6 @@
 //! Why an engine does not start: one line that says what, where, and how to mend it.
 
 use std::io;
-use std::path::PathBuf;
 
 use pollux_nvme::target::{StoreError, TargetError};
 use pollux_reactor::net::Address;
@@ -34,17 +33,9 @@ pub enum StartError {
     /// Metrics and health cannot be served.
     #[error(transparent)]
     Http(#[from] pollux_http::HttpError),
-    /// The certificates of metrics and health cannot be read.
-    #[error("{path} cannot be read: {source}")]
-    Certificates {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
     /// The certificates of metrics and health cannot be used.
     #[error(transparent)]
-    Tls(#[from] pollux_http::TlsError),
+    Tls(#[from] pollux_tls::TlsError),
     /// The threads beside the reactors cannot be had.
     #[error("cannot start the control threads: {source}; raise the limits of the process (`ulimit -a`)")]
     Control {

@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pollux_device::{DeviceUri, OpenError};
-use pollux_http::{HttpListener, ServerTls};
+use pollux_http::HttpListener;
 use pollux_nbd::Exports;
 use pollux_nvme::target::{FileReservationStore, NamespaceConfig, ReservationStore, SubsystemConfig, Target};
+use pollux_tls::{Certificates, TlsError};
 
 use super::error::StartError;
 use super::listeners::Listeners;
@@ -69,7 +70,8 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
                 Some(_) => Looking::Certificates,
                 None => Looking::Anyone,
             };
-            Some((HttpListener::bind(address, tls).await?, looking))
+            let listener = HttpListener::bind(address, tls.clone()).await?;
+            Some((listener, looking, tls))
         }
         None => None,
     };
@@ -166,8 +168,12 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         }
         None => None,
     };
-    let telemetry =
-        http.map(|(http, looking)| TelemetryServer::start(http, looking, engine.clone(), pools.clone()));
+    let telemetry = http.map(|(http, looking, tls)| {
+        if let Some(certificates) = tls {
+            engine.tell_certificates("http", certificates);
+        }
+        TelemetryServer::start(http, looking, engine.clone(), pools.clone())
+    });
     Ok(Running {
         listeners,
         control,
@@ -234,11 +240,6 @@ fn raise_file_limit() {
 }
 
 /// How HTTP is answered by TLS.
-fn http_tls(directory: &Path) -> Result<ServerTls, StartError> {
-    let read = |name: &str| {
-        let path = directory.join(name);
-        std::fs::read(&path).map_err(|source| StartError::Certificates { path, source })
-    };
-    let (authority, own, key) = (read("authority.pem")?, read("own.pem")?, read("own.key")?);
-    Ok(ServerTls::new(&authority, &own, &key)?)
+fn http_tls(directory: &Path) -> Result<Certificates, TlsError> {
+    Certificates::open(directory, |_| Ok(()))
 }

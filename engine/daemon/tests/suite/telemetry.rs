@@ -64,7 +64,8 @@ fn what_hosts_do_is_told() {
     });
     let scrape = scrape(&address);
     let told: BTreeSet<&str> = scrape.kinds.keys().map(String::as_str).collect();
-    let promised: BTreeSet<&str> = families::engine::ALL.iter().map(|family| family.name).collect();
+    let promised = families::daemon::ALL.iter().chain(families::engine::ALL);
+    let promised: BTreeSet<&str> = promised.map(|family| family.name).collect();
     assert_eq!(told, promised);
 
     let of = |name: &str, operation: &str| {
