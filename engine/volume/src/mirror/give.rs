@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 
 use pollux_device::{BlockDevice, BlockDeviceExt, Gather, IoError, Request};
 use pollux_hugepages::Slice;
@@ -47,6 +48,8 @@ pub(super) struct Source {
     device: Rc<dyn BlockDevice>,
     /// Where its data begins, in its blocks.
     first_block: u64,
+    /// How long an answer about holes is waited for.
+    wait_max: Duration,
 }
 
 impl Source {
@@ -67,9 +70,10 @@ impl Source {
         })
     }
 
-    /// Whether it is told to hold nothing there.
+    /// Whether it is told to hold nothing there. Without an answer in time it is not so.
     pub(super) async fn is_hole(&self, block: u64, blocks: u64) -> bool {
-        tells_hole(&*self.device, self.first_block + block, blocks).await
+        let asked = tells_hole(&*self.device, self.first_block + block, blocks);
+        timeout(self.wait_max, asked).await.unwrap_or(false)
     }
 
     /// The blocks of the volume that it has: the volume may have grown since.
@@ -202,6 +206,7 @@ impl Core {
                 Ok(device) => sources.push(Source {
                     device,
                     first_block: connection.first_block(),
+                    wait_max: self.options.request_timeout,
                 }),
                 Err(error) => last = Some(error),
             }

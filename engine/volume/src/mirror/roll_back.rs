@@ -170,14 +170,9 @@ impl Core {
         let held_end = blocks.end.min(held_blocks);
         if blocks.start < held_end
             && let Some(source) = sources.first()
+            && !source.is_hole(blocks.start, held_end - blocks.start).await
         {
-            let asked = source.is_hole(blocks.start, held_end - blocks.start);
-            if !timeout(self.options.request_timeout, asked)
-                .await
-                .unwrap_or(false)
-            {
-                return Ok(false);
-            }
+            return Ok(false);
         }
         self.is_settled_hole(blocks.start, blocks.end - blocks.start)
             .await
@@ -193,14 +188,12 @@ impl Core {
         let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
         let mut last = IoError::NotReady;
         for source in sources {
-            let reading = async {
-                match source.is_hole(block, blocks).await {
-                    true => Ok(None),
-                    false => source.read(block, bytes).await.map(Some),
-                }
-            };
+            if source.is_hole(block, blocks).await {
+                return Ok(None);
+            }
+            let reading = source.read(block, bytes);
             match timeout(self.options.request_timeout, reading).await {
-                Ok(Ok(held)) => return Ok(held),
+                Ok(Ok(held)) => return Ok(Some(held)),
                 Ok(Err(error)) => last = error,
                 Err(_) => last = IoError::PathDown,
             }

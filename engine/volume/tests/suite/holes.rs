@@ -346,3 +346,49 @@ fn a_roll_back_passes_over_what_is_a_hole_in_both() {
         assert_eq!(found, holding(&[(0, 1), (90, 1)]), "replica {index}");
     }
 }
+
+#[test]
+fn a_source_that_never_tells_of_holes_does_not_hold_up_snapshots_that_are_given() {
+    let mut cluster = on_pools(6, 2);
+    cluster.options.request_timeout = Duration::from_millis(200);
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(true);
+    let (mirror, ()) = run(&cluster, mirror, async |mirror| {
+        let device = mirror.device();
+        device.write(3, data(1), false).await.unwrap();
+        mirror.snapshot(SNAPSHOTS[0]).await.unwrap();
+        device.write(100, data(2), false).await.unwrap();
+        mirror.snapshot(SNAPSHOTS[1]).await.unwrap();
+        device.flush().await.unwrap();
+    });
+    cluster.paths[0].questions_hang.set(true);
+    cluster.paths[1].cut.set(false);
+    cluster.wait_in_sync(2);
+    assert_eq!(mirror.counters().snapshots_given, 2);
+    drop(mirror);
+    cluster.paths[0].questions_hang.set(false);
+    assert_eq!(alone(&cluster, 1), holding(&[(3, 1), (100, 2)]));
+}
+
+#[test]
+fn replicas_that_never_tell_of_holes_do_not_hold_up_a_roll_back() {
+    let mut cluster = on_pools(7, 2);
+    cluster.options.request_timeout = Duration::from_millis(200);
+    let mirror = cluster.open();
+    let paths = cluster.paths.clone();
+    let (mirror, ()) = run(&cluster, mirror, async move |mirror| {
+        let device = mirror.device();
+        device.write(3, data(1), false).await.unwrap();
+        mirror.snapshot(SNAPSHOTS[0]).await.unwrap();
+        device.write(100, data(2), false).await.unwrap();
+        paths.iter().for_each(|path| path.questions_hang.set(true));
+        let going_back = mirror.roll_back(Uuid::from_u128(0x7002), SNAPSHOTS[0]);
+        let limit = Duration::from_secs(60);
+        pollux_reactor::timeout(limit, going_back).await.unwrap().unwrap();
+        paths.iter().for_each(|path| path.questions_hang.set(false));
+    });
+    drop(mirror);
+    for index in 0..2 {
+        assert_eq!(alone(&cluster, index), holding(&[(3, 1)]), "replica {index}");
+    }
+}
