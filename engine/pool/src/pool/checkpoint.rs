@@ -99,16 +99,23 @@ impl Pool {
     }
 
     /// Waits until no checkpoint runs, and keeps new ones from beginning until the hold is dropped.
-    pub(super) async fn hold_checkpoints(self: &Rc<Self>) -> CheckpointHold {
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Closed`] when none is to be made any more.
+    pub(super) async fn hold_checkpoints(self: &Rc<Self>) -> Result<CheckpointHold, PoolError> {
         self.checkpoint_done
             .until(|| {
+                if self.sealed.get() {
+                    return Some(Err(PoolError::Closed));
+                }
                 let mut state = self.state.borrow_mut();
                 let idle = !state.checkpoint_running;
                 state.checkpoint_running = true;
-                idle.then_some(())
+                idle.then_some(Ok(()))
             })
-            .await;
-        CheckpointHold(self.clone())
+            .await?;
+        Ok(CheckpointHold(self.clone()))
     }
 
     /// Has the checkpoints made that were asked for, in a task of its own.

@@ -304,6 +304,10 @@ impl Pool {
         self.closed.set(true);
         self.recorded.wake();
         self.wanted.wake();
+        // Nothing is written any more when this returns: others may have the devices by then.
+        self.change_ended
+            .until(|| (!self.changing_devices.get()).then_some(()))
+            .await;
         self.drain_all().await;
         if self.read_only {
             return Ok(());

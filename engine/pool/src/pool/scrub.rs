@@ -422,7 +422,7 @@ impl Pool {
                 }
                 continue;
             }
-            let hold = Rc::new(self.hold_checkpoints().await);
+            let hold = Rc::new(self.hold_checkpoints().await?);
             let is_there = self.with_pages(path).await?.contains(&(pointer, identity));
             if is_there {
                 self.repair(&pointer, &identity, &hold, scrub).await;

@@ -87,14 +87,18 @@ impl Pool {
         {
             return Ok(());
         }
-        let _changing = self.change_devices().await?;
-        for device in self.devices() {
-            self.change_label(device.number, |label| {
-                label.features.read_only_compatible |= THICK
-            })
-            .await?;
-        }
-        Ok(())
+        let changing = self.change_devices().await?;
+        let pool = self.clone();
+        let allowing = async move {
+            for device in pool.devices() {
+                pool.change_label(device.number, |label| {
+                    label.features.read_only_compatible |= THICK
+                })
+                .await?;
+            }
+            Ok(())
+        };
+        changing.to_end(allowing).await
     }
 
     /// Has all labels of a pool that was just opened say that there are no thick volumes, if there are none:

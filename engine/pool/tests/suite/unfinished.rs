@@ -409,3 +409,79 @@ fn writes_of_one_slot_that_wait_for_space_find_what_others_made_of_it() {
         bench(seed, TINY).run(wait_for_space);
     }
 }
+
+/// A pool on the first of two drives, with a volume of which so many slots are written.
+async fn on_the_first(drives: &Drives, slots: u64) -> (Rc<Pool>, Rc<Volume>) {
+    let pool = Drives(vec![drives.0[0].clone()]).pool(&short_journal()).await;
+    let volume = new_volume(&pool, "a", 1 << 12).await;
+    for slot in 0..slots {
+        volume
+            .write(slot * 16, data(100 + slot, 16), false)
+            .await
+            .unwrap();
+    }
+    volume.flush().await.unwrap();
+    (pool, volume)
+}
+
+async fn export_beside_a_drain(drives: Drives, nth: u64, is_abandoned: bool) {
+    let (pool, volume) = on_the_first(&drives, 10).await;
+    drop(volume);
+    let to = drives.0[1].clone();
+    pool.add_device(to.clone().attach().await.unwrap(), false)
+        .await
+        .unwrap();
+    to.fail_nth(Operation::Write, nth, Fault::Delay(LONG));
+    let draining = pool.clone();
+    let draining = spawn(async move {
+        let mut tell = |_| ();
+        let draining = draining.drain_device(0, &mut tell);
+        let wait = if is_abandoned { LONG / 8 } else { 4 * LONG };
+        drop(timeout(wait, draining).await);
+    });
+    sleep(LONG / 4).await;
+    pool.export().await.unwrap();
+    let content = || {
+        let mut bytes = vec![0; TINY as usize];
+        to.peek(0, &mut bytes);
+        bytes
+    };
+    let exported = content();
+    sleep(8 * LONG).await;
+    assert!(
+        content() == exported,
+        "abandoned: {is_abandoned}, write {nth} came later"
+    );
+    draining.await;
+}
+
+#[test]
+fn nothing_is_written_to_a_device_once_its_pool_is_exported() {
+    for (is_abandoned, nth) in (1..60).flat_map(|nth| [(false, nth), (true, nth)]) {
+        let bench = Bench::of_sizes(3, &[TINY, TINY]);
+        bench.run(move |drives| export_beside_a_drain(drives, nth, is_abandoned));
+    }
+}
+
+/// A device is added, and nobody waits for that any more: it is used all the same.
+async fn add_and_leave(drives: Drives, nth: u64) {
+    // The first drive has no room for all that follows.
+    let (pool, volume) = on_the_first(&drives, 1).await;
+    let to = drives.0[1].clone();
+    to.fail_nth(Operation::Write, nth, Fault::Delay(LONG));
+    let adding = pool.add_device(to.attach().await.unwrap(), false);
+    drop(timeout(LONG / 8, adding).await);
+    sleep(2 * LONG).await;
+    assert_eq!(pool.devices().len(), 2, "write {nth}");
+    for slot in 0..64 {
+        let written = volume.write(slot * 16, data(500 + slot, 16), false).await;
+        assert_eq!(written, Ok(()), "slot {slot}, write {nth}");
+    }
+}
+
+#[test]
+fn a_device_is_added_though_nobody_waits_for_that() {
+    for nth in 1..20 {
+        Bench::of_sizes(3, &[TINY, TINY]).run(move |drives| add_and_leave(drives, nth));
+    }
+}

@@ -25,7 +25,7 @@ use crate::layout::{DEVICES_MAX, EXTENT_BLOCKS};
 
 impl Pool {
     /// Adds a device, whose content is lost, while volumes are in use; its number in the pool. What belongs
-    /// to another pool is taken only with `overwrite`.
+    /// to another pool is taken only with `overwrite`. It is added also when nobody waits for that any more.
     ///
     /// # Errors
     ///
@@ -35,7 +35,14 @@ impl Pool {
         device: Rc<dyn BlockDevice>,
         overwrite: bool,
     ) -> Result<u8, PoolError> {
-        let _changing = self.change_devices().await?;
+        let changing = self.change_devices().await?;
+        let pool = self.clone();
+        changing
+            .to_end(async move { pool.add(device, overwrite).await })
+            .await
+    }
+
+    async fn add(self: &Rc<Self>, device: Rc<dyn BlockDevice>, overwrite: bool) -> Result<u8, PoolError> {
         let number = self.free_number()?;
         let device = check_device(0, device)?;
         self.check_alignment(&device)?;

@@ -17,6 +17,7 @@ use pollux_device::IoError;
 
 use super::super::labels;
 use super::super::{Pool, PoolError};
+use super::ChangingDevices;
 use super::moving::Wanted;
 use crate::layout::EXTENT_BYTES;
 use crate::layout::label::MOVES;
@@ -54,7 +55,9 @@ impl Pool {
         let entry = self.member(number)?;
         self.check_drainable(number)?;
         if entry.state == DeviceState::InUse {
-            self.allow_moves().await?;
+            let pool = self.clone();
+            let allowing = async move { pool.allow_moves().await };
+            changing.to_end(allowing).await?;
             self.set_draining(number, true).await?;
         }
         // What leaves devices named that are not there, or the other way round, comes to its end also when
@@ -72,7 +75,8 @@ impl Pool {
                 progress.left_bytes = self.used_extents(number) * EXTENT_BYTES;
                 tell(progress);
             };
-            let moved = self.move_all(Wanted::Emptied { device: number }, &mut told).await;
+            let wanted = Wanted::Emptied { device: number };
+            let moved = self.move_all(&changing, wanted, &mut told).await;
             let moved = match moved {
                 Ok(()) | Err(PoolError::CannotCopy { .. }) => moved,
                 Err(error) => return Err(error),
@@ -91,9 +95,11 @@ impl Pool {
             return Err(PoolError::Device(IoError::ResourceShortage));
         }
         let pool = self.clone();
-        let leaving = async move { pool.let_go(number).await };
-        changing.to_end(leaving).await?;
-        self.forbid_moves().await
+        let leaving = async move {
+            pool.let_go(number).await?;
+            pool.forbid_moves().await
+        };
+        changing.to_end(leaving).await
     }
 
     /// A device that is being drained takes data again.
@@ -102,10 +108,14 @@ impl Pool {
     ///
     /// [`PoolError`].
     pub async fn cancel_drain(self: &Rc<Self>, number: u8) -> Result<(), PoolError> {
-        let _changing = self.change_devices().await?;
+        let changing = self.change_devices().await?;
         self.member(number)?;
-        self.set_draining(number, false).await?;
-        self.forbid_moves().await
+        let pool = self.clone();
+        let calling_off = async move {
+            pool.set_draining(number, false).await?;
+            pool.forbid_moves().await
+        };
+        changing.to_end(calling_off).await
     }
 
     /// Sees to it that the two copies of each page of metadata are on two devices, where there are two: after
@@ -115,7 +125,7 @@ impl Pool {
     ///
     /// [`PoolError`]: what was not done yet is done when it is called again.
     pub async fn spread_metadata(self: &Rc<Self>) -> Result<(), PoolError> {
-        let _changing = self.change_devices().await?;
+        let changing = self.change_devices().await?;
         let open = self.devices();
         if open
             .iter()
@@ -125,7 +135,7 @@ impl Pool {
         {
             return Ok(());
         }
-        self.move_all(Wanted::Spread, &mut || {}).await?;
+        self.move_all(&changing, Wanted::Spread, &mut || {}).await?;
         self.checkpoint().await
     }
 
@@ -213,11 +223,16 @@ impl Pool {
     /// # Errors
     ///
     /// [`PoolError::CannotCopy`] if blocks cannot be read: everything else was moved.
-    async fn move_all(self: &Rc<Self>, wanted: Wanted, moved: &mut impl FnMut()) -> Result<(), PoolError> {
+    async fn move_all(
+        self: &Rc<Self>,
+        changing: &ChangingDevices,
+        wanted: Wanted,
+        moved: &mut impl FnMut(),
+    ) -> Result<(), PoolError> {
         let ids = self.state.borrow().all_ids();
         let mut unread = Ok(());
         for id in ids {
-            match self.move_map(id, wanted, moved).await {
+            match self.move_map(changing, id, wanted, moved).await {
                 Err(error @ PoolError::CannotCopy { .. }) => unread = unread.and(Err(error)),
                 other => other?,
             }
@@ -232,7 +247,7 @@ impl Pool {
         let at = usize::from(number);
         self.give_up_journal(number).await?;
         // One that is being written has this device, and what is used of it.
-        let no_checkpoint = self.hold_checkpoints().await;
+        let no_checkpoint = self.hold_checkpoints().await?;
         self.with_pages(|state| {
             state.release_allocation(number)?;
             let nothing = DeviceEntry {

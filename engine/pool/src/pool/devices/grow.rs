@@ -37,13 +37,19 @@ fn end_areas(extents: u64) -> [u64; 2] {
 }
 
 impl Pool {
-    /// Uses all of devices that have become larger; those that have. Volumes go on meanwhile.
+    /// Uses all of devices that have become larger; those that have. Volumes go on meanwhile. That is done also
+    /// when nobody waits for it any more.
     ///
     /// # Errors
     ///
     /// [`PoolError`]. With an error of a device what was not done yet is done by the next import.
     pub async fn grow(self: &Rc<Self>) -> Result<Vec<Grown>, PoolError> {
-        let _changing = self.change_devices().await?;
+        let changing = self.change_devices().await?;
+        let pool = self.clone();
+        changing.to_end(async move { pool.use_more().await }).await
+    }
+
+    async fn use_more(self: &Rc<Self>) -> Result<Vec<Grown>, PoolError> {
         let mut grown = Vec::new();
         for status in self.devices() {
             let device = self.device(status.number)?;

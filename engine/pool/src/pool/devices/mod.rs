@@ -64,7 +64,7 @@ struct Changing(Rc<Pool>);
 impl ChangingDevices {
     /// A part of the change, which comes to its end also when nobody waits for it any more; no other change
     /// begins before.
-    fn to_end<T: 'static>(&self, part: impl Future<Output = T> + 'static) -> Unabandoned<T> {
+    pub(super) fn to_end<T: 'static>(&self, part: impl Future<Output = T> + 'static) -> Unabandoned<T> {
         let changing = self.0.clone();
         Unabandoned::new(async move {
             let done = part.await;

@@ -15,9 +15,9 @@ use std::rc::Rc;
 
 use futures_util::future::join_all;
 use pollux_device::{Gather, IoError};
-use pollux_reactor::Unabandoned;
 
 use super::super::{ALLOCATION_SHAPE, Claim, MAP_SHAPE, Pool, PoolError, State};
+use super::ChangingDevices;
 use crate::device::is_of_medium;
 use crate::journal::{AppendFor, JournalError};
 use crate::layout::journal::Record;
@@ -178,6 +178,7 @@ impl Pool {
     /// [`PoolError::CannotCopy`] if blocks cannot be read: everything else was moved.
     pub(super) async fn move_map(
         self: &Rc<Self>,
+        changing: &ChangingDevices,
         id: u64,
         wanted: Wanted,
         moved: &mut impl FnMut(),
@@ -206,7 +207,7 @@ impl Pool {
                 NextPlace::Entry(slot) => {
                     from = slot;
                     if let Wanted::Emptied { device } = wanted {
-                        let done = self.move_slot(id, slot, device).await;
+                        let done = self.move_slot(changing, id, slot, device).await;
                         match self.is_done_with_space(done).await {
                             Err(error @ PoolError::CannotCopy { .. }) => {
                                 from = slot + 1;
@@ -233,7 +234,13 @@ impl Pool {
 
     /// Moves all extents of a slot that are on a device, in all volumes and snapshots that hold them. One
     /// with blocks that cannot be read stays as it is.
-    async fn move_slot(self: &Rc<Self>, id: u64, slot: u64, device: u8) -> Result<(), PoolError> {
+    async fn move_slot(
+        self: &Rc<Self>,
+        changing: &ChangingDevices,
+        id: u64,
+        slot: u64,
+        device: u8,
+    ) -> Result<(), PoolError> {
         let (mut stay, mut unread) = (BTreeSet::new(), Ok(()));
         for _ in 0..COPIES_MAX {
             self.checkpoint_if_short().await?;
@@ -253,7 +260,7 @@ impl Pool {
             let to = self.take_elsewhere().await?;
             let pool = self.clone();
             // It comes to its end also when nobody waits for it any more: the extent is free only then.
-            let copying = Unabandoned::new(async move {
+            let copying = changing.to_end(async move {
                 let copied = pool.copy_extent(from, to.extent, mask).await;
                 (to, copied)
             });

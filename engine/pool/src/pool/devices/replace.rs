@@ -101,15 +101,19 @@ impl Pool {
         let device = check_device(0, device)?;
         self.check_room(&device, entry.extents)?;
         self.check_alignment(&device)?;
-        self.prepare_device(&device, overwrite).await?;
-        labels::wipe_superblocks(&device, area_blocks(entry.extents)).await?;
         let known = self.labels.borrow().get(usize::from(number)).cloned().flatten();
         let label = Label {
             device: random_uuid(),
             ..known.ok_or(PoolError::NoDevice { number })?
         };
-        labels::write_label(&device, &label).await?;
-        device.flush().await?;
+        let (pool, fresh, its_label) = (self.clone(), device.clone(), label.clone());
+        let preparing = async move {
+            pool.prepare_device(&fresh, overwrite).await?;
+            labels::wipe_superblocks(&fresh, area_blocks(entry.extents)).await?;
+            labels::write_label(&fresh, &its_label).await?;
+            Ok::<_, PoolError>(fresh.flush().await?)
+        };
+        changing.to_end(preparing).await?;
         let mirrored = 2 * EXTENT_BLOCKS as u64..(entry.extents - 2) * EXTENT_BLOCKS as u64;
         let successor = Successor {
             number,
@@ -141,10 +145,10 @@ impl Pool {
         let handing_over = async move {
             let handed_over = pool.hand_over(&before, &successor, label).await;
             replacing.end(handed_over.is_ok());
-            handed_over
+            handed_over?;
+            Ok::<_, PoolError>(pool.wipe_old_label(number, &before, entry.extents).await)
         };
-        changing.to_end(handing_over).await?;
-        let keeps_label = self.wipe_old_label(number, &old, entry.extents).await;
+        let keeps_label = changing.to_end(handing_over).await?;
         tracing::info!(pool = %self.name, device = number, "a device was replaced");
         Ok(Replaced { keeps_label })
     }
@@ -178,7 +182,7 @@ impl Pool {
             for head in busy {
                 holds.push(head.hold().await);
             }
-            let no_checkpoint = self.hold_checkpoints().await;
+            let no_checkpoint = self.hold_checkpoints().await?;
             self.journal.commit().await?;
             self.check_open()?;
             // Volumes that were opened meanwhile may have begun to write.
