@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-pub use handshakes::handshakes;
+pub use handshakes::{HANDSHAKES_MAX, handshakes};
 use loaded::{Files, Loaded};
 
 /// How often is looked for new files.
