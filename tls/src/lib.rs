@@ -3,7 +3,8 @@
 //! Invariants:
 //!
 //! - What is in use was whole when it was read: the key is that of the certificate, and both can be used.
-//!   Files that are not so change nothing, which is told once.
+//!   Files that are not so, and a certificate that has expired or is not good yet, change nothing, which is
+//!   told once.
 //! - New files are taken up within [`LOOK_INTERVAL`], by servers and clients alike. Connections that there
 //!   are go on; those that are made from then on are made with what is new.
 
@@ -16,7 +17,7 @@ mod loaded;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -109,7 +110,7 @@ impl Certificates {
         check: impl Fn(&[u8]) -> Result<(), String> + Send + Sync + 'static,
     ) -> Result<Self, TlsError> {
         let check: Check = Box::new(check);
-        let loaded = Loaded::new(Files::read(directory)?, directory, &check)?;
+        let loaded = Loaded::new(Files::read(directory)?, directory, &check, None)?;
         let shared = Arc::new(Shared {
             directory: directory.to_owned(),
             check,
@@ -120,7 +121,7 @@ impl Certificates {
         Ok(Self(shared))
     }
 
-    /// Looks for new files now.
+    /// Looks for new files now. A certificate that is not good yet is used once it is.
     pub fn look(&self) {
         let Shared { directory, check, .. } = &*self.0;
         // A file that is not there is one that is about to be written, as far as one can know.
@@ -130,7 +131,7 @@ impl Certificates {
             if files == self.0.loaded.borrow().files {
                 return Ok(None);
             }
-            let loaded = Loaded::new(files.clone(), directory, check);
+            let loaded = Loaded::new(files.clone(), directory, check, Some(unix_seconds()));
             loaded.map(Some).map_err(|error| (files, error))
         });
         // Nothing that is done with the lock held can leave it half done.
@@ -192,4 +193,9 @@ async fn look_again(shared: Weak<Shared>) {
         let Some(shared) = shared.upgrade() else { return };
         Certificates(shared).look();
     }
+}
+
+fn unix_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }

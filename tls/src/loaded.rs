@@ -49,11 +49,13 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// Of files of a directory, if they fit each other.
+    /// Of files of a directory, if they fit each other; with a time, in seconds since 1970 in UTC, only if
+    /// the own certificate is good then.
     pub(crate) fn new(
         files: Files,
         directory: &Path,
         check: &dyn Fn(&[u8]) -> Result<(), String>,
+        now_unix_s: Option<i64>,
     ) -> Result<Self, TlsError> {
         let unusable = |name: &str, reason: String| TlsError::Unusable {
             path: directory.join(name),
@@ -64,23 +66,32 @@ impl Loaded {
         let of_key = |reason| unusable(KEY, reason);
         let authorities = certificates(&files.authority).map_err(of_authority)?;
         let chain = certificates(&files.own).map_err(of_own)?;
+        let own = chain.first().map(validity).transpose().map_err(of_own)?;
+        let (begins_unix_s, own_unix_s) = own.unwrap_or_default();
         let ends = Ends {
-            own_unix_s: last_end(chain.get(..1).unwrap_or_default()).map_err(of_own)?,
+            own_unix_s,
             authority_unix_s: last_end(&authorities).map_err(of_authority)?,
         };
-        check(&files.own).map_err(of_own)?;
         let key = PrivateKeyDer::from_pem_slice(&files.key).map_err(|error| of_key(error.to_string()))?;
         let server = |is_optional| server(&authorities, &chain, key.clone_key(), is_optional);
         let client = ClientTlsConfig::new()
             .identity(Identity::from_pem(&files.own, &files.key))
             .ca_certificate(Certificate::from_pem(&files.authority));
-        Ok(Self {
+        let loaded = Self {
             server_required: server(false).map_err(of_key)?,
             server_optional: server(true).map_err(of_key)?,
             client,
             ends,
             files,
-        })
+        };
+        match now_unix_s {
+            Some(now) if ends.own_unix_s <= now => return Err(of_own("it has expired".to_owned())),
+            Some(now) if begins_unix_s > now => return Err(of_own("it is not good yet".to_owned())),
+            _ => {}
+        }
+        // Last, as it may tell of what is used.
+        check(&loaded.files.own).map_err(of_own)?;
+        Ok(loaded)
     }
 }
 
@@ -120,14 +131,16 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     }
 }
 
-fn end(certificate: &CertificateDer<'_>) -> Result<i64, String> {
+/// From when until when it is good.
+fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), String> {
     let (_, certificate) = X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
-    Ok(certificate.validity().not_after.timestamp())
+    let validity = certificate.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
 }
 
 /// While an authority is replaced by another one both are trusted.
 fn last_end(certificates: &[CertificateDer<'static>]) -> Result<i64, String> {
     certificates
         .iter()
-        .try_fold(0, |last, certificate| Ok(end(certificate)?.max(last)))
+        .try_fold(0, |last, certificate| Ok(validity(certificate)?.1.max(last)))
 }

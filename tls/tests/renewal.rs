@@ -40,9 +40,18 @@ impl Authority {
     }
 
     fn issue(&self, name: &str, seconds: u64) -> Issued {
+        let now = OffsetDateTime::from(SystemTime::now());
+        self.issue_for(
+            name,
+            now - Duration::from_secs(60),
+            now + Duration::from_secs(seconds),
+        )
+    }
+
+    fn issue_for(&self, name: &str, from: OffsetDateTime, until: OffsetDateTime) -> Issued {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
         params.distinguished_name.push(DnType::CommonName, name);
-        params.not_after = OffsetDateTime::from(SystemTime::now() + Duration::from_secs(seconds));
+        (params.not_before, params.not_after) = (from, until);
         let key = KeyPair::generate().expect("a key");
         Issued {
             pem: params.signed_by(&key, &self.issuer).expect("a certificate").pem(),
@@ -201,4 +210,36 @@ async fn files_are_looked_for_by_themselves() {
         assert!(began.elapsed() < pollux_tls::LOOK_INTERVAL * 4, "nobody looks");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test]
+async fn what_is_not_good_now_does_not_take_the_place_of_what_is() {
+    let authority = Authority::new();
+    let directory = TempDir::new().expect("a directory");
+    put_all(directory.path(), &authority.pem, &authority.issue("n1", 1000));
+    let certificates = open(&directory);
+    let before = certificates.ends();
+    let now = OffsetDateTime::from(SystemTime::now());
+    let (day, moment) = (Duration::from_secs(86_400), Duration::from_secs(3));
+    for (from, until) in [(now - day * 2, now - day), (now + day, now + day * 2)] {
+        put_all(
+            directory.path(),
+            &authority.pem,
+            &authority.issue_for("n1", from, until),
+        );
+        certificates.look();
+        certificates.look();
+        assert_eq!(certificates.ends(), before, "from {from} until {until}");
+    }
+    // It is used once it is good.
+    put_all(
+        directory.path(),
+        &authority.pem,
+        &authority.issue_for("n1", now + moment, now + day),
+    );
+    certificates.look();
+    assert_eq!(certificates.ends(), before);
+    tokio::time::sleep(moment + Duration::from_secs(1)).await;
+    certificates.look();
+    assert_eq!(certificates.ends().own_unix_s, (now + day).unix_timestamp());
 }
