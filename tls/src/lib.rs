@@ -124,6 +124,9 @@ impl Certificates {
     /// Looks for new files now. A certificate that is not good yet is used once it is.
     pub fn look(&self) {
         let Shared { directory, check, .. } = &*self.0;
+        // Nothing that is done with the lock held can leave it half done. Who looks at the same time waits,
+        // so that what was read first is not used last.
+        let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
         // A file that is not there is one that is about to be written, as far as one can know.
         let files = Files::read(directory);
         let files = files.map_err(|error| (Files::default(), error));
@@ -134,8 +137,6 @@ impl Certificates {
             let loaded = Loaded::new(files.clone(), directory, check, Some(unix_seconds()));
             loaded.map(Some).map_err(|error| (files, error))
         });
-        // Nothing that is done with the lock held can leave it half done.
-        let mut refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
         match found {
             Ok(loaded) => {
                 *refused = None;
@@ -191,7 +192,11 @@ async fn look_again(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
-        Certificates(shared).look();
+        // Files may be on a disk that is slow to answer.
+        let looked = tokio::task::spawn_blocking(move || Certificates(shared).look());
+        if let Err(error) = looked.await {
+            tracing::warn!(%error, "cannot look for new certificates");
+        }
     }
 }
 

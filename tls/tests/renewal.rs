@@ -243,3 +243,34 @@ async fn what_is_not_good_now_does_not_take_the_place_of_what_is() {
     certificates.look();
     assert_eq!(certificates.ends().own_unix_s, (now + day).unix_timestamp());
 }
+
+#[tokio::test]
+async fn files_that_are_slow_to_be_read_hold_up_nobody() {
+    let authority = Authority::new();
+    let directory = TempDir::new().expect("a directory");
+    put_all(directory.path(), &authority.pem, &authority.issue("n1", 1000));
+    let _certificates = open(&directory);
+    // Nobody can open it before somebody writes to it.
+    let slow = directory.path().join("own.pem");
+    std::fs::remove_file(&slow).expect("it was there");
+    let made = std::process::Command::new("mkfifo").arg(&slow).status();
+    assert!(made.expect("it runs").success());
+    let writer = std::thread::spawn(move || {
+        std::thread::sleep(pollux_tls::LOOK_INTERVAL + Duration::from_secs(3));
+        // It waits for who reads.
+        drop(std::fs::OpenOptions::new().write(true).open(&slow));
+        std::fs::remove_file(&slow).expect("it was there");
+    });
+    let began = std::time::Instant::now();
+    let (mut last, mut longest) = (began, Duration::ZERO);
+    while began.elapsed() < pollux_tls::LOOK_INTERVAL + Duration::from_secs(4) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        longest = longest.max(last.elapsed());
+        last = std::time::Instant::now();
+    }
+    assert!(
+        longest < Duration::from_secs(1),
+        "nothing was done for {longest:?}"
+    );
+    writer.join().expect("it wrote");
+}
