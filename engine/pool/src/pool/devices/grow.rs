@@ -37,8 +37,8 @@ fn end_areas(extents: u64) -> [u64; 2] {
 }
 
 impl Pool {
-    /// Uses all of devices that have become larger; those that have. Volumes go on meanwhile. That is done also
-    /// when nobody waits for it any more.
+    /// Uses all of devices that have become larger; those that have. Volumes go on meanwhile. That is done
+    /// also when nobody waits for it any more.
     ///
     /// # Errors
     ///
