@@ -183,8 +183,7 @@ impl Connection {
 
     /// Whether it tells of nothing stored in blocks of the volume. Without an answer in time it is not so.
     pub(super) async fn is_hole(&self, block: u64, blocks: u64, wait_max: Duration) -> bool {
-        let asked = tells_hole(&*self.session, self.first_block + block, blocks);
-        timeout(wait_max, asked).await.unwrap_or(false)
+        tells_hole(&*self.session, self.first_block + block, blocks, wait_max).await
     }
 
     pub(super) fn confirmed_at(&self) -> Instant {

@@ -72,8 +72,7 @@ impl Source {
 
     /// Whether it is told to hold nothing there. Without an answer in time it is not so.
     pub(super) async fn is_hole(&self, block: u64, blocks: u64) -> bool {
-        let asked = tells_hole(&*self.device, self.first_block + block, blocks);
-        timeout(self.wait_max, asked).await.unwrap_or(false)
+        tells_hole(&*self.device, self.first_block + block, blocks, self.wait_max).await
     }
 
     /// The blocks of the volume that it has: the volume may have grown since.

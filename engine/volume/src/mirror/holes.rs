@@ -5,8 +5,10 @@
 //! the first data: what is full costs one question more for each region.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use pollux_device::{BlockDevice, IoError, Request, ZeroOptions};
+use pollux_reactor::timeout;
 
 use super::Core;
 use super::resync::Interrupted;
@@ -106,11 +108,18 @@ pub(super) fn hole(block: u64, blocks: u64) -> Request {
     }
 }
 
-/// Whether a device tells that nothing is stored in blocks, so that they are zeros. Without an answer it is
-/// not so.
-pub(super) async fn tells_hole(device: &dyn BlockDevice, block: u64, blocks: u64) -> bool {
-    let runs = device.allocation(block, blocks, 1).await;
-    let first = runs.ok().and_then(|runs| runs.first().copied());
+/// Whether a device tells that nothing is stored in blocks, so that they are zeros. Without an answer in time
+/// it is not so.
+pub(super) async fn tells_hole(
+    device: &dyn BlockDevice,
+    block: u64,
+    blocks: u64,
+    wait_max: Duration,
+) -> bool {
+    let Ok(Ok(runs)) = timeout(wait_max, device.allocation(block, blocks, 1)).await else {
+        return false;
+    };
+    let first = runs.first();
     first.is_some_and(|run| !run.allocated && run.blocks >= blocks)
 }
 
