@@ -88,8 +88,7 @@ impl Pool {
             return Ok(());
         }
         let changing = self.change_devices().await?;
-        let pool = self.clone();
-        let allowing = async move {
+        let allowing = async move |pool: Rc<Self>| {
             for device in pool.devices() {
                 pool.change_label(device.number, |label| {
                     label.features.read_only_compatible |= THICK

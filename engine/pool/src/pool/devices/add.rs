@@ -36,10 +36,8 @@ impl Pool {
         overwrite: bool,
     ) -> Result<u8, PoolError> {
         let changing = self.change_devices().await?;
-        let pool = self.clone();
-        changing
-            .to_end(async move { pool.add(device, overwrite).await })
-            .await
+        let adding = async move |pool: Rc<Self>| pool.add(device, overwrite).await;
+        changing.to_end(adding).await
     }
 
     async fn add(self: &Rc<Self>, device: Rc<dyn BlockDevice>, overwrite: bool) -> Result<u8, PoolError> {

@@ -55,15 +55,12 @@ impl Pool {
         let entry = self.member(number)?;
         self.check_drainable(number)?;
         if entry.state == DeviceState::InUse {
-            let pool = self.clone();
-            let allowing = async move { pool.allow_moves().await };
-            changing.to_end(allowing).await?;
+            changing.to_end(async |pool| pool.allow_moves().await).await?;
             self.set_draining(number, true).await?;
         }
         // What leaves devices named that are not there, or the other way round, comes to its end also when
         // nobody waits for it any more.
-        let pool = self.clone();
-        let moving = async move { pool.move_journal(number).await };
+        let moving = async move |pool: Rc<Self>| pool.move_journal(number).await;
         changing.to_end(moving).await?;
         let mut progress = DrainProgress {
             total_bytes: self.used_extents(number) * EXTENT_BYTES,
@@ -94,8 +91,7 @@ impl Pool {
         if !empty {
             return Err(PoolError::Device(IoError::ResourceShortage));
         }
-        let pool = self.clone();
-        let leaving = async move {
+        let leaving = async move |pool: Rc<Self>| {
             pool.let_go(number).await?;
             pool.forbid_moves().await
         };
@@ -110,8 +106,7 @@ impl Pool {
     pub async fn cancel_drain(self: &Rc<Self>, number: u8) -> Result<(), PoolError> {
         let changing = self.change_devices().await?;
         self.member(number)?;
-        let pool = self.clone();
-        let calling_off = async move {
+        let calling_off = async move |pool: Rc<Self>| {
             pool.set_draining(number, false).await?;
             pool.forbid_moves().await
         };

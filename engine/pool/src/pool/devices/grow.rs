@@ -45,8 +45,7 @@ impl Pool {
     /// [`PoolError`]. With an error of a device what was not done yet is done by the next import.
     pub async fn grow(self: &Rc<Self>) -> Result<Vec<Grown>, PoolError> {
         let changing = self.change_devices().await?;
-        let pool = self.clone();
-        changing.to_end(async move { pool.use_more().await }).await
+        changing.to_end(async |pool| pool.use_more().await).await
     }
 
     async fn use_more(self: &Rc<Self>) -> Result<Vec<Grown>, PoolError> {

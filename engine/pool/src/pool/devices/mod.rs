@@ -62,12 +62,15 @@ pub(super) struct ChangingDevices(Rc<Changing>);
 struct Changing(Rc<Pool>);
 
 impl ChangingDevices {
-    /// A part of the change, which comes to its end also when nobody waits for it any more; no other change
-    /// begins before.
-    pub(super) fn to_end<T: 'static>(&self, part: impl Future<Output = T> + 'static) -> Unabandoned<T> {
+    /// A part of the change, done with the pool, which comes to its end also when nobody waits for it any
+    /// more; no other change begins before.
+    pub(super) fn to_end<T: 'static>(
+        &self,
+        part: impl AsyncFnOnce(Rc<Pool>) -> T + 'static,
+    ) -> Unabandoned<T> {
         let changing = self.0.clone();
         Unabandoned::new(async move {
-            let done = part.await;
+            let done = part(changing.0.clone()).await;
             drop(changing);
             done
         })

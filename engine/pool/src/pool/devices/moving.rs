@@ -258,9 +258,8 @@ impl Pool {
                 return unread;
             };
             let to = self.take_elsewhere().await?;
-            let pool = self.clone();
             // It comes to its end also when nobody waits for it any more: the extent is free only then.
-            let copying = changing.to_end(async move {
+            let copying = changing.to_end(async move |pool| {
                 let copied = pool.copy_extent(from, to.extent, mask).await;
                 (to, copied)
             });

@@ -106,8 +106,8 @@ impl Pool {
             device: random_uuid(),
             ..known.ok_or(PoolError::NoDevice { number })?
         };
-        let (pool, fresh, its_label) = (self.clone(), device.clone(), label.clone());
-        let preparing = async move {
+        let (fresh, its_label) = (device.clone(), label.clone());
+        let preparing = async move |pool: Rc<Self>| {
             pool.prepare_device(&fresh, overwrite).await?;
             labels::wipe_superblocks(&fresh, area_blocks(entry.extents)).await?;
             labels::write_label(&fresh, &its_label).await?;
@@ -130,7 +130,7 @@ impl Pool {
         self.copy_used(number, entry.extents, tell, async |blocks| {
             let _copying = successor.mirror.copy(blocks.clone()).await;
             let (old, new) = (old.clone(), successor.device.clone());
-            let copying = async move { Self::copy_blocks(number, &old, &new, blocks).await };
+            let copying = async move |_| Self::copy_blocks(number, &old, &new, blocks).await;
             changing.to_end(copying).await?;
             match successor.mirror.failed() {
                 Some(error) => Err(error.into()),
@@ -141,8 +141,8 @@ impl Pool {
         successor.device.flush().await?;
         // From here on it comes to its end, whether or not anybody waits for it: the checkpoint that names
         // the new device does too, and what is written after that has to go there.
-        let (pool, before) = (self.clone(), old.clone());
-        let handing_over = async move {
+        let before = old.clone();
+        let handing_over = async move |pool: Rc<Self>| {
             let handed_over = pool.hand_over(&before, &successor, label).await;
             replacing.end(handed_over.is_ok());
             handed_over?;
