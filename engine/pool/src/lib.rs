@@ -26,8 +26,8 @@ pub mod tree;
 mod volume;
 
 pub use pool::{
-    CheckProgress, CheckReport, CreateOptions, DeviceStatus, DrainProgress, Grown, ImportReport, LostBlock,
-    Misplaced, Pool, PoolCounters, PoolError, PoolOptions, ReplaceProgress, Replaced, ScrubOptions,
-    ScrubProgress, ScrubReport, Space, Usage, VolumeOptions,
+    CheckProgress, CheckReport, CreateOptions, DeviceStatus, DrainProgress, Drained, Grown, ImportReport,
+    LostBlock, Misplaced, Pool, PoolCounters, PoolError, PoolOptions, ReplaceProgress, Replaced,
+    ScrubOptions, ScrubProgress, ScrubReport, Space, Unreadable, Usage, VolumeOptions,
 };
 pub use volume::{BlockRange, RangePage, Volume};

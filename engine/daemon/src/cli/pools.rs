@@ -198,6 +198,10 @@ pub enum PoolCommand {
         /// The device is to stay after all.
         #[arg(long)]
         call_off: bool,
+        /// Give up blocks that cannot be read: they are errors to whoever reads them until they are written
+        /// or deallocated, and older programs cannot open the pool any more. Otherwise they keep the device.
+        #[arg(long, conflicts_with = "call_off")]
+        lose_unreadable: bool,
         /// Where the pool is.
         #[command(flatten)]
         place: Place,

@@ -11,11 +11,22 @@ use super::progress::Progress;
 use crate::cli::Output;
 use crate::cli::pools::PoolCommand;
 
-/// Does what is asked for; the pool as it is then, and how to print it. `None` for what changes no devices.
+/// A change of devices that has ended.
+pub(super) struct Changed {
+    /// The pool as it is then.
+    pub(super) pool: api::Pool,
+    /// How to print it.
+    pub(super) output: Output,
+    /// Blocks that were given up.
+    pub(super) lost_blocks: u64,
+}
+
+/// Does what is asked for. `None` for what changes no devices.
 pub(super) async fn change(
     command: &PoolCommand,
     mut client: PoolsClient<Channel>,
-) -> Result<Option<(api::Pool, Output)>, Status> {
+) -> Result<Option<Changed>, Status> {
+    let mut lost_blocks = 0;
     let (pool, output) = match command {
         PoolCommand::Grow { name, output, .. } => {
             let _progress = Progress::new("growing the pool");
@@ -41,6 +52,7 @@ pub(super) async fn change(
             name,
             number,
             call_off,
+            lose_unreadable,
             output,
             ..
         } => {
@@ -48,15 +60,20 @@ pub(super) async fn change(
                 name: name.clone(),
                 number: (*number).into(),
                 call_off: *call_off,
+                lose_unreadable: *lose_unreadable,
             };
             let answers = client.remove_pool_device(request).await?.into_inner();
-            followed(answers, "emptying the device").await?;
+            lost_blocks = followed(answers, "emptying the device").await?.lost_blocks;
             (get(&mut client, name).await?, *output)
         }
         _ => return Ok(None),
     };
     let pool = pool.ok_or_else(|| Status::unavailable("the answer has no pool"))?;
-    Ok(Some((pool, output)))
+    Ok(Some(Changed {
+        pool,
+        output,
+        lost_blocks,
+    }))
 }
 
 /// Has another device take the place of one.

@@ -206,9 +206,16 @@ async fn pool_command(
             return Ok(report.bad_block_count == 0 && report.lost_pages == 0);
         }
         PoolCommand::Grow { .. } | PoolCommand::Add { .. } | PoolCommand::Remove { .. } => {
-            let pool = devices::change(command, client).await.map_err(refused)?;
-            if let Some((pool, output)) = pool {
-                show(Some(pool), output, into, pool_lines)?;
+            let changed = devices::change(command, client).await.map_err(refused)?;
+            if let Some(changed) = changed {
+                show(Some(changed.pool), changed.output, into, pool_lines)?;
+                if changed.lost_blocks > 0 && changed.output == Output::Table {
+                    let blocks = changed.lost_blocks;
+                    writeln!(
+                        into,
+                        "{blocks} blocks of 4 KiB could not be read, and are lost: `pool scrub` lists them"
+                    )?;
+                }
             }
         }
         PoolCommand::Replace {

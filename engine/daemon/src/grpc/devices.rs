@@ -56,6 +56,7 @@ where
 pub(super) fn replaced(replaced: Replaced) -> api::PoolDeviceDone {
     api::PoolDeviceDone {
         keeps_label: replaced.keeps_label,
+        ..api::PoolDeviceDone::default()
     }
 }
 

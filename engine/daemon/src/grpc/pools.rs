@@ -8,13 +8,13 @@ use pollux_api::engine::v1::pools_server;
 use pollux_device::ByteSize;
 use pollux_pool::layout::superblock::DeviceState;
 use pollux_pool::layout::volume::VolumeKind;
-use pollux_pool::{DeviceStatus, Pool, ScrubOptions};
+use pollux_pool::{DeviceStatus, Pool, ScrubOptions, Unreadable};
 use tokio::task::JoinError;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{devices, fields, look, status};
-use crate::pools::{NewDevice, NewPool, OpenPool, Pools, PoolsError, WornOut};
+use crate::pools::{NewDevice, NewPool, OpenPool, Pools, PoolsError, Removal, WornOut};
 use crate::settings::PoolSettings;
 
 /// Bytes of a journal, at most: longer ones only make imports long.
@@ -301,10 +301,22 @@ impl pools_server::Pools for PoolsService {
         let name = fields::name("name", request.name)?;
         let number = fields::device_number("number", request.number)?;
         self.pools.get(&name).map_err(failed)?;
-        let (pools, call_off) = (self.pools.clone(), request.call_off);
+        let removal = match (request.call_off, request.lose_unreadable) {
+            (true, true) => {
+                let what = "lose_unreadable: a removal that is called off loses nothing; ask for one of both";
+                return Err(Status::invalid_argument(what));
+            }
+            (true, false) => Removal::CallOff,
+            (false, true) => Removal::Drain(Unreadable::Lose),
+            (false, false) => Removal::Drain(Unreadable::Stay),
+        };
+        let pools = self.pools.clone();
         let stream = devices::stream(move |waiting| async move {
-            pools.remove_device(&name, number, call_off, waiting).await?;
-            Ok(api::PoolDeviceDone::default())
+            let drained = pools.remove_device(&name, number, removal, waiting).await?;
+            Ok(api::PoolDeviceDone {
+                lost_blocks: drained.lost_blocks,
+                ..api::PoolDeviceDone::default()
+            })
         });
         Ok(Response::new(stream))
     }

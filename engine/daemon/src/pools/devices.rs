@@ -11,7 +11,7 @@ use std::sync::Arc;
 use futures_channel::{mpsc, oneshot};
 use futures_util::future::{Either, select};
 use pollux_device::{Device, DeviceUri, IoError};
-use pollux_pool::{Pool, PoolError, ReplaceProgress, Replaced};
+use pollux_pool::{Drained, Pool, PoolError, ReplaceProgress, Replaced, Unreadable};
 use uuid::Uuid;
 
 use super::{OpenPool, Pools, PoolsError, Refusal, attach, inspect, parse};
@@ -23,6 +23,15 @@ pub(crate) struct HowFar {
     pub(crate) done_bytes: u64,
     /// Bytes that there were when it began.
     pub(crate) total_bytes: u64,
+}
+
+/// What is to become of a device.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Removal {
+    /// It gives what it has to the others, and leaves.
+    Drain(Unreadable),
+    /// It stays after all.
+    CallOff,
 }
 
 /// Who waits for a change: is told how far it is, and ends it by going away.
@@ -126,16 +135,19 @@ impl Pools {
         &self,
         name: &str,
         number: u8,
-        call_off: bool,
+        removal: Removal,
         waiting: Waiting,
-    ) -> Result<(), PoolsError> {
+    ) -> Result<Drained, PoolsError> {
         // Which may be this one.
         self.drains.end(name).await;
-        if !call_off {
-            return self.drain(name, number, waiting).await;
+        match removal {
+            Removal::Drain(unreadable) => self.drain(name, number, unreadable, waiting).await,
+            Removal::CallOff => {
+                let cancel = move |pool: Rc<Pool>| async move { pool.cancel_drain(number).await };
+                self.with(name, cancel).await?;
+                Ok(Drained::default())
+            }
         }
-        let cancel = move |pool: Rc<Pool>| async move { pool.cancel_drain(number).await };
-        self.with(name, cancel).await
     }
 
     /// Has a device give what it has to the others, and leave.
@@ -143,7 +155,13 @@ impl Pools {
     /// # Errors
     ///
     /// [`PoolsError`].
-    pub(super) async fn drain(&self, name: &str, number: u8, waiting: Waiting) -> Result<(), PoolsError> {
+    pub(super) async fn drain(
+        &self,
+        name: &str,
+        number: u8,
+        unreadable: Unreadable,
+        waiting: Waiting,
+    ) -> Result<Drained, PoolsError> {
         let removed = self.with(name, move |pool: Rc<Pool>| async move {
             let Waiting { mut tell, unwanted } = waiting;
             let mut told = |progress: pollux_pool::DrainProgress| {
@@ -152,7 +170,7 @@ impl Pools {
                     total_bytes: progress.total_bytes,
                 });
             };
-            let draining = pin!(pool.drain_device(number, &mut told));
+            let draining = pin!(pool.drain_device(number, unreadable, &mut told));
             unless_unwanted(draining, unwanted).await
         });
         let removed = removed.await;

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_channel::{mpsc, oneshot};
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
-use pollux_pool::PoolError;
 use pollux_pool::layout::superblock::DeviceState;
+use pollux_pool::{PoolError, Unreadable};
 use tokio::task::JoinHandle;
 
 use super::{OpenPool, Pools, PoolsError, Waiting};
@@ -82,7 +82,7 @@ impl Pools {
                 tell,
                 unwanted: until,
             };
-            let draining = pin!(self.drain(name, number, waiting));
+            let draining = pin!(self.drain(name, number, Unreadable::Stay, waiting));
             let drained = match select(draining, unwanted.clone()).await {
                 Either::Left((drained, _)) => drained,
                 Either::Right((_, draining)) => {
@@ -92,7 +92,7 @@ impl Pools {
             };
             match drained {
                 // The pool tells that it has left.
-                Ok(()) => {}
+                Ok(_) => {}
                 // It is not wanted any more, or not here.
                 Err(PoolsError::Pool { source, .. }) if *source == PoolError::Closed => return,
                 Err(PoolsError::NotOpen { .. }) => return,

@@ -32,7 +32,7 @@ use crate::patience::{while_in_use, while_users_leave};
 use crate::settings::PoolSettings;
 use crate::telemetry::{Meters, Role};
 pub use devices::NewDevice;
-pub(crate) use devices::{HowFar, Waiting};
+pub(crate) use devices::{HowFar, Removal, Waiting};
 pub use error::PoolsError;
 pub(crate) use error::is_in_use;
 use memory::Remembered;

@@ -304,6 +304,67 @@ fn a_device_goes_on_leaving_when_the_pool_is_opened_again() {
     assert!(checked.contains("is sound"), "{checked}");
 }
 
+#[test]
+fn what_cannot_be_read_is_given_up_when_that_is_said() {
+    let files = [PoolFile::new(POOL_BYTES), PoolFile::new(POOL_BYTES)];
+    let [first, second] = files.each_ref().map(PoolFile::uri);
+    let both = format!("{first},{second}");
+    succeeded(&run(&["pool", "create", "tank", &first, &second]));
+    succeeded(&run(&["volume", "create", "tank/db", "64MiB", "--pool", &both]));
+    let serve = |devices: &str| {
+        let mut engine = EngineProcess::start(&["--pool", devices, "pool://tank/db"]);
+        let host = Host::connect(engine.listener(), IMPATIENT).expect("it connects");
+        (engine, host)
+    };
+    let (engine, host) = serve(&both);
+    write_all(&host, 7);
+    drop(host);
+    engine.stop();
+    // Nothing of it can be read but for labels and journal.
+    let broken = format!(
+        "faulty:///uring://{}?inner.block=4096&read.error=media-read;blocks=1056-65500,{second}",
+        files[0].path().display()
+    );
+    let remove = ["pool", "remove", "tank", "0", "--pool", &broken];
+    let errors = refused(&run(&remove));
+    assert!(errors.contains("--lose-unreadable"), "{errors}");
+    let both_asked = run(&[&remove[..], &["--call-off", "--lose-unreadable"]].concat());
+    assert_eq!(both_asked.status.code(), Some(2));
+    let told = succeeded(&run(&[&remove[..], &["--lose-unreadable"]].concat()));
+    assert!(told.contains("could not be read, and are lost"), "{told}");
+
+    let (engine, host) = serve(&second);
+    let read_each = || {
+        host.run(|device| async move {
+            let mut found = Vec::new();
+            for block in 0..BLOCKS {
+                found.push(read(&device, block).await);
+            }
+            found
+        })
+    };
+    let found = read_each();
+    let lost = found.iter().filter(|found| found.is_err()).count();
+    for found in found {
+        assert!(matches!(found, Ok(7) | Err(IoError::MediaRead)), "{found:?}");
+    }
+    assert!((1..BLOCKS as usize).contains(&lost), "{lost}");
+    assert!(
+        told.contains(&format!("{lost} blocks of 4 KiB")),
+        "{lost}, and {told}"
+    );
+    write_all(&host, 8);
+    assert!(read_each().into_iter().all(|found| found == Ok(8)));
+    let report = json(&succeeded(
+        &engine.command("pool", &["scrub", "tank", "-o", "json"]),
+    ));
+    assert_eq!(report["bad_block_count"], 0, "{report}");
+    drop(host);
+    engine.stop();
+    let checked = succeeded(&run(&["pool", "check", "tank", "--pool", &second]));
+    assert!(checked.contains("is sound"), "{checked}");
+}
+
 async fn read_one(device: &Rc<dyn BlockDevice>, block: u64) -> u64 {
     read(device, block).await.expect("it reads")
 }

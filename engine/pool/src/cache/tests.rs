@@ -30,6 +30,7 @@ fn slot(number: u64) -> Slot {
         extent: ExtentId::new(0, 100 + number % 1000),
         mask: 1,
         birth: number + 1,
+        lost: 0,
     });
     slot
 }

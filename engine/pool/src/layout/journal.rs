@@ -27,8 +27,10 @@
 //! | 5 | snapshot: the volume u64, and the 256 bytes of the entry of its new snapshot, without root |
 //! | 6 | checksum: volume u64, slot u64, block of the slot u8, its checksum u32 |
 //! | 7 | move: volume u64, slot u64, an extent u64, the one that its data was copied to u64 |
+//! | 8 | move with losses: the same, and the blocks that could not be copied, u16 and not 0 |
 //!
-//! Moves are there only if the labels say so: [`MOVES`](super::label::MOVES).
+//! Moves are there only if the labels say so: [`MOVES`](super::label::MOVES), and with losses
+//! [`LOST`](super::label::LOST).
 //!
 //! An intent ends with the checkpoint that does not write it again. A volume or snapshot that is gone was in
 //! the state kept or being deleted before, and is gone in a checkpoint: its space comes back with it.
@@ -101,6 +103,8 @@ pub enum Record {
         from: ExtentId,
         /// The one that has its data now.
         to: ExtentId,
+        /// Blocks of it that are lost from now on.
+        lost: u16,
     },
     /// A snapshot was made.
     Snapshot {
@@ -146,11 +150,15 @@ impl Record {
                 index,
                 from,
                 to,
+                lost,
             } => {
                 put_u64(into, 1, *volume);
                 put_u64(into, 9, *index);
                 put_u64(into, 17, from.raw());
                 put_u64(into, 25, to.raw());
+                if *lost != 0 {
+                    put_u16(into, 33, *lost);
+                }
             }
             Self::Volume(entry) => put(into, 1, &entry.encode()),
             Self::Snapshot { volume, entry } => {
@@ -169,7 +177,8 @@ impl Record {
             Self::Volume(_) => 4,
             Self::Snapshot { .. } => 5,
             Self::Checksum { .. } => 6,
-            Self::Move { .. } => 7,
+            Self::Move { lost: 0, .. } => 7,
+            Self::Move { .. } => 8,
         }
     }
 
@@ -224,16 +233,21 @@ impl Record {
                     checksum: u32_at(bytes, 18),
                 }
             }
-            7 => {
+            7 | 8 => {
                 let extents = [17, 25].map(|at| ExtentId::from_raw(u64_at(bytes, at)));
                 let [Some(from), Some(to)] = extents else {
                     return Err(wrong("extent of a move"));
                 };
+                let lost = if kind == 8 { u16_at(bytes, 33) } else { 0 };
+                if kind == 8 && lost == 0 {
+                    return Err(wrong("lost blocks of a move"));
+                }
                 Self::Move {
                     volume,
                     index: second,
                     from,
                     to,
+                    lost,
                 }
             }
             _ => return Err(wrong("kind of a record")),
@@ -251,6 +265,7 @@ fn record_bytes(kind: u8) -> Option<usize> {
         5 => Some(9 + VolumeEntry::BYTES),
         6 => Some(CHECKSUM_BYTES),
         7 => Some(33),
+        8 => Some(35),
         _ => None,
     }
 }

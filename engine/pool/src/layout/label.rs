@@ -42,11 +42,16 @@ pub const KNOWN_COMPATIBLE: u64 = 0;
 /// Read-only-compatible features that this program knows.
 pub const KNOWN_READ_ONLY_COMPATIBLE: u64 = THICK;
 /// Incompatible features that this program knows.
-pub const KNOWN_INCOMPATIBLE: u64 = MOVES;
+pub const KNOWN_INCOMPATIBLE: u64 = MOVES | LOST;
 
 /// Incompatible: the journal may have records of moved extents. Set before a device is drained for the first
 /// time.
 pub const MOVES: u64 = 1;
+
+/// Incompatible: slots may have blocks that are lost, and the journal records of moves that lost some. Who
+/// does not know of them would return what lies in their places. Set before the first one is given up, and
+/// kept.
+pub const LOST: u64 = 2;
 
 /// Read-only-compatible: there may be thick volumes. Who does not know of them would give away the space that
 /// is set aside for them, and leave their covered slots uncounted. Set before the first one is made.

@@ -3,10 +3,14 @@
 //! | byte | field |
 //! | --- | --- |
 //! | 0 | 16 checksums, u32 each: CRC-32C of each block; 0 where there is none |
-//! | 64 | 4 fragments of 16 bytes: extent in 48 bits, blocks that it holds in 16 bits, birth u64 |
+//! | 64 | 4 fragments of 16 bytes: extent in 48 bits, its blocks in 16; birth in 48 bits, lost ones in 16 |
 //!
 //! The place of a block in an extent is its place in the slot. Masks of fragments are disjoint and not
 //! empty; a block in no mask reads as zeros. Fragments that are not used are zeros, and come last.
+//!
+//! A lost block has a place in its extent, with nothing in it that may be returned: it is an error to whoever
+//! reads it, until it is written or deallocated. There are such blocks only if the labels say so:
+//! [`LOST`](super::label::LOST).
 
 use arrayvec::ArrayVec;
 
@@ -25,8 +29,20 @@ pub struct Fragment {
     pub extent: ExtentId,
     /// Which blocks of the slot it holds, a bit each.
     pub mask: u16,
-    /// The generation in which the extent was allocated.
+    /// The generation in which the extent was allocated, in 48 bits.
     pub birth: u64,
+    /// Which of the blocks in the mask are lost.
+    pub lost: u16,
+}
+
+/// Bits of a birth.
+const BIRTH_BITS: u32 = 48;
+
+impl Fragment {
+    /// Blocks that can be read.
+    pub fn readable(&self) -> u16 {
+        self.mask & !self.lost
+    }
 }
 
 /// What 64 KiB of a volume consist of.
@@ -47,6 +63,13 @@ impl Slot {
         self.fragments
             .iter()
             .fold(0, |mask, fragment| mask | fragment.mask)
+    }
+
+    /// Blocks that are lost.
+    pub fn lost(&self) -> u16 {
+        self.fragments
+            .iter()
+            .fold(0, |lost, fragment| lost | fragment.lost)
     }
 
     /// Whether all of it reads as zeros.
@@ -78,7 +101,11 @@ impl Slot {
                 64 + number * 16,
                 fragment.extent.raw() | u64::from(fragment.mask) << ExtentId::BITS,
             );
-            put_u64(&mut bytes, 72 + number * 16, fragment.birth);
+            put_u64(
+                &mut bytes,
+                72 + number * 16,
+                fragment.birth | u64::from(fragment.lost) << BIRTH_BITS,
+            );
         }
         bytes
     }
@@ -87,7 +114,8 @@ impl Slot {
     ///
     /// # Errors
     ///
-    /// [`LayoutError::Field`] when masks overlap, a fragment is empty, or an unused one is not zeros.
+    /// [`LayoutError::Field`] when masks overlap, a fragment is empty, an unused one is not zeros, or a block
+    /// is lost that is not there.
     pub fn decode(bytes: &[u8]) -> Result<Self, LayoutError> {
         let wrong = |field| {
             Err(LayoutError::Field {
@@ -98,11 +126,12 @@ impl Slot {
         let mut slot = Self::default();
         let mut held = 0;
         for number in 0..FRAGMENTS_MAX {
-            let (place, birth) = (u64_at(bytes, 64 + number * 16), u64_at(bytes, 72 + number * 16));
-            if place == 0 && birth == 0 {
+            let (place, rest) = (u64_at(bytes, 64 + number * 16), u64_at(bytes, 72 + number * 16));
+            if place == 0 && rest == 0 {
                 continue;
             }
             let mask = (place >> ExtentId::BITS) as u16;
+            let (birth, lost) = birth_and_lost(rest);
             let Some(extent) = ExtentId::from_raw(place & ((1 << ExtentId::BITS) - 1)) else {
                 return wrong("extent of a fragment");
             };
@@ -112,8 +141,16 @@ impl Slot {
             if slot.fragment_with(extent).is_some() {
                 return wrong("extent of a fragment");
             }
+            if lost & !mask != 0 {
+                return wrong("lost blocks of a fragment");
+            }
             held |= mask;
-            slot.fragments.push(Fragment { extent, mask, birth });
+            slot.fragments.push(Fragment {
+                extent,
+                mask,
+                birth,
+                lost,
+            });
         }
         for (block, checksum) in slot.checksums.iter_mut().enumerate() {
             *checksum = u32_at(bytes, block * 4);
@@ -123,6 +160,10 @@ impl Slot {
         }
         Ok(slot)
     }
+}
+
+fn birth_and_lost(raw: u64) -> (u64, u16) {
+    (raw & ((1 << BIRTH_BITS) - 1), (raw >> BIRTH_BITS) as u16)
 }
 
 /// The bytes of a slot that was decoded once, and so is valid, looked at without decoding it again.
@@ -135,25 +176,31 @@ impl<'a> SlotView<'a> {
         bytes.try_into().ok().map(Self)
     }
 
-    fn fragments(&self) -> impl Iterator<Item = (ExtentId, u16, u64)> {
+    fn fragments(&self) -> impl Iterator<Item = Fragment> {
         (0..FRAGMENTS_MAX).map_while(|number| {
             let place = u64_at(self.0, 64 + number * 16);
             let extent = ExtentId::from_raw(place & ((1 << ExtentId::BITS) - 1))?;
             let mask = (place >> ExtentId::BITS) as u16;
-            Some((extent, mask, u64_at(self.0, 72 + number * 16)))
+            let (birth, lost) = birth_and_lost(u64_at(self.0, 72 + number * 16));
+            Some(Fragment {
+                extent,
+                mask,
+                birth,
+                lost,
+            })
         })
     }
 
     /// Blocks that are somewhere.
     pub(crate) fn mask(&self) -> u16 {
-        self.fragments().fold(0, |all, (_, mask, _)| all | mask)
+        self.fragments().fold(0, |all, fragment| all | fragment.mask)
     }
 
-    /// The fragment that holds all of some blocks, and its birth.
+    /// The fragment that holds all of some blocks, and its birth; `None` if one of them is lost.
     pub(crate) fn fragment_with_all(&self, wanted: u16) -> Option<(ExtentId, u64)> {
         let mut fragments = self.fragments();
-        let found = fragments.find(|(_, mask, _)| mask & wanted == wanted);
-        found.map(|(extent, _, birth)| (extent, birth))
+        let found = fragments.find(|fragment| fragment.readable() & wanted == wanted);
+        found.map(|fragment| (fragment.extent, fragment.birth))
     }
 
     /// The first extent that is own, born after a generation, if no fragment has any of some blocks: they
@@ -163,8 +210,8 @@ impl<'a> SlotView<'a> {
             return None;
         }
         let mut fragments = self.fragments();
-        let found = fragments.find(|(_, _, birth)| *birth > parent_generation);
-        found.map(|(extent, ..)| extent)
+        let found = fragments.find(|fragment| fragment.birth > parent_generation);
+        found.map(|fragment| fragment.extent)
     }
 
     /// The checksum of a block.

@@ -122,14 +122,23 @@ fn slot() -> Slot {
         extent: ExtentId::new(1, 0x1234),
         mask: 0x0003,
         birth: 8,
+        lost: 0,
     });
     slot.fragments.push(Fragment {
         extent: ExtentId::new(0, 99),
         mask: 0x8000,
         birth: 9,
+        lost: 0,
     });
     slot.checksums[0] = 0xdead_beef;
     slot.checksums[15] = 0x0bad_cafe;
+    slot
+}
+
+fn slot_with_losses() -> Slot {
+    let mut slot = slot();
+    slot.fragments[0].lost = 2;
+    slot.fragments[1].lost = 0x8000;
     slot
 }
 
@@ -183,6 +192,7 @@ fn records() -> Vec<Record> {
             index: 9,
             from: ExtentId::new(1, 70),
             to: ExtentId::new(2, 1 << 39),
+            lost: 0,
         },
         Record::Volume(rootless.clone()),
         Record::Snapshot {
@@ -202,11 +212,33 @@ fn journal_header() -> JournalHeader {
     }
 }
 
+/// Those of a pool whose labels say that blocks may be lost.
+fn records_with_losses() -> Vec<Record> {
+    vec![
+        Record::Move {
+            volume: 3,
+            index: 9,
+            from: ExtentId::new(1, 71),
+            to: ExtentId::new(2, 5),
+            lost: 0x8001,
+        },
+        Record::Slot {
+            volume: 1,
+            index: 61,
+            slot: slot_with_losses(),
+        },
+    ]
+}
+
 fn journal_block() -> Block {
+    journal_block_of(&records())
+}
+
+fn journal_block_of(records: &[Record]) -> Block {
     let mut block = JournalBlock::new();
     assert!(block.is_empty());
-    for record in records() {
-        assert!(block.push(&record));
+    for record in records {
+        assert!(block.push(record));
     }
     *block.seal(&journal_header())
 }
@@ -259,11 +291,17 @@ fn assert_flips_are_found(block: &Block, is_refused: impl Fn(&Block) -> bool) {
 fn what_is_encoded_is_decoded() {
     assert_eq!(Label::decode(&label().encode().unwrap()), Ok(label()));
     assert_eq!(Superblock::decode(&superblock().encode()), Ok(superblock()));
-    assert_eq!(Slot::decode(&slot().encode()), Ok(slot()));
+    for slot in [slot(), slot_with_losses()] {
+        assert_eq!(Slot::decode(&slot.encode()), Ok(slot));
+    }
     assert_eq!(VolumeEntry::decode(&entry().encode()), Ok(Some(entry())));
     assert_eq!(
         JournalBlock::decode(&journal_block()),
         Ok((journal_header(), records()))
+    );
+    assert_eq!(
+        JournalBlock::decode(&journal_block_of(&records_with_losses())),
+        Ok((journal_header(), records_with_losses()))
     );
     for (kind, level) in PAGES {
         let page = page(kind, level);
@@ -374,6 +412,10 @@ fn the_bytes_of_format_1_do_not_change() {
     let slot = slot().encode();
     assert_eq!(&slot[64..80], b"\x34\x12\0\0\0\x01\x03\0\x08\0\0\0\0\0\0\0");
     assert_eq!(&slot[..4], b"\xef\xbe\xad\xde");
+    let lossy = journal_block_of(&records_with_losses());
+    assert_eq!(&lossy[97..99], b"\x01\x80");
+    let slot = slot_with_losses().encode();
+    assert_eq!(&slot[64..80], b"\x34\x12\0\0\0\x01\x03\0\x08\0\0\0\0\0\x02\0");
 }
 
 #[test]
@@ -465,6 +507,11 @@ fn wrong_fields_under_a_right_checksum_are_refused() {
         JournalBlock::decode(&records),
         Err(wrong("journal block", "kind of a record"))
     );
+    let none_lost = resealed(journal_block_of(&records_with_losses()), 97, &[0, 0]);
+    assert_eq!(
+        JournalBlock::decode(&none_lost),
+        Err(wrong("journal block", "lost blocks of a move"))
+    );
     let long = resealed(journal_block(), 12, &[0xff, 0xff]);
     assert!(JournalBlock::decode(&long).is_err());
     let mut overlapping = slot();
@@ -472,6 +519,12 @@ fn wrong_fields_under_a_right_checksum_are_refused() {
     assert_eq!(
         Slot::decode(&overlapping.encode()),
         Err(wrong("slot", "blocks of a fragment"))
+    );
+    let mut nowhere = slot();
+    nowhere.fragments[0].lost = 4;
+    assert_eq!(
+        Slot::decode(&nowhere.encode()),
+        Err(wrong("slot", "lost blocks of a fragment"))
     );
     let mut stray = slot();
     stray.checksums[7] = 1;

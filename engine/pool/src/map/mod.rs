@@ -10,7 +10,8 @@
 //!
 //! Blocks in `in_place` are overwritten: they need the intent of their region. Blocks in `fill` go to
 //! places of own extents that the slot does not use: they need nothing, but the caller must see to it that
-//! the record that emptied such a place is durable.
+//! the record that emptied such a place is durable. The place of a lost block is one of these: what the slot
+//! says of it is an error, whatever lies there.
 
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,8 @@ pub struct WritePlan {
     /// Blocks that have to be read and written to the fresh extent too, since there is no room for a fifth
     /// fragment.
     pub copy: ArrayVec<Target, FRAGMENTS_MAX>,
+    /// Blocks that would have to be copied, and are lost.
+    pub lost: u16,
 }
 
 /// A slot after a change.
@@ -72,7 +75,7 @@ pub fn plan_write(slot: &Slot, mask: u16, parent_generation: u64) -> WritePlan {
     let own = |fragment: &&Fragment| fragment.birth > parent_generation;
     let mut rest = mask;
     for fragment in slot.fragments.iter().filter(own) {
-        let hit = fragment.mask & mask;
+        let hit = fragment.readable() & mask;
         if hit != 0 {
             plan.in_place.push(Target {
                 extent: fragment.extent,
@@ -100,17 +103,24 @@ pub fn plan_write(slot: &Slot, mask: u16, parent_generation: u64) -> WritePlan {
         .iter()
         .filter(|fragment| fragment.mask & !rest != 0);
     if left.clone().count() == FRAGMENTS_MAX {
+        plan.lost = slot.lost() & !rest;
         plan.copy = left
             .map(|fragment| Target {
                 extent: fragment.extent,
-                mask: fragment.mask & !rest,
+                mask: fragment.readable() & !rest,
             })
+            .filter(|target| target.mask != 0)
             .collect();
     }
     plan
 }
 
 impl WritePlan {
+    /// Whether blocks move that are not written, which must not be written by others meanwhile.
+    pub fn moves_others(&self) -> bool {
+        !self.copy.is_empty() || self.lost != 0
+    }
+
     /// Whether a fresh extent is needed.
     pub fn needs_extent(&self) -> bool {
         self.fresh != 0
@@ -141,13 +151,17 @@ impl WritePlan {
         };
         for target in &self.in_place {
             let fragment = slot.fragment_with(target.extent).ok_or(PlanMismatch)?;
-            if fragment.mask & target.mask != target.mask {
+            if fragment.readable() & target.mask != target.mask {
                 return Err(PlanMismatch);
             }
         }
-        let copied = self.copy.iter().fold(0, |mask, target| mask | target.mask);
+        let copied = self
+            .copy
+            .iter()
+            .fold(self.lost, |mask, target| mask | target.mask);
         let moved = self.fresh | copied | self.fill.map_or(0, |target| target.mask);
-        change.remove(moved, parent_generation);
+        let filled = self.fill.map(|target| target.extent);
+        change.remove(moved, parent_generation, filled);
         if let Some(target) = self.fill {
             let found = change
                 .slot
@@ -162,6 +176,7 @@ impl WritePlan {
                 extent,
                 mask: self.fresh | copied,
                 birth,
+                lost: self.lost,
             };
             let known = change
                 .slot
@@ -170,7 +185,10 @@ impl WritePlan {
                 .find(|known| known.extent == extent);
             match known {
                 // Another write to holes of the slot took it first.
-                Some(known) => known.mask |= fragment.mask,
+                Some(known) => {
+                    known.mask |= fragment.mask;
+                    known.lost |= fragment.lost;
+                }
                 None => change
                     .slot
                     .fragments
@@ -196,7 +214,7 @@ pub fn deallocate(slot: &Slot, mask: u16, parent_generation: u64) -> Change {
         slot: slot.clone(),
         ..Change::default()
     };
-    change.remove(mask, parent_generation);
+    change.remove(mask, parent_generation, None);
     change
 }
 
@@ -212,15 +230,20 @@ pub fn freed_between(old: &Slot, new: &Slot, parent_generation: u64) -> impl Ite
 }
 
 impl Change {
-    /// Takes blocks out of the slot, and out of it the fragments that are left with none.
-    fn remove(&mut self, mask: u16, parent_generation: u64) {
+    /// Takes blocks out of the slot, and out of it the fragments that are left with none; not the one with an
+    /// extent that is kept, which gets some.
+    fn remove(&mut self, mask: u16, parent_generation: u64, kept: Option<ExtentId>) {
         for fragment in &mut self.slot.fragments {
             fragment.mask &= !mask;
-            if fragment.mask == 0 && fragment.birth > parent_generation {
+            fragment.lost &= !mask;
+        }
+        self.slot.fragments.retain(|fragment| {
+            let stays = fragment.mask != 0 || Some(fragment.extent) == kept;
+            if !stays && fragment.birth > parent_generation {
                 self.freed.push(fragment.extent);
             }
-        }
-        self.slot.fragments.retain(|fragment| fragment.mask != 0);
+            stays
+        });
         for (block, checksum) in self.slot.checksums.iter_mut().enumerate() {
             if mask >> block & 1 == 1 {
                 *checksum = 0;

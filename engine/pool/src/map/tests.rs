@@ -8,6 +8,12 @@ use super::*;
 
 type Blocks = [u32; EXTENT_BLOCKS];
 
+/// In place of the value of a block that is lost.
+const GONE: u32 = u32::MAX;
+
+/// What lies where nothing was written.
+const GARBAGE: u32 = u32::MAX - 1;
+
 struct Model {
     /// What is in each block of each extent.
     media: BTreeMap<ExtentId, Blocks>,
@@ -47,7 +53,7 @@ impl Model {
         let fresh = plan.needs_extent().then(|| {
             self.next_extent += 1;
             let extent = ExtentId::new(0, self.next_extent);
-            self.media.insert(extent, [u32::MAX; EXTENT_BLOCKS]);
+            self.media.insert(extent, [GARBAGE; EXTENT_BLOCKS]);
             self.used.insert(extent);
             FreshExtent {
                 extent,
@@ -86,6 +92,29 @@ impl Model {
         self.take(change);
     }
 
+    /// An extent moves, and some of its blocks cannot be read.
+    fn lose(&mut self, which: usize, mask: u16) {
+        let Some(&from) = self.used.iter().cycle().nth(which) else {
+            return;
+        };
+        self.next_extent += 1;
+        let to = ExtentId::new(0, self.next_extent);
+        let mut media = self.media[&from];
+        blocks_of(mask).for_each(|block| media[block] = GARBAGE);
+        self.media.insert(to, media);
+        self.used.remove(&from);
+        self.used.insert(to);
+        let snapshots = self.snapshots.iter_mut().map(|(slot, blocks)| (slot, blocks));
+        for (slot, blocks) in snapshots.chain([(&mut self.slot, &mut self.now)]) {
+            let mut fragments = slot.fragments.iter_mut();
+            if let Some(fragment) = fragments.find(|fragment| fragment.extent == from) {
+                fragment.extent = to;
+                fragment.lost |= mask & fragment.mask;
+                blocks_of(fragment.lost).for_each(|block| blocks[block] = GONE);
+            }
+        }
+    }
+
     fn take(&mut self, change: Change) {
         let replayed: Vec<_> = freed_between(&self.slot, &change.slot, self.parent_generation).collect();
         assert_eq!(replayed, change.freed.to_vec());
@@ -102,6 +131,9 @@ impl Model {
         for (slot, blocks) in all.chain([(&self.slot, &self.now)]) {
             for (block, expected) in blocks.iter().enumerate() {
                 let found = slot.fragment_of(block as u8).map_or(0, |fragment| {
+                    if fragment.lost >> block & 1 == 1 {
+                        return GONE;
+                    }
                     assert_eq!(self.media[&fragment.extent][block], slot.checksums[block]);
                     slot.checksums[block]
                 });
@@ -117,6 +149,7 @@ impl Model {
 enum Step {
     Write(u16),
     Deallocate(u16),
+    Lose(usize, u16),
     Snapshot,
 }
 
@@ -127,6 +160,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u16>().prop_filter("blocks", |mask| *mask != 0).prop_map(Step::Write),
         1 => few.prop_map(Step::Deallocate),
         1 => any::<u16>().prop_map(Step::Deallocate),
+        1 => (0usize..100, any::<u16>()).prop_map(|(which, mask)| Step::Lose(which, mask)),
         3 => Just(Step::Snapshot),
     ]
 }
@@ -144,6 +178,7 @@ proptest! {
                     blocks_of(mask).for_each(|block| model.now[block] = 0);
                     model.take(change);
                 }
+                Step::Lose(which, mask) => model.lose(which, mask),
                 Step::Snapshot => {
                     model.snapshots.push((model.slot.clone(), model.now));
                     model.parent_generation = model.open;
@@ -176,6 +211,46 @@ fn a_fifth_fragment_copies_the_other_four() {
         replaced.copy.is_empty(),
         "the new fragment takes the place of the one that it covers"
     );
+}
+
+#[test]
+fn lost_blocks_stay_lost_when_fragments_are_put_together() {
+    let mut model = Model::new();
+    for block in 0..4 {
+        model.write(1 << block);
+        model.parent_generation = model.open;
+        model.open += 1;
+        model.snapshots.push((model.slot.clone(), model.now));
+    }
+    model.lose(0, u16::MAX);
+    model.lose(2, u16::MAX);
+    let plan = plan_write(&model.slot, 1 << 9, model.parent_generation);
+    assert_eq!((plan.copy.len(), plan.lost.count_ones()), (2, 2));
+    model.write(1 << 9);
+    assert_eq!(model.slot.fragments.len(), 1);
+    assert_eq!(model.slot.lost().count_ones(), 2);
+    model.check();
+    // Written anew they are in the same extent.
+    let lost = model.slot.lost();
+    model.write(lost);
+    assert_eq!((model.slot.lost(), model.slot.fragments.len()), (0, 1));
+    model.check();
+}
+
+#[test]
+fn an_own_extent_of_which_all_is_lost_takes_what_is_written() {
+    let mut model = Model::new();
+    model.write(3);
+    model.lose(0, 3);
+    let plan = plan_write(&model.slot, 7, 0);
+    assert!(plan.in_place.is_empty() && !plan.needs_extent(), "{plan:?}");
+    model.write(7);
+    model.check();
+    model.lose(0, 7);
+    let change = deallocate(&model.slot, 1, 0);
+    model.now[0] = 0;
+    model.take(change);
+    model.check();
 }
 
 #[test]

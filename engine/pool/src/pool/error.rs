@@ -154,7 +154,8 @@ pub enum PoolError {
     /// A device cannot be copied as a whole.
     #[error(
         "device {number} cannot be read at block {block} of 4 KiB: {source}; the pool keeps it: a scrub \
-         repairs metadata and tells which blocks are lost; write or deallocate these, and begin again"
+         tells which blocks of volumes these are; write or deallocate them and begin again, or remove the \
+         device and give them up (--lose-unreadable)"
     )]
     CannotCopy {
         /// Its number.

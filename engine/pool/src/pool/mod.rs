@@ -57,7 +57,7 @@ use crate::volume::{Head, Hold};
 pub use check::{CheckProgress, CheckReport, Misplaced};
 pub use create::CreateOptions;
 use devices::Successor;
-pub use devices::{DeviceStatus, DrainProgress, Grown, ReplaceProgress, Replaced};
+pub use devices::{DeviceStatus, DrainProgress, Drained, Grown, ReplaceProgress, Replaced, Unreadable};
 pub use error::PoolError;
 pub use import::{ImportReport, LostBlock};
 pub(crate) use intents::{Intents, REGION_SLOTS, Use};

@@ -4,7 +4,8 @@
 //! background is not in the journal, and begins anew where the checkpoint left it.
 //!
 //! An in-place write that was under way left data that is newer than its checksum. That is so only in regions
-//! with an intent, and only in extents that the volume could overwrite: those blocks get new checksums.
+//! with an intent, and only in extents that the volume could overwrite: those blocks get new checksums. Not
+//! those that are lost: what lies in their places was never theirs.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -73,9 +74,10 @@ impl Pool {
                     index,
                     from,
                     to,
+                    lost,
                 } => {
-                    let (volume, index, from, to) = (*volume, *index, *from, *to);
-                    let moved = self.with_pages(|state| state.move_extent(volume, index, from, to));
+                    let (volume, index, from, to, lost) = (*volume, *index, *from, *to, *lost);
+                    let moved = self.with_pages(|state| state.move_extent(volume, index, (from, to), lost));
                     if !moved.await? {
                         // The extent stays used: space is lost, and nothing else.
                         tracing::error!(pool = %self.name, ?from, ?to, "nobody had an extent that was moved");
@@ -127,7 +129,7 @@ impl Pool {
                 if fragment.birth <= born_after {
                     continue;
                 }
-                for block in (0..EXTENT_BLOCKS as u8).filter(|block| fragment.mask >> block & 1 == 1) {
+                for block in (0..EXTENT_BLOCKS as u8).filter(|block| fragment.readable() >> block & 1 == 1) {
                     let device = self.device(fragment.extent.device());
                     let place = fragment.extent.number() * EXTENT_BLOCKS as u64 + u64::from(block);
                     let read = match device {

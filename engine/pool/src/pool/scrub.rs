@@ -330,7 +330,10 @@ impl Pool {
                 .iter()
                 .filter(|fragment| fragment.birth > born_after)
             {
-                let held = u64::from(fragment.mask.count_ones());
+                // Known to be bad, with or without a checksum.
+                bad.extend((0..EXTENT_BLOCKS as u8).filter(|block| fragment.lost >> block & 1 == 1));
+                blocks += u64::from(fragment.lost.count_ones());
+                let held = u64::from(fragment.readable().count_ones());
                 if !checksums || self.is_absent(fragment.extent.device()) {
                     unchecked += held;
                     continue;
@@ -356,18 +359,19 @@ impl Pool {
         }
     }
 
-    /// The blocks of a fragment that do not match their checksum or cannot be read.
+    /// The blocks of a fragment that do not match their checksum or cannot be read, without those that are
+    /// lost.
     async fn scrub_fragment(
         &self,
         slot: &Slot,
         fragment: &Fragment,
         scrub: &mut Scrub<'_>,
     ) -> Result<Vec<u8>, PoolError> {
-        let Fragment { extent, mask, .. } = *fragment;
+        let Fragment { extent, .. } = *fragment;
         let device = self.device(extent.device())?;
         let place = extent.number() * EXTENT_BLOCKS as u64;
         let mut bad = Vec::new();
-        for (first, blocks) in crate::volume::runs(mask) {
+        for (first, blocks) in crate::volume::runs(fragment.readable()) {
             let all = device.read(place + u64::from(first), blocks.into()).await.ok();
             for number in 0..blocks {
                 let block = first + number;

@@ -236,6 +236,7 @@ impl Family {
                 extent,
                 mask: 1,
                 birth: self.generations.open,
+                lost: 0,
             });
             self.used.insert(extent.raw());
             node.model.insert(entry, extent.raw());

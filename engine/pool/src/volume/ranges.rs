@@ -157,7 +157,10 @@ impl State {
 
 /// The blocks that differ between two slots.
 fn differing(one: &Slot, other: &Slot) -> u16 {
-    let place = |slot: &Slot, block| slot.fragment_of(block).map(|fragment| fragment.extent);
+    let place = |slot: &Slot, block| {
+        let fragment = slot.fragment_of(block);
+        fragment.map(|fragment| (fragment.extent, fragment.lost >> block & 1))
+    };
     let differs = |block: u8| {
         place(one, block) != place(other, block)
             || one.checksums.get(usize::from(block)) != other.checksums.get(usize::from(block))

@@ -16,6 +16,8 @@ enum ReadError {
     Mismatch {
         block: u8,
     },
+    /// A block is lost, or was when it was looked at.
+    Lost,
 }
 
 impl Volume {
@@ -56,7 +58,7 @@ impl Volume {
                 // What matches its checksum is what was there when the slot was looked at.
                 Ok(()) if unchanged || self.head.checksums => return Ok(buffer),
                 Err(ReadError::Device(error)) => return Err(error),
-                Ok(()) | Err(ReadError::Mismatch { .. }) => into = buffer,
+                Ok(()) | Err(ReadError::Mismatch { .. } | ReadError::Lost) => into = buffer,
             }
         }
         let _lock = locks.lock(part.slot, part.mask()).await;
@@ -64,6 +66,7 @@ impl Volume {
         match result {
             Ok(()) => Ok(buffer),
             Err(ReadError::Device(error)) => Err(error),
+            Err(ReadError::Lost) => Err(IoError::MediaRead),
             Err(ReadError::Mismatch { block }) => {
                 let block = part.slot * EXTENT_BLOCKS as u64 + u64::from(block);
                 let mut state = self.pool.state().borrow_mut();
@@ -86,6 +89,9 @@ impl Volume {
             Err(error) => return (into, Err(ReadError::Device(error.as_io()))),
         };
         let mask = part.mask();
+        if slot.lost() & mask != 0 {
+            return (into, Err(ReadError::Lost));
+        }
         let whole = slot
             .fragments
             .iter()

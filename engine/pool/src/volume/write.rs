@@ -98,7 +98,7 @@ impl Volume {
             let _admitted = self.pool.admit(self.head.claim).await?;
             let (slot, parent_generation) = self.look_up(part.slot).await?;
             let plan = plan_write(&slot, part.mask(), parent_generation);
-            if !plan.copy.is_empty() && wanted != WHOLE_SLOT {
+            if plan.moves_others() && wanted != WHOLE_SLOT {
                 // Blocks that move must not be written meanwhile.
                 wanted = WHOLE_SLOT;
                 continue;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pollux_device::{BlockDeviceExt, Device, IoError};
 use pollux_hugepages::Buffer;
-use pollux_pool::{Pool, PoolError, ScrubOptions, Volume};
+use pollux_pool::{Pool, PoolError, ScrubOptions, Unreadable, Volume};
 use pollux_reactor::{sleep, spawn};
 use pollux_sim::{Fault, Operation, PowerLoss, SimDrive};
 
@@ -15,7 +15,7 @@ use crate::history::{BLOCK, data, value, value_of};
 const LONG: Duration = Duration::from_millis(200);
 
 /// Each block has a value of its own.
-async fn written(volume: &Volume, blocks: u64) {
+pub async fn written(volume: &Volume, blocks: u64) {
     for block in 0..blocks {
         volume.write(block, data(100 + block, 1), false).await.unwrap();
     }
@@ -23,7 +23,7 @@ async fn written(volume: &Volume, blocks: u64) {
 }
 
 /// The place of a block with a value on a drive.
-fn place_of(drive: &SimDrive, value: u64) -> u64 {
+pub fn place_of(drive: &SimDrive, value: u64) -> u64 {
     let mut bytes = [0; BLOCK];
     let mut places = (0..TINY / BLOCK as u64).filter(|place| {
         drive.peek(place * BLOCK as u64, &mut bytes);
@@ -51,13 +51,13 @@ async fn drain_with_bad_blocks(drives: Drives, with_snapshot: bool) {
     for block in bad {
         from.make_unreadable(place_of(&from, 100 + block), 1);
     }
-    let drained = pool.drain_device(0, &mut |_| ()).await;
+    let drained = pool.drain_device(0, Unreadable::Stay, &mut |_| ()).await;
     assert!(
         matches!(drained, Err(PoolError::CannotCopy { number: 0, .. })),
         "{drained:?}"
     );
     // Asked for again it ends as before.
-    let again = pool.drain_device(0, &mut |_| ()).await;
+    let again = pool.drain_device(0, Unreadable::Stay, &mut |_| ()).await;
     assert!(matches!(again, Err(PoolError::CannotCopy { .. })), "{again:?}");
     pool.checkpoint().await.unwrap();
     assert!(pool.check().await.unwrap().is_sound());
@@ -90,7 +90,7 @@ async fn drain_with_bad_blocks(drives: Drives, with_snapshot: bool) {
     }
     volume.flush().await.unwrap();
     if with_snapshot {
-        let drained = pool.drain_device(0, &mut |_| ()).await;
+        let drained = pool.drain_device(0, Unreadable::Stay, &mut |_| ()).await;
         assert!(
             matches!(drained, Err(PoolError::CannotCopy { .. })),
             "{drained:?}"
@@ -98,7 +98,7 @@ async fn drain_with_bad_blocks(drives: Drives, with_snapshot: bool) {
         pool.delete("s").await.unwrap();
         pool.reclaim().await.unwrap();
     }
-    pool.drain_device(0, &mut |_| ()).await.unwrap();
+    pool.drain_device(0, Unreadable::Stay, &mut |_| ()).await.unwrap();
     assert_eq!(pool.devices().len(), 1);
     for block in 0..blocks {
         let expected = 100 + block + if bad.contains(&block) { 900 } else { 0 };
@@ -134,7 +134,7 @@ fn an_error_that_goes_away_keeps_no_device() {
                 } else {
                     pool.add_device(to, false).await.unwrap();
                     from.fail_nth(Operation::Read, nth, fault);
-                    pool.drain_device(0, &mut |_| ()).await.unwrap();
+                    pool.drain_device(0, Unreadable::Stay, &mut |_| ()).await.unwrap();
                 }
                 from.heal();
                 for block in 0..10 * 16 {

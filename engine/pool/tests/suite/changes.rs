@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use pollux_device::{BlockDevice, Completion, Geometry, Request};
 use pollux_pool::layout::superblock::DeviceState;
-use pollux_pool::{CreateOptions, DeviceStatus, Pool, PoolError};
+use pollux_pool::{CreateOptions, DeviceStatus, Pool, PoolError, Unreadable};
 use pollux_sim::{CrashState, CutPoints, PowerLoss, Recorder};
 
 use crate::common::{Bench, DRIVE_BYTES, Drives, options};
@@ -84,7 +84,7 @@ fn change_of(plan: Plan, hidden: &Rc<Cell<u64>>, spares: &[Rc<dyn BlockDevice>])
         Plan::Drain(number) => Box::new(move |pool: Rc<Pool>| {
             Box::pin(async move {
                 let before = pool.devices();
-                pool.drain_device(number, &mut |progress| {
+                pool.drain_device(number, Unreadable::Stay, &mut |progress| {
                     assert!(
                         progress.left_bytes <= progress.total_bytes + (1 << 20),
                         "{progress:?}"
@@ -197,7 +197,7 @@ async fn judge(drives: Drives, model: PoolModel, must_be_there: bool) -> Result<
         .into_iter()
         .find(|device| device.state == DeviceState::Draining);
     if let Some(DeviceStatus { number, .. }) = draining {
-        let drained = pool.drain_device(number, &mut |_| {}).await;
+        let drained = pool.drain_device(number, Unreadable::Stay, &mut |_| {}).await;
         drained.map_err(|error| format!("device {number} cannot be drained: {error}"))?;
         verify_imported(&pool, &model).await?;
     }

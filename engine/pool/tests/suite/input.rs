@@ -156,7 +156,7 @@ fn features_that_are_not_known_are_treated_by_their_class() {
                 drive.poke(block * BLOCK as u64, &label.encode().unwrap());
             }
         };
-        for bit in [1, 5, 63] {
+        for bit in [2, 5, 63] {
             let mut changed = label.clone();
             changed.features.incompatible = 1 << bit;
             put(&changed);

@@ -16,6 +16,7 @@ mod generations;
 mod golden;
 mod history;
 mod input;
+mod lost;
 mod missing;
 mod model;
 mod pools;

@@ -8,7 +8,7 @@ use crate::common::{self, Bench, Drives, drive_options, options};
 use crate::history::{self, BLOCK, contents, data, record, verify_imported};
 use pollux_device::{BlockDevice, BlockDeviceExt, Completion, Geometry, IoError, Request};
 use pollux_hugepages::Buffer;
-use pollux_pool::{CreateOptions, Pool, PoolError, PoolOptions, ScrubOptions, VolumeOptions};
+use pollux_pool::{CreateOptions, Pool, PoolError, PoolOptions, ScrubOptions, Unreadable, VolumeOptions};
 use pollux_sim::{CutPoints, PowerLoss, SimDrive};
 
 /// A device that nobody may write to, nor flush; and it promises nothing of writes.
@@ -149,7 +149,9 @@ fn every_change_is_refused_and_no_device_is_touched() {
             pool.checkpoint().await,
             pool.add_device(device, true).await.map(drop),
             pool.replace_device(0, other, true, &mut |_| {}).await.map(drop),
-            pool.drain_device(0, &mut |_| {}).await,
+            pool.drain_device(0, Unreadable::Stay, &mut |_| {})
+                .await
+                .map(drop),
             pool.cancel_drain(0).await,
             pool.spread_metadata().await,
             pool.grow().await.map(drop),

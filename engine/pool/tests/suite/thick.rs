@@ -7,7 +7,7 @@ use crate::common::{Bench, Drives, TINY, options, short_journal};
 use crate::history::{data, model_at, record_in, values_of, verify_imported, write_all_thick};
 use pollux_device::{BlockDeviceExt, IoError};
 use pollux_pool::layout::label::{Label, THICK};
-use pollux_pool::{Pool, PoolError, VolumeOptions};
+use pollux_pool::{Pool, PoolError, Unreadable, VolumeOptions};
 use pollux_reactor::{spawn, yield_now};
 use pollux_sim::{CutPoints, PowerLoss};
 
@@ -219,13 +219,13 @@ fn a_device_leaves_only_if_the_others_have_room_for_what_is_set_aside() {
         let pool = make(&drives).await;
         let free = pool.space().free_bytes / SLOT;
         pool.create_volume("thick", &thick(free * 2 / 3)).await.unwrap();
-        let refused = pool.drain_device(1, &mut |_| {}).await;
+        let refused = pool.drain_device(1, Unreadable::Stay, &mut |_| {}).await;
         assert!(
             matches!(refused, Err(PoolError::NoRoomToDrain { .. })),
             "{refused:?}"
         );
         pool.resize("thick", free / 4 * 16, true).await.unwrap();
-        pool.drain_device(1, &mut |_| {}).await.unwrap();
+        pool.drain_device(1, Unreadable::Stay, &mut |_| {}).await.unwrap();
         pool.create_volume("thin", &VolumeOptions::new(1 << 20))
             .await
             .unwrap();

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pollux_device::{BlockDeviceExt, Device, IoError};
-use pollux_pool::{CreateOptions, Pool, PoolError, ScrubOptions, Volume};
+use pollux_pool::{CreateOptions, Pool, PoolError, ScrubOptions, Unreadable, Volume};
 use pollux_reactor::{sleep, spawn, timeout};
 use pollux_sim::{Fault, Operation, PowerLoss, SimDrive, SimDriveOptions};
 
@@ -186,7 +186,7 @@ async fn drain_for(drives: Drives, micros: u64) -> bool {
     volume.write(0, data(1, 64), false).await.unwrap();
     volume.flush().await.unwrap();
     let mut tell = |_| ();
-    let draining = pool.drain_device(0, &mut tell);
+    let draining = pool.drain_device(0, Unreadable::Stay, &mut tell);
     let result = timeout(Duration::from_micros(micros), draining).await;
     if result.is_err() && micros.is_multiple_of(100) {
         // What is left of it is waited for; after its last step there is no such device.
@@ -251,7 +251,7 @@ async fn drain_and_fill(drives: Drives, is_unreadable: bool) {
     let (draining, watched) = (pool.clone(), from.clone());
     let draining = spawn(async move {
         let mut tell = |_| ();
-        let draining = draining.drain_device(0, &mut tell);
+        let draining = draining.drain_device(0, Unreadable::Stay, &mut tell);
         // Both runs are read by then, and written.
         let moved = async {
             loop {
@@ -435,7 +435,7 @@ async fn export_beside_a_drain(drives: Drives, nth: u64, is_abandoned: bool) {
     let draining = pool.clone();
     let draining = spawn(async move {
         let mut tell = |_| ();
-        let draining = draining.drain_device(0, &mut tell);
+        let draining = draining.drain_device(0, Unreadable::Stay, &mut tell);
         let wait = if is_abandoned { LONG / 8 } else { 4 * LONG };
         drop(timeout(wait, draining).await);
     });

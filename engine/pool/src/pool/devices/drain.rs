@@ -18,7 +18,7 @@ use pollux_device::IoError;
 use super::super::labels;
 use super::super::{Pool, PoolError};
 use super::ChangingDevices;
-use super::moving::Wanted;
+use super::moving::{Unreadable, Wanted};
 use crate::layout::EXTENT_BYTES;
 use crate::layout::label::MOVES;
 use crate::layout::superblock::{DeviceEntry, DeviceState};
@@ -36,26 +36,35 @@ pub struct DrainProgress {
     pub left_bytes: u64,
 }
 
+/// A device has left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// Blocks that could not be read, and were given up since it was asked for.
+    pub lost_blocks: u64,
+}
+
 impl Pool {
     /// Moves everything from a device to the others, and takes it out of the pool, while volumes are in use;
     /// `tell` is told how that gets on. What was begun before a crash goes on; so does it after an error.
+    /// Blocks that cannot be read keep the device, or are lost and let it go.
     ///
     /// # Errors
     ///
     /// [`PoolError::NoDevice`], [`PoolError::LastDevice`], [`PoolError::NoRoomToDrain`]: nothing was done.
-    /// [`PoolError::CannotCopy`]: some blocks cannot be read, and stay where they are, all others were moved.
+    /// [`PoolError::CannotCopy`]: some blocks cannot be read, and are to stay; all others were moved.
     /// With others the device stays in the pool and takes nothing new: call again, or
     /// [`Pool::cancel_drain`].
     pub async fn drain_device(
         self: &Rc<Self>,
         number: u8,
+        unreadable: Unreadable,
         tell: &mut dyn FnMut(DrainProgress),
-    ) -> Result<(), PoolError> {
+    ) -> Result<Drained, PoolError> {
         let changing = self.change_devices().await?;
         let entry = self.member(number)?;
         self.check_drainable(number)?;
         if entry.state == DeviceState::InUse {
-            changing.to_end(async |pool| pool.allow_moves().await).await?;
+            changing.to_end(async |pool| pool.label_all(MOVES).await).await?;
             self.set_draining(number, true).await?;
         }
         // What leaves devices named that are not there, or the other way round, comes to its end also when
@@ -66,13 +75,18 @@ impl Pool {
             total_bytes: self.used_extents(number) * EXTENT_BYTES,
             left_bytes: 0,
         };
+        let mut drained = Drained::default();
         let mut empty = false;
         for _ in 0..ROUNDS_MAX {
-            let mut told = || {
+            let mut told = |lost: u32| {
+                drained.lost_blocks += u64::from(lost);
                 progress.left_bytes = self.used_extents(number) * EXTENT_BYTES;
                 tell(progress);
             };
-            let wanted = Wanted::Emptied { device: number };
+            let wanted = Wanted::Emptied {
+                device: number,
+                unreadable,
+            };
             let moved = self.move_all(&changing, wanted, &mut told).await;
             let moved = match moved {
                 Ok(()) | Err(PoolError::CannotCopy { .. }) => moved,
@@ -80,7 +94,7 @@ impl Pool {
             };
             // What was freed is gone after two at most: one may have begun before.
             self.checkpoint().await?;
-            told();
+            told(0);
             moved?;
             empty = self.used_extents(number) == 0;
             if empty {
@@ -95,7 +109,8 @@ impl Pool {
             pool.let_go(number).await?;
             pool.forbid_moves().await
         };
-        changing.to_end(leaving).await
+        changing.to_end(leaving).await?;
+        Ok(drained)
     }
 
     /// A device that is being drained takes data again.
@@ -130,7 +145,7 @@ impl Pool {
         {
             return Ok(());
         }
-        self.move_all(&changing, Wanted::Spread, &mut || {}).await?;
+        self.move_all(&changing, Wanted::Spread, &mut |_| {}).await?;
         self.checkpoint().await
     }
 
@@ -187,13 +202,20 @@ impl Pool {
         self.checkpoint().await
     }
 
-    /// Has all labels say that the journal may have records of moves.
-    async fn allow_moves(&self) -> Result<(), PoolError> {
-        if self.features().incompatible & MOVES != 0 {
+    /// Whether all labels have an incompatible feature.
+    pub(super) fn all_labels_have(&self, feature: u64) -> bool {
+        let labels = self.labels.borrow();
+        let mut labels = labels.iter().flatten();
+        labels.all(|label| label.features.incompatible & feature != 0)
+    }
+
+    /// Has all labels say that an incompatible feature may be in use.
+    pub(super) async fn label_all(&self, feature: u64) -> Result<(), PoolError> {
+        if self.all_labels_have(feature) {
             return Ok(());
         }
         for device in self.devices() {
-            self.change_label(device.number, |label| label.features.incompatible |= MOVES)
+            self.change_label(device.number, |label| label.features.incompatible |= feature)
                 .await?;
         }
         Ok(())
@@ -217,12 +239,12 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`PoolError::CannotCopy`] if blocks cannot be read: everything else was moved.
+    /// [`PoolError::CannotCopy`] if blocks cannot be read and are to stay: everything else was moved.
     async fn move_all(
         self: &Rc<Self>,
         changing: &ChangingDevices,
         wanted: Wanted,
-        moved: &mut impl FnMut(),
+        moved: &mut impl FnMut(u32),
     ) -> Result<(), PoolError> {
         let ids = self.state.borrow().all_ids();
         let mut unread = Ok(());

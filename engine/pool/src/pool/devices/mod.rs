@@ -31,8 +31,9 @@ use crate::device::PoolDevice;
 use crate::layout::EXTENT_BYTES;
 use crate::layout::superblock::{DeviceState, Superblock};
 
-pub use drain::DrainProgress;
+pub use drain::{DrainProgress, Drained};
 pub use grow::Grown;
+pub use moving::Unreadable;
 pub(super) use replace::Successor;
 pub use replace::{ReplaceProgress, Replaced};
 

@@ -6,6 +6,10 @@
 //! those related to the volume that it names, as they are then. So a move is like any other change: it need
 //! not wait for a checkpoint, and writes of the slot wait for the copy only.
 //!
+//! Blocks that cannot be read stay, and with them all of their extent; or they are lost, if whoever asks has
+//! said so: their place in the new extent is marked in all maps. All labels say that there may be such marks
+//! before the first one.
+//!
 //! Where a page is means nothing: that it was moved is in the next checkpoint, and forgotten with a
 //! crash. Pages that no two trees share, of the table of volumes and of the allocation state, are just
 //! written again.
@@ -21,6 +25,7 @@ use super::ChangingDevices;
 use crate::device::is_of_medium;
 use crate::journal::{AppendFor, JournalError};
 use crate::layout::journal::Record;
+use crate::layout::label::LOST;
 use crate::layout::slot::Slot;
 use crate::layout::volume::VolumeState;
 use crate::layout::{EXTENT_BLOCKS, ExtentId, PagePointer};
@@ -42,6 +47,8 @@ pub(super) enum Wanted {
     Emptied {
         /// Its number.
         device: u8,
+        /// What becomes of what cannot be read.
+        unreadable: Unreadable,
     },
     /// Pages with both copies on one device, to have one on another.
     Spread,
@@ -51,14 +58,14 @@ impl Wanted {
     fn page(self, pointer: &PagePointer) -> bool {
         let [first, second] = [pointer.first, pointer.second].map(|copy| copy.extent().device());
         match self {
-            Self::Emptied { device } => first == device || second == device,
+            Self::Emptied { device, .. } => first == device || second == device,
             Self::Spread => first == second,
         }
     }
 
     fn extent(self, extent: ExtentId) -> bool {
         match self {
-            Self::Emptied { device } => extent.device() == device,
+            Self::Emptied { device, .. } => extent.device() == device,
             Self::Spread => false,
         }
     }
@@ -95,11 +102,38 @@ impl Relocation for Sought {
     }
 }
 
-/// One extent of a slot is another one.
+/// One extent of a slot is another one, in which some blocks are lost.
 struct Replaced {
     slot: u64,
     from: ExtentId,
     to: ExtentId,
+    lost: u16,
+}
+
+/// What those who are related hold of an extent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Held {
+    /// Blocks that any of them holds.
+    mask: u16,
+    /// Those of them that are not lost.
+    readable: u16,
+}
+
+/// What becomes of blocks that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// They stay where they are, and what they are on stays too.
+    Stay,
+    /// They are lost: an error to whoever reads them, until they are written or deallocated.
+    Lose,
+}
+
+/// How blocks of an extent were copied.
+struct Copied {
+    /// Those that could not be read.
+    unread: u16,
+    /// Why the first of them could not.
+    error: Option<PoolError>,
 }
 
 impl Relocation for Replaced {
@@ -114,7 +148,9 @@ impl Relocation for Replaced {
         // Checked when the page was opened.
         let mut slot = Slot::decode(bytes).unwrap_or_default();
         let mut fragments = slot.fragments.iter_mut();
-        fragments.find(|fragment| fragment.extent == self.from)?.extent = self.to;
+        let moved = fragments.find(|fragment| fragment.extent == self.from)?;
+        moved.extent = self.to;
+        moved.lost |= self.lost & moved.mask;
         Some(slot.encode().to_vec())
     }
 }
@@ -171,17 +207,17 @@ impl Pool {
 
     /// Moves what is wanted of the map of a volume or snapshot, without what it has in common with its
     /// parent.
-    /// `moved` is told of each slot.
+    /// `moved` is told of each slot, and how many blocks of it were lost.
     ///
     /// # Errors
     ///
-    /// [`PoolError::CannotCopy`] if blocks cannot be read: everything else was moved.
+    /// [`PoolError::CannotCopy`] if blocks cannot be read and are to stay: everything else was moved.
     pub(super) async fn move_map(
         self: &Rc<Self>,
         changing: &ChangingDevices,
         id: u64,
         wanted: Wanted,
-        moved: &mut impl FnMut(),
+        moved: &mut impl FnMut(u32),
     ) -> Result<(), PoolError> {
         let (mut from, mut last, mut unread) = (0, None, Ok(()));
         loop {
@@ -206,15 +242,20 @@ impl Pool {
                 }
                 NextPlace::Entry(slot) => {
                     from = slot;
-                    if let Wanted::Emptied { device } = wanted {
-                        let done = self.move_slot(changing, id, slot, device).await;
-                        match self.is_done_with_space(done).await {
+                    if let Wanted::Emptied { device, unreadable } = wanted {
+                        let mut lost = 0;
+                        let done = self.move_slot(changing, (id, slot), device, unreadable, &mut lost);
+                        let done = done.await;
+                        let done = self.is_done_with_space(done).await;
+                        if lost > 0 || matches!(done, Ok(true)) {
+                            moved(lost);
+                        }
+                        match done {
                             Err(error @ PoolError::CannotCopy { .. }) => {
                                 from = slot + 1;
                                 unread = unread.and(Err(error));
                             }
-                            Ok(true) => moved(),
-                            Ok(false) => {}
+                            Ok(_) => {}
                             Err(error) => return Err(error),
                         }
                     }
@@ -233,16 +274,23 @@ impl Pool {
     }
 
     /// Moves all extents of a slot that are on a device, in all volumes and snapshots that hold them. One
-    /// with blocks that cannot be read stays as it is.
+    /// with blocks that cannot be read and are to stay is left as it is; blocks that were lost are counted.
     async fn move_slot(
         self: &Rc<Self>,
         changing: &ChangingDevices,
-        id: u64,
-        slot: u64,
+        (id, slot): (u64, u64),
         device: u8,
+        unreadable: Unreadable,
+        lost: &mut u32,
     ) -> Result<(), PoolError> {
         let (mut stay, mut unread) = (BTreeSet::new(), Ok(()));
+        let mut is_labelled = self.all_labels_have(LOST);
+        let mut loses = false;
         for _ in 0..COPIES_MAX {
+            if loses && !is_labelled {
+                changing.to_end(async |pool| pool.label_all(LOST).await).await?;
+                is_labelled = true;
+            }
             self.checkpoint_if_short().await?;
             let heads = self.state.borrow().heads_related_to(id);
             let mut locked = Vec::new();
@@ -254,31 +302,54 @@ impl Pool {
                 .with_pages(|state| state.extents_on(id, slot, device))
                 .await?;
             let mut found = found.into_iter();
-            let Some((from, mask)) = found.find(|(extent, _)| !stay.contains(extent)) else {
+            let Some((from, held)) = found.find(|(extent, _)| !stay.contains(extent)) else {
                 return unread;
             };
             let to = self.take_elsewhere().await?;
             // It comes to its end also when nobody waits for it any more: the extent is free only then.
             let copying = changing.to_end(async move |pool| {
-                let copied = pool.copy_extent(from, to.extent, mask).await;
+                let copied = pool.copy_extent(from, to.extent, held.readable).await;
                 (to, copied)
             });
             let (to, copied) = copying.await;
-            if let Err(PoolError::CannotCopy { block, source, .. }) = &copied {
-                let block = slot * EXTENT_BLOCKS as u64 + block % EXTENT_BLOCKS as u64;
-                let pool = &self.name;
-                tracing::error!(%pool, volume = id, block, error = %source, "a block cannot be moved");
-                stay.insert(from);
-                unread = unread.and(copied);
-                continue;
+            let Copied { unread: gone, error } = copied?;
+            if let Some(error) = error {
+                match unreadable {
+                    Unreadable::Stay => {
+                        self.tell_blocks(id, slot, gone, "a block cannot be read, and stays where it is");
+                        stay.insert(from);
+                        unread = unread.and(Err(error));
+                        continue;
+                    }
+                    Unreadable::Lose if !is_labelled => {
+                        loses = true;
+                        continue;
+                    }
+                    Unreadable::Lose => {}
+                }
             }
-            copied?;
             let is_same = |state: &State| same_heads(&state.heads_related_to(id), &heads);
-            self.record_move(id, slot, (from, mask), to.extent, is_same)
-                .await?;
+            let record = Record::Move {
+                volume: id,
+                index: slot,
+                from,
+                to: to.extent,
+                lost: gone,
+            };
+            if self.record_move(&record, held, is_same).await? {
+                self.tell_blocks(id, slot, gone, "a block cannot be read, and is lost");
+                *lost += gone.count_ones();
+            }
             drop((to, locked));
         }
         Err(PoolError::Device(IoError::ResourceShortage))
+    }
+
+    fn tell_blocks(&self, volume: u64, slot: u64, mask: u16, what: &'static str) {
+        for (first, blocks) in runs(mask) {
+            let block = slot * EXTENT_BLOCKS as u64 + u64::from(first);
+            tracing::error!(pool = %self.name, volume, block, blocks, "{what}");
+        }
     }
 
     async fn take_elsewhere(self: &Rc<Self>) -> Result<Taken, PoolError> {
@@ -294,51 +365,83 @@ impl Pool {
         }
     }
 
-    /// Copies blocks of an extent.
-    async fn copy_extent(&self, from: ExtentId, to: ExtentId, mask: u16) -> Result<(), PoolError> {
+    /// Copies those blocks of an extent that can be read.
+    async fn copy_extent(&self, from: ExtentId, to: ExtentId, mask: u16) -> Result<Copied, PoolError> {
         let (source, target) = (self.device(from.device())?, self.device(to.device())?);
         let (source, target) = (&source, &target);
         let block_of =
             |extent: ExtentId, first: u8| extent.number() * EXTENT_BLOCKS as u64 + u64::from(first);
         let copies = runs(mask).map(|(first, blocks)| async move {
-            let read = source.read_to_copy(block_of(from, first), blocks.into()).await;
-            let read = read.map_err(|(block, error)| match is_of_medium(error) {
-                true => PoolError::CannotCopy {
-                    number: from.device(),
-                    block,
-                    source: error,
-                },
-                false => error.into(),
-            })?;
-            let written = target.write(block_of(to, first), Gather::from(read), false);
-            Ok(written.await?)
+            let mut copied = Copied {
+                unread: 0,
+                error: None,
+            };
+            // All at once, and one by one if that cannot be read.
+            let mut pieces = vec![(first, blocks)];
+            while let Some((first, blocks)) = pieces.pop() {
+                match source.read_to_copy(block_of(from, first), blocks.into()).await {
+                    Ok(read) => {
+                        let at = block_of(to, first);
+                        target.write(at, Gather::from(read), false).await?;
+                    }
+                    Err((block, error)) if is_of_medium(error) => {
+                        if blocks == 1 {
+                            copied.unread |= 1 << first;
+                            copied.error.get_or_insert(PoolError::CannotCopy {
+                                number: from.device(),
+                                block,
+                                source: error,
+                            });
+                        } else {
+                            pieces.extend((first..first + blocks).rev().map(|block| (block, 1)));
+                        }
+                    }
+                    Err((_, error)) => return Err(PoolError::from(error)),
+                }
+            }
+            Ok(copied)
         });
         // All come to their end, also when one fails: the extent is free then.
-        join_all(copies).await.into_iter().collect()
+        let copies = join_all(copies).await.into_iter();
+        let none = Copied {
+            unread: 0,
+            error: None,
+        };
+        copies
+            .reduce(|one, other| {
+                let (one, other) = (one?, other?);
+                Ok(Copied {
+                    unread: one.unread | other.unread,
+                    error: one.error.or(other.error),
+                })
+            })
+            .unwrap_or(Ok(none))
     }
 
-    /// Has all maps point to a copied extent, unless something came in between.
+    /// Has all maps point to a copied extent, unless something came in between; whether they do.
     async fn record_move(
         self: &Rc<Self>,
-        id: u64,
-        slot: u64,
-        (from, mask): (ExtentId, u16),
-        to: ExtentId,
+        record: &Record,
+        held: Held,
         is_same: impl Fn(&State) -> bool,
-    ) -> Result<(), PoolError> {
-        let record = Record::Move {
-            volume: id,
-            index: slot,
+    ) -> Result<bool, PoolError> {
+        let &Record::Move {
+            volume,
+            index,
             from,
             to,
+            lost,
+        } = record
+        else {
+            return Err(PoolError::Device(IoError::Internal));
         };
         loop {
             let appended = self
                 .with_pages(|state| {
-                    let found = state.extents_on(id, slot, from.device())?;
+                    let found = state.extents_on(volume, index, from.device())?;
                     // One that nobody holds any more, or more of, or that somebody may be writing to.
-                    if found.get(&from) != Some(&mask) || !is_same(state) {
-                        return Ok(Ok(()));
+                    if found.get(&from) != Some(&held) || !is_same(state) {
+                        return Ok(Ok(false));
                     }
                     if !self.takes_changes(state) {
                         return Ok(Err(PoolError::Closed));
@@ -346,13 +449,10 @@ impl Pool {
                     if !self.journal.has_room() {
                         return Ok(Err(JournalError::Full.into()));
                     }
-                    state.move_extent(id, slot, from, to)?;
+                    state.move_extent(volume, index, (from, to), lost)?;
                     // There is room, and nothing ran in between.
-                    Ok(self
-                        .journal
-                        .append(&record, AppendFor::Change)
-                        .map(drop)
-                        .map_err(PoolError::from))
+                    let appended = self.journal.append(record, AppendFor::Change);
+                    Ok(appended.map(|_| true).map_err(PoolError::from))
                 })
                 .await?;
             match appended {
@@ -400,10 +500,9 @@ impl State {
             .collect()
     }
 
-    /// The extents of a device in a slot of all that are related to a volume, and the blocks of each that any
-    /// of them holds.
-    fn extents_on(&mut self, id: u64, slot: u64, device: u8) -> Result<BTreeMap<ExtentId, u16>, TreeError> {
-        let mut found = BTreeMap::new();
+    /// The extents of a device in a slot of all that are related to a volume, and what they hold of each.
+    fn extents_on(&mut self, id: u64, slot: u64, device: u8) -> Result<BTreeMap<ExtentId, Held>, TreeError> {
+        let mut found: BTreeMap<ExtentId, Held> = BTreeMap::new();
         for Relative { tree, gone_before } in self.relatives(id) {
             if slot < gone_before {
                 continue;
@@ -413,14 +512,17 @@ impl State {
             })?;
             for fragment in held.unwrap_or_default().fragments {
                 if fragment.extent.device() == device {
-                    *found.entry(fragment.extent).or_insert(0) |= fragment.mask;
+                    let held = found.entry(fragment.extent).or_default();
+                    held.mask |= fragment.mask;
+                    held.readable |= fragment.readable();
                 }
             }
         }
         Ok(found)
     }
 
-    /// An extent of a slot is another one, for all who are related to a volume. Whether anybody had it.
+    /// An extent of a slot is another one, and blocks of it are lost, for all who are related to a volume.
+    /// Whether anybody had it.
     ///
     /// # Errors
     ///
@@ -429,8 +531,8 @@ impl State {
         &mut self,
         id: u64,
         slot: u64,
-        from: ExtentId,
-        to: ExtentId,
+        (from, to): (ExtentId, ExtentId),
+        lost: u16,
     ) -> Result<bool, TreeError> {
         if !self.extents_on(id, slot, from.device())?.contains_key(&from) {
             return Ok(false);
@@ -439,7 +541,7 @@ impl State {
             level: 0,
             index: slot / MAP_SHAPE.leaf_entries,
         };
-        self.relocate_maps(id, place, &Replaced { slot, from, to })?;
+        self.relocate_maps(id, place, &Replaced { slot, from, to, lost })?;
         self.space.record_extent(to);
         self.free_extent(from);
         Ok(true)
