@@ -199,6 +199,8 @@ impl Pools {
         let pool = self.get(name)?;
         let fresh = new.as_ref().map(|(_, device)| device.clone());
         let asked = pool.shared.call(move |pool| async move {
+            // What was handed over by then is so to its end, though nobody waits for it any more.
+            pool.until_changed().await;
             let ids: Vec<Uuid> = pool.devices().iter().map(|device| device.uuid).collect();
             let fresh = super::ids_of(fresh.into_iter().collect()).await?;
             Ok::<_, PoolError>((ids, fresh))

@@ -175,7 +175,8 @@ fn an_import_takes_nothing_for_the_data_of_a_lost_block() {
         let to = drives.0[1].clone();
         to.power_loss(PowerLoss::KeepAll);
         let left = Drives(vec![to]);
-        let (pool, _) = Pool::import(left.attach().await, options()).await.unwrap();
+        let (pool, report) = Pool::import(left.attach().await, options()).await.unwrap();
+        assert_eq!(report.newer_blocks, 0, "all that was written was recorded");
         assert_lost(&pool.open_volume("a").unwrap(), &bad(), "after a crash").await;
     });
 }

@@ -137,8 +137,12 @@ async fn replace_for(drives: Drives, micros: u64) -> bool {
     let mut tell = |_| ();
     let replacing = pool.replace_device(0, device, false, &mut tell);
     let result = timeout(Duration::from_micros(micros), replacing).await;
-    // What is begun may go on for a while.
+    // What is begun may go on for a while. Then it is known which device the pool has.
+    pool.until_changed().await;
+    let known = pool.devices();
     sleep(LONG).await;
+    let now = pool.devices();
+    assert_eq!((now.len(), now[0].uuid), (1, known[0].uuid), "after {micros} us");
     let last = written.await;
     volume.write(0, data(2, 4), false).await.unwrap();
     volume.flush().await.unwrap();

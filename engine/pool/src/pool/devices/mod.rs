@@ -131,11 +131,16 @@ impl Pool {
     ///
     /// [`PoolError::DevicesChanging`] while there is another one.
     pub(super) async fn change_devices(self: &Rc<Self>) -> Result<ChangingDevices, PoolError> {
+        self.until_changed().await;
+        self.check_changes()?;
+        self.begin_change()
+    }
+
+    /// Waits until nothing is left of a change of devices that nobody waits for any more.
+    pub async fn until_changed(&self) {
         self.change_ended
             .until(|| (!self.change_is_ending.get()).then_some(()))
             .await;
-        self.check_changes()?;
-        self.begin_change()
     }
 
     /// The same for a pool that may be read-only.
