@@ -1,16 +1,21 @@
 //! Blocks that cannot be read and are given up, so that their device can leave: they are errors to who reads
 //! them from then on, whatever lies in their new places, until they are written or deallocated.
 
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
 use pollux_device::{BlockDeviceExt, Device, IoError};
 use pollux_hugepages::Buffer;
 use pollux_pool::layout::label::{LOST, Label};
 use pollux_pool::{Pool, PoolError, ScrubOptions, Unreadable, Volume, VolumeOptions};
+use pollux_reactor::{sleep, spawn};
 use pollux_sim::{CrashState, CutPoints, PowerLoss, Recorder, SimDrive};
 
 use crate::bad_blocks::{place_of, written};
 use crate::changes::import_members;
 use crate::common::{Bench, Drives, TINY, options, short_journal};
-use crate::history::{BLOCK, data, value, value_of};
+use crate::history::{BLOCK, below, data, value, value_of};
 
 /// Blocks of the volume: ten slots.
 const BLOCKS: u64 = 10 * 16;
@@ -23,7 +28,7 @@ fn bad() -> Vec<u64> {
 }
 
 /// A volume `a` on the first drive, with the second one added, and bad blocks.
-async fn prepared(drives: &Drives, checksums: bool, with_snapshot: bool) -> std::rc::Rc<Pool> {
+async fn prepared(drives: &Drives, checksums: bool, with_snapshot: bool) -> Rc<Pool> {
     let (from, to) = (drives.0[0].clone(), drives.0[1].clone());
     let pool = Drives(vec![from.clone()]).pool(&short_journal()).await;
     let made = VolumeOptions {
@@ -108,7 +113,7 @@ async fn drain_and_lose(drives: Drives, checksums: bool, with_snapshot: bool) {
 }
 
 /// What was lost is written anew, or deallocated; a snapshot keeps what it has not.
-async fn heal(pool: &std::rc::Rc<Pool>, volume: &Volume, with_snapshot: bool, context: &str) {
+async fn heal(pool: &Rc<Pool>, volume: &Volume, with_snapshot: bool, context: &str) {
     volume.write(5, data(1000, 1), false).await.unwrap();
     assert_eq!(read(volume, 6).await, Err(IoError::MediaRead), "{context}");
     volume.write(4, data(1001, 3), false).await.unwrap();
@@ -251,4 +256,83 @@ fn a_power_cut_while_blocks_are_given_up_mixes_up_nothing() {
         }
         assert!(judged > 30, "{judged}");
     }
+}
+
+/// Hosts write and deallocate while a device is emptied: what they wrote is there, whatever was lost.
+async fn drain_beside_writes(drives: Drives, seed: u64) -> u64 {
+    let pool = prepared(&drives, seed.is_multiple_of(2), seed.is_multiple_of(3)).await;
+    let volume = pool.open_volume("a").unwrap();
+    let over = Rc::new(Cell::new(false));
+    let writer = spawn({
+        let (volume, over) = (volume.clone(), over.clone());
+        async move {
+            let mut model: Vec<Option<u64>> = vec![None; BLOCKS as usize];
+            for number in 1_000.. {
+                if over.get() && number > 1_300 {
+                    break;
+                }
+                let (block, blocks) = (below(BLOCKS - 8), 1 + below(8));
+                let written = &mut model[block as usize..(block + blocks) as usize];
+                match below(6) {
+                    0 => {
+                        volume.deallocate(block, blocks).await.unwrap();
+                        written.fill(Some(0));
+                    }
+                    1 => volume.flush().await.unwrap(),
+                    _ => {
+                        volume.write(block, data(number, blocks), false).await.unwrap();
+                        written.fill(Some(number));
+                    }
+                }
+                if below(8) == 0 {
+                    sleep(Duration::from_micros(below(2_000))).await;
+                }
+            }
+            model
+        }
+    });
+    sleep(Duration::from_micros(below(3_000))).await;
+    let drained = pool.drain_device(0, Unreadable::Lose, &mut |_| ()).await.unwrap();
+    over.set(true);
+    let model = writer.await;
+    volume.flush().await.unwrap();
+    assert!(drained.lost_blocks <= bad().len() as u64, "seed {seed}");
+    for is_crashed in [false, true] {
+        let volume = match is_crashed {
+            false => volume.clone(),
+            true => {
+                drives.0[1].power_loss(PowerLoss::LoseAll);
+                let left = Drives(vec![drives.0[1].clone()]);
+                let (pool, _) = Pool::import(left.attach().await, options()).await.unwrap();
+                assert!(pool.check().await.unwrap().is_sound(), "seed {seed}");
+                pool.open_volume("a").unwrap()
+            }
+        };
+        for (block, written) in (0..).zip(&model) {
+            let expected = match written {
+                Some(value) => Ok(*value),
+                None if bad().contains(&block) => Err(IoError::MediaRead),
+                None => Ok(100 + block),
+            };
+            let found = read(&volume, block).await;
+            assert_eq!(
+                found, expected,
+                "seed {seed}, crashed {is_crashed}: block {block}"
+            );
+        }
+    }
+    drained.lost_blocks
+}
+
+#[test]
+fn what_is_written_while_blocks_are_given_up_is_there() {
+    let lost: Vec<u64> = (0..40)
+        .map(|seed| {
+            let bench = Bench::of_sizes(seed, &[TINY, TINY]);
+            bench.run(move |drives| drain_beside_writes(drives, seed))
+        })
+        .collect();
+    // Some were written before they could be lost, and others were not.
+    assert!(lost.iter().sum::<u64>() > 40, "{lost:?}");
+    assert!(lost.iter().any(|lost| *lost < bad().len() as u64), "{lost:?}");
 }
