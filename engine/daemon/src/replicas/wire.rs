@@ -11,11 +11,15 @@ use uuid::Uuid;
 /// Names of snapshots in an answer that are looked at.
 const SNAPSHOTS_MAX: usize = 4096;
 
+/// Bad blocks in an answer that are looked at.
+const BAD_BLOCKS_MAX: usize = 4096;
+
 pub(super) fn command(command: ReplicaCommand) -> Command {
     match command {
         ReplicaCommand::CutSnapshot { cut } => Command::CutSnapshot(cut.to_string()),
         ReplicaCommand::DeleteSnapshot { cut } => Command::DeleteSnapshot(cut.to_string()),
         ReplicaCommand::ListSnapshots => Command::ListSnapshots(api::ListSnapshots {}),
+        ReplicaCommand::ListBadBlocks => Command::ListBadBlocks(api::ListBadBlocks {}),
         ReplicaCommand::Grow { data_blocks } => Command::GrowDataBlocks(data_blocks),
     }
 }
@@ -27,6 +31,7 @@ pub(crate) fn read_command(command: &Command) -> Option<ReplicaCommand> {
         Command::CutSnapshot(cut) => ReplicaCommand::CutSnapshot { cut: uuid(cut)? },
         Command::DeleteSnapshot(cut) => ReplicaCommand::DeleteSnapshot { cut: uuid(cut)? },
         Command::ListSnapshots(api::ListSnapshots {}) => ReplicaCommand::ListSnapshots,
+        Command::ListBadBlocks(api::ListBadBlocks {}) => ReplicaCommand::ListBadBlocks,
         Command::GrowDataBlocks(data_blocks) => ReplicaCommand::Grow {
             data_blocks: *data_blocks,
         },
@@ -39,6 +44,11 @@ pub(crate) fn told(result: Result<ReplicaAnswer, CommandError>) -> api::CommandR
         Ok(ReplicaAnswer::Done) => Outcome::Done(api::CommandDone::default()),
         Ok(ReplicaAnswer::Snapshots(all)) => Outcome::Done(api::CommandDone {
             snapshots: all.iter().map(Uuid::to_string).collect(),
+            ..api::CommandDone::default()
+        }),
+        Ok(ReplicaAnswer::BadBlocks(bad_blocks)) => Outcome::Done(api::CommandDone {
+            bad_blocks,
+            ..api::CommandDone::default()
         }),
         Err(error) => Outcome::Failed(failed(&error)),
     };
@@ -95,6 +105,10 @@ pub(super) fn answer(
             let names = names.map(|name| name.parse().map_err(|_| nonsense()));
             Ok(ReplicaAnswer::Snapshots(names.collect::<Result<_, _>>()?))
         }
+        Outcome::Done(mut done) if asked == ReplicaCommand::ListBadBlocks => {
+            done.bad_blocks.truncate(BAD_BLOCKS_MAX);
+            Ok(ReplicaAnswer::BadBlocks(done.bad_blocks))
+        }
         Outcome::Done(_) => Ok(ReplicaAnswer::Done),
     }
 }
@@ -102,7 +116,9 @@ pub(super) fn answer(
 fn cut_of(command: ReplicaCommand) -> Uuid {
     match command {
         ReplicaCommand::CutSnapshot { cut } | ReplicaCommand::DeleteSnapshot { cut } => cut,
-        ReplicaCommand::ListSnapshots | ReplicaCommand::Grow { .. } => Uuid::nil(),
+        ReplicaCommand::ListSnapshots | ReplicaCommand::ListBadBlocks | ReplicaCommand::Grow { .. } => {
+            Uuid::nil()
+        }
     }
 }
 
@@ -131,11 +147,13 @@ mod tests {
             ReplicaCommand::CutSnapshot { cut },
             ReplicaCommand::DeleteSnapshot { cut },
             ReplicaCommand::ListSnapshots,
+            ReplicaCommand::ListBadBlocks,
             ReplicaCommand::Grow { data_blocks: 9 },
         ] {
             assert_eq!(read_command(&command(asked)), Some(asked));
             let done = match asked {
                 ReplicaCommand::ListSnapshots => ReplicaAnswer::Snapshots(vec![cut]),
+                ReplicaCommand::ListBadBlocks => ReplicaAnswer::BadBlocks(vec![7, 1 << 40]),
                 _ => ReplicaAnswer::Done,
             };
             assert_eq!(answer(asked, told(Ok(done.clone()))), Ok(done));
@@ -167,6 +185,7 @@ mod tests {
         ));
         let names = api::CommandDone {
             snapshots: vec!["x".to_owned()],
+            ..api::CommandDone::default()
         };
         let wrong = api::CommandResponse {
             outcome: Some(Outcome::Done(names)),

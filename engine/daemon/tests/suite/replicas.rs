@@ -494,6 +494,8 @@ fn snapshots_are_cut_read_listed_and_deleted_from_afar() {
         write(&session, DATA + 1, 2).await.expect("it writes");
         let listed = command(ReplicaCommand::ListSnapshots).await;
         assert_eq!(listed, Ok(ReplicaAnswer::Snapshots(vec![cut])));
+        let bad = command(ReplicaCommand::ListBadBlocks).await;
+        assert_eq!(bad, Ok(ReplicaAnswer::BadBlocks(Vec::new())));
         for _ in 0..2 {
             let snapshot = port.open_snapshot(epoch, cut).await.expect("it is there");
             assert_eq!(read(&snapshot, DATA + 1).await, Ok(1));

@@ -292,6 +292,7 @@ impl Pool {
             checkpoints_done: 0,
             checkpoint_running: false,
             writes_admitted: 0,
+            suspects: Default::default(),
             leaves: Default::default(),
             trimmed: Default::default(),
             looked_for_space: 0,

@@ -251,6 +251,7 @@ impl Pool {
             }
         }
         pool.replay(&records, &mut report).await?;
+        pool.state.borrow_mut().suspect_what_was_found();
         if !report.was_exported {
             let next = pool.state.borrow().table.next_id();
             pool.lost_caches_of.set(next.saturating_sub(1));

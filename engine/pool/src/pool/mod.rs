@@ -26,6 +26,7 @@ mod pages;
 mod reclaim;
 mod replay;
 mod scrub;
+mod suspects;
 mod table;
 mod thick;
 mod usage;
@@ -67,6 +68,7 @@ pub(crate) use maintenance::{Admitted, Claim};
 pub use manage::VolumeOptions;
 pub(crate) use pages::Load;
 pub use scrub::{ScrubOptions, ScrubProgress, ScrubReport};
+use suspects::Suspects;
 pub(crate) use table::{MAP_SHAPE, SLOTS_MAX, Table};
 pub use usage::Usage;
 
@@ -256,6 +258,8 @@ pub(crate) struct State {
     stopped: Option<IoError>,
     /// How far a scrub has come, or what the last one found; durable with each checkpoint.
     scrub: ScrubRecord,
+    /// Blocks that were found bad, for whoever has them elsewhere.
+    suspects: Suspects,
     /// What volumes use, as it was counted when `maps_changed` and the version of the table were those.
     usages: HashMap<u64, (u64, u64, Usage)>,
     /// A number that changes whenever a slot of any volume has other extents.

@@ -353,7 +353,9 @@ impl Pool {
             scrub.report.blocks += blocks;
             scrub.report.unchecked_blocks += unchecked;
             for block in bad {
-                scrub.bad(id, index * EXTENT_BLOCKS as u64 + u64::from(block));
+                let block = index * EXTENT_BLOCKS as u64 + u64::from(block);
+                scrub.bad(id, block);
+                self.state.borrow_mut().suspect(id, block);
             }
             return Ok(());
         }

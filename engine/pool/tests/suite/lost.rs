@@ -84,6 +84,9 @@ async fn drain_and_lose(drives: Drives, checksums: bool, with_snapshot: bool) {
     let drained = pool.drain_device(0, Unreadable::Lose, &mut |_| ()).await;
     assert_eq!(drained.unwrap().lost_blocks, bad().len() as u64, "{context}");
     assert_eq!(pool.devices().len(), 1, "{context}");
+    let mut expected = bad();
+    expected.sort_unstable();
+    assert_eq!(pool.suspected_blocks("a"), expected, "{context}");
     assert!(labels_say_so(&to), "{context}");
     assert!(pool.check().await.unwrap().is_sound(), "{context}");
     assert_lost(&pool.open_volume("a").unwrap(), &bad(), &context).await;

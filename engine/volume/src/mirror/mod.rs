@@ -8,6 +8,7 @@
 //!   after it was done.
 
 mod asked;
+mod bad_blocks;
 mod connection;
 mod doubts;
 mod follow;
@@ -87,6 +88,8 @@ pub struct MirrorOptions {
     pub resync_bytes_per_second: Option<u64>,
     /// How fast a resync copies at least, in bytes a second, whatever hosts notice of it.
     pub resync_bytes_per_second_min: u64,
+    /// How often the hosts of replicas are asked for blocks that they have found bad.
+    pub bad_blocks_interval: Duration,
     /// When a replica is too slow.
     pub slow: SlowOptions,
 }
@@ -104,6 +107,7 @@ impl Default for MirrorOptions {
             hold_limit: Duration::from_secs(2),
             resync_bytes_per_second: None,
             resync_bytes_per_second_min: 8 << 20,
+            bad_blocks_interval: Duration::from_secs(60),
             slow: SlowOptions::default(),
         }
     }

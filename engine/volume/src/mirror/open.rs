@@ -16,7 +16,9 @@ use super::doubts::{Doubts, Trust};
 use super::keeper::{self, WithReplica, join};
 use super::priority::Priority;
 use super::slow;
-use super::{Core, Mirror, MirrorCounters, MirrorOptions, map_writer, resync, roll_back, snapshot};
+use super::{
+    Core, Mirror, MirrorCounters, MirrorOptions, bad_blocks, map_writer, resync, roll_back, snapshot,
+};
 use crate::locks::RangeLocks;
 use crate::members::{Change, Members};
 use crate::membership::{
@@ -121,6 +123,7 @@ impl Mirror {
             ._tasks
             .push(reactor.spawn(roll_back::go_back(core.clone())));
         mirror._tasks.push(reactor.spawn(slow::watch(core.clone())));
+        mirror._tasks.push(reactor.spawn(bad_blocks::watch(core.clone())));
         mirror._tasks.push(reactor.spawn(resync::bring_back(core)));
         Ok(mirror)
     }

@@ -140,7 +140,7 @@ impl Core {
 
     /// Writes blocks that some replicas could not read anew, from one that can. One that cannot write them
     /// either is out.
-    async fn repair(&self, block: u64, blocks: u64, bad: SlotSet) {
+    pub(super) async fn repair(&self, block: u64, blocks: u64, bad: SlotSet) {
         let end = block + blocks;
         let mut at = block;
         while at < end {

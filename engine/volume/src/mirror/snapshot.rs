@@ -332,7 +332,7 @@ impl Core {
         let cuts = match self.command(slot, ReplicaCommand::ListSnapshots).await {
             Ok(ReplicaAnswer::Snapshots(cuts)) => cuts,
             Err(CommandError::Unsupported) => Vec::new(),
-            Ok(ReplicaAnswer::Done) => return false,
+            Ok(ReplicaAnswer::Done | ReplicaAnswer::BadBlocks(_)) => return false,
             Err(error) => {
                 self.replica_error(slot, error);
                 return false;

@@ -27,6 +27,9 @@ pub enum ReplicaCommand {
     },
     /// Tells the names of all snapshots.
     ListSnapshots,
+    /// Tells blocks that were found bad, as far as the host knows of any, each a few times. They may be good
+    /// by now.
+    ListBadBlocks,
     /// Makes room for more data: so many blocks of 4 KiB at least. The new ones read as zeros. Sessions
     /// show the new size after the next promise, at the latest.
     Grow {
@@ -42,6 +45,8 @@ pub enum ReplicaAnswer {
     Done,
     /// The names of the snapshots, to [`ReplicaCommand::ListSnapshots`].
     Snapshots(Vec<Uuid>),
+    /// Blocks of 4 KiB of data, to [`ReplicaCommand::ListBadBlocks`].
+    BadBlocks(Vec<u64>),
 }
 
 /// Why a host did not do it.

@@ -237,6 +237,12 @@ impl Inner {
             ReplicaCommand::ListSnapshots => {
                 return Ok(ReplicaAnswer::Snapshots(self.medium.list().await?));
             }
+            ReplicaCommand::ListBadBlocks => {
+                let area_blocks = self.area.layout().area_blocks();
+                let found = self.medium.bad_blocks().await?.into_iter();
+                let of_data = found.filter_map(|block| block.checked_sub(area_blocks));
+                return Ok(ReplicaAnswer::BadBlocks(of_data.collect()));
+            }
             ReplicaCommand::Grow { data_blocks } => self.grow(data_blocks).await?,
         }
         Ok(ReplicaAnswer::Done)

@@ -30,6 +30,11 @@ pub trait ReplicaMedium {
 
     /// Makes the device larger, `bytes` in all. A device that is as large already is no error.
     fn grow(&self, bytes: u64) -> MediumFuture<()>;
+
+    /// Blocks of 4 KiB of the device that were found bad, by a scrub for one, and may be good by now.
+    fn bad_blocks(&self) -> MediumFuture<Vec<u64>> {
+        Box::pin(ready(Ok(Vec::new())))
+    }
 }
 
 /// A device that is part of nothing: it has no snapshots, and grows if it can.

@@ -120,4 +120,13 @@ impl ReplicaMedium for PoolMedium {
     fn grow(&self, bytes: u64) -> MediumFuture<()> {
         Box::pin(grow_device(self.device.clone(), bytes))
     }
+
+    fn bad_blocks(&self) -> MediumFuture<Vec<u64>> {
+        let of = self.device.uuid();
+        self.call(move |pool| async move {
+            // By what it is, as for a snapshot.
+            let found = pool.volumes().into_iter().find(|entry| Some(entry.uuid) == of);
+            Ok(found.map_or_else(Vec::new, |volume| pool.suspected_blocks(&volume.name)))
+        })
+    }
 }

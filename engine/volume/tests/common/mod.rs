@@ -346,14 +346,18 @@ impl Cluster {
         });
     }
 
+    /// A host is gone, and its pool with it.
+    pub fn stop_host(&self, index: usize) {
+        *self.paths[index].host.borrow_mut() = None;
+        if self.on_pools {
+            self.world.run_for(Duration::from_millis(1));
+        }
+    }
+
     /// A host as of a new process.
     pub fn start_host(&self, index: usize) {
         let (drive, is_pool) = (self.drives[index].clone(), self.on_pools);
-        // The process before is gone, and its pool with it.
-        *self.paths[index].host.borrow_mut() = None;
-        if is_pool {
-            self.world.run_for(Duration::from_millis(1));
-        }
+        self.stop_host(index);
         let host = self.world.block_on(self.reactor, async move {
             let (device, medium) = medium_of(drive, is_pool, id(index)).await;
             ReplicaHost::open(device, medium).await.unwrap()

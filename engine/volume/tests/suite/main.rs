@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod bad_blocks;
 #[path = "../common/mod.rs"]
 mod common;
 mod conformance;

@@ -30,7 +30,7 @@ fn cuts(cluster: &Cluster, index: usize, mirror: &Mirror) -> Vec<Uuid> {
     cluster.world.block_on(cluster.reactor, async move {
         match path.command(epoch, ReplicaCommand::ListSnapshots).await.unwrap() {
             ReplicaAnswer::Snapshots(cuts) => cuts,
-            ReplicaAnswer::Done => panic!("no list"),
+            ReplicaAnswer::Done | ReplicaAnswer::BadBlocks(_) => panic!("no list"),
         }
     })
 }

@@ -338,6 +338,10 @@ impl Pool {
             };
             if self.record_move(&record, held, is_same).await? {
                 self.tell_blocks(id, slot, gone, "a block cannot be read, and is lost");
+                let mut state = self.state.borrow_mut();
+                for block in (0..EXTENT_BLOCKS as u64).filter(|block| gone >> block & 1 == 1) {
+                    state.suspect(id, slot * EXTENT_BLOCKS as u64 + block);
+                }
                 *lost += gone.count_ones();
             }
             drop((to, locked));

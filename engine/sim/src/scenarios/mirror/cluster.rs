@@ -221,6 +221,7 @@ impl Cluster {
             hold_limit: random.duration(millis(20)..=millis(1000)),
             resync_bytes_per_second: random.chance(0.5).then(|| random.within(1 << 18..=1 << 24)),
             resync_bytes_per_second_min: 1 << 20,
+            bad_blocks_interval: millis(150),
             slow: SlowOptions {
                 factor: if random.chance(0.7) { 5 } else { 0 },
                 floor: SLOW_FLOOR,

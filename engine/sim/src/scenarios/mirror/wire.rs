@@ -22,7 +22,7 @@ use pollux_nvme::initiator::device::ask_allocated;
 use pollux_nvme::target::tell_allocated;
 use pollux_nvme::wire::command::GetLbaStatus;
 use pollux_reactor::net::{Address, Stream, accept, attach, connect, listen};
-use pollux_reactor::{sleep, spawn};
+use pollux_reactor::{now, sleep, spawn};
 use pollux_volume::membership::Epoch;
 use pollux_volume::replica::{
     CommandError, Commanding, Granted, OpeningSnapshot, PromiseError, Promising, ReplicaAnswer,
@@ -56,6 +56,8 @@ const OPEN: u8 = 11;
 /// Which blocks are allocated: the first block; the length of the range, and how many bytes the answer may
 /// have. Question and answer are made, understood and answered as those of real targets and initiators are.
 const ALLOCATED: u8 = 12;
+/// A command: bad blocks.
+const BAD: u8 = 13;
 const OK: u8 = 0;
 const UNSUPPORTED: u8 = 251;
 const NO_SNAPSHOT: u8 = 252;
@@ -249,7 +251,7 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
         }
         return answer;
     }
-    if let CUT | DELETE | LIST | GROW | OPEN = frame.code {
+    if let CUT | DELETE | LIST | GROW | OPEN | BAD = frame.code {
         let host = host.borrow().clone();
         let done = match host {
             Some(host) => command(&host, frame, &session).await,
@@ -263,6 +265,12 @@ async fn answer(frame: Frame, host: HostSlot, session: Rc<RefCell<Option<Rc<dyn 
             }
             Ok(ReplicaAnswer::Snapshots(cuts)) => {
                 answer.data = cuts.iter().flat_map(|cut| *cut.as_bytes()).collect();
+            }
+            Ok(ReplicaAnswer::BadBlocks(mut blocks)) => {
+                // Mostly good ones, and some that there are not: what is told is only where to look.
+                let made_up = now().as_nanos();
+                blocks.extend([made_up % 61, made_up % 257]);
+                answer.data = blocks.iter().flat_map(|block| block.to_le_bytes()).collect();
             }
             Err(CommandError::Superseded(epoch)) => (answer.code, answer.first) = (SUPERSEDED, epoch.0),
             Err(CommandError::NoSession) => answer.code = NO_SESSION,
@@ -307,6 +315,7 @@ async fn command(
         CUT => ReplicaCommand::CutSnapshot { cut },
         DELETE => ReplicaCommand::DeleteSnapshot { cut },
         LIST => ReplicaCommand::ListSnapshots,
+        BAD => ReplicaCommand::ListBadBlocks,
         GROW => ReplicaCommand::Grow {
             data_blocks: frame.second,
         },
@@ -324,6 +333,7 @@ fn command_frame(epoch: Epoch, command: ReplicaCommand) -> Frame {
         ReplicaCommand::CutSnapshot { cut } => (CUT, 0, Some(cut)),
         ReplicaCommand::DeleteSnapshot { cut } => (DELETE, 0, Some(cut)),
         ReplicaCommand::ListSnapshots => (LIST, 0, None),
+        ReplicaCommand::ListBadBlocks => (BAD, 0, None),
         ReplicaCommand::Grow { data_blocks } => (GROW, data_blocks, None),
     };
     Frame {
@@ -341,6 +351,12 @@ fn command_answer(code: u8, answer: Frame, cut: Option<Uuid>) -> Result<ReplicaA
         OK if code == LIST => {
             let cuts = answer.data.chunks(16).flat_map(Uuid::from_slice);
             Ok(ReplicaAnswer::Snapshots(cuts.collect()))
+        }
+        OK if code == BAD => {
+            let (blocks, _) = answer.data.as_chunks();
+            Ok(ReplicaAnswer::BadBlocks(
+                blocks.iter().map(|block| u64::from_le_bytes(*block)).collect(),
+            ))
         }
         OK => Ok(ReplicaAnswer::Done),
         SUPERSEDED => Err(CommandError::Superseded(Epoch(answer.first))),
