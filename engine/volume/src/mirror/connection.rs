@@ -181,8 +181,8 @@ impl Connection {
         self.session.submit(moved(request, self.first_block))
     }
 
-    /// Whether it tells of nothing stored in blocks of the volume. Without an answer in time it is not so.
-    pub(super) async fn is_hole(&self, block: u64, blocks: u64, wait_max: Duration) -> bool {
+    /// Whether it tells of nothing stored in blocks of the volume; `None` without an answer in time.
+    pub(super) async fn is_hole(&self, block: u64, blocks: u64, wait_max: Duration) -> Option<bool> {
         tells_hole(&*self.session, self.first_block + block, blocks, wait_max).await
     }
 

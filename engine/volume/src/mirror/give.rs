@@ -5,17 +5,13 @@
 //! costs the work since the last cut, and nothing else: the regions still count as missed.
 
 use std::ops::Range;
-use std::rc::Rc;
-use std::time::Duration;
 
-use pollux_device::{BlockDevice, BlockDeviceExt, Gather, IoError, Request};
-use pollux_hugepages::Slice;
-use pollux_reactor::timeout;
+use pollux_device::{Gather, IoError, Request};
 
 use super::Core;
 use super::connection::{Connection, is_session_lost};
-use super::holes::{hole, tells_hole};
-use super::read::memory;
+use super::held::Held;
+use super::holes::hole;
 use super::resync::Interrupted;
 use crate::members::Change;
 use crate::membership::{SlotNumber, SnapshotEntry};
@@ -33,7 +29,7 @@ const UNREADABLE_MAX: u32 = 3;
 enum NotGiven {
     /// It is begun anew.
     Interrupted,
-    /// Its source cannot read a block.
+    /// Nobody that has it can read a block, or answers.
     Unreadable,
 }
 
@@ -43,41 +39,15 @@ impl From<Interrupted> for NotGiven {
     }
 }
 
-/// A snapshot of a replica of the set.
-pub(super) struct Source {
-    device: Rc<dyn BlockDevice>,
-    /// Where its data begins, in its blocks.
-    first_block: u64,
-    /// How long an answer about holes is waited for.
-    wait_max: Duration,
-}
-
-impl Source {
-    /// What it holds of the volume.
-    pub(super) async fn read(&self, block: u64, bytes: usize) -> Result<Slice, IoError> {
-        let read = self.device.read(self.first_block + block, memory(bytes));
-        Ok(read.await?.freeze())
-    }
-
-    async fn read_to_give(&self, block: u64, bytes: usize) -> Result<Slice, NotGiven> {
-        self.read(block, bytes).await.map_err(|error| match error {
-            IoError::ResourceShortage | IoError::NotReady | IoError::Fenced => NotGiven::Interrupted,
-            error if is_session_lost(error) => NotGiven::Interrupted,
-            error => {
-                tracing::error!(block, %error, "a block of a snapshot cannot be read");
-                NotGiven::Unreadable
-            }
-        })
-    }
-
-    /// Whether it is told to hold nothing there. Without an answer in time it is not so.
-    pub(super) async fn is_hole(&self, block: u64, blocks: u64) -> bool {
-        tells_hole(&*self.device, self.first_block + block, blocks, self.wait_max).await
-    }
-
-    /// The blocks of the volume that it has: the volume may have grown since.
-    pub(super) fn blocks(&self) -> u64 {
-        self.device.geometry().blocks.saturating_sub(self.first_block)
+impl NotGiven {
+    fn of(error: IoError) -> Self {
+        match error {
+            IoError::ResourceShortage | IoError::NotReady | IoError::Fenced => Self::Interrupted,
+            // Who never answers is as good as one that cannot read.
+            IoError::TimedOut => Self::Unreadable,
+            error if is_session_lost(error) => Self::Interrupted,
+            _ => Self::Unreadable,
+        }
     }
 }
 
@@ -93,7 +63,7 @@ impl Core {
             if owed.is_empty() {
                 return Ok(());
             }
-            let mut before: Option<Source> = None;
+            let mut before: Option<Held> = None;
             for entry in owed {
                 match self.give(slot, connection, &entry, before.as_ref()).await? {
                     Some(source) => before = Some(source),
@@ -102,6 +72,7 @@ impl Core {
                 }
                 let given = Change::Given(slot, entry.cut);
                 self.decide(given).await.map_err(|_| Interrupted)?;
+                self.unreadable.borrow_mut().remove(&entry.cut);
                 self.count(|counters| counters.snapshots_given += 1);
             }
         }
@@ -122,9 +93,9 @@ impl Core {
         slot: SlotNumber,
         connection: &Connection,
         entry: &SnapshotEntry,
-        before: Option<&Source>,
-    ) -> Result<Option<Source>, Interrupted> {
-        let Some(source) = self.source_of(entry).await? else {
+        before: Option<&Held>,
+    ) -> Result<Option<Held>, Interrupted> {
+        let Some(source) = self.hold_of(entry).await.map_err(|_| Interrupted)? else {
             return Ok(None);
         };
         // The volume may have grown since the replica was met, before this was cut: the replica is made as
@@ -140,6 +111,7 @@ impl Core {
             let Some(region) = region else { break };
             let run = self.regions.borrow().missed_run(region, slot, stride.regions());
             let run = region..region + run;
+            self.mutes.ask_again();
             let is_hole = self.give_hole(connection, &run, &source, before).await?;
             stride.met(is_hole);
             if is_hole {
@@ -169,7 +141,7 @@ impl Core {
     }
 
     /// Whether a snapshot counts as one that cannot be had.
-    fn note_unreadable(&self, entry: &SnapshotEntry) -> Result<Option<Source>, Interrupted> {
+    fn note_unreadable(&self, entry: &SnapshotEntry) -> Result<Option<Held>, Interrupted> {
         let mut unreadable = self.unreadable.borrow_mut();
         let times = unreadable.entry(entry.cut).or_default();
         *times += 1;
@@ -182,55 +154,12 @@ impl Core {
         }
     }
 
-    /// A snapshot on replicas of the set, a local one first if there is one; at most so many of them. Empty
-    /// when nobody has it.
-    pub(super) async fn snapshot_sources(
-        &self,
-        entry: &SnapshotEntry,
-        at_most: usize,
-    ) -> Result<Vec<Source>, CommandError> {
-        let holders = entry.held_by.and(self.members.borrow().readable());
-        let is_local = |slot: SlotNumber| self.connection(slot).is_some_and(|found| found.is_local);
-        let mut slots: Vec<SlotNumber> = holders.iter().collect();
-        slots.sort_by_key(|&slot| !is_local(slot));
-        let mut last = None;
-        let mut sources = Vec::new();
-        for slot in slots {
-            let (Some(connection), Some(port)) = (self.connection(slot), self.port(slot)) else {
-                continue;
-            };
-            let opening = port.open_snapshot(self.epoch, entry.cut);
-            let opened = timeout(self.options.promise_timeout, opening).await;
-            match opened.unwrap_or(Err(CommandError::Unreachable)) {
-                Ok(device) => sources.push(Source {
-                    device,
-                    first_block: connection.first_block(),
-                    wait_max: self.options.request_timeout,
-                }),
-                Err(error) => last = Some(error),
-            }
-            if sources.len() >= at_most {
-                break;
-            }
-        }
-        match last {
-            _ if !sources.is_empty() => Ok(sources),
-            None | Some(CommandError::Unsupported | CommandError::NoSnapshot(_)) => Ok(sources),
-            Some(error) => Err(error),
-        }
-    }
-
-    async fn source_of(&self, entry: &SnapshotEntry) -> Result<Option<Source>, Interrupted> {
-        let found = self.snapshot_sources(entry, 1).await.map_err(|_| Interrupted)?;
-        Ok(found.into_iter().next())
-    }
-
     async fn give_region(
         &self,
         connection: &Connection,
         region: u64,
-        source: &Source,
-        before: Option<&Source>,
+        source: &Held,
+        before: Option<&Held>,
     ) -> Result<(), NotGiven> {
         let geometry = self.geometry.get();
         let block_bytes = u64::from(geometry.block_bytes);
@@ -258,8 +187,8 @@ impl Core {
         &self,
         connection: &Connection,
         regions: &Range<u64>,
-        source: &Source,
-        before: Option<&Source>,
+        source: &Held,
+        before: Option<&Held>,
     ) -> Result<bool, Interrupted> {
         self.check_serving().map_err(|_| Interrupted)?;
         let blocks = self.blocks_of(regions);
@@ -269,11 +198,11 @@ impl Core {
             return Ok(true);
         }
         let count = end - block;
-        if !source.is_hole(block, count).await {
+        if !self.is_held_hole(source, block, count).await {
             return Ok(false);
         }
         let is_known = match before {
-            Some(before) => end <= before.blocks() && before.is_hole(block, count).await,
+            Some(before) => end <= before.blocks() && self.is_held_hole(before, block, count).await,
             None => false,
         };
         if !is_known {
@@ -288,17 +217,17 @@ impl Core {
         connection: &Connection,
         block: u64,
         blocks: u64,
-        source: &Source,
-        before: Option<&Source>,
+        source: &Held,
+        before: Option<&Held>,
     ) -> Result<(), NotGiven> {
-        let is_hole = source.is_hole(block, blocks).await;
+        let is_hole = self.is_held_hole(source, block, blocks).await;
         if is_hole {
             self.count(|counters| counters.snapshot_holes += blocks);
         }
         if is_hole
             && let Some(before) = before
             && block + blocks <= before.blocks()
-            && before.is_hole(block, blocks).await
+            && self.is_held_hole(before, block, blocks).await
         {
             return Ok(());
         }
@@ -307,10 +236,15 @@ impl Core {
         if is_hole {
             return Ok(self.tell(connection, || hole(block, blocks)).await?);
         }
-        let data = source.read_to_give(block, bytes).await?;
+        let data = self.read_held(source, block, bytes).await.map_err(NotGiven::of)?;
         let old = match before {
             Some(before) if block + blocks <= before.blocks() => {
-                Some(before.read_to_give(block, bytes).await?)
+                match self.read_held(before, block, bytes).await.map_err(NotGiven::of) {
+                    Ok(old) => Some(old),
+                    // Then all of this one is written: it has to be read, and the one before has not.
+                    Err(NotGiven::Unreadable) => None,
+                    Err(interrupted) => return Err(interrupted),
+                }
             }
             Some(_) | None => None,
         };

@@ -4,19 +4,24 @@
 //! by one as ever. So strides begin with one region, become longer while they meet holes, and begin anew with
 //! the first data: what is full costs one question more for each region.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::time::Duration;
 
 use pollux_device::{BlockDevice, IoError, Request, ZeroOptions};
-use pollux_reactor::timeout;
+use pollux_reactor::{Instant, timeout};
 
 use super::Core;
+use super::connection::clock;
 use super::resync::Interrupted;
 use crate::locks::Mode;
-use crate::membership::SlotNumber;
+use crate::membership::{SlotNumber, SlotSet};
 
 /// The longest stride: hosts that write there wait meanwhile, and a replica may have to give back as much.
 const STRIDE_BYTES_MAX: u64 = 64 << 20;
+
+/// For how long a replica that did not answer is not asked again.
+const MUTE_TIME: Duration = Duration::from_secs(60);
 
 /// Zeros that take no space.
 pub(super) const ZEROS: ZeroOptions = ZeroOptions {
@@ -53,6 +58,35 @@ impl Stride {
     }
 }
 
+/// Replicas that did not answer when they were asked for something, and are not asked again for a while: each
+/// question costs the time that an answer is waited for, and hosts may wait as well.
+#[derive(Debug, Default)]
+pub(super) struct Mutes {
+    slots: Cell<SlotSet>,
+    until: Cell<Option<Instant>>,
+}
+
+impl Mutes {
+    pub(super) fn slots(&self) -> SlotSet {
+        self.slots.get()
+    }
+
+    pub(super) fn insert(&self, slot: SlotNumber) {
+        let mut slots = self.slots.get();
+        slots.insert(slot);
+        self.slots.set(slots);
+        self.until.set(Some(clock() + MUTE_TIME));
+    }
+
+    /// All may be asked again from now on, if it is time. Not called while blocks are locked.
+    pub(super) fn ask_again(&self) {
+        if self.until.get().is_some_and(|until| clock() >= until) {
+            self.slots.set(SlotSet::EMPTY);
+            self.until.set(None);
+        }
+    }
+}
+
 impl Core {
     pub(super) fn stride(&self) -> Stride {
         Stride::new(self.bytes_of_regions(1))
@@ -70,6 +104,7 @@ impl Core {
     /// is known.
     pub(super) async fn may_be_hole(&self, regions: &Range<u64>) -> bool {
         let blocks = self.blocks_of(regions);
+        self.mutes.ask_again();
         self.is_hole(blocks.start, blocks.end - blocks.start).await
     }
 
@@ -94,6 +129,7 @@ impl Core {
     /// Whether blocks hold nothing on any replica, while nobody changes them.
     pub(super) async fn is_settled_hole(&self, block: u64, blocks: u64) -> Result<bool, IoError> {
         self.settled(block, blocks).await?;
+        self.mutes.ask_again();
         let _lock = self.locks.lock(block..block + blocks, Mode::Exclusive).await;
         Ok(self.is_hole(block, blocks).await)
     }
@@ -108,19 +144,19 @@ pub(super) fn hole(block: u64, blocks: u64) -> Request {
     }
 }
 
-/// Whether a device tells that nothing is stored in blocks, so that they are zeros. Without an answer in time
-/// it is not so.
+/// Whether a device tells that nothing is stored in blocks, so that they are zeros. `None` without an answer
+/// in time.
 pub(super) async fn tells_hole(
     device: &dyn BlockDevice,
     block: u64,
     blocks: u64,
     wait_max: Duration,
-) -> bool {
-    let Ok(Ok(runs)) = timeout(wait_max, device.allocation(block, blocks, 1)).await else {
-        return false;
-    };
-    let first = runs.first();
-    first.is_some_and(|run| !run.allocated && run.blocks >= blocks)
+) -> Option<bool> {
+    let told = timeout(wait_max, device.allocation(block, blocks, 1))
+        .await
+        .ok()?;
+    let first = told.ok().and_then(|runs| runs.first().copied());
+    Some(first.is_some_and(|run| !run.allocated && run.blocks >= blocks))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod follow;
 mod gate;
 mod give;
 mod grow;
+mod held;
 mod holes;
 mod keeper;
 mod map_writer;
@@ -52,6 +53,7 @@ use doubts::Doubts;
 use gate::Gate;
 pub use gate::Hold;
 pub use grow::GrowError;
+use holes::Mutes;
 pub use open::OpenError;
 use priority::Priority;
 use roll_back::GoneBack;
@@ -190,6 +192,10 @@ pub(crate) struct Core {
     paces: Rc<Paces>,
     /// Those that are far slower than others: they are not read from if there is another one.
     slow: Cell<SlotSet>,
+    /// Those that did not answer when they were asked for holes.
+    mutes: Mutes,
+    /// Those that did not answer when a snapshot was read from them.
+    silent: Mutes,
     /// How often snapshots could not be read while they were given to a replica, by their cuts.
     unreadable: RefCell<BTreeMap<Uuid, u32>>,
     /// What nobody of the set can read, as the last resync found that came to its end.

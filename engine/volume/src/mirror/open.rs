@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::asked::Looks;
 use super::connection::{ConnectError, Connection, clock};
 use super::doubts::{Doubts, Trust};
+use super::holes::Mutes;
 use super::keeper::{self, WithReplica, join};
 use super::priority::Priority;
 use super::slow;
@@ -320,6 +321,8 @@ impl Opening {
             looks,
             paces: Rc::default(),
             slow: Cell::default(),
+            mutes: Mutes::default(),
+            silent: Mutes::default(),
             unreadable: RefCell::default(),
             unreadable_blocks: Cell::default(),
             is_idle: Cell::new(true),

@@ -13,7 +13,7 @@ use super::holes::hole;
 use super::slow::Return;
 use super::{Core, StopReason, Unreadable};
 use crate::locks::Mode;
-use crate::membership::{Membership, ReplicaState, SlotNumber, SlotSet};
+use crate::membership::{Membership, ReplicaState, SlotNumber};
 use crate::replica::{PromiseError, ReplicaCommand};
 
 /// Regions that are copied before the replica is flushed, and they count. Those that are holes do not make it
@@ -378,15 +378,21 @@ impl Core {
     }
 
     /// Whether nothing is stored of blocks that are locked: they are zeros then. Asked of the replica that is
-    /// read from; whatever it says but that they are not allocated means that they are read.
+    /// read from, or of the next one if it does not answer; whatever they say but that the blocks are not
+    /// allocated means that these are read.
     pub(super) async fn is_hole(&self, block: u64, blocks: u64) -> bool {
-        let source = self.source(SlotSet::EMPTY).and_then(|slot| self.connection(slot));
-        let Some(connection) = source else {
-            return false;
-        };
-        connection
-            .is_hole(block, blocks, self.options.request_timeout)
-            .await
+        loop {
+            let source = self.source(self.mutes.slots());
+            let Some((slot, connection)) = source.and_then(|slot| Some((slot, self.connection(slot)?)))
+            else {
+                return false;
+            };
+            let wait_max = self.options.request_timeout;
+            match connection.is_hole(block, blocks, wait_max).await {
+                Some(is_hole) => return is_hole,
+                None => self.mutes.insert(slot),
+            }
+        }
     }
 
     /// Makes blocks of the copy zeros that take no space. The replica is not asked whether they are that

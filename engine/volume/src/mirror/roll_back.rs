@@ -13,11 +13,11 @@ use std::rc::Rc;
 
 use pollux_device::IoError;
 use pollux_hugepages::Slice;
-use pollux_reactor::{sleep, timeout};
+use pollux_reactor::sleep;
 use uuid::Uuid;
 
 use super::connection::clock;
-use super::give::Source;
+use super::held::Held;
 use super::holes::ZEROS;
 use super::snapshot::SnapshotError;
 use super::speed::Speed;
@@ -121,7 +121,7 @@ impl Core {
         tracing::info!(volume = %self.volume(), snapshot = %wanted.snapshot, "goes back to a snapshot");
         // What hosts had begun is done now, and overwritten.
         self.drained().await?;
-        let sources = self.sources(&entry).await?;
+        let held = self.held(&entry).await?;
         let geometry = self.geometry.get();
         let chunk_blocks = self.chunk_blocks();
         let mut stride = self.stride();
@@ -133,7 +133,7 @@ impl Core {
             if at % self.region_blocks == 0 {
                 let region = self.region_of(at);
                 let ahead = self.blocks_of(&(region..region + stride.regions()));
-                let is_there = self.is_hole_in_both(&sources, ahead.clone()).await?;
+                let is_there = self.is_hole_in_both(&held, ahead.clone()).await?;
                 stride.met(is_there);
                 if is_there {
                     at = ahead.end;
@@ -144,16 +144,14 @@ impl Core {
             }
             let border = (self.region_of(at) + 1) * self.region_blocks;
             let mut end = border.min(at + chunk_blocks).min(geometry.blocks);
-            // All sources are as large as the volume was.
-            let held_blocks = sources.first().map_or(0, Source::blocks);
-            if at < held_blocks {
-                end = end.min(held_blocks);
+            if at < held.blocks() {
+                end = end.min(held.blocks());
             }
-            let held = match at < held_blocks {
-                true => self.read_held(&sources, at, end - at).await?,
+            let wanted = match at < held.blocks() {
+                true => self.read_wanted(&held, at, end - at).await?,
                 false => None,
             };
-            self.restore(at, end - at, held).await?;
+            self.restore(at, end - at, wanted).await?;
             let bytes = (end - at) * u64::from(geometry.block_bytes);
             gone_back.speed.add(clock(), bytes);
             gone_back.blocks = end;
@@ -165,12 +163,13 @@ impl Core {
     }
 
     /// Whether there is nothing to do about blocks, as they are a hole in the snapshot and in the volume.
-    async fn is_hole_in_both(&self, sources: &[Source], blocks: Range<u64>) -> Result<bool, IoError> {
-        let held_blocks = sources.first().map_or(0, Source::blocks);
-        let held_end = blocks.end.min(held_blocks);
+    async fn is_hole_in_both(&self, held: &Held, blocks: Range<u64>) -> Result<bool, IoError> {
+        self.mutes.ask_again();
+        let held_end = blocks.end.min(held.blocks());
         if blocks.start < held_end
-            && let Some(source) = sources.first()
-            && !source.is_hole(blocks.start, held_end - blocks.start).await
+            && !self
+                .is_held_hole(held, blocks.start, held_end - blocks.start)
+                .await
         {
             return Ok(false);
         }
@@ -178,37 +177,21 @@ impl Core {
             .await
     }
 
-    /// What a snapshot holds; `None` for a hole. The next source is asked where one cannot read it.
-    async fn read_held(
-        &self,
-        sources: &[Source],
-        block: u64,
-        blocks: u64,
-    ) -> Result<Option<Slice>, SnapshotError> {
-        let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
-        let mut last = IoError::NotReady;
-        for source in sources {
-            if source.is_hole(block, blocks).await {
-                return Ok(None);
-            }
-            let reading = source.read(block, bytes);
-            match timeout(self.options.request_timeout, reading).await {
-                Ok(Ok(held)) => return Ok(Some(held)),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = IoError::PathDown,
-            }
+    /// What a snapshot holds; `None` for a hole.
+    async fn read_wanted(&self, held: &Held, block: u64, blocks: u64) -> Result<Option<Slice>, IoError> {
+        if self.is_held_hole(held, block, blocks).await {
+            return Ok(None);
         }
-        Err(last.into())
+        let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
+        self.read_held(held, block, bytes).await.map(Some)
     }
 
-    /// The snapshot on each replica of the set that has it.
-    async fn sources(&self, entry: &SnapshotEntry) -> Result<Vec<Source>, SnapshotError> {
-        let opened = self.snapshot_sources(entry, usize::MAX).await;
-        let sources = opened.map_err(|_| SnapshotError::Io(IoError::NotReady))?;
-        match sources.is_empty() {
+    /// The snapshot on the replicas of the set that have it.
+    async fn held(&self, entry: &SnapshotEntry) -> Result<Held, SnapshotError> {
+        match self.hold_of(entry).await {
+            Ok(Some(held)) => Ok(held),
             // Those that have it may be away.
-            true => Err(SnapshotError::Io(IoError::NotReady)),
-            false => Ok(sources),
+            Ok(None) | Err(_) => Err(SnapshotError::Io(IoError::NotReady)),
         }
     }
 

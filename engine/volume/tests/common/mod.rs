@@ -48,6 +48,10 @@ pub struct Path {
     pub commands_fail: Rc<Cell<bool>>,
     /// Reads of data get no answer until it is false again.
     pub reads_hang: Rc<Cell<bool>>,
+    /// Reads of snapshots get no answer until it is false again.
+    pub snapshots_hang: Rc<Cell<bool>>,
+    /// Reads of snapshots that were asked for.
+    pub snapshot_reads: Rc<Cell<u64>>,
     /// Questions for holes get no answer until it is false again.
     pub questions_hang: Rc<Cell<bool>>,
     /// Writes of data find no room.
@@ -75,6 +79,7 @@ impl ReplicaPort for Path {
             let session: Rc<dyn BlockDevice> = Rc::new(Cuttable {
                 device: granted.session.clone(),
                 path: path.clone(),
+                is_snapshot: false,
             });
             Ok(Granted { session, ..granted })
         })
@@ -97,7 +102,12 @@ impl ReplicaPort for Path {
         Box::pin(async move {
             let host = path.host().ok_or(CommandError::Unreachable)?;
             let device = host.open_snapshot(epoch, cut).await?;
-            Ok(Rc::new(Cuttable { device, path }) as Rc<dyn BlockDevice>)
+            let is_snapshot = true;
+            Ok(Rc::new(Cuttable {
+                device,
+                path,
+                is_snapshot,
+            }) as Rc<dyn BlockDevice>)
         })
     }
 
@@ -109,6 +119,15 @@ impl ReplicaPort for Path {
 struct Cuttable {
     device: Rc<dyn BlockDevice>,
     path: Path,
+    is_snapshot: bool,
+}
+
+impl Cuttable {
+    /// Whether reads of data get no answer.
+    fn reads_hang(&self) -> impl Fn() -> bool + 'static {
+        let (path, is_snapshot) = (self.path.clone(), self.is_snapshot);
+        move || path.reads_hang.get() || is_snapshot && path.snapshots_hang.get()
+    }
 }
 
 impl BlockDevice for Cuttable {
@@ -126,6 +145,9 @@ impl BlockDevice for Cuttable {
             return Completion::failed(IoError::CapacityExceeded);
         }
         let is_data = matches!(&request, Request::Read { block, .. } if *block >= DATA_START);
+        if is_data && self.is_snapshot {
+            path.snapshot_reads.set(path.snapshot_reads.get() + 1);
+        }
         let is_change = is_write
             || matches!(
                 &request,
@@ -144,9 +166,10 @@ impl BlockDevice for Cuttable {
             }
         }
         let completion = self.device.submit(request);
+        let reads_hang = self.reads_hang();
         Completion::from_future(async move {
             let result = completion.await;
-            while is_data && path.reads_hang.get() && !path.cut.get() {
+            while is_data && reads_hang() && !path.cut.get() {
                 sleep(Duration::from_millis(1)).await;
             }
             if path.cut.get() {
@@ -305,6 +328,8 @@ impl Cluster {
                 cut: Rc::default(),
                 commands_fail: Rc::default(),
                 reads_hang: Rc::default(),
+                snapshots_hang: Rc::default(),
+                snapshot_reads: Rc::default(),
                 questions_hang: Rc::default(),
                 no_room: Rc::default(),
                 changes_wait: Rc::default(),

@@ -392,3 +392,42 @@ fn replicas_that_never_tell_of_holes_do_not_hold_up_a_roll_back() {
         assert_eq!(alone(&cluster, index), holding(&[(3, 1)]), "replica {index}");
     }
 }
+
+/// Whoever does not answer is asked no more for a while: each question costs as long as an answer is waited
+/// for.
+#[test]
+fn a_source_that_never_tells_of_holes_is_not_asked_at_each_stride() {
+    let cluster = on_pools(10, 2);
+    let mirror = cluster.open();
+    cluster.paths[1].cut.set(true);
+    let (mirror, ()) = run(&cluster, mirror, async |mirror| {
+        let device = mirror.device();
+        for block in 0..BLOCKS {
+            device.write(block, data(1), false).await.unwrap();
+        }
+        mirror.snapshot(SNAPSHOTS[0]).await.unwrap();
+        device.write(100, data(2), false).await.unwrap();
+        mirror.snapshot(SNAPSHOTS[1]).await.unwrap();
+    });
+    cluster.paths[0].questions_hang.set(true);
+    cluster.paths[1].cut.set(false);
+    let limit = cluster.options.request_timeout + Duration::from_secs(2);
+    cluster.world.run_until(|| cluster.in_sync() == 2, limit).unwrap();
+    assert_eq!(mirror.counters().snapshots_given, 2);
+}
+
+/// Nor is who does not answer asked when another one can tell.
+#[test]
+fn another_replica_is_asked_for_holes_if_one_never_answers() {
+    let cluster = on_pools(11, 3);
+    let mirror = deallocated_while_one_is_away(&cluster, &[3, 100]);
+    cluster.paths[0].questions_hang.set(true);
+    cluster.paths[1].cut.set(false);
+    let limit = cluster.options.request_timeout + Duration::from_secs(2);
+    cluster.world.run_until(|| cluster.in_sync() == 3, limit).unwrap();
+    let changes = cluster.paths[1].changes.get();
+    assert!((3..=12).contains(&changes), "{changes} changes");
+    drop(mirror);
+    cluster.paths[0].questions_hang.set(false);
+    assert_eq!(alone(&cluster, 1), holding(&[(3, 2), (100, 2)]));
+}

@@ -7,6 +7,7 @@ mod bad_blocks;
 #[path = "../common/mod.rs"]
 mod common;
 mod conformance;
+mod given;
 mod holes;
 mod load;
 mod losses;
