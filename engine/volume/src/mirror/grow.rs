@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use pollux_device::IoError;
+use pollux_device::{Geometry, IoError};
 use pollux_reactor::{sleep, timeout};
 
 use super::connection::clock;
@@ -58,17 +58,33 @@ impl Mirror {
         if core.growing.replace(true) {
             return Err(GrowError::Busy);
         }
-        // Also for whoever does not wait for it to its end.
-        let _growing = Growing(&core.growing);
-        Ok(core.grow(size_blocks).await?)
+        let growing = Growing {
+            core,
+            size_before: Cell::new(core.size_wanted.get()),
+        };
+        Ok(core.grow(size_blocks, &growing).await?)
     }
 }
 
-struct Growing<'a>(&'a Cell<bool>);
+/// Ends a growth, also for whoever does not wait for it to its end.
+struct Growing<'a> {
+    core: &'a Core,
+    /// What returning replicas needed before; less than all that may be in the record.
+    size_before: Cell<u64>,
+}
+
+impl Growing<'_> {
+    /// From here on the record may have the new size.
+    fn is_decided(&self) {
+        self.size_before.set(self.core.size_wanted.get());
+    }
+}
 
 impl Drop for Growing<'_> {
     fn drop(&mut self) {
-        self.0.set(false);
+        self.core.growing.set(false);
+        // What came to nothing keeps no replica out that cannot become as large.
+        self.core.size_wanted.set(self.size_before.get());
     }
 }
 
@@ -79,17 +95,7 @@ impl Core {
         bytes.div_ceil(BLOCK_BYTES as u64)
     }
 
-    async fn grow(&self, size_blocks: u64) -> Result<(), SnapshotError> {
-        // Whoever comes back from now on is made as large.
-        self.size_wanted.set(size_blocks);
-        let syncing = self.members.borrow().syncing();
-        if let Some(slot) = syncing {
-            tracing::debug!(
-                slot = slot.index(),
-                "its resync begins again, for the volume grows"
-            );
-            self.fail(slot);
-        }
+    async fn grow(&self, size_blocks: u64, growing: &Growing<'_>) -> Result<(), SnapshotError> {
         let required = self.members.borrow().required();
         let mut grown: Vec<(SlotNumber, WithReplica<_>)> = Vec::new();
         let data_blocks = self.data_blocks_of(size_blocks);
@@ -113,6 +119,16 @@ impl Core {
             }
             self.refresh(slot, data_blocks).await?;
         }
+        // Whoever comes back from now on is made as large; who is on the way begins again.
+        self.size_wanted.set(self.size_wanted.get().max(size_blocks));
+        let syncing = self.members.borrow().syncing();
+        if let Some(slot) = syncing {
+            tracing::debug!(
+                slot = slot.index(),
+                "its resync begins again, for the volume grows"
+            );
+            self.fail(slot);
+        }
         let stamp = {
             let members = self.members.borrow();
             if !required.contains_all(members.required()) {
@@ -129,14 +145,22 @@ impl Core {
                 (durable || self.stopped().is_some()).then_some(())
             })
             .await;
+        growing.is_decided();
         self.decide(Change::Size(size_blocks)).await?;
-        let size_blocks = self.members.borrow().record().size_blocks;
-        self.geometry.set(pollux_device::Geometry {
-            blocks: size_blocks,
-            ..self.geometry.get()
-        });
-        tracing::info!(volume = %self.volume(), size_blocks, "the volume has grown");
         Ok(())
+    }
+
+    /// Serves the volume as large as the record says that it is.
+    pub(super) fn take_size(&self) {
+        let size_blocks = self.members.borrow().record().size_blocks;
+        let geometry = self.geometry.get();
+        if geometry.blocks != size_blocks {
+            self.geometry.set(Geometry {
+                blocks: size_blocks,
+                ..geometry
+            });
+            tracing::info!(volume = %self.volume(), size_blocks, "the volume has grown");
+        }
     }
 
     /// Waits until the session of a replica shows its new size, and reads the reserved area again.

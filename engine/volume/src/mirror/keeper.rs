@@ -96,6 +96,7 @@ impl Core {
         self.copy_record(&next, next.in_sync().and(live)).await;
         let joined = next.in_sync().without(self.members.borrow().record().in_sync());
         self.members.borrow_mut().accepted();
+        self.take_size();
         self.count(|counters| counters.joins += joined.len() as u64);
         let in_sync = next.in_sync().len();
         tracing::info!(volume = %next.volume, version = next.version, in_sync, "the set changed");

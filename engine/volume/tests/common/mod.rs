@@ -276,6 +276,12 @@ async fn medium_of(
     (device.attach().await.unwrap(), Rc::new(medium))
 }
 
+/// Replicas on volumes of pools.
+pub fn on_pools(seed: u64, replicas: usize) -> Cluster {
+    let drive = SimDriveOptions::new(16 << 20, BLOCK as u32).unwrap();
+    Cluster::on(seed, replicas, drive, true)
+}
+
 pub fn times() -> MirrorOptions {
     MirrorOptions {
         rejoin_pause: Duration::from_millis(50),

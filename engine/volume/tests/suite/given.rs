@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use pollux_device::BlockDeviceExt;
 use pollux_reactor::timeout;
-use pollux_sim::SimDriveOptions;
 use pollux_volume::mirror::Mirror;
 use pollux_volume::replica::ReplicaPort;
 use uuid::Uuid;
 
-use crate::common::{BLOCKS, Cluster, DATA_START, REGION, data};
+use crate::common::{BLOCKS, Cluster, DATA_START, REGION, data, on_pools};
 
 const SNAPSHOTS: [Uuid; 2] = [Uuid::from_u128(0x5001), Uuid::from_u128(0x5002)];
 
@@ -29,8 +28,7 @@ fn run<T: 'static>(
 /// The last replica is away, and misses two snapshots: of ones everywhere, and with some twos. Threes are
 /// there since.
 fn two_are_missed(seed: u64, replicas: usize) -> (Cluster, Rc<Mirror>) {
-    let drive = SimDriveOptions::new(16 << 20, 4096).unwrap();
-    let cluster = Cluster::on(seed, replicas, drive, true);
+    let cluster = on_pools(seed, replicas);
     let mirror = Rc::new(cluster.open());
     cluster.paths[replicas - 1].cut.set(true);
     run(&cluster, &mirror, async |mirror| {

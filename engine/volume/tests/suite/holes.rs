@@ -9,14 +9,9 @@ use pollux_sim::{Fault, Operation, PowerLoss, SimDriveOptions};
 use pollux_volume::mirror::Mirror;
 use uuid::Uuid;
 
-use crate::common::{BLOCKS, Cluster, REGION, VOLUME, data, id};
+use crate::common::{BLOCKS, Cluster, REGION, VOLUME, data, id, on_pools};
 
 const SNAPSHOTS: [Uuid; 2] = [Uuid::from_u128(0x5001), Uuid::from_u128(0x5002)];
-
-fn on_pools(seed: u64, replicas: usize) -> Cluster {
-    let drive = SimDriveOptions::new(16 << 20, 4096).unwrap();
-    Cluster::on(seed, replicas, drive, true)
-}
 
 /// Runs something with a mirror that can be borrowed by it.
 fn run<T: 'static>(

@@ -8,6 +8,7 @@ mod bad_blocks;
 mod common;
 mod conformance;
 mod given;
+mod growing;
 mod holes;
 mod load;
 mod losses;

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use pollux_device::{BlockDevice, BlockDeviceExt, IoError};
 use pollux_reactor::timeout;
-use pollux_sim::{PowerLoss, SimDriveOptions};
+use pollux_sim::PowerLoss;
 use pollux_volume::membership::RollBack;
 use pollux_volume::mirror::{Mirror, SnapshotError};
 use uuid::Uuid;
 
-use crate::common::{BLOCKS, Cluster, REGION, VOLUME, data};
+use crate::common::{BLOCKS, Cluster, REGION, VOLUME, data, on_pools};
 
 const SNAPSHOT: Uuid = Uuid::from_u128(0x5001);
 const OTHER: Uuid = Uuid::from_u128(0x5002);
@@ -20,12 +20,6 @@ const USED: [u64; 6] = [0, 3, 9, 40, 41, BLOCKS - 1];
 
 fn request(number: u128) -> Uuid {
     Uuid::from_u128(0x7000 + number)
-}
-
-/// Replicas on volumes of pools.
-fn on_pools(seed: u64, replicas: usize) -> Cluster {
-    let drive = SimDriveOptions::new(16 << 20, 4096).unwrap();
-    Cluster::on(seed, replicas, drive, true)
 }
 
 fn run<T: 'static>(

@@ -6,22 +6,15 @@ use std::time::Duration;
 
 use pollux_device::{BlockDevice, BlockDeviceExt, Completion, IoError, Request};
 use pollux_reactor::{sleep, spawn};
-use pollux_sim::SimDriveOptions;
 use pollux_volume::membership::{MembershipStore, MemoryStore, ReplicaState, SlotNumber};
 use pollux_volume::mirror::{GrowError, Mirror, SnapshotError, Unreadable, snapshot_together};
 use pollux_volume::replica::{CommandError, ReplicaAnswer, ReplicaCommand, ReplicaPort};
 use uuid::Uuid;
 
-use crate::common::{BLOCKS, Cluster, DATA_START, REGION, VOLUME, data, id};
+use crate::common::{BLOCKS, Cluster, DATA_START, REGION, VOLUME, data, id, on_pools};
 
 fn name(number: u128) -> Uuid {
     Uuid::from_u128(0x5000 + number)
-}
-
-/// Replicas on volumes of pools.
-fn on_pools(seed: u64, replicas: usize) -> Cluster {
-    let drive = SimDriveOptions::new(16 << 20, 4096).unwrap();
-    Cluster::on(seed, replicas, drive, true)
 }
 
 /// The snapshots of a replica, as its host tells them.
