@@ -45,29 +45,42 @@ impl Wanted {
         })
     }
 
-    /// Has a mirror become so.
+    /// Has a mirror become so. What cannot be done keeps nothing else from being done.
     ///
     /// # Errors
     ///
-    /// [`SettleError`]: it is so in part.
+    /// [`SettleError`], the first: it is so in part.
     pub(super) async fn settle(&self, mirror: &Mirror, routes: &[(Uuid, Route)]) -> Result<(), SettleError> {
         mirror.follow(&Ports::open(routes), &self.leaving).await;
-        for id in &self.snapshots {
-            mirror.snapshot(*id).await?;
-        }
+        // First those that go: there may be no room for another one before.
+        let deleted = self.delete_snapshots(mirror).await;
+        let taken = self.take_snapshots(mirror).await;
+        let grown = match self.size_blocks > mirror.membership().size_blocks {
+            true => mirror.grow(self.size_blocks).await,
+            false => Ok(()),
+        };
+        deleted?;
+        taken?;
+        Ok(grown?)
+    }
+
+    async fn delete_snapshots(&self, mirror: &Mirror) -> Result<(), SnapshotError> {
         let record = mirror.membership();
         // Only what whoever said so knew of: a snapshot that was taken since is none that is not wanted.
-        if self.version >= record.version {
-            for entry in record
-                .snapshots
-                .iter()
-                .filter(|entry| !self.snapshots.contains(&entry.id))
-            {
-                mirror.delete_snapshot(entry.id).await?;
-            }
+        if self.version < record.version {
+            return Ok(());
         }
-        if self.size_blocks > record.size_blocks {
-            mirror.grow(self.size_blocks).await?;
+        let mut deleted = Ok(());
+        let there = record.snapshots.iter().map(|entry| entry.id);
+        for id in there.filter(|id| !self.snapshots.contains(id)) {
+            deleted = deleted.and(mirror.delete_snapshot(id).await);
+        }
+        deleted
+    }
+
+    async fn take_snapshots(&self, mirror: &Mirror) -> Result<(), SnapshotError> {
+        for id in &self.snapshots {
+            mirror.snapshot(*id).await?;
         }
         Ok(())
     }

@@ -45,8 +45,8 @@ fn a_volume_that_cannot_grow_goes_on_with_a_resync() {
     assert_eq!(mirror.counters().failures, 1);
 }
 
-/// Nobody waits for it any more when the store gets to know: the volume is as large as the record says, and so
-/// is whoever comes back, whatever else fails meanwhile.
+/// Nobody waits for it any more when the store gets to know: the volume is as large as the record says, and
+/// so is whoever comes back, whatever else fails meanwhile.
 #[test]
 fn a_volume_that_has_grown_is_served_as_large_whoever_waits() {
     let cluster = on_pools(2, 2);

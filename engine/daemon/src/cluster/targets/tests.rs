@@ -260,3 +260,33 @@ async fn replicas_that_are_told_while_a_volume_is_opened_or_settled_are_told_aga
     until(&[one, two, three]).await;
     node.targets.close().await;
 }
+
+/// A pool that is full of snapshots has room again once some are deleted: another one that is wanted must not
+/// come first.
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_taken_keeps_nothing_else_from_being_done() {
+    let node = Node::start();
+    // Its replica is on a device that has no snapshots.
+    node.serve_and_hold().await;
+    node.faults.clear();
+    let shown = node.targets.shown().get(&SLOW).cloned().expect("it was shown");
+    let serving = shown.serving().expect("it is served");
+    let told = TargetConfig {
+        epoch: serving.record().epoch.0,
+        replicas: vec![replica(REPLICA)],
+        snapshot_uids: vec![OTHER.to_string()],
+        size_bytes: SIZE_BYTES + (4 << 20),
+        standby: false,
+        ..standby(SLOW)
+    };
+    let routes = node.targets.parts.ports.routes(&told).expect("it is here");
+    let wanted = Wanted::read(&told).expect("it makes sense");
+    let settling = serving.mirror.call(move |mirror| async move {
+        let settled = wanted.settle(&mirror, &routes).await;
+        (settled.is_err(), mirror.membership().size_bytes())
+    });
+    let (is_told, size_bytes) = settling.await.expect("the reactor turns");
+    assert!(is_told, "there is no snapshot");
+    assert_eq!(size_bytes, told.size_bytes);
+    node.targets.close().await;
+}
