@@ -185,6 +185,9 @@ impl Hosted {
         epoch: Epoch,
         command: ReplicaCommand,
     ) -> Result<ReplicaAnswer, CommandError> {
+        if let ReplicaCommand::DeleteSnapshot { cut } = command {
+            self.retract_snapshot(epoch, cut);
+        }
         let answer = self.host.command(epoch, command).await;
         // It may have become larger before something went wrong.
         let data_blocks = self.host.label().data_blocks;
@@ -237,6 +240,18 @@ impl Hosted {
         let id = added.map_err(|error| CommandError::Failed(error.to_string()))?;
         export.snapshots.insert(cut, id);
         Ok((name, id))
+    }
+
+    /// Exports a snapshot no more: what is exported is in use, and cannot be deleted.
+    fn retract_snapshot(&self, epoch: Epoch, cut: Uuid) {
+        let mut export = self.export.borrow_mut();
+        let export = export.as_mut().filter(|export| export.epoch == epoch);
+        if let Some(export) = export
+            && let Some(id) = export.snapshots.remove(&cut)
+            && let Err(error) = export.subsystem.remove_namespace(id)
+        {
+            tracing::debug!(%cut, %error, "a snapshot was not exported any more");
+        }
     }
 
     /// Ends whoever is served, and serves nobody any more.

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use pollux_api::engine::v1 as api;
 use pollux_api::engine::v1::create_replica_request::Place;
@@ -501,6 +502,23 @@ fn snapshots_are_cut_read_listed_and_deleted_from_afar() {
             assert_eq!(read(&snapshot, DATA + 1).await, Ok(1));
             assert_eq!(write(&snapshot, DATA + 1, 3).await, Err(IoError::ReadOnly));
         }
+        assert_eq!(read(&session, DATA + 1).await, Ok(2));
+        // One that was read can be deleted by the same target.
+        let read_once = Uuid::from_u128(79);
+        let cutting = ReplicaCommand::CutSnapshot { cut: read_once };
+        assert_eq!(command(cutting).await, Ok(ReplicaAnswer::Done));
+        let snapshot = port.open_snapshot(epoch, read_once).await.expect("it is there");
+        assert_eq!(read(&snapshot, DATA + 1).await, Ok(2));
+        drop(snapshot);
+        let mut deleted = Err(CommandError::NoSession);
+        for _ in 0..50 {
+            deleted = command(ReplicaCommand::DeleteSnapshot { cut: read_once }).await;
+            if deleted.is_ok() {
+                break;
+            }
+            pollux_reactor::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(deleted, Ok(ReplicaAnswer::Done));
         assert_eq!(read(&session, DATA + 1).await, Ok(2));
         let other = Uuid::from_u128(78);
         let missing = port.open_snapshot(epoch, other).await.map(drop);
