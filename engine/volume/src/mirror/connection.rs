@@ -243,6 +243,10 @@ pub(super) enum Verdict {
     Final(IoError),
 }
 
+/// Since when a request is tried again for a replica that is on its way back, and short of resources.
+#[derive(Debug, Default)]
+pub(super) struct Patience(Option<Instant>);
+
 /// The session is of no more use, as against a request that it could not do.
 pub(super) fn is_session_lost(error: IoError) -> bool {
     matches!(
@@ -292,6 +296,19 @@ impl Core {
                 Verdict::Changed
             }
             Failed::Last => Verdict::Final(error),
+        }
+    }
+
+    /// A replica is short of resources, and is asked again. One of the set is waited for, however long that
+    /// takes; one on its way back as long as any request may take, or hosts would wait for what nobody needs.
+    pub(super) fn bear(&self, slot: SlotNumber, patience: &mut Patience) {
+        if self.members.borrow().required().contains(slot) {
+            return;
+        }
+        let since = *patience.0.get_or_insert_with(clock);
+        if clock().saturating_since(since) >= self.options.request_timeout {
+            tracing::warn!(volume = %self.volume(), slot = slot.index(), "a replica is short of resources");
+            self.fail(slot);
         }
     }
 

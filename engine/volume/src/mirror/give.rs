@@ -9,7 +9,7 @@ use std::ops::Range;
 use pollux_device::{Gather, IoError, Request};
 
 use super::Core;
-use super::connection::{Connection, is_session_lost};
+use super::connection::{Connection, clock, is_session_lost};
 use super::held::Held;
 use super::holes::hole;
 use super::resync::Interrupted;
@@ -261,13 +261,15 @@ impl Core {
         Ok(())
     }
 
-    /// Has a replica that takes no writes of clients do something.
+    /// Has a replica that takes no writes of clients do something. One that is short of resources is waited
+    /// for as long as for an answer: others want to come back, too.
     async fn tell(&self, connection: &Connection, make: impl Fn() -> Request) -> Result<(), Interrupted> {
+        let asked_until = clock() + self.options.request_timeout;
         loop {
             self.check_serving().map_err(|_| Interrupted)?;
             match connection.send(make(), self.options.request_timeout).await {
                 Ok(_) => return Ok(()),
-                Err(IoError::ResourceShortage | IoError::NotReady) => {
+                Err(IoError::ResourceShortage | IoError::NotReady) if clock() < asked_until => {
                     pollux_reactor::sleep(self.options.retry_pause).await;
                 }
                 Err(_) => return Err(Interrupted),

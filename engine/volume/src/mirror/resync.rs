@@ -8,7 +8,7 @@ use pollux_device::{Gather, IoError, Request};
 use pollux_hugepages::Slice;
 use pollux_reactor::{Instant, sleep, timeout};
 
-use super::connection::{ConnectError, Connection, Verdict, clock};
+use super::connection::{ConnectError, Connection, Patience, Verdict, clock};
 use super::holes::hole;
 use super::slow::Return;
 use super::{Core, StopReason, Unreadable};
@@ -101,6 +101,8 @@ pub(super) async fn bring_back(core: Rc<Core>) {
                 Return::Test => core.test(slot).await,
                 Return::Later => false,
             };
+            // It may be one that is to leave by now.
+            let may_return = may_return && !core.leaving.get().contains(slot);
             if may_return && core.resync(slot).await.is_err() && core.stopped().is_some() {
                 return;
             }
@@ -143,7 +145,8 @@ impl Core {
         self.give_owed(slot, &connection).await?;
         let data_blocks = connection.area.layout().data_blocks();
         let is_large = data_blocks >= self.data_blocks_of(self.size_wanted.get());
-        if !is_large || !self.members.borrow_mut().begin_sync(slot, id) {
+        let is_leaving = self.leaving.get().contains(slot);
+        if is_leaving || !is_large || !self.members.borrow_mut().begin_sync(slot, id) {
             return Err(Interrupted);
         }
         self.connect(slot, Some(Rc::new(connection)));
@@ -417,13 +420,17 @@ impl Core {
 
     /// Has the replica under resync do something.
     async fn to_replica(&self, slot: SlotNumber, make: impl Fn() -> Request) -> Result<(), Interrupted> {
+        let mut patience = Patience::default();
         loop {
             self.check_syncing(slot)?;
             let connection = self.connection(slot).ok_or(Interrupted)?;
             match connection.send(make(), self.options.request_timeout).await {
                 Ok(_) => return self.check_syncing(slot),
                 Err(error) => match self.judge(slot, &connection, error) {
-                    Verdict::Again => sleep(self.options.retry_pause).await,
+                    Verdict::Again => {
+                        self.bear(slot, &mut patience);
+                        sleep(self.options.retry_pause).await;
+                    }
                     Verdict::NoSpace | Verdict::Changed | Verdict::Final(_) => return Err(Interrupted),
                 },
             }

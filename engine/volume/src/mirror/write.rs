@@ -4,7 +4,7 @@ use pollux_device::{Gather, IoError, Reply, Request, ZeroOptions};
 use pollux_reactor::sleep;
 
 use super::asked::Answers;
-use super::connection::{Verdict, is_session_lost};
+use super::connection::{Patience, Verdict, is_session_lost};
 use super::read::memory;
 use super::{Core, StopReason};
 use crate::locks::Mode;
@@ -178,6 +178,7 @@ impl Core {
     ) -> Result<(), IoError> {
         let region = Some(self.region_of(block));
         let mut done = SlotSet::EMPTY;
+        let mut patience = Patience::default();
         loop {
             self.check_serving()?;
             let answers = match answered.take() {
@@ -202,7 +203,10 @@ impl Core {
                     continue;
                 };
                 match self.judge(slot, &connection, error) {
-                    Verdict::Again => again = true,
+                    Verdict::Again => {
+                        again = true;
+                        self.bear(slot, &mut patience);
+                    }
                     Verdict::NoSpace => full = Some(slot),
                     Verdict::Changed => {}
                     Verdict::Final(error) => return Err(self.undone(error)),
@@ -239,6 +243,7 @@ impl Core {
         let bytes = blocks as usize * self.geometry.get().block_bytes as usize;
         let mut data: Option<Gather> = None;
         let mut done = SlotSet::EMPTY;
+        let mut patience = Patience::default();
         done.insert(source);
         loop {
             self.check_serving()?;
@@ -282,7 +287,10 @@ impl Core {
                     continue;
                 };
                 match self.judge(slot, &connection, error) {
-                    Verdict::Again => again = true,
+                    Verdict::Again => {
+                        again = true;
+                        self.bear(slot, &mut patience);
+                    }
                     // It has no room either. If it is the same without that, all is well.
                     Verdict::NoSpace => {
                         let into = memory(bytes);
@@ -308,6 +316,7 @@ impl Core {
     /// Flushes all of the set, and the replica under resync.
     pub(super) async fn flush(&self) -> Result<(), IoError> {
         let mut done = SlotSet::EMPTY;
+        let mut patience = Patience::default();
         loop {
             self.check_serving()?;
             let missing = self.targets(None).without(done);
@@ -325,7 +334,10 @@ impl Core {
                     continue;
                 };
                 match self.judge(slot, &connection, error) {
-                    Verdict::Again => again = true,
+                    Verdict::Again => {
+                        again = true;
+                        self.bear(slot, &mut patience);
+                    }
                     Verdict::Changed => {}
                     // What it had in its cache may be gone, and a second flush would say that all is well.
                     Verdict::Final(error) => {

@@ -54,6 +54,8 @@ pub struct Path {
     pub snapshot_reads: Rc<Cell<u64>>,
     /// Questions for holes get no answer until it is false again.
     pub questions_hang: Rc<Cell<bool>>,
+    /// Changes of data are refused as long as this is so, by a device that is not ready for them.
+    pub not_ready: Rc<Cell<bool>>,
     /// Writes of data find no room.
     pub no_room: Rc<Cell<bool>>,
     /// Changes of data wait before they reach the host, until it is false again.
@@ -155,6 +157,9 @@ impl BlockDevice for Cuttable {
             );
         if is_change {
             path.changes.set(path.changes.get() + 1);
+            if path.not_ready.get() {
+                return Completion::failed(IoError::NotReady);
+            }
             if path.changes_wait.get() {
                 let device = self.device.clone();
                 return Completion::from_future(async move {
@@ -337,6 +342,7 @@ impl Cluster {
                 snapshots_hang: Rc::default(),
                 snapshot_reads: Rc::default(),
                 questions_hang: Rc::default(),
+                not_ready: Rc::default(),
                 no_room: Rc::default(),
                 changes_wait: Rc::default(),
                 changes: Rc::default(),

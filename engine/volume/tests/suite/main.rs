@@ -13,6 +13,7 @@ mod holes;
 mod load;
 mod losses;
 mod qos;
+mod returning;
 mod roll_back;
 mod slow;
 mod snapshots;
