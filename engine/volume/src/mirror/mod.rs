@@ -174,6 +174,8 @@ pub(crate) struct Core {
     cuts: RefCell<Vec<Uuid>>,
     /// There may be something on replicas that is of no snapshot.
     sweep_wanted: Cell<bool>,
+    /// So may be then, after an attempt that failed.
+    sweep_again_at: Cell<Option<Instant>>,
     /// The volume is being made larger.
     growing: Cell<bool>,
     /// The size, in blocks, that returning replicas need.

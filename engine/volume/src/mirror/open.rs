@@ -310,6 +310,7 @@ impl Opening {
             cuts: RefCell::new(Vec::new()),
             // What an older target left.
             sweep_wanted: Cell::new(true),
+            sweep_again_at: Cell::default(),
             growing: Cell::new(false),
             size_wanted: Cell::new(geometry.blocks),
             changed: Signal::default(),

@@ -7,17 +7,23 @@
 //!   writes.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use pollux_device::IoError;
 use pollux_reactor::{random_u64, timeout};
 use uuid::Uuid;
 
+use super::connection::clock;
 use super::gate::Hold;
 use super::keeper::{WithReplica, join};
 use super::{Core, Mirror, StopReason};
 use crate::members::Change;
 use crate::membership::{SNAPSHOTS_MAX, SlotNumber, SlotSet, SnapshotEntry};
 use crate::replica::{CommandError, ReplicaAnswer, ReplicaCommand};
+
+/// After an attempt that failed replicas are swept once more: by then what was on its way to their hosts has
+/// arrived, or never will.
+const LATE: Duration = Duration::from_secs(30);
 
 /// Why there is no snapshot, or a change of one was not made. Nothing is left of it but what is swept away.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,6 +119,9 @@ impl Drop for Cut {
     fn drop(&mut self) {
         self.core.cuts.borrow_mut().retain(|cut| *cut != self.cut);
         self.core.members.borrow_mut().end_cut();
+        if !self.core.members.borrow().knows_cut(self.cut) {
+            self.core.sweep_again_at.set(Some(clock() + LATE));
+        }
         self.core.want_sweep();
         self.core.wake();
     }
@@ -364,9 +373,17 @@ impl Core {
 /// Deletes what attempts and deleted snapshots left on replicas; runs as long as the target.
 pub(super) async fn sweep(core: Rc<Core>) {
     loop {
-        core.changed
-            .until(|| (core.sweep_wanted.get() || core.stopped().is_some()).then_some(()))
-            .await;
+        let due = core
+            .changed
+            .until(|| (core.sweep_wanted.get() || core.stopped().is_some()).then_some(()));
+        match core.sweep_again_at.get() {
+            None => due.await,
+            Some(at) => {
+                if timeout(at.saturating_since(clock()), due).await.is_err() {
+                    core.sweep_again_at.set(None);
+                }
+            }
+        }
         if core.stopped().is_some() {
             return;
         }

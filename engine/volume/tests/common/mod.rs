@@ -13,7 +13,7 @@ use pollux_device::{
 use pollux_hugepages::Buffer;
 use pollux_pool::shared::SharedPool;
 use pollux_pool::{CreateOptions, Pool, PoolOptions, VolumeOptions};
-use pollux_reactor::sleep;
+use pollux_reactor::{Unabandoned, sleep};
 use pollux_sim::{PowerLoss, SimDrive, SimDriveOptions, SimReactor, World};
 use pollux_volume::membership::{
     Epoch, Membership, MembershipStore, MemoryStore, REPLICAS_MAX, ReplicaEntry, ReplicaState, StoreError,
@@ -46,6 +46,8 @@ pub struct Path {
     pub cut: Rc<Cell<bool>>,
     /// Commands, and nothing else, get no answer.
     pub commands_fail: Rc<Cell<bool>>,
+    /// How long a command to cut a snapshot takes before it reaches the host.
+    pub cuts_take: Rc<Cell<Duration>>,
     /// Reads of data get no answer until it is false again.
     pub reads_hang: Rc<Cell<bool>>,
     /// Reads of snapshots get no answer until it is false again.
@@ -91,7 +93,16 @@ impl ReplicaPort for Path {
         let path = self.clone();
         Box::pin(async move {
             let host = path.host().ok_or(CommandError::Unreachable)?;
-            let answer = host.command(epoch, command).await;
+            let take = match command {
+                ReplicaCommand::CutSnapshot { .. } => path.cuts_take.get(),
+                _ => Duration::ZERO,
+            };
+            // It is on its way, whether or not anybody waits.
+            let doing = async move {
+                sleep(take).await;
+                host.command(epoch, command).await
+            };
+            let answer = Unabandoned::new(doing).await;
             match path.commands_fail.get() || path.cut.get() {
                 true => Err(CommandError::Unreachable),
                 false => answer,
@@ -338,6 +349,7 @@ impl Cluster {
                 host: Rc::default(),
                 cut: Rc::default(),
                 commands_fail: Rc::default(),
+                cuts_take: Rc::default(),
                 reads_hang: Rc::default(),
                 snapshots_hang: Rc::default(),
                 snapshot_reads: Rc::default(),

@@ -135,6 +135,22 @@ fn nothing_is_left_of_a_snapshot_that_one_replica_could_not_make() {
     assert_eq!(slots(&mirror, 1), (0b11, 0));
 }
 
+/// It is cut after all, when nobody waits for it any more.
+#[test]
+fn nothing_is_left_of_a_snapshot_that_one_replica_made_too_late() {
+    let cluster = on_pools(22, 2);
+    let mirror = Rc::new(cluster.open());
+    let take = cluster.options.hold_limit + Duration::from_secs(1);
+    cluster.paths[1].cuts_take.set(take);
+    assert!(snapshot(&cluster, &mirror, 1).is_err());
+    cluster.world.run_for(2 * take);
+    assert_eq!(cuts(&cluster, 1, &mirror).len(), 1, "it was too late");
+    cluster.world.run_for(Duration::from_secs(60));
+    for replica in 0..2 {
+        assert_eq!(cuts(&cluster, replica, &mirror).len(), 0, "replica {replica}");
+    }
+}
+
 #[test]
 fn replicas_without_snapshots_say_so() {
     let cluster = Cluster::new(4, 2);
