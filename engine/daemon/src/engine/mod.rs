@@ -67,6 +67,8 @@ pub struct Engine {
     served: Mutex<BTreeMap<u32, Served>>,
     changes: tokio::sync::Mutex<()>,
     draining: AtomicBool,
+    /// What is being opened, before all is served.
+    opening: Mutex<Option<String>>,
     events: Events,
     meters: Meters,
     mirrors: Mirrors,
@@ -107,6 +109,7 @@ impl Engine {
             served: Mutex::default(),
             changes: tokio::sync::Mutex::default(),
             draining: AtomicBool::new(false),
+            opening: Mutex::default(),
             events: Events::default(),
             meters: Meters::default(),
             mirrors: Mirrors::default(),
@@ -380,6 +383,17 @@ impl Engine {
     /// Whether it was told to stop.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
+    }
+
+    /// Something is opened that is served from the start on; `None` once all of it is.
+    pub(crate) fn opens(&self, what: Option<String>) {
+        *self.opening.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+
+    /// What is being opened before all is served.
+    pub(crate) fn opening(&self) -> Option<String> {
+        let opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        opening.clone()
     }
 
     /// The right to change what is served.

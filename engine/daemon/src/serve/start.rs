@@ -134,10 +134,20 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         nbd_listeners: listeners.nbd().to_vec(),
         flush_timeout: settings.shutdown.drain_timeout(),
     });
+    // Pools may take long to open: whoever looks is told so, and need not wait.
+    let telemetry = http.map(|(http, looking, tls)| {
+        if let Some(certificates) = tls {
+            engine.tell_certificates("http", certificates);
+        }
+        TelemetryServer::start(http, looking, engine.clone(), pools.clone())
+    });
     if let Err(error) = open(settings, &pools, &replicas, &engine).await {
         // What was opened is not left as after a crash.
         replicas.close().await;
         drop(pools.close().await);
+        if let Some(telemetry) = telemetry {
+            telemetry.stop().await;
+        }
         return Err(error);
     }
     crate::pools::watch(&pools, &engine).await;
@@ -168,12 +178,7 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
         }
         None => None,
     };
-    let telemetry = http.map(|(http, looking, tls)| {
-        if let Some(certificates) = tls {
-            engine.tell_certificates("http", certificates);
-        }
-        TelemetryServer::start(http, looking, engine.clone(), pools.clone())
-    });
+    engine.opens(None);
     Ok(Running {
         listeners,
         control,
@@ -194,9 +199,11 @@ async fn open(
     engine: &Arc<Engine>,
 ) -> Result<(), StartError> {
     for pool in &settings.pools {
+        engine.opens(Some(format!("the pool {}", pool.devices.join(","))));
         let pool = pools.import_named(pool).await?;
         replicas.open_in_pool(pool.shared.name()).await?;
     }
+    engine.opens(Some("the pools of the state file".to_owned()));
     for pool in pools.import_remembered().await {
         let name = pool.shared.name();
         if let Err(error) = replicas.open_in_pool(name).await {
@@ -207,10 +214,12 @@ async fn open(
         pools.go_on_draining(&pool).await;
     }
     for replica in &settings.replicas {
+        engine.opens(Some(format!("the replica {}", replica.uri)));
         let uri = DeviceUri::parse(&replica.uri).map_err(OpenError::from);
         replicas.open(uri.map_err(ReplicasError::from)?).await?;
     }
     for namespace in &settings.namespaces {
+        engine.opens(Some(format!("the namespace {}", namespace.uri)));
         let config = NamespaceConfig {
             id: namespace.id,
             uuid: namespace.uuid,

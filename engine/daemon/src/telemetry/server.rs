@@ -98,9 +98,10 @@ fn router(looking: Looking, engine: Arc<Engine>, pools: Arc<Pools>) -> Router {
     let serving = Check::ready("serving", move || {
         let engine = checked.clone();
         async move {
-            match engine.is_draining() {
-                true => Err("it was told to stop".to_owned()),
-                false => Ok(()),
+            match (engine.is_draining(), engine.opening()) {
+                (true, _) => Err("it was told to stop".to_owned()),
+                (false, Some(what)) => Err(format!("it opens {what}")),
+                (false, None) => Ok(()),
             }
         }
     });

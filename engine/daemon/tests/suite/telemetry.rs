@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use pollux_api::engine::v1::RemoveReplicaRequest;
 use pollux_device::{BlockDeviceExt, IoError};
@@ -116,6 +117,33 @@ fn what_hosts_do_is_told() {
     drop(host);
     engine.stop();
     assert!(TcpStream::connect(&address).is_err(), "it goes on");
+}
+
+/// A probe that gets no answer has the engine killed while it opens a large pool.
+#[test]
+fn who_asks_while_pools_are_opened_is_told_so() {
+    let file = PoolFile::with_volume(256 << 20, "64MiB");
+    let slow = format!(
+        "faulty:///uring://{}?inner.block=4096&read.delay=100ms..100ms",
+        file.path().display()
+    );
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let address = free.expect("a port").to_string();
+    let mut engine = EngineProcess::spawn(&["--pool", &slow, "--http", &address, "pool://tank/db"]);
+    let patience = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(&address).is_err() {
+        assert!(Instant::now() < patience, "nobody listens");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (head, body) = get(&address, "/readyz");
+    assert!(head.starts_with("HTTP/1.1 503"), "{head}: {body}");
+    assert!(body.contains("serving: it opens the pool faulty:"), "{body}");
+    assert!(get(&address, "/healthz").0.starts_with("HTTP/1.1 200"));
+    assert!(get(&address, "/metrics").0.starts_with("HTTP/1.1 200"));
+    engine.wait_for("serving");
+    let (head, body) = get(&address, "/readyz");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}: {body}");
+    engine.stop();
 }
 
 #[test]
