@@ -24,6 +24,9 @@ pub enum StopReason {
     /// The last replica may have lost acknowledged writes from its cache: the volume has to be opened anew,
     /// as after a power loss.
     CacheLost,
+    /// The last replica does not come back, and another one of the set, which failed before, has all that was
+    /// acknowledged: the volume has to be opened anew.
+    LastLost,
     /// The store has another record than it can have, or none.
     StoreRefused,
     /// It was closed.

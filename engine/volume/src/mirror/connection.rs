@@ -39,6 +39,13 @@ pub(super) struct Connection {
     ending: Signal,
 }
 
+/// See [`Connection::life`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Life {
+    instance: u64,
+    flush_failures: u64,
+}
+
 /// The clock, read now and not at the start of the turn: the lease depends on it.
 pub(super) fn clock() -> Instant {
     Reactor::current().driver().now()
@@ -160,9 +167,18 @@ impl Connection {
         epoch.is_some() && self.settled == epoch && self.flush_failures == 0
     }
 
+    /// The life of the host, and flushes that had failed in it: as long as both are the same, nothing was
+    /// lost from the cache.
+    pub(super) fn life(&self) -> Life {
+        Life {
+            instance: self.instance,
+            flush_failures: self.flush_failures,
+        }
+    }
+
     /// Whether this is the same life of the host, in which nothing was lost from the cache meanwhile.
     pub(super) fn continues(&self, before: &Self) -> bool {
-        self.instance == before.instance && self.flush_failures == before.flush_failures
+        self.life() == before.life()
     }
 
     /// Blocks of the volume in a region.

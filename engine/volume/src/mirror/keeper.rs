@@ -8,7 +8,7 @@ use std::task::Poll;
 
 use pollux_reactor::{sleep, timeout};
 
-use super::connection::{ConnectError, Connection, Verdict};
+use super::connection::{ConnectError, Connection, Verdict, clock};
 use super::{Core, StopReason};
 use crate::membership::{Membership, SlotNumber, SlotSet, StoreError};
 use crate::metadata::AreaError;
@@ -43,6 +43,8 @@ pub(super) async fn join<T>(started: Vec<(SlotNumber, WithReplica<T>)>) -> Vec<(
 
 /// Runs as long as the target.
 pub(super) async fn keep(core: Rc<Core>) {
+    // Since when another opening would do better.
+    let mut vain_since = None;
     loop {
         core.changed
             .until(|| {
@@ -54,8 +56,14 @@ pub(super) async fn keep(core: Rc<Core>) {
         if core.stopped().is_some() {
             return;
         }
-        if core.members.borrow().is_lost() {
-            core.recover().await;
+        let is_lost = core.members.borrow().is_lost();
+        vain_since = match is_lost && core.recover().await {
+            true => vain_since.or_else(|| Some(clock())),
+            false => None,
+        };
+        if vain_since.is_some_and(|since| clock().saturating_since(since) >= 2 * core.options.promise_timeout)
+        {
+            core.stop(StopReason::LastLost);
         }
         let next = core.members.borrow_mut().propose();
         if let Some(next) = next {
@@ -146,8 +154,10 @@ impl Core {
     }
 
     /// Every replica of the set has lost its session: the first that is back, and has lost nothing else, will
-    /// do.
-    async fn recover(&self) {
+    /// do. One that had failed before the last one did will not, as it lacks what was done since. But none of
+    /// that was acknowledged, and so it will do for another opening: whether there is one, and none that will
+    /// do here.
+    async fn recover(&self) -> bool {
         let (record, lost) = {
             let members = self.members.borrow();
             (members.record().clone(), members.record().in_sync())
@@ -164,6 +174,7 @@ impl Core {
             ));
         }
         let mut restarted = SlotSet::EMPTY;
+        let mut is_another_there = false;
         for (slot, result) in join(attempts).await {
             match result {
                 Ok((connection, _))
@@ -175,10 +186,13 @@ impl Core {
                     self.members.borrow_mut().recover(slot);
                     self.wake();
                     if !self.members.borrow().is_lost() {
-                        return;
+                        return false;
                     }
                 }
-                Ok(_) => restarted.insert(slot),
+                Ok((connection, _)) => {
+                    is_another_there |= self.lives(slot) == Some(connection.life());
+                    restarted.insert(slot);
+                }
                 Err(ConnectError::Promise(PromiseError::Superseded(_))) => {
                     self.stop(StopReason::Superseded);
                 }
@@ -189,8 +203,9 @@ impl Core {
         let is_hopeless = |slot: SlotNumber| restarted.contains(slot) || self.connection(slot).is_none();
         if lost.iter().all(is_hopeless) {
             self.stop(StopReason::CacheLost);
-            return;
+            return false;
         }
         sleep(self.options.retry_pause).await;
+        is_another_there
     }
 }

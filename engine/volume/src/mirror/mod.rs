@@ -48,7 +48,7 @@ use crate::membership::{Epoch, Membership, MembershipStore, REPLICAS_MAX, SlotNu
 use crate::regions::RegionMap;
 use crate::replica::ReplicaPort;
 use asked::Looks;
-use connection::{Connection, clock};
+use connection::{Connection, Life, clock};
 use doubts::Doubts;
 use gate::Gate;
 pub use gate::Hold;
@@ -167,6 +167,8 @@ pub(crate) struct Core {
     members: RefCell<Members>,
     regions: RefCell<RegionMap>,
     connections: RefCell<[Option<Rc<Connection>>; REPLICAS_MAX]>,
+    /// The lives in which replicas had been when they failed last.
+    lives: RefCell<[Option<Life>; REPLICAS_MAX]>,
     /// The one under resync takes the blocks of the region map.
     mapped: Cell<Option<SlotNumber>>,
     gate: Rc<Gate>,
@@ -213,6 +215,10 @@ impl Core {
         self.connections.borrow().get(slot.index()).cloned().flatten()
     }
 
+    fn lives(&self, slot: SlotNumber) -> Option<Life> {
+        self.lives.borrow().get(slot.index()).copied().flatten()
+    }
+
     fn port(&self, slot: SlotNumber) -> Option<Rc<dyn ReplicaPort>> {
         self.ports.borrow().get(slot.index()).cloned().flatten()
     }
@@ -257,7 +263,9 @@ impl Core {
     fn stopped(&self) -> Option<IoError> {
         Some(match self.members.borrow().stopped()? {
             StopReason::Superseded => IoError::Fenced,
-            StopReason::CacheLost | StopReason::StoreRefused | StopReason::Closed => IoError::Gone,
+            StopReason::CacheLost | StopReason::LastLost | StopReason::StoreRefused | StopReason::Closed => {
+                IoError::Gone
+            }
         })
     }
 
@@ -274,6 +282,10 @@ impl Core {
         self.forget_slowness(slot);
         if self.mapped.get() == Some(slot) {
             self.mapped.set(None);
+        }
+        let life = self.connection(slot).map(|lost| lost.life());
+        if let Some(place) = self.lives.borrow_mut().get_mut(slot.index()) {
+            *place = life;
         }
         self.connect(slot, None);
         self.wake();

@@ -305,6 +305,7 @@ impl Opening {
             members: RefCell::new(Members::new(record, slots)),
             regions: RefCell::new(map),
             connections: RefCell::new(connections),
+            lives: RefCell::default(),
             mapped: Cell::new(None),
             gate: Rc::default(),
             cuts: RefCell::new(Vec::new()),

@@ -101,3 +101,41 @@ fn a_replica_that_is_to_leave_is_not_brought_back() {
     assert!(is_in_sync(&cluster, 1));
     assert!(!is_in_sync(&cluster, 2));
 }
+
+/// All of the set are lost at once, and the last one stays away. The first one lacks nothing that was
+/// acknowledged, but only another opening can tell: nobody waits for the last one for ever.
+#[test]
+fn a_target_that_waits_for_the_last_one_in_vain_stops_if_another_one_is_there() {
+    for is_restarted in [false, true] {
+        let cluster = Cluster::new(4, 2);
+        let mirror = Rc::new(cluster.open());
+        cluster.write(&mirror, 9, 1);
+        cluster.paths.iter().for_each(|path| path.cut.set(true));
+        let device = mirror.device();
+        let writing = async move { timeout(Duration::from_secs(1), device.write(9, data(2), false)).await };
+        let written = cluster.world.block_on(cluster.reactor, writing);
+        assert!(written.is_err(), "it waits");
+        // Nobody else would do better.
+        cluster.world.run_for(Duration::from_secs(60));
+        assert_eq!(mirror.stopped(), None);
+        if is_restarted {
+            // Nor would this one: what it had may be gone, and the last one may have it.
+            cluster.start_host(0);
+        }
+        cluster.paths[0].cut.set(false);
+        cluster.world.run_for(Duration::from_secs(5));
+        assert_eq!(mirror.stopped(), None, "the last one may be about to be back");
+        cluster.world.run_for(Duration::from_secs(25));
+        assert_eq!(mirror.stopped().is_some(), !is_restarted);
+        drop(mirror);
+        if is_restarted {
+            continue;
+        }
+        let mirror = cluster.open();
+        assert!([1, 2].contains(&cluster.read(&mirror, 9)));
+        cluster.paths[1].cut.set(false);
+        cluster.wait_in_sync(2);
+        cluster.with(&mirror, async |device| device.flush().await.unwrap());
+        cluster.assert_identical(&[0, 1]);
+    }
+}
