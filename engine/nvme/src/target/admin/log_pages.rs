@@ -44,6 +44,20 @@ const IO_PAGES_WITH_ACCESS: &[LogPageId] = &[
     LogPageId::ManagementInterfaceEffects,
 ];
 
+/// Those where several engines share what they know of reservations, too.
+const IO_PAGES_WITH_ACCESS_AND_RESERVATIONS: &[LogPageId] = &[
+    LogPageId::Supported,
+    LogPageId::Error,
+    LogPageId::Health,
+    LogPageId::Firmware,
+    LogPageId::ChangedNamespaces,
+    LogPageId::CommandEffects,
+    LogPageId::Ana,
+    LogPageId::FeatureEffects,
+    LogPageId::ManagementInterfaceEffects,
+    LogPageId::ReservationNotification,
+];
+
 /// The pages of a discovery controller.
 const DISCOVERY_PAGES: &[LogPageId] = &[
     LogPageId::Supported,
@@ -91,8 +105,8 @@ pub(super) fn execute(controller: &Controller, command: &Command) -> Result<Outc
     if !get.retain_event {
         controller.with(|state| {
             let complete = match page {
-                // The list was cleared as it was made: it tells all there was.
-                LogPageId::ChangedNamespaces => true,
+                // The list was cleared as it was made: what is in it came since.
+                LogPageId::ChangedNamespaces => state.changed_namespaces.is_empty(),
                 LogPageId::ReservationNotification => state.reservation_notices.is_empty(),
                 _ => false,
             };
@@ -111,8 +125,10 @@ pub(super) fn execute(controller: &Controller, command: &Command) -> Result<Outc
 }
 
 fn pages(controller: &Controller) -> &'static [LogPageId] {
-    match (controller.is_discovery(), controller.subsystem.asymmetric_access) {
+    let subsystem = &controller.subsystem;
+    match (controller.is_discovery(), subsystem.asymmetric_access) {
         (true, _) => DISCOVERY_PAGES,
+        (false, true) if subsystem.has_reservations() => IO_PAGES_WITH_ACCESS_AND_RESERVATIONS,
         (false, true) => IO_PAGES_WITH_ACCESS,
         (false, false) => IO_PAGES,
     }

@@ -1,5 +1,7 @@
 //! Asynchronous events, and what namespaces do live.
 
+use std::sync::Barrier;
+
 use super::*;
 use crate::target::SubsystemError;
 use crate::wire::command::{Abort, AdminOpcode};
@@ -105,6 +107,38 @@ fn the_next_event_waits_until_the_log_is_read() {
     assert_eq!(event(&fixture, &waiting), None);
     fixture.add_drive("disk2", Fixture::instant(BLOCK as u32));
     assert_eq!(event(&fixture, &waiting), CHANGED);
+}
+
+#[test]
+fn a_change_while_the_log_is_read_is_told_of() {
+    let fixture = Fixture::new(1);
+    let admin = listening(&fixture);
+    let controller = fixture.subsystem.controllers().remove(0);
+    // Some of these fall between what is read and what is done then.
+    for round in 0..3000u32 {
+        let waiting = request(&fixture, &admin, 1);
+        controller.namespace_changed(1);
+        assert_eq!(event(&fixture, &waiting), CHANGED);
+        let barrier = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                barrier.wait();
+                (0..round % 1500).for_each(|_| std::hint::spin_loop());
+                controller.namespace_changed(2);
+            });
+            barrier.wait();
+            changed(&fixture, &admin);
+        });
+        let waiting = request(&fixture, &admin, 2);
+        let is_told = event(&fixture, &waiting).is_some();
+        let is_listed = changed(&fixture, &admin) != list(&[]);
+        assert_eq!(is_told, is_listed, "round {round}");
+        if !is_told {
+            controller.namespace_changed(1);
+            assert_eq!(event(&fixture, &waiting), CHANGED);
+            changed(&fixture, &admin);
+        }
+    }
 }
 
 #[test]

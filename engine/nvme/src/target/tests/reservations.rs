@@ -143,7 +143,7 @@ impl Member {
     }
 
     /// What it was told, oldest first.
-    fn told(&self, fixture: &Fixture) -> Vec<Kind> {
+    pub(super) fn told(&self, fixture: &Fixture) -> Vec<Kind> {
         std::iter::from_fn(|| match self.notification(fixture).notification_type() {
             Some(Kind::Empty) | None => None,
             kind => kind,

@@ -8,7 +8,7 @@ use crate::target::{ReservationStore, Saving, StoreError, SubsystemError};
 use crate::wire::identify::{
     IdentifyController, IdentifyNamespace, IoCommandSupport, ReservationCapabilities,
 };
-use crate::wire::log::AnaState;
+use crate::wire::log::{AnaState, ReservationNotificationType as Kind};
 use crate::wire::reservation::ReservationType as Type;
 
 /// What all engines have in common, and who of them may change it.
@@ -205,4 +205,16 @@ fn hosts_are_told_that_there_are_reservations() {
         assert!(reservations.contains(ReservationCapabilities::PERSIST));
         assert!(reservations.contains(ReservationCapabilities::EXCLUSIVE_ACCESS_ALL));
     }
+}
+
+#[test]
+fn hosts_can_read_what_they_are_told_of_reservations() {
+    let engines = Engines::new();
+    let [first, _] = &engines.engines;
+    let [one, _] = engines.members(1);
+    let [two, _] = engines.members(2);
+    one.register(first);
+    two.register(first);
+    assert_eq!(one.preempt(first, Type::WriteExclusive, &two), Status::SUCCESS);
+    assert_eq!(two.told(first), [Kind::RegistrationPreempted]);
 }
