@@ -138,7 +138,7 @@ impl AdminQueue {
                 let set = PropertySet::from_entry(entry).ok_or(Refusal::invalid_field(field::DWORD_10))?;
                 match controller.set_property(set)? {
                     Effect::None | Effect::Reset => {}
-                    Effect::Shutdown => begin_shutdown(controller),
+                    Effect::Shutdown(number) => begin_shutdown(controller, number),
                 }
                 Ok(Outcome::done(command_id))
             }
@@ -197,11 +197,11 @@ fn is_supported(opcode: AdminOpcode) -> bool {
 }
 
 /// Brings everything to stable media, then tells the host that the shutdown is complete.
-fn begin_shutdown(controller: &Arc<Controller>) {
+fn begin_shutdown(controller: &Arc<Controller>, number: u64) {
     let controller = controller.clone();
     spawn(async move {
         let flushed = flush_all(&controller.subsystem).await;
-        controller.with(|state| state.registers.shutdown_done(flushed));
+        controller.with(|state| state.registers.shutdown_done(number, flushed));
     })
     .detach();
 }

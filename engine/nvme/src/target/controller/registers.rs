@@ -44,8 +44,8 @@ pub(crate) enum Effect {
     /// End the I/O queues, forget what hosts configured, and call [`Registers::reset_done`] when all queues
     /// are gone.
     Reset,
-    /// Flush every namespace and call [`Registers::shutdown_done`].
-    Shutdown,
+    /// Flush every namespace and call [`Registers::shutdown_done`] with this number.
+    Shutdown(u64),
 }
 
 /// See the module.
@@ -55,6 +55,8 @@ pub(crate) struct Registers {
     configuration: Configuration,
     phase: Phase,
     shutdown: ShutdownStatus,
+    /// Shutdowns begun so far.
+    shutdowns: u64,
     fatal: bool,
 }
 
@@ -73,6 +75,7 @@ impl Registers {
             configuration: Configuration::default(),
             phase: Phase::Disabled,
             shutdown: ShutdownStatus::Normal,
+            shutdowns: 0,
             fatal: false,
         }
     }
@@ -174,7 +177,8 @@ impl Registers {
             return Effect::None;
         }
         self.shutdown = ShutdownStatus::Occurring;
-        Effect::Shutdown
+        self.shutdowns += 1;
+        Effect::Shutdown(self.shutdowns)
     }
 
     /// Every I/O queue is gone.
@@ -187,9 +191,10 @@ impl Registers {
     }
 
     /// Every namespace is flushed, or not. When not, data that hosts believe safe may not be: the
-    /// controller fails instead of saying that the shutdown is complete.
-    pub(crate) fn shutdown_done(&mut self, flushed: bool) {
-        if self.shutdown == ShutdownStatus::Occurring {
+    /// controller fails instead of saying that the shutdown is complete. A shutdown that a reset ended says
+    /// nothing about a later one, whose flushes come after more writes.
+    pub(crate) fn shutdown_done(&mut self, number: u64, flushed: bool) {
+        if self.shutdown == ShutdownStatus::Occurring && number == self.shutdowns {
             if flushed {
                 self.shutdown = ShutdownStatus::Complete;
             } else {
@@ -357,12 +362,15 @@ mod tests {
     fn shuts_down_once() {
         for notification in [SHUTDOWN_NORMAL, SHUTDOWN_ABRUPT] {
             let mut registers = enabled();
-            assert_eq!(set(&mut registers, ENABLE | notification), Ok(Effect::Shutdown));
+            assert_eq!(
+                set(&mut registers, ENABLE | notification),
+                Ok(Effect::Shutdown(1))
+            );
             assert_eq!(status(&registers), READY | OCCURRING);
             assert_eq!(set(&mut registers, ENABLE | notification), Ok(Effect::None));
             assert_eq!(set(&mut registers, ENABLE), Ok(Effect::None));
             assert_eq!(set(&mut registers, ENABLE | notification), Ok(Effect::None));
-            registers.shutdown_done(true);
+            registers.shutdown_done(1, true);
             assert_eq!(status(&registers), READY | COMPLETE);
             assert_eq!(set(&mut registers, 0), Ok(Effect::Reset));
             registers.reset_done();
@@ -375,9 +383,9 @@ mod tests {
         let mut registers = enabled();
         assert_eq!(
             set(&mut registers, ENABLE | SHUTDOWN_NORMAL),
-            Ok(Effect::Shutdown)
+            Ok(Effect::Shutdown(1))
         );
-        registers.shutdown_done(false);
+        registers.shutdown_done(1, false);
         assert_eq!(status(&registers), READY | OCCURRING | FATAL);
         assert!(!registers.is_enabled());
         assert_eq!(set(&mut registers, 0), Ok(Effect::Reset));
@@ -408,7 +416,7 @@ mod tests {
                 prop_assert!(!(registers.is_enabled() && registers.is_resetting()));
                 if done >> (at % 64) & 1 == 1 {
                     registers.reset_done();
-                    registers.shutdown_done(at % 2 == 0);
+                    registers.shutdown_done(registers.shutdowns, at % 2 == 0);
                     prop_assert!(!registers.is_resetting());
                 }
             }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::wire::command::{ConnectRefusal, FabricsCommandType};
+use pollux_sim::{Fault, Operation};
 
 fn refusal(fixture: &Fixture, connect: &Connect, data: &ConnectData) -> (Status, u32) {
     let entry = fixture.admit(connect, data).map(drop).unwrap_err();
@@ -371,4 +372,29 @@ fn a_subsystem_is_removed_with_its_controllers() {
     );
     let discovery = SubsystemConfig::new(Nqn::discovery().as_str());
     assert!(fixture.target.add_subsystem(&discovery).is_err());
+}
+
+#[test]
+fn a_shutdown_is_complete_when_its_own_flush_is() {
+    const SHUT_DOWN: u64 = ENABLE | 1 << 14;
+    const READY: u64 = 1;
+    const OCCURRING: u64 = 1 << 2;
+    const COMPLETE: u64 = 2 << 2;
+    let (fixture, drive) = Fixture::with_drive();
+    let admin = fixture.enabled();
+    let shut_down_slowly = |seconds| {
+        drive.fail_nth(Operation::Flush, 1, Fault::Delay(Duration::from_secs(seconds)));
+        assert_eq!(fixture.set_cc(&admin, SHUT_DOWN), Status::SUCCESS);
+        fixture.run_for(Duration::from_millis(1));
+        assert_eq!(fixture.csts(&admin), READY | OCCURRING);
+    };
+    shut_down_slowly(1);
+    assert_eq!(fixture.set_cc(&admin, 0), Status::SUCCESS);
+    assert_eq!(fixture.csts(&admin), 0);
+    assert_eq!(fixture.set_cc(&admin, ENABLE), Status::SUCCESS);
+    shut_down_slowly(3);
+    fixture.run_for(Duration::from_secs(2));
+    assert_eq!(fixture.csts(&admin), READY | OCCURRING, "the first one ended");
+    fixture.run_for(Duration::from_secs(2));
+    assert_eq!(fixture.csts(&admin), READY | COMPLETE);
 }
