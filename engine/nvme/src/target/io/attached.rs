@@ -48,6 +48,8 @@ pub(crate) struct Attached {
     pub(crate) deallocates: bool,
     reactor: ReactorId,
     returns_seen: Cell<u64>,
+    /// Attempts to attach that were begun; only the last one counts.
+    attempts: Cell<u64>,
     /// The reservations as this reactor saw them last, with their stamp.
     reservations: RefCell<(u64, Arc<ReservationTable>)>,
     state: RefCell<State>,
@@ -73,6 +75,7 @@ impl Attached {
             deallocates: geometry.deallocates,
             reactor: reactor.id(),
             returns_seen: Cell::new(namespace.returns()),
+            attempts: Cell::new(0),
             reservations: RefCell::new((0, Arc::default())),
             state: RefCell::new(State::Attaching(Vec::new())),
         });
@@ -198,6 +201,8 @@ impl Attached {
             let before = self.state.replace(State::Attaching(Vec::new()));
             drop(before);
         }
+        let attempt = self.attempts.get() + 1;
+        self.attempts.set(attempt);
         let attaching = self.namespace.device.clone().attach();
         let weak = Rc::downgrade(self);
         spawn(async move {
@@ -205,6 +210,10 @@ impl Attached {
             let Some(attached) = weak.upgrade() else {
                 return;
             };
+            // The device came back meanwhile: this is of what it was before.
+            if attached.attempts.get() != attempt {
+                return;
+            }
             let result = result.and_then(|device| {
                 if attached.namespace.fits(&device.geometry()) {
                     Ok(device)

@@ -208,6 +208,25 @@ fn a_host_that_knows_of_delays_is_told_to_wait() {
 }
 
 #[test]
+fn an_attach_from_before_the_device_came_back_does_not_count() {
+    let fixture = Fixture::new(1);
+    let device = serve(&fixture);
+    let geometry = device.geometry();
+    device.change(|script| {
+        script.attach = Ok(Duration::from_secs(2));
+        script.geometry.memory_align_bytes *= 2;
+    });
+    let (_admin, io) = fixture.both();
+    fixture.run_for(Duration::from_millis(1));
+    device.change(|script| (script.attach, script.geometry) = (Ok(Duration::ZERO), geometry));
+    device.events.publish(DeviceEvent::Returned);
+    fixture.run_for(Duration::from_millis(1));
+    assert_eq!(fixture.status(&io, read(0, 1)), Status::SUCCESS);
+    fixture.run_for(Duration::from_secs(2));
+    assert_eq!(fixture.status(&io, read(0, 1)), Status::SUCCESS);
+}
+
+#[test]
 fn an_ill_device_is_told_of_once() {
     let fixture = Fixture::new(1);
     let device = serve(&fixture);
