@@ -8,7 +8,7 @@ use pollux_nvme::wire::command::{CompletionEntry, Fuse, SglDescriptor, Submissio
 use pollux_nvme::wire::pdu::{DataAlignment, Digests, FatalErrorStatus};
 use pollux_nvme::wire::status::Status;
 use proptest::prelude::*;
-use support::{Host, Pdu, Setup, WRITE, read, write_in_capsule, write_transport};
+use support::{COMPARE, Host, Pdu, Setup, WRITE, read, write_in_capsule, write_transport};
 
 const NONE: Digests = Digests::empty();
 
@@ -145,6 +145,36 @@ fn fused_commands_reach_the_queue_in_order_of_arrival() {
         assert_eq!(host.response().await.command_id.get(), 2);
         host.command(read(4, 0, 4096), &[]).await;
         assert_eq!(host.data(4, 4096).await, pattern(4096, 9));
+    });
+}
+
+#[test]
+fn a_pair_ends_when_the_data_of_its_second_half_was_damaged() {
+    Setup::new(5).run_with_target(|address| async move {
+        let [_admin, mut host] = Host::connect_controller(&address, Digests::DATA).await;
+        let compare = SubmissionEntry::new(COMPARE, 1, 1)
+            .with_data(SglDescriptor::in_capsule(512))
+            .with_fuse(Fuse::First);
+        let write = |id| write_in_capsule(id, 0, 512).with_fuse(Fuse::Second);
+        host.command(compare, &[0; 512]).await;
+        host.corrupt_next_data_digest();
+        host.command(write(2), &[7; 512]).await;
+        let answers = [host.response().await, host.response().await];
+        assert!(answers.iter().all(|answer| !answer.status().is_success()));
+        let mut ids = answers.map(|answer| answer.command_id.get());
+        ids.sort_unstable();
+        assert_eq!(ids, [1, 2]);
+
+        // What is damaged in front of a second half ends the pair as well, whatever it was.
+        host.command(compare, &[0; 512]).await;
+        host.corrupt_next_data_digest();
+        host.command(write_in_capsule(3, 8, 512), &[7; 512]).await;
+        host.command(write(2), &[7; 512]).await;
+        for _ in 0..3 {
+            assert!(!host.response().await.status().is_success());
+        }
+        host.command(read(4, 0, 512), &[]).await;
+        assert_eq!(host.data(4, 512).await, vec![0; 512]);
     });
 }
 

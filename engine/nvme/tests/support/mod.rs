@@ -11,9 +11,10 @@ use pollux_nvme::target::connection::{TransportSettings, listen};
 use pollux_nvme::target::queue::{
     Admission, Admitted, Command, ConnectRequest, Execution, Outcome, Payload, Queue,
 };
+use pollux_nvme::target::{NamespaceConfig, SubsystemConfig, Target, TargetConfig};
 use pollux_nvme::wire::command::{
-    CONNECT_DATA_BYTES, CompletionEntry, Connect, ConnectAttributes, ConnectResult, SglDescriptor,
-    SubmissionEntry,
+    CONNECT_DATA_BYTES, CompletionEntry, Connect, ConnectAttributes, ConnectData, ConnectResult,
+    DYNAMIC_CONTROLLER, PropertySet, PropertySize, SglDescriptor, SubmissionEntry,
 };
 use pollux_nvme::wire::digest::crc32c;
 use pollux_nvme::wire::pdu::{
@@ -21,10 +22,13 @@ use pollux_nvme::wire::pdu::{
     HEADER_BYTES_MAX, Header, Phase, decode_header, encode_command, encode_host_data,
     encode_initialize_request,
 };
+use pollux_nvme::wire::properties::Property;
 use pollux_nvme::wire::status::Status;
 use pollux_reactor::net::{Address, Stream, connect, receive, send_all};
 use pollux_reactor::{ReactorHandle, random_u64, sleep};
-use pollux_sim::World;
+use pollux_sim::{MachineId, SimDriveOptions, World};
+use uuid::Uuid;
+use zerocopy::IntoBytes;
 
 /// Entries of the queue.
 pub const DEPTH: u16 = 16;
@@ -32,6 +36,11 @@ pub const DEPTH: u16 = 16;
 /// The opcode of a write.
 pub const WRITE: u8 = 0x01;
 const READ: u8 = 0x02;
+
+/// The opcode of a compare.
+pub const COMPARE: u8 = 0x05;
+
+const SUBSYSTEM: &str = "nqn.2026-11.io.pollux:serve";
 
 const STORE_BYTES: usize = 4 << 20;
 const SECTOR_BYTES: usize = 512;
@@ -175,8 +184,38 @@ impl Setup {
         }
     }
 
-    /// Runs the host's side to its end.
+    /// Runs the host's side to its end, against queues that are memory.
     pub fn run<F: Future<Output = ()> + 'static>(self, host: impl FnOnce(Address) -> F) {
+        let admit_all = |_: &World, _, reactors| -> Arc<dyn Admission> {
+            Arc::new(AdmitAll {
+                store: Arc::new(Mutex::new(vec![0; STORE_BYTES])),
+                reactors,
+                next: Mutex::new(0),
+            })
+        };
+        self.run_with(admit_all, host);
+    }
+
+    /// Runs the host's side to its end, against a whole target that serves a drive.
+    pub fn run_with_target<F: Future<Output = ()> + 'static>(self, host: impl FnOnce(Address) -> F) {
+        let serve = |world: &World, machine, reactors| -> Arc<dyn Admission> {
+            let target = Target::new(TargetConfig::default(), reactors).unwrap();
+            let subsystem = target.add_subsystem(&SubsystemConfig::new(SUBSYSTEM)).unwrap();
+            let drive = SimDriveOptions::new(1 << 20, SECTOR_BYTES as u32).unwrap();
+            let drive = world.add_drive(machine, "disk", drive.instant());
+            subsystem
+                .add_namespace(drive, &NamespaceConfig::default())
+                .unwrap();
+            target
+        };
+        self.run_with(serve, host);
+    }
+
+    fn run_with<F: Future<Output = ()> + 'static>(
+        self,
+        admission: impl FnOnce(&World, MachineId, Vec<ReactorHandle>) -> Arc<dyn Admission>,
+        host: impl FnOnce(Address) -> F,
+    ) {
         let world = self.world;
         let target = world.add_machine("target");
         let reactors = [world.add_reactor(target), world.add_reactor(target)];
@@ -185,18 +224,11 @@ impl Setup {
             .iter()
             .map(|&reactor| world.handle(reactor).unwrap())
             .collect();
-        let admission = AdmitAll {
-            store: Arc::new(Mutex::new(vec![0; STORE_BYTES])),
-            reactors: handles,
-            next: Mutex::new(0),
-        };
+        let admission = admission(&world, target, handles);
         let listen_at = address.clone();
         world.block_on(reactors[0], async move {
             let settings = Arc::new(TransportSettings::default());
-            listen(&listen_at, Arc::new(admission), settings)
-                .unwrap()
-                .1
-                .detach();
+            listen(&listen_at, admission, settings).unwrap().1.detach();
         });
         let machine = world.add_machine("host");
         let reactor = world.add_reactor(machine);
@@ -321,6 +353,46 @@ impl Host {
             assert_eq!(response.submission_queue_head.get(), 0xffff);
         }
         host
+    }
+
+    /// Connects a controller of a whole target, and an I/O queue of it.
+    pub async fn connect_controller(address: &Address, digests: Digests) -> [Self; 2] {
+        let mut admin = Self::initialize(address, digests, DataAlignment::NONE).await;
+        let controller_id = admin.connect_queue(0, DYNAMIC_CONTROLLER).await;
+        let enable = PropertySet {
+            size: PropertySize::Four,
+            offset: Property::Configuration.to_wire(),
+            value: 0x0046_0001,
+        };
+        admin.command(enable.to_entry(1), &[]).await;
+        assert_eq!(admin.response().await.status(), Status::SUCCESS);
+        let mut io = Self::initialize(address, digests, DataAlignment::NONE).await;
+        io.connect_queue(1, controller_id).await;
+        [admin, io]
+    }
+
+    async fn connect_queue(&mut self, queue_id: u16, controller_id: u16) -> u16 {
+        let connect = Connect {
+            record_format: Connect::RECORD_FORMAT,
+            queue_id,
+            queue_size_minus_one: 31,
+            attributes: ConnectAttributes::DISABLE_QUEUE_FLOW_CONTROL,
+            keep_alive_ms: 0,
+        };
+        let entry = connect
+            .to_entry(77)
+            .with_data(SglDescriptor::in_capsule(CONNECT_DATA_BYTES as u32));
+        let name = "nqn.2026-11.io.pollux:host".parse().unwrap();
+        let data = ConnectData::new(
+            Uuid::from_u128(1),
+            &name,
+            &SUBSYSTEM.parse().unwrap(),
+            controller_id,
+        );
+        self.command(entry, data.as_bytes()).await;
+        let response = self.response().await;
+        assert_eq!(response.status(), Status::SUCCESS);
+        ConnectResult::from_result(response.result_low()).controller_id
     }
 
     pub fn corrupt_next_data_digest(&mut self) {

@@ -222,19 +222,21 @@ impl Live {
             });
         let mut pdu = self.input.take(capsule.pdu_bytes);
         self.advance_head();
-        if capsule.data_digest && !digest_matches(&pdu, capsule.data_offset, capsule.data_bytes) {
+        let ticket = self.enter_fused(&entry);
+        let damaged = capsule.data_digest && !digest_matches(&pdu, capsule.data_offset, capsule.data_bytes);
+        if damaged && ticket.is_none() {
             let status = Status::TRANSIENT_TRANSPORT_ERROR;
             self.push_response(&CompletionEntry::new(entry.command_id.get(), status, 0));
             return Ok(Parsed::One);
         }
         pdu.advance(start);
-        pdu.truncate(length);
-        let data = if aligned || length == 0 {
+        // As in `end_data`, without its data it makes the queue fail the pair.
+        pdu.truncate(if damaged { 0 } else { length });
+        let data = if aligned || pdu.is_empty() {
             Gather::from(pdu)
         } else {
             self.copy(&pdu).into()
         };
-        let ticket = self.enter_fused(&entry);
         self.complete(
             Command {
                 entry,
