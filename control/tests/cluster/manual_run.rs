@@ -60,8 +60,8 @@ const NOT_RUN: [(&str, &str); 14] = [
         "a word for any node: control.md has it with one",
     ),
     (
-        "pollux node uncordon NODE",
-        "a word for any node: programs.rs has it with one",
+        "pollux node undrain NODE",
+        "a word for any node: control.md has it with one",
     ),
     (
         "pollux volume publish --secret-file FILE",
