@@ -419,7 +419,7 @@ async fn serve(arguments: &ServeArguments) -> Result<(), Box<dyn Error>> {
     let telemetry = services.telemetry();
     for (of, certificates) in [("calls", own_certificates), ("store", store_certificates)] {
         if let Some(certificates) = certificates {
-            telemetry.certificates(of, certificates);
+            telemetry.certificates().add(of, certificates);
         }
     }
     let mut announced = format!("pollux-control answers at {}\n", listening.address());

@@ -15,11 +15,10 @@ use axum::http::header::CONTENT_TYPE;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use pollux_http::CertificatesInUse;
 use pollux_http::families::control as families;
-use pollux_http::families::daemon::CERTIFICATE_END;
 use pollux_http::health::Check;
 use pollux_http::metrics::{self, Exposition, Histogram};
-use pollux_tls::Certificates;
 
 use crate::gateway::Problem;
 use crate::security::Action;
@@ -79,7 +78,7 @@ pub struct Telemetry {
     calls: Mutex<BTreeMap<CallKey, u64>>,
     grpc_seconds: Timings,
     http_seconds: Timings,
-    certificates: Mutex<Vec<(&'static str, Certificates)>>,
+    certificates: CertificatesInUse,
 }
 
 impl Telemetry {
@@ -94,10 +93,9 @@ impl Telemetry {
         self.leads.store(false, Ordering::Relaxed);
     }
 
-    /// Certificates are used from now on, for what the word says.
-    pub(crate) fn certificates(&self, of: &'static str, certificates: Certificates) {
-        let mut known = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
-        known.push((of, certificates));
+    /// The certificates that are used.
+    pub(crate) fn certificates(&self) -> &CertificatesInUse {
+        &self.certificates
     }
 
     pub(crate) fn planned(&self, commits: usize, commands: usize) {
@@ -146,15 +144,7 @@ impl Telemetry {
         text.family(&families::COMMANDS_FAILED)
             .add(&["refused"], read(&self.refused))
             .add(&["unanswered"], read(&self.unanswered));
-        let certificates = self.certificates.lock();
-        let certificates = certificates.unwrap_or_else(PoisonError::into_inner).clone();
-        let mut samples = text.family(&CERTIFICATE_END);
-        for (of, certificates) in &certificates {
-            let ends = certificates.ends();
-            samples
-                .add(&[of, "own"], ends.own_unix_s as f64)
-                .add(&[of, "authority"], ends.authority_unix_s as f64);
-        }
+        self.certificates.write(text);
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut samples = text.family(&families::CALLS);
         for ((interface, method, code), count) in &calls {

@@ -17,4 +17,4 @@ mod server;
 mod tls;
 
 pub use server::{HttpError, HttpListener};
-pub use tls::PeerCertificates;
+pub use tls::{CertificatesInUse, PeerCertificates};

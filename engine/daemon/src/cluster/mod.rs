@@ -214,7 +214,8 @@ impl Node {
             cluster
                 .parts
                 .engine
-                .tell_certificates("cluster", certificates.clone());
+                .certificates()
+                .add("cluster", certificates.clone());
         }
         let agent = AgentServer::new(AgentService::new(cluster.clone(), guard))
             .max_decoding_message_size(COMMAND_BYTES_MAX);

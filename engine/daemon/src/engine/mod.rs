@@ -20,11 +20,11 @@ use std::time::Duration;
 
 use pollux_api::engine::v1 as api;
 use pollux_device::{BlockDeviceExt, ByteSize, Device, DeviceUri, IoError, OpenError, Registry};
+use pollux_http::CertificatesInUse;
 use pollux_nbd::{Export, Exports};
 use pollux_nvme::target::{NamespaceConfig, Subsystem, Target};
 use pollux_reactor::ReactorHandle;
 use pollux_reactor::net::Address;
-use pollux_tls::{Certificates, Ends};
 use pollux_volume::qos::{Qos, Throttle};
 use tokio_stream::StreamExt;
 
@@ -73,7 +73,7 @@ pub struct Engine {
     meters: Meters,
     mirrors: Mirrors,
     backends: Backends,
-    certificates: Mutex<Vec<(&'static str, Certificates)>>,
+    certificates: CertificatesInUse,
 }
 
 /// A device that is served.
@@ -114,23 +114,13 @@ impl Engine {
             meters: Meters::default(),
             mirrors: Mirrors::default(),
             backends: Backends::default(),
-            certificates: Mutex::default(),
+            certificates: CertificatesInUse::default(),
         })
     }
 
-    /// Certificates are used from now on, for what the word says.
-    pub(crate) fn tell_certificates(&self, of: &'static str, certificates: Certificates) {
-        let mut known = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
-        known.push((of, certificates));
-    }
-
-    /// When certificates in use end, and what they are used for.
-    pub(crate) fn certificate_ends(&self) -> Vec<(&'static str, Ends)> {
-        let known = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .iter()
-            .map(|(of, certificates)| (*of, certificates.ends()))
-            .collect()
+    /// The certificates that are used.
+    pub(crate) fn certificates(&self) -> &CertificatesInUse {
+        &self.certificates
     }
 
     /// The devices that are served, as they are measured.

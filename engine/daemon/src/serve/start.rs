@@ -137,7 +137,7 @@ pub(super) async fn start(settings: &Settings) -> Result<Running, StartError> {
     // Pools may take long to open: whoever looks is told so, and need not wait.
     let telemetry = http.map(|(http, looking, tls)| {
         if let Some(certificates) = tls {
-            engine.tell_certificates("http", certificates);
+            engine.certificates().add("http", certificates);
         }
         TelemetryServer::start(http, looking, engine.clone(), pools.clone())
     });

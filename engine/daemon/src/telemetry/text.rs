@@ -2,7 +2,6 @@
 
 use pollux_api::engine::v1::ReactorStatistics;
 use pollux_device::metered::{BOUNDS_NS, OperationCounts};
-use pollux_http::families::daemon::CERTIFICATE_END;
 use pollux_http::families::engine as families;
 use pollux_http::metrics::{Exposition, Family, Histogram};
 use pollux_volume::mirror::Pace;
@@ -44,12 +43,7 @@ pub(super) fn write(
         .add(&[], info.started_unix_us as f64 / 1e6);
     let draining = f64::from(u8::from(engine.is_draining()));
     text.family(&families::DRAINING).add(&[], draining);
-    let mut samples = text.family(&CERTIFICATE_END);
-    for (of, ends) in engine.certificate_ends() {
-        samples
-            .add(&[of, "own"], ends.own_unix_s as f64)
-            .add(&[of, "authority"], ends.authority_unix_s as f64);
-    }
+    engine.certificates().write(&mut text);
     reactors(&engine.statistics(), &mut text);
     let of = |role| {
         let measurements = measurements.iter();
